@@ -1,0 +1,59 @@
+"""Writes the backbone of a finished classification run as a weights file, and measures what was written.
+
+  PYTHONPATH=. python experiments/export_backbone.py --config=configs/cifar10_swinv2_nano.py --workdir=/tmp/nano \
+    --out=frozen_vision/weights/swinv2_nano.safetensors --dtype=float16
+
+The accuracy printed is that of the written file, rounding included, under the run's own classifier.
+"""
+
+import logging
+import sys
+
+from absl import app
+from absl import flags
+from flax import nnx
+import jax
+import ml_collections
+from ml_collections import config_flags
+import numpy as np
+
+import frozen_vision
+from frozen_vision import checkpoint
+from frozen_vision import evaluate
+from frozen_vision import train
+from frozen_vision import train_step
+from frozen_vision.tasks import build as tasks_build
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+_OUT = flags.DEFINE_string("out", None, "The .safetensors file to write.")
+_DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "How the weights are stored.")
+
+
+def export(config: ml_collections.ConfigDict, workdir: str, out: str, dtype: str) -> dict[str, float]:
+  """Writes the weights and returns the metrics of the file as it was written."""
+  task = tasks_build.build_task(config)
+  model = train.build_model(task, config)
+  part = "ema" if config.ema_decay > 0 else "trainable"
+  with checkpoint.Checkpoints(workdir) as checkpoints:
+    state, meta = checkpoints.restore({part: model.trainable}, partial=True)
+  module = nnx.merge(model.graphdef, state[part], model.frozen)
+  frozen_vision.save_backbone(
+      module.backbone, out, name=config.backbone.name, dtype=np.dtype(dtype))
+  module.backbone = frozen_vision.load_backbone(out)
+  graphdef, parameters, rest = nnx.split(module, nnx.Param, ...)
+  predict = jax.jit(train_step.make_predict_step(task, graphdef, frozen_pass=False))
+  metrics, _, _ = evaluate.evaluate(task, lambda batch: predict(parameters, rest, batch))
+  return {"step": meta["step"], **metrics}
+
+
+def _main(argv: list[str]) -> None:
+  del argv
+  logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+  metrics = export(_CONFIG.value, _WORKDIR.value, _OUT.value, _DTYPE.value)
+  print(f"{_OUT.value}: " + "  ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir", "out"])
+  app.run(_main)

@@ -1,0 +1,174 @@
+"""The file format of backbone weights, read and written one tensor at a time.
+
+A file is `.safetensors` with our parameter paths as keys and, in its header, the shape of the network and the
+fingerprint of the weights (`freeze.fingerprint` of the backbone that loading gives).
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from frozen_vision import freeze
+
+FORMAT = "frozen_vision backbone 1"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_DTYPES = {
+    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
+}
+_WRITABLE = {dtype: name for name, dtype in _DTYPES.items() if name in ("F32", "F16", "BF16")}
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+  """An array that stays on disk until `read` is called."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[], np.ndarray]
+
+
+def check_file(path: pathlib.Path) -> None:
+  """Refuses what is no weights file at all.
+
+  Raises:
+    FileNotFoundError: there is no file, or it is a directory.
+    ValueError: a pointer of Git LFS, or an empty file.
+  """
+  if not path.is_file():
+    what = "is a directory" if path.is_dir() else "does not exist"
+    raise FileNotFoundError(f"Backbone weights: {path} {what}. Give a .safetensors or .pth file.")
+  with open(path, "rb") as file:
+    start = file.read(len(_LFS_POINTER))
+  if start == _LFS_POINTER:
+    raise ValueError(
+        f"{path} is a pointer of Git LFS, not the weights themselves; fetch them with `git lfs pull`.")
+  if not start:
+    raise ValueError(f"{path} is empty.")
+
+
+def open_safetensors(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+  """Tensors by name, none of them read yet, and the header's metadata.
+
+  Raises:
+    ValueError: not a complete `.safetensors` file, or a tensor of a type that no weights have.
+  """
+  try:
+    file = safetensors.safe_open(path, framework="numpy")
+    slices = {key: file.get_slice(key) for key in file.keys()}
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path} is not a complete safetensors file: {error}.") from error
+  unknown = [f"{key} {part.get_dtype()}" for key, part in slices.items() if part.get_dtype() not in _DTYPES]
+  if unknown:
+    raise ValueError(f"{path} holds tensors of types that are not read: {unknown}; known: {sorted(_DTYPES)}.")
+  tensors = {
+      key: LazyTensor(
+          tuple(part.get_shape()), _DTYPES[part.get_dtype()], lambda key=key: file.get_tensor(key))
+      for key, part in slices.items()
+  }
+  return tensors, file.metadata() or {}
+
+
+def read_fingerprint(path: str | os.PathLike) -> str | None:
+  """The fingerprint in the header of our own file, without reading a weight; None if it has none."""
+  path = pathlib.Path(path)
+  check_file(path)
+  return open_safetensors(path)[1].get("fingerprint") or None
+
+
+def write(
+    path: str | os.PathLike, leaves: Mapping[str, LazyTensor], *, metadata: Mapping[str, str],
+    dtype: Any = np.float32,
+) -> str:
+  """Writes tensors one after the other, and the fingerprint into the header once it is known.
+
+  Args:
+    dtype: float32, float16 or bfloat16.
+
+  Returns:
+    The fingerprint of the weights as they are written, that is, rounded to `dtype`.
+
+  Raises:
+    ValueError: another dtype, or a weight that is not finite in it. Nothing is left at `path` then.
+  """
+  dtype = np.dtype(dtype)
+  if dtype not in _WRITABLE:
+    raise ValueError(f"Backbone weights are written as {sorted(map(str, _WRITABLE))}, not {dtype}.")
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  placeholder = "0" * 64
+  header: dict[str, Any] = {"__metadata__": {**metadata, "fingerprint": placeholder}}
+  offset = 0
+  for key, leaf in leaves.items():
+    end = offset + int(np.prod(leaf.shape, dtype=np.int64)) * dtype.itemsize
+    header[key] = {"dtype": _WRITABLE[dtype], "shape": list(leaf.shape), "data_offsets": [offset, end]}
+    offset = end
+  text = json.dumps(header).encode()
+  text += b" " * (-len(text) % 8)
+  digests = {}
+  partial = path.with_suffix(".partial")
+  try:
+    with open(partial, "wb") as file:
+      file.write(len(text).to_bytes(8, "little") + text)
+      for key, leaf in leaves.items():
+        with np.errstate(over="ignore"):
+          array = np.asarray(leaf.read()).astype(dtype)
+        rounded = array.astype(np.float32)
+        if array.shape != leaf.shape or not np.isfinite(rounded).all():
+          raise ValueError(f"{key} {array.shape} is not finite as {dtype}, or its shape is not {leaf.shape}.")
+        digests[key] = (leaf.shape, freeze.leaf_digest(rounded))
+        file.write(array.tobytes())
+      fingerprint = freeze.combine_digests(digests)
+      file.seek(8 + text.index(placeholder.encode()))
+      file.write(fingerprint.encode())
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+  return fingerprint
+
+
+def fill(
+    state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path, *, fingerprint: str | None = None
+) -> nnx.State:
+  """Puts every tensor into its place, as float32.
+
+  Args:
+    state: abstract; every leaf is filled.
+    fingerprint: what the weights must add up to; None for files that do not say.
+
+  Raises:
+    ValueError: keys or shapes that are not those of the network, all listed; or another fingerprint.
+  """
+  flat = nnx.to_flat_state(state)
+  wanted = {freeze.path_string(key): tuple(variable.shape) for key, variable in flat}
+  problems = [f"missing {key} {shape}" for key, shape in wanted.items() if key not in leaves]
+  problems += [f"unexpected {key} {leaf.shape}" for key, leaf in leaves.items() if key not in wanted]
+  problems += [
+      f"{key} has shape {leaves[key].shape}, expected {shape}"
+      for key, shape in wanted.items() if key in leaves and leaves[key].shape != shape
+  ]
+  if problems:
+    raise ValueError(f"{path} does not fit the network; {len(problems)} keys at fault:\n  "
+                     + "\n  ".join(problems))
+  filled, digests = [], {}
+  for key, variable in flat:
+    name = freeze.path_string(key)
+    array = np.asarray(leaves[name].read()).astype(np.float32)
+    if fingerprint is not None:
+      digests[name] = (array.shape, freeze.leaf_digest(array))
+    filled.append((key, variable.replace(jnp.asarray(array))))
+  if fingerprint is not None and freeze.combine_digests(digests) != fingerprint:
+    raise ValueError(
+        f"{path}: its weights have the fingerprint {freeze.combine_digests(digests)}, its header says {fingerprint}; "
+        "the file was damaged or changed. Convert or copy it again.")
+  return nnx.from_flat_state(filled)

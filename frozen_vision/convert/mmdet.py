@@ -1,0 +1,269 @@
+"""Published mmdet heads as ours: HTC, Cascade Mask R-CNN and Mask R-CNN with an FPN.
+
+The names are those of mmdet 2 and 3. Every key is used or named as ignored, every parameter of our
+neck and head is filled, or there is one error that lists all that is wrong.
+
+  state = mmdet.convert(mmdet.read_state_dict("htc_r50_fpn_1x_coco.pth"), nnx.state(detector))
+  nnx.update(detector, state)
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import math
+import os
+import pathlib
+import re
+import zipfile
+
+from flax import nnx
+import jax.numpy as jnp
+import numpy as np
+
+from frozen_vision import freeze
+from frozen_vision.backbones import weights
+from frozen_vision.convert import torch_file
+
+# Turns an array of the source into ours; None where its shape cannot be that of such a layer.
+# `shape` is the shape that ours has.
+Layout = Callable[[np.ndarray, tuple[int, ...]], np.ndarray | None]
+
+
+def _vector(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+  return x if x.ndim == 1 else None
+
+
+def _linear(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+  return x.T if x.ndim == 2 else None
+
+
+def _conv(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+  return x.transpose(2, 3, 1, 0) if x.ndim == 4 else None  # OIHW -> HWIO
+
+
+def _pointwise(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+  return x[:, :, 0, 0].T if x.ndim == 4 and x.shape[2:] == (1, 1) else None
+
+
+def _deconv(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+  return x.transpose(2, 3, 0, 1) if x.ndim == 4 else None  # PyTorch: IOHW
+
+
+def _roi_linear(channels: int) -> Layout:
+  """The first layer on flattened roi features: channels come first there, last here."""
+
+  def layout(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    if x.ndim != 2 or x.shape[1] != shape[0]:
+      return None
+    side = math.isqrt(x.shape[1] // channels)
+    x = x.reshape(x.shape[0], channels, side, side).transpose(2, 3, 1, 0)
+    return x.reshape(shape[0], -1)
+
+  return layout
+
+
+_BOX = r"roi_head\.bbox_head\.(\d+)"
+_MASK = r"roi_head\.mask_head\.(\d+)"
+_SEMANTIC = r"roi_head\.semantic_head"
+
+# (pattern of mmdet's module, our module, layout of its weight). Biases are vectors. `None` is the
+# layout that depends on the channels of the roi features. A head without stages, as Mask R-CNN
+# has it, counts as stage 0.
+TABLE: tuple[tuple[str, str, Layout | None], ...] = (
+    # Norms of the levels of a Swin backbone; ours are in the neck (FPN's `input_norm`).
+    (r"backbone\.norm(\d+)", "neck/norms/{0}", _vector),
+    (r"neck\.lateral_convs\.(\d+)\.conv", "neck/laterals/{0}", _pointwise),
+    (r"neck\.fpn_convs\.(\d+)\.conv", "neck/outputs/{0}", _conv),
+    (r"rpn_head\.rpn_conv", "head/rpn/conv", _conv),
+    (r"rpn_head\.rpn_cls", "head/rpn/objectness", _pointwise),
+    (r"rpn_head\.rpn_reg", "head/rpn/deltas", _pointwise),
+    (_BOX + r"\.shared_convs\.(\d+)\.conv", "head/box_heads/{0}/convs/{1}/conv", _conv),
+    (_BOX + r"\.shared_convs\.(\d+)\.gn", "head/box_heads/{0}/convs/{1}/norm", _vector),
+    (_BOX + r"\.shared_fcs\.(0)", "head/box_heads/{0}/fcs/{1}", None),
+    (_BOX + r"\.shared_fcs\.([1-9]\d*)", "head/box_heads/{0}/fcs/{1}", _linear),
+    (_BOX + r"\.fc_cls", "head/box_heads/{0}/classes", _linear),
+    (_BOX + r"\.fc_reg", "head/box_heads/{0}/boxes", _linear),
+    (_MASK + r"\.convs\.(\d+)\.conv", "head/mask_heads/{0}/convs/{1}", _conv),
+    (_MASK + r"\.conv_res\.conv", "head/mask_heads/{0}/flow", _pointwise),
+    (_MASK + r"\.upsample", "head/mask_heads/{0}/upsample", _deconv),
+    (_MASK + r"\.conv_logits", "head/mask_heads/{0}/logits", _pointwise),
+    (
+        _SEMANTIC + r"\.lateral_convs\.(\d+)\.conv",
+        "head/semantic_head/laterals/{0}",
+        _pointwise,
+    ),
+    (_SEMANTIC + r"\.convs\.(\d+)\.conv", "head/semantic_head/convs/{0}", _conv),
+    (_SEMANTIC + r"\.conv_embedding\.conv", "head/semantic_head/embedding", _pointwise),
+    (_SEMANTIC + r"\.conv_logits", "head/semantic_head/logits", _pointwise),
+)
+
+# Not ours to fill: the backbone but for the norms that the table names (ours are loaded on their
+# own), and the constants of the input pipeline.
+IGNORED = (r"backbone\.(?!norm\d+\.).*", r"data_preprocessor\.(mean|std)")
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """The tensors of an mmdet checkpoint; nothing else in it is read or run.
+
+  Args:
+    path: `.safetensors`, or `.pth`. Only those older than PyTorch 1.6, as many of mmdet's are,
+      need PyTorch to be read.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: another kind of file, a damaged one, or one without a dictionary of tensors.
+    ImportError: PyTorch is needed and not installed.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f"mmdet checkpoint {path} is no file; give a .pth or .safetensors.")
+  weights.check_file(path)
+  if path.suffix == ".safetensors":
+    tensors, _ = weights.open_safetensors(path)
+  elif path.suffix not in (".pth", ".pt"):
+    raise ValueError(f"mmdet checkpoint {path}: expected a .pth or .safetensors file.")
+  elif zipfile.is_zipfile(path):
+    tensors, _ = torch_file.open_torch(path)
+  else:
+    return _read_with_torch(path)
+  return {name: tensor.read() for name, tensor in tensors.items()}
+
+
+def _read_with_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+  try:
+    import torch  # pylint: disable=g-import-not-at-top
+  except ImportError as error:
+    raise ImportError(
+        f"{path} was written before PyTorch 1.6 (or is damaged), and reading such files needs"
+        " PyTorch: pip install torch. Or write it anew where PyTorch is:"
+        " torch.save(torch.load(FILE, weights_only=True), NEW_FILE)."
+    ) from error
+  try:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:  # a damaged pickle can fail in any way
+    # PyTorch's own text advises to load such a file without protection, so it is not repeated.
+    raise ValueError(
+        f"{path} cannot be read ({type(error).__name__}): it is damaged, or holds objects other"
+        " than tensors, numbers and texts, which are never loaded. Where it can be trusted, save"
+        " its tensors alone: torch.save(checkpoint['state_dict'], NEW_FILE)."
+    ) from error
+  while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+    content = content["state_dict"]
+  if not isinstance(content, dict) or not any(torch.is_tensor(x) for x in content.values()):
+    raise ValueError(f"{path} holds no dictionary of tensors, at its top or below state_dict.")
+  return {
+      name: (x.float() if x.is_floating_point() else x).numpy()
+      for name, x in content.items()
+      if torch.is_tensor(x)
+  }
+
+
+def convert(
+    state_dict: Mapping[str, np.ndarray],
+    detector_state: nnx.State,
+    *,
+    keep: Sequence[str] = (),
+) -> nnx.State:
+  """Our state with the neck and head of an mmdet detector.
+
+  The head must be configured as the source's: stages, class-specific or shared box regression,
+  box convolutions, semantic branch, number of classes. A backbone whose levels end without norms,
+  such as ResNet, needs a neck with `input_norm=False`.
+
+  Args:
+    state_dict: PyTorch names and layouts, of `read_state_dict`.
+    detector_state: of a module with parts `neck` (FPN) and `head` (HTC); leaves may be abstract.
+      What is below neither of the two stays as it is.
+    keep: regular expressions of our paths that keep their values; what the source has for them is
+      dropped. For other classes: (r"head/box_heads/.*/(classes|boxes)/.*",
+      r"head/(mask_heads|semantic_head)/.*logits/.*").
+
+  Returns:
+    A state of the same structure, neck and head in the dtypes of `detector_state`.
+
+  Raises:
+    ValueError: lists all parameters of ours without a source, all keys without a place, and all
+      shapes that do not fit. Or the state is not of such a detector.
+  """
+  flat = nnx.to_flat_state(detector_state)
+  leaves = {freeze.path_string(path): leaf for path, leaf in flat}
+  if "neck/laterals/0/kernel" not in leaves or "head/rpn/conv/kernel" not in leaves:
+    raise ValueError(
+        "mmdet heads need a detector with parts `neck` (an FPN) and `head` (an HTC), found parts"
+        f" {sorted({path.split('/')[0] for path in leaves})}"
+        + (" and another neck." if any(path.startswith("neck/") for path in leaves) else ".")
+    )
+  kept = {path for path in leaves if any(re.fullmatch(pattern, path) for pattern in keep)}
+  wanted = {path for path in leaves if path.startswith(("neck/", "head/"))} - kept
+  filled: dict[str, np.ndarray] = {}
+  unexpected, misshaped = [], []
+  for name, value in state_dict.items():
+    if any(re.fullmatch(pattern, name) for pattern in IGNORED):
+      continue
+    path, layout = _place(name, leaves)
+    if path in kept:
+      continue
+    if path not in wanted or path in filled:
+      unexpected.append(f"{name} {np.shape(value)}")
+      continue
+    shape = tuple(leaves[path].shape)
+    array = layout(np.asarray(value), shape)
+    if array is None or array.shape != shape:
+      misshaped.append(f"{name} {np.shape(value)} for {path} {shape}")
+      array = np.zeros(0)  # found, so not missing too
+    filled[path] = array
+  absent = wanted - set(filled)
+  missing = [f"{path} {tuple(leaf.shape)}" for path, leaf in leaves.items() if path in absent]
+  if missing or unexpected or misshaped:
+    raise ValueError(_report(missing, unexpected, misshaped))
+  return nnx.from_flat_state(
+      [
+          (path, leaf.replace(jnp.asarray(filled[name], leaf.dtype)) if name in filled else leaf)
+          for (path, leaf), name in zip(flat, leaves)
+      ]
+  )
+
+
+def _place(name: str, leaves: Mapping[str, nnx.Variable]) -> tuple[str | None, Layout]:
+  """(our path, layout) of a source key; the path is None if the table has none."""
+  module, _, kind = name.rpartition(".")
+  module = re.sub(r"^(roi_head\.(?:bbox|mask)_head)\.(?!\d+\.)", r"\1.0.", module)
+  for pattern, ours, layout in TABLE:
+    match = re.fullmatch(pattern, module)
+    if match is None or kind not in ("weight", "bias"):
+      continue
+    path = ours.format(*match.groups())
+    if kind == "bias":
+      return f"{path}/bias", _vector
+    if layout is None:
+      layout = _roi_linear(_roi_channels(leaves, stage=match[1]))
+    return f"{path}/{'scale' if layout is _vector else 'kernel'}", layout
+  return None, _vector
+
+
+def _roi_channels(leaves: Mapping[str, nnx.Variable], stage: str) -> int:
+  """Channels of what the first fully connected layer of a box head sees."""
+  kernel = rf"head/box_heads/{stage}/convs/\d+/conv/kernel"
+  for path in leaves:
+    if re.fullmatch(kernel, path):  # all convolutions have the same number
+      return leaves[path].shape[-1]
+  return leaves["head/rpn/conv/kernel"].shape[-2]
+
+
+def _report(missing: list[str], unexpected: list[str], misshaped: list[str]) -> str:
+  parts = [
+      "The mmdet state dict does not fit the detector. Configure the neck and head as the source's,"
+      " or name in `keep` what should keep its own values."
+  ]
+  hints = {
+      "Ours, without a source": missing,
+      "In the source, without a place here": unexpected,
+      "Shapes that do not fit": misshaped,
+  }
+  for title, rows in hints.items():
+    if rows:
+      parts.append(f"{title} ({len(rows)}):\n  " + "\n  ".join(rows))
+  if any(row.startswith("neck/norms/") for row in missing):
+    parts.append(
+        "The backbone of the source ends without norms per level: build the neck with"
+        " input_norm=False (config.detection.neck.input_norm)."
+    )
+  return "\n".join(parts)

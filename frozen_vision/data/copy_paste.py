@@ -1,0 +1,104 @@
+"""Simple copy-paste (Ghiasi et al. 2021): objects of one training example on top of another."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+Example = Mapping[str, np.ndarray]
+
+
+def copy_paste(
+    target: Example,
+    source: Example,
+    rng: np.random.Generator,
+    *,
+    max_pasted: int = 100,
+    box_tolerance: float = 10.0,
+    min_visible_area: int = 300,
+) -> dict[str, np.ndarray]:
+  """Pastes a random choice of the source's objects, as cut out by their masks, without blending.
+
+  Both examples are as `transforms.DetectionTrain` gives them, after their own scale jitter and
+  flip, in one frame. The rules for what is hidden, and the defaults, are those of mmdet 3.3's
+  CopyPaste. Different from there: objects are cut at the border of the target's content, so that
+  the padding stays padding, and no more are pasted than the target has free rows.
+
+  Args:
+    target, source: {image uint8 [H,W,3], image_size int32 [2], boxes float32 [n,4] xyxy in pixels,
+      labels int32 [n], masks uint8 [n,H,ceil(W/8)] with bits packed along the width, valid bool
+      [n]}. Neither is changed.
+    rng: chooses how many, uniformly from none to all, and which.
+    max_pasted: fewer than this many are pasted.
+    box_tolerance: an object of the target that is partly hidden stays if no side of its box moves
+      by more pixels than this,
+    min_visible_area: or if more pixels than this are visible.
+
+  Returns:
+    The target with the pasted objects in the rows after its own; other keys as they were. Boxes of
+    objects that were partly hidden or cut are those of what is visible.
+
+  Raises:
+    ValueError: examples of different frames or numbers of rows.
+  """
+  for key in ("image", "masks"):
+    if target[key].shape != source[key].shape:
+      raise ValueError(
+          f"copy_paste: {key} is {target[key].shape} in the target and {source[key].shape} in the"
+          " source; use one frame and one max_objects for both."
+      )
+  rows = len(target["valid"])
+  own = np.flatnonzero(target["valid"])
+  chosen, pasted = _choose(target, source, rng, min(max_pasted - 1, rows - len(own)))
+  result = {key: np.array(value) for key, value in target.items()}
+  if not len(chosen):
+    return result
+  covered = np.bitwise_or.reduce(pasted, axis=0)
+  pixels = np.unpackbits(covered, axis=-1, count=target["image"].shape[1]).astype(bool)
+  result["image"][pixels] = source["image"][pixels]
+
+  boxes, labels, masks = [], [], []
+  for row in own:
+    box, mask = target["boxes"][row], target["masks"][row]
+    visible = mask & ~covered
+    if not np.array_equal(visible, mask):
+      area = int(np.bitwise_count(visible).sum())
+      if area == 0:
+        continue
+      seen = tight_box(visible)
+      if np.abs(seen - box).max() > box_tolerance and area <= min_visible_area:
+        continue
+      box = seen
+    boxes.append(box)
+    labels.append(target["labels"][row])
+    masks.append(visible)
+  for row, mask in zip(chosen, pasted, strict=True):
+    cut = not np.array_equal(mask, source["masks"][row])
+    boxes.append(tight_box(mask) if cut else source["boxes"][row])
+    labels.append(source["labels"][row])
+    masks.append(mask)
+  for key, values in (("boxes", boxes), ("labels", labels), ("masks", masks)):
+    result[key][:] = 0
+    result[key][: len(values)] = values
+  result["valid"] = np.arange(rows) < len(boxes)
+  return result
+
+
+def _choose(
+    target: Example, source: Example, rng: np.random.Generator, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Rows of the source's objects to paste, and their masks inside the target's content."""
+  height, width = target["image_size"]
+  content = np.zeros(target["image"].shape[:2], bool)
+  content[:height, :width] = True
+  masks = source["masks"] & np.packbits(content, axis=-1)
+  inside = np.flatnonzero(source["valid"] & masks.any(axis=(1, 2)))
+  count = rng.integers(0, max(min(most, len(inside)), 0) + 1)
+  chosen = np.sort(rng.choice(inside, size=count, replace=False))
+  return chosen, masks[chosen]
+
+
+def tight_box(mask: np.ndarray) -> np.ndarray:
+  """float32 xyxy of the smallest box around the set bits of a packed mask [H, ceil(W/8)]."""
+  rows = np.flatnonzero(mask.any(axis=1))
+  columns = np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(mask, axis=0)))
+  return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)

@@ -1,0 +1,323 @@
+"""Decoding of image files to 8-bit RGB, with one clear error for every file that cannot be used.
+
+What is done with the less usual kinds, so that nothing is read silently wrong:
+
+* EXIF orientation is applied, in every format; an unreadable EXIF block is ignored and noted.
+* Gray, 1-bit, palette, LAB and YCbCr become RGB. CMYK is converted without a colour profile, and
+  a CMYK JPEG is taken as inverted, which is Adobe's convention. Colour profiles are ignored, as in
+  the reference pipelines (OpenCV, Pillow) that published weights were trained with.
+* Transparency (an alpha channel, a transparent palette entry or a PNG colour key) is blended
+  over `background`, white unless told otherwise: the colour below alpha 0 is arbitrary.
+* 16-bit gray is scaled by the range of its format, 0..65535 (0..4095 for 12-bit TIFF), to 0..255
+  and rounded. It is not stretched to the values found, since brightness would then depend on the
+  picture; an image that uses a sliver of its range comes out dark and is noted. 16-bit colour is
+  reduced by Pillow, which keeps the upper byte: at most one level below rounding.
+* Floating point pixels must lie in [0, 1]; other values have no defined white and are an error,
+  as are 32-bit and signed integers.
+* Of an animation or a multi-picture file the first frame is read.
+* Truncated files are refused, even where Pillow would fill what is missing on a second attempt.
+"""
+
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image
+
+# Pillow's own limit for an error. Kept here because Pillow's is a global that other code may lift.
+MAX_PIXELS = 178_956_970
+WHITE = (255, 255, 255)
+# Formats with a signature and a decoder inside Pillow (MPO opens as JPEG). Others are left out on
+# purpose: EPS, for one, would hand a hostile file to Ghostscript.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .tif .tiff .webp .avif .jp2 .j2k .ppm .pgm"
+    " .pbm .pnm .pfm".split()
+)
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TIFF_BITS_PER_SAMPLE = 258
+_TIFF_PHOTOMETRIC = 262
+_WHITE_IS_ZERO = 0
+# A 16-bit image whose brightest pixel is below this share of its range is noted as dark.
+_DARK = 1 / 16
+
+ImageSource = bytes | str | os.PathLike
+
+
+class ImageError(ValueError):
+  """An image file that cannot be used.
+
+  Attributes:
+    name: the file's name, or what the caller called the bytes.
+    reason: what is wrong with it.
+    kind: one of a few words to count by: "missing", "empty", "not an image", "damaged",
+      "too many pixels", "unsupported pixels", "wrong size".
+  """
+
+  def __init__(self, name: str, reason: str, kind: str):
+    super().__init__(f"{name}: {reason}")
+    self.name = name
+    self.reason = reason
+    self.kind = kind
+
+  def __reduce__(self):  # survives the way back from a worker process
+    return (ImageError, (self.name, self.reason, self.kind))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageInfo:
+  """What a decoded file was.
+
+  Attributes:
+    format: Pillow's name of the file format.
+    mode: Pillow's pixel mode before conversion, such as "RGB", "P", "I;16".
+    height: after EXIF rotation.
+    width: after EXIF rotation.
+    notes: what was done to it, or may surprise, in words; empty for a plain RGB or gray file.
+  """
+
+  format: str
+  mode: str
+  height: int
+  width: int
+  notes: tuple[str, ...] = ()
+
+
+def decode_image(
+    source: ImageSource,
+    *,
+    name: str | None = None,
+    background: tuple[int, int, int] = WHITE,
+    max_pixels: int = MAX_PIXELS,
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Decodes an image to RGB, rotated as its EXIF orientation says.
+
+  Args:
+    source: the encoded bytes, or the path of the file.
+    name: what errors call it; the path by default.
+    background: the colour that transparent pixels are blended over.
+    max_pixels: a file that claims more is refused before anything is allocated.
+
+  Raises:
+    ImageError: the file is missing, damaged, truncated, too large or of an unsupported kind.
+  """
+  return _decode(source, name, background, max_pixels)[0]
+
+
+def inspect_image(
+    source: ImageSource, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> ImageInfo:
+  """Decodes an image as `decode_image` does and says what it is; raises ImageError likewise."""
+  return _decode(source, name, WHITE, max_pixels)[1]
+
+
+def read_size(
+    source: ImageSource,
+    *,
+    name: str | None = None,
+    apply_exif: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[int, int]:
+  """(height, width), after EXIF rotation unless `apply_exif` is off.
+
+  Reads the header alone where the format allows it.
+
+  PNG is decoded, since its orientation may stand behind the pixels. A file that is truncated
+  after its header is not noticed here.
+
+  Raises:
+    ImageError: the header cannot be read, or it claims more than `max_pixels`.
+  """
+  name = _name_of(source, name)
+  try:
+    with _open(source, name, max_pixels) as image:
+      if image.format == "PNG":
+        image.load()
+      width, height = image.size
+      turned = _orientation(image)[0] >= 5
+      # Pillow's TIFF reader has swapped the sides already.
+      swap = turned and (image.format == "TIFF") != apply_exif
+  except ImageError:
+    raise
+  except Exception as error:  # see _decode
+    raise _from_pillow(name, error) from error
+  return (width, height) if swap else (height, width)
+
+
+def read_bytes(path: str | os.PathLike, *, name: str | None = None) -> bytes:
+  """The file's bytes; raises ImageError where it is missing, unreadable or empty."""
+  try:
+    data = pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise ImageError(name or str(path), f"cannot be read ({error.strerror})", "missing") from error
+  if not data:
+    raise ImageError(name or str(path), "the file is empty", "empty")
+  return data
+
+
+def _decode(
+    source: ImageSource, name: str | None, background: tuple[int, int, int], max_pixels: int
+) -> tuple[UInt8[np.ndarray, "h w 3"], ImageInfo]:
+  name = _name_of(source, name)
+  data = source if isinstance(source, bytes) else read_bytes(source, name=name)
+  notes = []
+  try:
+    with _open(data, name, max_pixels) as image:
+      mode, frames = image.mode, _frame_count(image)
+      # Once, and never again after an error: a second load() of a damaged PNG "succeeds", with
+      # black in place of what could not be read.
+      image.load()
+      orientation, exif_error = _orientation(image)
+      rgb = _to_rgb(image, name, background, notes)
+      if orientation in _TRANSPOSE:
+        rgb = rgb.transpose(_TRANSPOSE[orientation])
+        notes.append(f"EXIF orientation {orientation} applied")
+      if exif_error:
+        notes.append("unreadable EXIF ignored")
+      if frames > 1:
+        notes.append("first of several frames read")
+      pixels = np.array(rgb)
+  except ImageError:
+    raise
+  except Exception as error:
+    # Decoders meet hostile input with many exceptions: OSError, SyntaxError, struct.error,
+    # KeyError, OverflowError, MemoryError and more. All mean the same: this file is unusable.
+    raise _from_pillow(name, error) from error
+  height, width = pixels.shape[:2]
+  return pixels, ImageInfo(image.format, mode, height, width, tuple(notes))
+
+
+def _name_of(source: ImageSource, name: str | None) -> str:
+  if name is not None:
+    return name
+  return "<image bytes>" if isinstance(source, bytes) else str(os.fspath(source))
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+  Image.init()  # registers all plugins; a format that this Pillow lacks is left out
+  return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _open(source: ImageSource, name: str, max_pixels: int) -> Image.Image:
+  if isinstance(source, bytes):
+    file = io.BytesIO(source)
+    if not source:
+      raise ImageError(name, "the file is empty", "empty")
+  else:
+    if not os.path.isfile(source):
+      raise ImageError(name, "cannot be read (no such file)", "missing")
+    file = source
+  try:
+    image = Image.open(file, formats=_known_formats())
+  except Exception as error:  # see _decode
+    raise _from_pillow(name, error) from error
+  width, height = image.size
+  if width <= 0 or height <= 0:
+    image.close()
+    raise ImageError(name, f"has no pixels (width {width}, height {height})", "damaged")
+  if width * height > max_pixels:
+    image.close()
+    raise ImageError(
+        name,
+        f"claims {width} x {height} pixels, more than the limit of {max_pixels}",
+        "too many pixels",
+    )
+  return image
+
+
+def _from_pillow(name: str, error: Exception) -> ImageError:
+  if isinstance(error, Image.UnidentifiedImageError):  # its text shows a memory address
+    formats = ", ".join(_known_formats())
+    return ImageError(name, f"not a readable image; formats known: {formats}", "not an image")
+  if isinstance(error, Image.DecompressionBombError):
+    return ImageError(name, f"refused ({error})", "too many pixels")
+  return ImageError(name, f"cannot be decoded ({type(error).__name__}: {error})", "damaged")
+
+
+def _orientation(image: Image.Image) -> tuple[int, bool]:
+  """EXIF orientation 1..8, and whether the EXIF block was unreadable."""
+  try:
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+  except Exception:  # parsers of damaged EXIF raise anything; the pixels are still good
+    return 1, True
+  return (value, False) if value in _TRANSPOSE else (1, False)
+
+
+def _frame_count(image: Image.Image) -> int:
+  try:
+    return 2 if getattr(image, "is_animated", False) else 1
+  except Exception:  # damage behind the first frame does not concern us
+    return 2
+
+
+def _to_rgb(
+    image: Image.Image, name: str, background: tuple[int, int, int], notes: list[str]
+) -> Image.Image:
+  if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+    gray, hidden = _scale_gray(image, name, notes)
+    rgb = np.repeat(gray[..., None], 3, axis=-1)
+    if hidden is not None:
+      rgb[hidden] = background
+      notes.append("transparency blended")
+    return Image.fromarray(rgb)
+  if not image.has_transparency_data:
+    return image.convert("RGB")
+  key = image.info.get("transparency")
+  if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+    # A colour key of a 16-bit PNG; its pixels have been reduced to the upper byte, so must it be.
+    image.info["transparency"] = tuple(value >> 8 for value in key)
+  rgba = np.asarray(image.convert("RGBA"))
+  alpha = rgba[..., 3:].astype(np.uint16)
+  if np.all(alpha == 255):
+    return Image.fromarray(rgba[..., :3].copy())
+  notes.append("transparency blended")
+  mixed = rgba[..., :3] * alpha + np.asarray(background, np.uint16) * (255 - alpha)
+  return Image.fromarray(((mixed + np.uint16(127)) // 255).astype(np.uint8))
+
+
+def _scale_gray(
+    image: Image.Image, name: str, notes: list[str]
+) -> tuple[UInt8[np.ndarray, "h w"], np.ndarray | None]:
+  """8-bit gray from 16-bit or float pixels, and the pixels that a PNG colour key hides."""
+  values = np.asarray(image)
+  tags = getattr(image, "tag_v2", {})
+  if image.mode == "F":
+    if not np.all(np.isfinite(values)) or values.min() < 0 or values.max() > 1:
+      raise ImageError(
+          name,
+          f"floating point pixels from {values.min():g} to {values.max():g}; only values in"
+          " [0, 1] have a defined brightness. Convert the file to 8 or 16 bits",
+          "unsupported pixels",
+      )
+    share = values.astype(np.float64)
+  else:
+    # Mode "I" is 16 bits wide in PNG and PNM only; in TIFF it is 32-bit or signed.
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+      raise ImageError(
+          name,
+          f"signed or 32-bit integer pixels from {values.min()} to {values.max()}, which have no"
+          " defined brightness. Convert the file to 8 or 16 bits",
+          "unsupported pixels",
+      )
+    bits = tags.get(_TIFF_BITS_PER_SAMPLE, (16,))[0]
+    share = values.astype(np.float64) / (2**bits - 1)
+    if share.max() < _DARK:
+      notes.append(f"dark: values up to {values.max()} of {2**bits - 1}")
+  if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts it for 8 bits only
+    share = 1.0 - share
+  key = image.info.get("transparency")
+  hidden = values == key if isinstance(key, int) else None
+  return np.rint(np.clip(share, 0.0, 1.0) * 255).astype(np.uint8), hidden

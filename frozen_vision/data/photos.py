@@ -1,0 +1,33 @@
+"""The small sample of real photographs that ships with the package.
+
+15 photographs of COCO under CC BY 2.0 or without known copyright restrictions, at most 320 pixels
+wide or high, with COCO's instance annotations for all 80 categories, scaled alike. Authors and
+licences: `photos/ATTRIBUTION.md`. Good for a first look at real pictures, too few for any score.
+"""
+
+import pathlib
+from typing import NamedTuple
+
+
+class SamplePhotos(NamedTuple):
+  """Where the sample lies: a COCO instances JSON, and the folder of the files that it names."""
+
+  annotations: pathlib.Path
+  images: pathlib.Path
+
+
+def sample_photos() -> SamplePhotos:
+  """Paths of the annotations and of the image folder.
+
+  Raises:
+    FileNotFoundError: when the package was installed without its data files.
+  """
+  folder = pathlib.Path(__file__).resolve().parent / "photos"
+  paths = SamplePhotos(annotations=folder / "instances.json", images=folder / "images")
+  for path in paths:
+    if not path.exists():
+      raise FileNotFoundError(
+          f"{path} is absent: this installation lacks the package's data files. Install "
+          "frozen_vision again, from a full checkout or a built wheel."
+      )
+  return paths

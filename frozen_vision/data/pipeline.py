@@ -1,0 +1,311 @@
+"""Batches of numpy arrays from a source of records: order, workers, exact restart.
+
+The order of examples and their random augmentation are a pure function of (seed, global example
+index). The position in a run is therefore one integer, the number of examples consumed so far by
+all processes together, and it restores exactly with any number of workers and of processes.
+"""
+
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import grain.python as grain
+import numpy as np
+from absl import flags
+
+Batch = dict[str, np.ndarray]
+TrainTransform = Callable[[Any, np.random.Generator], Batch]
+EvalTransform = Callable[[Any], Batch]
+
+# How often a worker looks whether its parent still lives, besides watching the parent's pipe.
+_PARENT_CHECK_SECONDS = 2.0
+
+
+class Source(Protocol):
+  """Records by position. With `num_workers > 0` it must pickle."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Any: ...
+
+
+class BatchIterator(Iterator[Batch]):
+  """Iterates over batches, prefetching in the background; close it, or use it in a `with`.
+
+  Attributes:
+    position: examples that were consumed so far, over all processes, `start_example` included;
+      passing it as `start_example` later continues with the next batch. For evaluation the
+      examples that pad the last batch count too.
+    wait_seconds: total time that `next` has blocked its caller, the start of workers included.
+  """
+
+  def __init__(
+      self, dataset: grain.IterDataset, *, batch_size: int, start_example: int, shared_memory: bool
+  ):
+    self._iterator = iter(dataset)
+    self._batch_size = batch_size
+    self._shared_memory = shared_memory
+    self.position = start_example
+    self.wait_seconds = 0.0
+    # Runs at `close`, when the object is collected, or at exit: the first of them.
+    self._finalizer = weakref.finalize(self, self._iterator.close)
+
+  def __next__(self) -> Batch:
+    if not self._finalizer.alive:
+      raise ValueError("The batch iterator is closed; make a new one at its `position`.")
+    started = time.perf_counter()
+    try:
+      batch = next(self._iterator)
+      if self._shared_memory:
+        # The arrays are views of memory that is unlinked when they are collected, which must not
+        # depend on how long the caller keeps a batch.
+        batch = {name: np.array(value, copy=True, subok=False) for name, value in batch.items()}
+    finally:
+      self.wait_seconds += time.perf_counter() - started
+    self.position += self._batch_size
+    return batch
+
+  def close(self) -> None:
+    """Ends threads and worker processes; closing twice does nothing."""
+    self._finalizer()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+      self,
+      error_type: type[BaseException] | None,
+      error: BaseException | None,
+      traceback: TracebackType | None,
+  ) -> None:
+    self.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+  """Reads the record at a position and pairs it with its global index.
+
+  A map over positions instead of grain's own source node, whose bookkeeping costs more time per
+  record than reading a small image.
+  """
+
+  source: Source
+
+  def __call__(self, index: int, position: int) -> tuple[int, Any]:
+    try:
+      return index, self.source[int(position)]
+    except Exception as error:
+      error.add_note(f"While reading record {position} of the data source.")
+      raise
+
+
+@dataclasses.dataclass(frozen=True)
+class _ApplyTrain:
+  transform: TrainTransform
+
+  def __call__(self, indexed: tuple[int, Any], rng: np.random.Generator) -> Batch:
+    index, record = indexed
+    try:
+      example = dict(self.transform(record, rng))
+    except Exception as error:
+      error.add_note(f"While preparing the training example with global index {index}.")
+      raise
+    example["index"] = np.int64(index)
+    return example
+
+
+@dataclasses.dataclass(frozen=True)
+class _ApplyEval:
+  transform: EvalTransform
+  num_examples: int
+
+  def __call__(self, indexed: tuple[int, Any]) -> Batch:
+    index, record = indexed
+    try:
+      example = dict(self.transform(record))
+    except Exception as error:
+      error.add_note(f"While preparing the evaluation example {index}.")
+      raise
+    example["index"] = np.int64(min(index, self.num_examples - 1))
+    example["example_valid"] = np.bool_(index < self.num_examples)
+    return example
+
+
+class _RepeatLast:
+  """A source with its last record repeated until the length is a multiple of the batch size."""
+
+  def __init__(self, source: Source, batch_size: int):
+    self._source = source
+    self._num_examples = len(source)
+    self._length = -(-self._num_examples // batch_size) * batch_size
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index: int) -> Any:
+    return self._source[min(index, self._num_examples - 1)]
+
+
+def train_batches(
+    source: Source,
+    transform: TrainTransform,
+    *,
+    batch_size: int,
+    seed: int,
+    start_example: int = 0,
+    num_workers: int = 0,
+    num_threads: int = 1,
+    prefetch_batches: int = 2,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchIterator:
+  """Endless shuffled, augmented batches; each pass over the source has a new order.
+
+  Args:
+    source: the records, at least one.
+    transform: makes a dict of arrays of equal shapes from a record and a generator that depends
+      on (seed, global example index) only. With workers it must pickle (a function of a module or
+      a dataclass of settings) and must not use jax.
+    batch_size: examples per batch over all processes.
+    start_example: examples already consumed, a multiple of `batch_size`.
+    num_workers: processes that prepare batches; each holds a copy of the source and takes seconds
+      to start. With 0, threads of this process do, which overlaps with the device's work.
+    num_threads: threads per worker (or of this process, without workers).
+    prefetch_batches: finished batches that each worker (or this process) keeps ready.
+    process_index: which share of each batch to yield: rows
+      [process_index, process_index + 1) * batch_size / process_count of the global batch.
+    process_count: number of processes that share each batch.
+
+  Returns:
+    An iterator of dicts with the transform's keys and `index` int64 [b], the global example index.
+
+  Raises:
+    ValueError: an empty source, or sizes that do not divide.
+  """
+  _check(source, batch_size, num_workers, process_index, process_count)
+  if start_example < 0 or start_example % batch_size:
+    raise ValueError(
+        f"start_example is {start_example}, expected a multiple of batch_size ({batch_size}), "
+        "because a run stops between batches; continue with the batch size it was started with."
+    )
+  # Explicit seeds per step: the defaults of grain would depend on the number of steps before.
+  shuffle_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
+  dataset = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat(None)
+  dataset = dataset.map_with_index(_Read(source))
+  dataset = dataset.random_map(_ApplyTrain(transform), seed=augment_seed)
+  dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
+  # Sliced behind the batching, so that neither workers nor processes change what a batch holds.
+  first = start_example // batch_size * process_count + process_index
+  dataset = dataset[first::process_count]
+  return _iterate(dataset, batch_size, start_example, num_workers, num_threads, prefetch_batches)
+
+
+def eval_batches(
+    source: Source,
+    transform: EvalTransform,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    num_threads: int = 1,
+    prefetch_batches: int = 2,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchIterator:
+  """All records once and in order; the last batch is filled up by repeating the last record.
+
+  Args:
+    transform: makes a dict of arrays of equal shapes from a record; without randomness, so it
+      gets no generator.
+    others: as in `train_batches`. Every process yields the same number of batches.
+
+  Returns:
+    An iterator of dicts with the transform's keys, `index` int64 [b], the position in the source,
+    and `example_valid` bool [b], False where an example only fills up the last batch.
+
+  Raises:
+    ValueError: an empty source, or sizes that do not divide.
+  """
+  _check(source, batch_size, num_workers, process_index, process_count)
+  padded = _RepeatLast(source, batch_size)
+  dataset = grain.MapDataset.range(len(padded)).map_with_index(_Read(padded))
+  dataset = dataset.map(_ApplyEval(transform, len(source)))
+  dataset = dataset.batch(batch_size // process_count)[process_index::process_count]
+  return _iterate(dataset, batch_size, 0, num_workers, num_threads, prefetch_batches)
+
+
+def _check(
+    source: Source, batch_size: int, num_workers: int, process_index: int, process_count: int
+) -> None:
+  if not len(source):
+    raise ValueError("The data source is empty; expected at least one record.")
+  if batch_size < 1 or batch_size % process_count:
+    raise ValueError(
+        f"batch_size is {batch_size}, expected a positive multiple of the number of processes "
+        f"({process_count})."
+    )
+  if not 0 <= process_index < process_count:
+    raise ValueError(f"process_index is {process_index}, expected 0 to {process_count - 1}.")
+  if num_workers < 0:
+    raise ValueError(f"num_workers is {num_workers}, expected 0 or more.")
+
+
+def _iterate(
+    dataset: grain.MapDataset,
+    batch_size: int,
+    start_example: int,
+    num_workers: int,
+    num_threads: int,
+    prefetch_batches: int,
+) -> BatchIterator:
+  options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches)
+  batches = dataset.to_iter_dataset(options)
+  if num_workers:
+    if not flags.FLAGS.is_parsed():
+      # Grain reads an absl flag when it starts workers, which fails outside of `absl.app.run`.
+      flags.FLAGS.mark_as_parsed()
+    batches = batches.mp_prefetch(
+        grain.MultiprocessingOptions(
+            num_workers=num_workers, per_worker_buffer_size=prefetch_batches
+        ),
+        worker_init_fn=_initialise_worker,
+    )
+  return BatchIterator(
+      batches, batch_size=batch_size, start_example=start_example, shared_memory=num_workers > 0
+  )
+
+
+def _initialise_worker(worker_index: int, worker_count: int) -> None:
+  """Keeps a worker off the accelerator and bound to the life of its parent."""
+  del worker_index, worker_count
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  if "jax" in sys.modules:
+    # Imported by grain; its platforms were read from the environment then, its backends start
+    # later, at the first use.
+    sys.modules["jax"].config.update("jax_platforms", "cpu")
+  # The terminal and batch schedulers send these to the whole group. The parent decides what to
+  # do (it saves first) and ends its workers.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  """Ends this worker when its parent is gone, however it went (SIGKILL runs no cleanup there)."""
+  parent = multiprocessing.parent_process()
+  if parent is None:
+    return
+  # Linux could signal the child at the death of its parent, but means the thread that started it,
+  # and grain starts workers from a thread of its own.
+  while os.getppid() == parent.pid:
+    if multiprocessing.connection.wait([parent.sentinel], timeout=_PARENT_CHECK_SECONDS):
+      break
+  os._exit(1)

@@ -1,0 +1,245 @@
+"""Checks image data once, names every file that cannot be used, and writes ArrayRecord shards.
+
+    python -m frozen_vision.data.prepare images --images DIR
+    python -m frozen_vision.data.prepare coco --images DIR --annotations FILE --out DIR --split NAME
+    python -m frozen_vision.data.prepare coco --root COCO --out DIR --split train val
+
+The first only checks. With `--check` the others do too, and need no TensorFlow; writing does. Bad
+files are named and left out, and the exit code is 0, unless nothing usable is left or `--strict`
+is given: then anything bad is an error and nothing is written.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import importlib.util
+import multiprocessing
+import pathlib
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+
+from frozen_vision.data import coco
+from frozen_vision.data import images as image_io
+from frozen_vision.data import prepared_coco
+
+_PROGRESS_SECONDS = 10.0
+# Notes of these kinds may point at a mistake, so the files are named.
+_NAMED_NOTES = ("dark", "unreadable EXIF ignored")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+  """One file to decode; `expected` is the (height, width) of its annotations, if any."""
+
+  path: pathlib.Path
+  name: str
+  expected: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Result:
+  name: str
+  info: image_io.ImageInfo | None
+  error: image_io.ImageError | None
+
+
+def check_images(tasks: Sequence[_Task], workers: int) -> Iterator[_Result]:
+  """Decodes every file, in order; with more than one worker, in as many processes."""
+  if workers <= 1:
+    yield from map(_check_one, tasks)
+    return
+  spawn = multiprocessing.get_context("spawn")  # a fork could inherit an accelerator's state
+  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+    yield from pool.map(_check_one, tasks, chunksize=16)
+
+
+def _check_one(task: _Task) -> _Result:
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # Pillow comments on odd files at length
+      data = image_io.read_bytes(task.path, name=task.name)
+      info = image_io.inspect_image(data, name=task.name)
+      if task.expected is not None:
+        height, width = task.expected
+        record = {"file_name": task.name, "height": height, "width": width}
+        coco.check_size((info.height, info.width), record, data)
+  except image_io.ImageError as error:
+    return _Result(task.name, None, error)
+  return _Result(task.name, info, None)
+
+
+class _Tally:
+  """Prints what is worth naming as it comes, and counts everything for the summary."""
+
+  def __init__(self, total: int):
+    self.total = total
+    self.good: list[int] = []
+    self.bad: collections.Counter[str] = collections.Counter()
+    self.formats: collections.Counter[str] = collections.Counter()
+    self.notes: collections.Counter[str] = collections.Counter()
+
+  def run(self, results: Iterable[_Result]) -> None:
+    next_progress = time.monotonic() + _PROGRESS_SECONDS
+    for index, result in enumerate(results):
+      if result.error is not None:
+        self.bad[result.error.kind] += 1
+        print(f"bad: {result.error}")
+      else:
+        self.good.append(index)
+        self._count(result.name, result.info)
+      if time.monotonic() >= next_progress:
+        print(f"{index + 1} of {self.total} images checked", file=sys.stderr)
+        next_progress = time.monotonic() + _PROGRESS_SECONDS
+
+  def _count(self, name: str, info: image_io.ImageInfo) -> None:
+    self.formats[f"{info.format} {info.mode}"] += 1
+    for note in info.notes:
+      kind = note.partition(":")[0]
+      self.notes[kind] += 1
+      if kind in _NAMED_NOTES:
+        print(f"note: {name}: {note}")
+
+  def print_summary(self) -> None:
+    print(f"images: {self.total} checked, {len(self.good)} usable, {self.bad.total()} bad")
+    for title, counter in (("bad", self.bad), ("read", self.formats), ("notes", self.notes)):
+      if counter:
+        parts = ", ".join(f"{key} {count}" for key, count in counter.most_common())
+        print(f"  {title}: {parts}")
+
+
+def prepare_images(options: argparse.Namespace) -> int:
+  """Checks every image below a folder; returns the exit code."""
+  root = pathlib.Path(options.images)
+  if not root.is_dir():
+    raise FileNotFoundError(f"{root}: no such folder.")
+  tasks, others = [], []
+  for path in sorted(root.rglob("*")):
+    if path.is_dir() or path.name.startswith("."):
+      continue
+    name = str(path.relative_to(root))
+    if path.suffix.lower() in image_io.SUFFIXES:
+      tasks.append(_Task(path, name))
+    else:
+      others.append(name)
+  tally = _Tally(len(tasks))
+  tally.run(check_images(tasks, options.workers))
+  print(f"Summary of {root}")
+  tally.print_summary()
+  if others:
+    more = f", and {len(others) - 5} more" if len(others) > 5 else ""
+    print(f"  not looked at, since not named as images: {', '.join(others[:5])}{more}")
+  return _exit_code(usable=bool(tally.good), defects=tally.bad.total(), strict=options.strict)
+
+
+def prepare_coco(options: argparse.Namespace) -> int:
+  """Checks, and unless `--check` is given writes, each split; returns the exit code."""
+  if options.root is None and (options.images is None or options.annotations is None):
+    raise ValueError("give --root, or --images and --annotations.")
+  if options.root is not None and (options.images or options.annotations):
+    raise ValueError("give either --root or --images and --annotations, not both.")
+  splits = options.split or (["train", "val"] if options.root else ["train"])
+  if options.root is None and len(splits) != 1:
+    raise ValueError("--images and --annotations make one split; give one name to --split.")
+  if not options.check:
+    _require_writing(options, splits)
+  return max(_prepare_split(options, split) for split in splits)
+
+
+def _prepare_split(options: argparse.Namespace, split: str) -> int:
+  load = {"require_masks": not options.boxes_only}
+  if options.root is not None:
+    source = coco.coco_root(options.root, split, **load)
+  else:
+    source = coco.load_coco(options.annotations, options.images, **load)
+  tasks = []
+  for index in range(len(source)):
+    record = source.record(index)
+    size = (record["height"], record["width"])
+    tasks.append(_Task(source.image_path(index), record["file_name"], size))
+  tally = _Tally(len(tasks))
+  tally.run(check_images(tasks, options.workers))
+  usable = source.take(tally.good)
+  print(f"Summary of {source.annotation_file}, split {split}")
+  tally.print_summary()
+  for line in str(source.problems).splitlines():
+    print(f"  annotations: {line}")
+  counts = ", ".join(f"{count} {key}" for key, count in usable.counts().items())
+  print(f"  usable: {counts}, {usable.num_classes} classes"
+        f"{'' if usable.labelled else '; unlabelled'}")
+  defects = tally.bad.total() + sum(source.problems.counts.values())
+  code = _exit_code(usable=len(usable) > 0, defects=defects, strict=options.strict)
+  if code == 0 and not options.check:
+    from frozen_vision.data import coco_builder  # needs TensorFlow, checked before
+
+    print(f"  written: {coco_builder.write(usable, split, pathlib.Path(options.out))}")
+  return code
+
+
+def _require_writing(options: argparse.Namespace, splits: Sequence[str]) -> None:
+  if options.out is None:
+    raise ValueError("give --out, the folder to write to, or --check to only check.")
+  if importlib.util.find_spec("tensorflow") is None:
+    raise ValueError(
+        "writing the shards needs TensorFlow, which is not installed: pip install tensorflow-cpu."
+        " Checking (--check) and reading them do not."
+    )
+  for split in splits:
+    if prepared_coco.is_complete(options.out, split) and not options.overwrite:
+      raise FileExistsError(
+          f"{prepared_coco.folder(options.out, split)} is there already; --overwrite makes it anew."
+      )
+
+
+def _exit_code(*, usable: bool, defects: int, strict: bool) -> int:
+  if not usable:
+    print("error: nothing usable is left", file=sys.stderr)
+    return 1
+  if strict and defects:
+    print(f"error: {defects} defects, and --strict allows none", file=sys.stderr)
+    return 1
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+      prog="python -m frozen_vision.data.prepare", description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = parser.add_subparsers(dest="command", required=True)
+  check = commands.add_parser("images", help="check every image below a folder")
+  check.add_argument("--images", required=True, help="folder, searched recursively")
+  write = commands.add_parser("coco", help="check COCO-format data and write it as shards")
+  write.add_argument("--images", help="folder of the images")
+  write.add_argument("--annotations", help="annotation JSON")
+  write.add_argument("--root", help="instead: holds {split}2017/ and annotations/")
+  write.add_argument("--split", nargs="+", help="default: train; with --root: train val")
+  write.add_argument("--out", help="folder to write to")
+  write.add_argument("--check", action="store_true", help="only check, write nothing")
+  write.add_argument("--overwrite", action="store_true", help="replace shards that are there")
+  write.add_argument(
+      "--boxes-only", action="store_true", help="keep annotations that have no usable mask"
+  )
+  for command in (check, write):
+    command.add_argument("--strict", action="store_true", help="anything bad is an error")
+    command.add_argument("--workers", type=int, default=1, help="processes that decode")
+  return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns the exit code."""
+  options = _parser().parse_args(arguments)
+  try:
+    if options.command == "images":
+      return prepare_images(options)
+    return prepare_coco(options)
+  except (ValueError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+  sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no valid text
+  sys.exit(main())

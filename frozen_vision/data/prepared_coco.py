@@ -1,0 +1,155 @@
+"""Reads COCO data that `python -m frozen_vision.data.prepare coco` has written; no TensorFlow."""
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from frozen_vision.data import coco
+
+BUILDER_NAME = "frozen_vision_coco"
+VERSION = "1.0.0"
+_METADATA_FILE = "metadata.json"  # TFDS's name for it
+_GROUND_TRUTH_FILE = "ground_truth.json"
+# Written last: a folder that has it is complete.
+_INDEX_FILE = "index.npz"
+
+
+def folder(out: str | os.PathLike[str], split: str) -> pathlib.Path:
+  """Where the shards of `split` lie below the folder given to `prepare`."""
+  return pathlib.Path(out) / BUILDER_NAME / split / VERSION
+
+
+def is_complete(out: str | os.PathLike[str], split: str) -> bool:
+  return (folder(out, split) / _INDEX_FILE).is_file()
+
+
+def metadata(source: coco.CocoSource) -> dict[str, Any]:
+  """What the builder stores beside the shards."""
+  return {
+      "categories": list(source.categories),
+      "labelled": source.labelled,
+      "annotation_file": source.annotation_file.name,
+      "problems": source.problems.counts,
+  }
+
+
+def write_index(source: coco.CocoSource, out: str | os.PathLike[str], split: str) -> None:
+  """Adds the ground truth and the index to finished shards, and so completes them."""
+  target = folder(out, split)
+  (target / _GROUND_TRUTH_FILE).write_text(json.dumps(source.ground_truth), encoding="utf-8")
+  partial = target / f"partial_{_INDEX_FILE}"
+  np.savez(partial, image_ids=source.image_ids, objects=source.objects_per_image())
+  partial.rename(target / _INDEX_FILE)
+
+
+class PreparedCoco(coco.InstanceSource):
+  """Prepared COCO data: the same records, in the same order, as the source it was made from.
+
+  Sent to a worker process it is a path and one integer per image.
+  """
+
+  def __init__(
+      self,
+      directory: str | os.PathLike[str],
+      split: str,
+      *,
+      image_ids: Collection[int] | None = None,
+      drop_empty: bool = False,
+  ):
+    """Opens a split.
+
+    Args:
+      directory: the folder that was `--out` of the preparation.
+      split: the `--split` of the preparation.
+      image_ids: keep these images only.
+      drop_empty: drop images without objects other than crowds, for training.
+
+    Raises:
+      FileNotFoundError: nothing complete is there.
+      CocoError: `image_ids` has ids that are not there, or nothing is left.
+    """
+    self.directory = pathlib.Path(directory)
+    self.split = split
+    self._folder = folder(directory, split)
+    if not is_complete(directory, split):
+      state = "is incomplete" if self._folder.is_dir() else "is absent"
+      raise FileNotFoundError(
+          f"{self._folder} {state}; prepare it with: python -m frozen_vision.data.prepare coco"
+          f" --images DIR --annotations FILE --out {directory} --split {split}"
+      )
+    stored = json.loads((self._folder / _METADATA_FILE).read_text(encoding="utf-8"))
+    self.categories = tuple(stored["categories"])
+    self.labelled = stored["labelled"]
+    with np.load(self._folder / _INDEX_FILE) as index:
+      ids, objects = index["image_ids"], index["objects"]
+    keep = np.ones(len(ids), bool)
+    if image_ids is not None:
+      chosen = {int(identity) for identity in image_ids}
+      absent = sorted(chosen - set(ids.tolist()))
+      if absent:
+        raise coco.CocoError(f"{self._folder}: has no images with these ids: {absent[:5]}.")
+      keep &= np.isin(ids, list(chosen))
+    if drop_empty:
+      keep &= objects > 0
+    if not keep.any():
+      raise coco.CocoError(f"{self._folder}: no image is left of {len(ids)}.")
+    self._positions = np.flatnonzero(keep)
+    self._image_ids = ids[keep]
+    self._objects = objects[keep]
+
+  def __len__(self) -> int:
+    return len(self._positions)
+
+  def __repr__(self) -> str:
+    return f"PreparedCoco({self._folder}, {len(self)} images, {self.num_classes} classes)"
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {k: v for k, v in self.__dict__.items() if k not in ("ground_truth", "_shards")}
+
+  @functools.cached_property
+  def _shards(self) -> Any:
+    import tensorflow_datasets as tfds  # takes seconds; those who only look up paths need it not
+
+    return tfds.builder_from_directory(self._folder).as_data_source(self.split)
+
+  def read(self, index: int) -> tuple[dict[str, Any], bytes]:
+    if not 0 <= index < len(self):
+      raise IndexError(f"image {index} of {len(self)}.")
+    stored = self._shards[int(self._positions[index])]
+    height, width = stored["size"].tolist()
+    record = {
+        "image_id": int(stored["image_id"]),
+        "file_name": stored["file_name"].decode("utf-8"),
+        "height": height,
+        "width": width,
+        "boxes": stored["boxes"],
+        "labels": stored["labels"],
+        "segmentations": json.loads(stored["segmentations"]),
+        "crowd": stored["crowd"],
+        "area": stored["area"],
+        "annotation_ids": stored["annotation_ids"],
+    }
+    return record, stored["image"]
+
+  @property
+  def image_ids(self) -> Int64[np.ndarray, "m"]:
+    return self._image_ids
+
+  def objects_per_image(self) -> Int64[np.ndarray, "m"]:
+    """How many annotations that are not crowds each image has."""
+    return self._objects
+
+  @functools.cached_property
+  def ground_truth(self) -> dict[str, Any]:
+    """As `CocoSource.ground_truth` of the source that was prepared."""
+    truth = json.loads((self._folder / _GROUND_TRUTH_FILE).read_text(encoding="utf-8"))
+    kept = set(self._image_ids.tolist())
+    truth["images"] = [image for image in truth["images"] if image["id"] in kept]
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in kept]
+    return truth

@@ -1,0 +1,185 @@
+"""A frozen SwinV2 as an inference program: done once at load is what a trained one repeats at every call.
+
+The module with one entry per block stays the canonical one: paths, policies, adapters and checkpoints speak
+of it. A folded backbone is made from it, is never saved, and gives the same features.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from frozen_vision.backbones import swinv2, windows
+from frozen_vision.backbones.features import FeatureSpec
+
+Tree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class FoldedSwinV2:
+  """What `fold` makes: a pytree of arrays that is called like the backbone; it may be an argument of jit.
+
+  Attributes:
+    stem, norm: patch embedding, and the final norm that `embed` uses.
+    stages: per stage `repeated` (a period of blocks whose leaves have a leading axis, for a scan; or None),
+      `blocks` (those that follow, one by one) and `downsample`.
+    config, dtype, feature_specs: of the backbone; `dtype` is that of the matrix products.
+    table_windows: per stage, the window that the tables of position bias cover.
+    int8: matrices are kept as 8-bit integers with a scale per output channel.
+  """
+
+  stem: Tree
+  stages: tuple[Tree, ...]
+  norm: Tree
+  config: swinv2.SwinV2Config = dataclasses.field(metadata=dict(static=True))
+  dtype: Any = dataclasses.field(metadata=dict(static=True))
+  feature_specs: tuple[FeatureSpec, ...] = dataclasses.field(metadata=dict(static=True))
+  table_windows: tuple[tuple[int, int], ...] = dataclasses.field(metadata=dict(static=True))
+  int8: bool = dataclasses.field(metadata=dict(static=True))
+
+  def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b hs ws cs"], ...]:
+    """Features of every stage; see `swinv2.SwinV2.__call__`."""
+    x = _norm(_linear(swinv2.patches(images.astype(self.dtype)), self.stem["proj"]), self.stem["norm"])
+    features = []
+    for index, stage in enumerate(self.stages):
+      if stage["repeated"] is not None:
+        def period(x, blocks, index=index):
+          for position, block in enumerate(blocks):
+            x = self._block(x, block, index, shifted=position % 2 == 1)
+          return x, None
+        x, _ = jax.lax.scan(period, x, stage["repeated"])
+      # A period has an even number of blocks, so the parity of what follows is its own.
+      for position, block in enumerate(stage["blocks"]):
+        x = self._block(x, block, index, shifted=position % 2 == 1)
+      features.append(x)
+      if stage["downsample"] is not None:
+        x = swinv2.join_neighbours(x)
+        x = _norm(_linear(x, stage["downsample"]["reduction"]), stage["downsample"]["norm"])
+    return tuple(features)
+
+  def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b c"]:
+    """The final norm's output, averaged over positions."""
+    return jnp.mean(_norm(self(images)[-1], self.norm), axis=(1, 2))
+
+  def _block(self, x: Float[Array, "b h w c"], block: Tree, stage: int, *, shifted: bool):
+    def attention(x, window, mask):
+      bias = self._bias(block["table"], window, stage)
+      x = windows.cosine_attention(_linear(x, block["qkv"]), block["scale"], bias, mask)
+      return _linear(x, block["proj"])
+
+    size = self.config.window_sizes[stage]
+    x = x + _norm(windows.attend_in_windows(x, size, shifted, attention), block["norm1"])
+    hidden = jax.nn.gelu(_linear(x, block["fc1"]), approximate=False)
+    x = x + _norm(_linear(hidden, block["fc2"]), block["norm2"])
+    return x if block["extra_norm"] is None else _norm(x, block["extra_norm"])
+
+  def _bias(self, table: Array, window: tuple[int, int], stage: int) -> Float[Array, "heads n n"]:
+    """The bias of every pair; of a window smaller than the table's, the middle of the table."""
+    full = self.table_windows[stage]
+    if window != full:
+      if not self.config.pretrained_window_sizes[stage] or window[0] > full[0] or window[1] > full[1]:
+        raise ValueError(
+            f"Stage {stage} was folded for a window of {full}, and the image gives {window}. Fold with "
+            "image_size= of these images, or give the backbone pretrained_window_sizes.")
+      table = table.reshape(2 * full[0] - 1, 2 * full[1] - 1, -1)
+      rows, columns = (slice(f - w, f + w - 1) for f, w in zip(full, window))
+      table = table[rows, columns].reshape(-1, table.shape[-1])
+    return jnp.moveaxis(table[windows.position_index(window)], -1, 0)
+
+
+def fold(
+    backbone: swinv2.SwinV2, *, dtype: Any = None, int8: bool = False, scan: bool = True,
+    image_size: tuple[int, int] | None = None,
+) -> FoldedSwinV2:
+  """Computes once what does not change: tables of position bias, logit scales, biases; casts; stacks blocks.
+
+  Args:
+    backbone: the canonical module, float32 weights.
+    dtype: of the weights of matrix products and their inputs; the backbone's by default. Norms, tables,
+      softmax and cosine similarity stay float32.
+    int8: keep matrices as 8-bit integers with a scale per output channel; `dtype` is that of their inputs.
+    scan: stack runs of equal periods (a plain and a shifted block; six where every sixth has an extra norm),
+      so that they compile as one.
+    image_size: (height, width) of the images, for stages without a pretrained window whose maps are smaller
+      than their window: their position bias is relative to the map.
+
+  Raises:
+    ValueError: weights of torchvision, which ask for checks that only the module makes.
+  """
+  config = backbone.config
+  if config.whole_windows:
+    raise ValueError("A backbone with whole_windows=True (torchvision's) is not folded.")
+  dtype = jnp.dtype(backbone.dtype if dtype is None else dtype)
+  table_windows = []
+  for stage, side in enumerate(config.window_sizes):
+    stride = backbone.feature_specs[stage].stride
+    table_windows.append(
+        (side, side) if image_size is None else tuple(min(side, -(-length // stride)) for length in image_size))
+  matrix = lambda kernel: _quantize(kernel) if int8 else kernel.astype(dtype)
+
+  def linear(module, bias=None):
+    bias = module.bias[...] if bias is None and module.bias is not None else bias
+    return dict(kernel=matrix(module.kernel[...]), bias=None if bias is None else bias.astype(dtype))
+
+  def block(module, stage):
+    attn = module.attn
+    v_bias = attn.v_bias[...]
+    return dict(
+        table=attn.position_bias.table(table_windows[stage], config.pretrained_window_sizes[stage]),
+        scale=jnp.exp(jnp.minimum(attn.logit_scale[...].astype(jnp.float32), swinv2.MAX_LOGIT_SCALE)),
+        qkv=linear(attn.qkv, jnp.concatenate([attn.q_bias[...], jnp.zeros_like(v_bias), v_bias])),
+        proj=linear(attn.proj), fc1=linear(module.mlp.fc1), fc2=linear(module.mlp.fc2),
+        norm1=_norm_leaves(module.norm1), norm2=_norm_leaves(module.norm2),
+        extra_norm=None if module.extra_norm is None else _norm_leaves(module.extra_norm))
+
+  period = math.lcm(2, config.extra_norm_interval or 1)
+  stages = []
+  for index, stage in enumerate(backbone.stages):
+    blocks = [block(module, index) for module in stage.blocks]
+    repeats = len(blocks) // period if scan else 0
+    repeated = None
+    if repeats > 1:
+      repeated = tuple(
+          jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks[position:repeats * period:period])
+          for position in range(period))
+      blocks = blocks[repeats * period:]
+    down = stage.downsample
+    stages.append(dict(
+        repeated=repeated, blocks=tuple(blocks), downsample=None if down is None else dict(
+            reduction=linear(down.reduction), norm=_norm_leaves(down.norm))))
+  return FoldedSwinV2(
+      stem=dict(proj=linear(backbone.patch_embed.proj), norm=_norm_leaves(backbone.patch_embed.norm)),
+      stages=tuple(stages), norm=_norm_leaves(backbone.norm), config=config, dtype=dtype,
+      feature_specs=backbone.feature_specs, table_windows=tuple(table_windows), int8=int8)
+
+
+def _norm_leaves(module: swinv2.LayerNorm) -> dict[str, Array]:
+  return dict(scale=module.scale[...].astype(jnp.float32), bias=module.bias[...].astype(jnp.float32))
+
+
+def _quantize(kernel: Float[Array, "i o"]) -> dict[str, Array]:
+  """8-bit integers -127..127 and a float32 scale per output channel."""
+  kernel = kernel.astype(jnp.float32)
+  scale = jnp.maximum(jnp.max(jnp.abs(kernel), axis=0), 1e-12) / 127
+  return dict(values=jnp.round(kernel / scale).astype(jnp.int8), scale=scale)
+
+
+def _linear(x: Float[Array, "... i"], weights: Tree) -> Float[Array, "... o"]:
+  kernel, bias = weights["kernel"], weights["bias"]
+  if isinstance(kernel, dict):
+    x = (x @ kernel["values"].astype(x.dtype)) * kernel["scale"].astype(x.dtype)
+  else:
+    x = x @ kernel
+  return x if bias is None else x + bias
+
+
+def _norm(x: Float[Array, "... c"], weights: Tree) -> Float[Array, "... c"]:
+  """LayerNorm in float32, returned in the input's dtype."""
+  y = x.astype(jnp.float32)
+  y = y - jnp.mean(y, axis=-1, keepdims=True)
+  y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + swinv2.NORM_EPSILON)
+  return (y * weights["scale"] + weights["bias"]).astype(x.dtype)

@@ -1,0 +1,167 @@
+"""Box head of one cascade stage: layers shared by class logits and deltas (Shared2FC, 4Conv1FC)."""
+
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+import optax
+
+from frozen_vision.heads.htc import losses as loss_ops
+from frozen_vision.heads.htc.config import HTCConfig, Quad
+from frozen_vision.ops import boxes as box_ops
+
+_KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class BoxOutput(NamedTuple):
+  """float32 logits [b, n, classes + 1], background last; deltas [b, n, k, 4], k = 1 or classes."""
+
+  logits: Float[Array, "b n c"]
+  deltas: Float[Array, "b n k 4"]
+
+
+class BoxConv(nnx.Module):
+  """3x3 convolution, a norm over each roi (or none), ReLU."""
+
+  def __init__(
+      self, channels_in: int, channels_out: int, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs
+  ):
+    self.conv = nnx.Conv(
+        channels_in,
+        channels_out,
+        (3, 3),
+        use_bias=norm == "none",
+        dtype=dtype,
+        kernel_init=_KAIMING,
+        rngs=rngs,
+    )
+    self.norm = (
+        nnx.GroupNorm(
+            channels_out,
+            num_groups=32,
+            epsilon=1e-5,
+            use_fast_variance=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        if norm == "group"
+        else None
+    )
+
+  def __call__(self, x: Float[Array, "r s s c"]) -> Float[Array, "r s s d"]:
+    x = self.conv(x)
+    return nnx.relu(x if self.norm is None else self.norm(x))
+
+
+class BoxHead(nnx.Module):
+  """Roi features -> class logits and deltas; knows the scale (`stds`) of its deltas."""
+
+  def __init__(
+      self, channels: int, config: HTCConfig, stds: Quad, *, dtype: jnp.dtype, rngs: nnx.Rngs
+  ):
+    self.stds = stds
+    self.config = config
+    convs = []
+    for _ in range(config.num_box_convs):
+      convs.append(
+          BoxConv(channels, config.box_conv_channels, config.box_conv_norm, dtype=dtype, rngs=rngs)
+      )
+      channels = config.box_conv_channels
+    self.convs = nnx.List(convs)
+    size = config.box_roi_size**2 * channels
+    xavier = nnx.initializers.xavier_uniform()
+    fcs = []
+    for _ in range(config.num_fcs):
+      fcs.append(nnx.Linear(size, config.fc_channels, dtype=dtype, kernel_init=xavier, rngs=rngs))
+      size = config.fc_channels
+    self.fcs = nnx.List(fcs)
+    boxes = config.num_classes if config.class_specific_boxes else 1
+    self.classes = nnx.Linear(
+        size,
+        config.num_classes + 1,
+        dtype=dtype,
+        kernel_init=nnx.initializers.normal(0.01),
+        rngs=rngs,
+    )
+    self.boxes = nnx.Linear(
+        size, 4 * boxes, dtype=dtype, kernel_init=nnx.initializers.normal(0.001), rngs=rngs
+    )
+
+  def __call__(self, x: Float[Array, "b n s s c"]) -> BoxOutput:
+    leading = x.shape[:2]
+    x = x.reshape(-1, *x.shape[2:])  # a GroupNorm must not see several rois as one map
+    for conv in self.convs:
+      x = conv(x)
+    x = x.reshape(*leading, -1)
+    for fc in self.fcs:
+      x = nnx.relu(fc(x))
+    logits = self.classes(x).astype(jnp.float32)
+    deltas = self.boxes(x).astype(jnp.float32)
+    return BoxOutput(logits, deltas.reshape(*deltas.shape[:2], -1, 4))
+
+  def _deltas_of(
+      self, deltas: Float[Array, "b n k 4"], labels: Int[Array, "b n"]
+  ) -> Float[Array, "b n 4"]:
+    """The deltas of each roi's class; of its only box where boxes are class-agnostic."""
+    if deltas.shape[2] == 1:
+      return deltas[:, :, 0]
+    index = jnp.minimum(labels, deltas.shape[2] - 1)[..., None, None]
+    return jnp.take_along_axis(deltas, index, axis=2)[:, :, 0]
+
+  def losses(
+      self,
+      output: BoxOutput,
+      rois: Float[Array, "b n 4"],
+      labels: Int[Array, "b n"],
+      targets: Float[Array, "b n 4"],
+      positive: Bool[Array, "b n"],
+      valid: Bool[Array, "b n"],
+  ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Class loss, box loss, accuracy in percent; each over all valid rois of the batch.
+
+    Args:
+      output: of `__call__` on the rois' features.
+      labels: class of the object for positive rois, `num_classes` (background) for the others.
+      targets: the object's box for positive rois, in pixels; ignored for the others.
+    """
+    wanted = box_ops.encode_deltas(rois, targets, self.stds)
+    # Cleaned here, because a gradient that is masked later would still be NaN.
+    wanted = jnp.where(positive[..., None], wanted, 0.0)
+    box_loss = loss_ops.smooth_l1(
+        self._deltas_of(output.deltas, labels) - wanted, self.config.box_beta
+    ).sum(-1)
+    class_loss = optax.softmax_cross_entropy_with_integer_labels(output.logits, labels)
+    count = valid.sum()
+    accuracy = 100.0 * loss_ops.masked_mean(output.logits.argmax(-1) == labels, valid)
+    return (
+        loss_ops.masked_mean(class_loss, valid),
+        loss_ops.masked_mean(box_loss, positive & valid, count),
+        accuracy,
+    )
+
+  def refine(
+      self,
+      output: BoxOutput,
+      rois: Float[Array, "b n 4"],
+      image_size: Int[Array, "b 2"],
+      labels: Int[Array, "b n"] | None = None,
+  ) -> Float[Array, "b n 4"]:
+    """Moves rois by the deltas of one class; no gradient passes.
+
+    The class is `labels` where that is not the background, else the likeliest foreground class.
+    """
+    likeliest = output.logits[..., :-1].argmax(-1)
+    if labels is not None:
+      likeliest = jnp.where(labels < self.config.num_classes, labels, likeliest)
+    boxes = box_ops.decode_deltas(
+        rois, self._deltas_of(output.deltas, likeliest), self.stds, image_size
+    )
+    return jax.lax.stop_gradient(boxes)
+
+  def decode(
+      self, output: BoxOutput, rois: Float[Array, "b n 4"], image_size: Int[Array, "b 2"]
+  ) -> Float[Array, "b n k 4"]:
+    """Boxes of all classes (k = classes) or the only one (k = 1), clipped to the image."""
+    return box_ops.decode_deltas(rois[:, :, None], output.deltas, self.stds, image_size)

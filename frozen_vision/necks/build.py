@@ -1,0 +1,57 @@
+"""Necks by name."""
+
+from collections.abc import Sequence
+
+from flax import nnx
+import jax.numpy as jnp
+
+from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.necks import bifpn, fpn
+
+
+def build_neck(
+    name: str,
+    feature_specs: Sequence[FeatureSpec],
+    *,
+    channels: int = 256,
+    num_levels: int = 5,
+    repeats: int = 1,
+    separable: bool = False,
+    norm: bifpn.Norm = "group",
+    input_norm: bool = True,
+    attention_heads: int = 0,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
+) -> fpn.FPN | bifpn.BiFPN:
+  """A pyramid on the levels of a backbone.
+
+  Args:
+    name: "fpn" or "bifpn".
+    feature_specs: levels of the backbone, fine to coarse.
+    channels: channels of every output level.
+    num_levels: output levels.
+    repeats, separable, norm: of "bifpn"; the plain FPN has no use for them.
+    input_norm: a trainable LayerNorm on every level of the backbone first.
+    attention_heads: heads of one more global attention block on the last level; 0 for none.
+    dtype: of the computation.
+    rngs: for the weights.
+
+  Raises:
+    ValueError: an unknown name, or what the neck itself refuses.
+  """
+  shared = dict(
+      num_levels=num_levels,
+      input_norm=input_norm,
+      attention_heads=attention_heads,
+      dtype=dtype,
+      rngs=rngs,
+  )
+  match name:
+    case "fpn":
+      return fpn.FPN(feature_specs, channels, **shared)
+    case "bifpn":
+      return bifpn.BiFPN(
+          feature_specs, channels, repeats=repeats, separable=separable, norm=norm, **shared
+      )
+    case _:
+      raise ValueError(f"Neck {name!r} is unknown; known: fpn, bifpn.")

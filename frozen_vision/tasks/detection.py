@@ -1,0 +1,250 @@
+"""Detection and instance segmentation with HTC on a frozen backbone."""
+
+import dataclasses
+import difflib
+import json
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from frozen_vision import visualize
+from frozen_vision.backbones import build
+from frozen_vision.data import coco, photos, pipeline, prepared_coco, scenes, transforms
+from frozen_vision.heads.htc import config as htc_config
+from frozen_vision.heads.htc import htc
+from frozen_vision.metrics import coco_ap
+from frozen_vision.necks.build import build_neck
+from frozen_vision.tasks import base, common
+
+_HEADS = {
+    "htc": htc_config.htc,
+    "cascade_mask_rcnn": htc_config.cascade_mask_rcnn,
+    "mask_rcnn": htc_config.mask_rcnn,
+}
+_HOW_TO_GET_COCO = (
+    "Download train2017.zip, val2017.zip and annotations_trainval2017.zip from "
+    "https://cocodataset.org/#download, unpack them into one folder and give it with "
+    "--config.detection.root=FOLDER; or give your own data with --config.detection.data=files.")
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """All options of the task's own."""
+  return ml_collections.ConfigDict(dict(
+      # scenes: generated; photos: the built-in sample; coco: the standard layout below `root`;
+      # files: any COCO JSON and its folder of images; prepared: what frozen_vision.data.prepare wrote.
+      data="coco",
+      scenes=dict(train_images=20000, validation_images=200, image_size=128),
+      root="data/coco",
+      train=dict(annotations="", images=""),
+      validation=dict(annotations="", images=""),
+      train_image_ids=(),  # only these; all if empty
+      validation_image_ids=(),
+      max_objects=100,
+      frame=(1024, 1024),  # (height, width) of training images, padded
+      eval_frame=(1024, 1024),
+      resize="lsj",  # lsj | short_side | fit
+      scale_range=(0.1, 2.0),  # of lsj
+      short_side=(480, 800),  # of short_side
+      long_side=1333,
+      eval_short_side=0,  # 0: as large as eval_frame allows
+      flip=0.5,
+      # name: fpn | bifpn; repeats, separable and norm (group | none) are bifpn's; input_norm: a trainable norm on
+      # every level of the frozen backbone (off to start from published heads of backbones without one);
+      # attention_heads: one more global attention block on its last level (HTC++), 0 for none
+      neck=dict(
+          name="fpn", channels=256, levels=5, input_norm=True, attention_heads=0, repeats=1, separable=False,
+          norm="group"),
+      head="htc",  # htc | cascade_mask_rcnn | mask_rcnn
+      head_options=dict(),  # fields of HTCConfig, such as dict(roi_samples=64)
+      head_dtype="float32",
+  ))
+
+
+class Detector(nnx.Module):
+  """Backbone, neck and head."""
+
+  def __init__(
+      self, backbone: nnx.Module, neck: nnx.Module, config: htc_config.HTCConfig, *, dtype: Any,
+      rngs: nnx.Rngs,
+  ):
+    self.backbone = backbone
+    self.neck = neck
+    self.head = htc.HTC(neck.feature_specs, config, dtype=dtype, rngs=rngs)
+
+
+class DetectionTask(base.Task):
+  """Boxes and masks of objects in images."""
+
+  best_metric = "mask_AP"
+  phases = (None,)
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._config = config
+    self._options = config.detection
+    self._train, self._validation = _open_sources(config)
+    self._names = tuple(category["name"] for category in self._train.categories)
+    self.headline = (
+        f"Detection: {len(self._train):,} training and {len(self._validation):,} validation images, "
+        f"{len(self._names)} classes.")
+    self._head_config = _head_config(self._options, len(self._names))
+
+  def phase_at(self, step: int) -> None:
+    return None
+
+  def layer_of(self, path: str) -> int:
+    return common.layer_of(path, self._config)
+
+  def build_model(self) -> Detector:
+    dtype, rngs = jnp.dtype(self._options.head_dtype), nnx.Rngs(self._config.seed)
+    backbone = common.build_backbone(self._config)
+    options = self._options.neck
+    neck = build_neck(
+        options.name, backbone.feature_specs, channels=options.channels, num_levels=options.levels,
+        repeats=options.repeats, separable=options.separable, norm=options.norm,
+        input_norm=options.input_norm, attention_heads=options.attention_heads, dtype=dtype, rngs=rngs)
+    return Detector(backbone, neck, self._head_config, dtype=dtype, rngs=rngs)
+
+  def train_batches(self, start_example: int) -> pipeline.BatchIterator:
+    options = self._options
+    match options.resize:
+      case "lsj":
+        resize = transforms.LargeScaleJitter(tuple(options.scale_range))
+      case "short_side":
+        resize = transforms.ResizeToLimits(tuple(options.short_side), options.long_side)
+      case "fit":
+        resize = transforms.ResizeToLimits()
+      case other:
+        raise ValueError(f"detection.resize is {other!r}; known: lsj, short_side, fit.")
+    transform = transforms.DetectionTrain(
+        tuple(options.frame), options.max_objects, resize, flip_probability=options.flip)
+    return pipeline.train_batches(
+        self._train, transform, batch_size=self._config.batch_size, seed=self._config.seed,
+        start_example=start_example, num_workers=self._config.loader.workers,
+        num_threads=self._config.loader.threads)
+
+  @property
+  def _eval_resize(self) -> transforms.ResizeToLimits:
+    return transforms.ResizeToLimits(self._options.eval_short_side or None, None)
+
+  def eval_batches(self) -> pipeline.BatchIterator:
+    return pipeline.eval_batches(
+        self._validation, transforms.DetectionEval(tuple(self._options.eval_frame), self._eval_resize),
+        batch_size=self._config.eval_batch_size, num_threads=self._config.loader.threads)
+
+  def frozen_features(self, model: Detector, batch: base.Batch) -> base.Features:
+    return model.backbone(build.normalise(batch["image"], batch["image_size"]))
+
+  def loss(
+      self, model: Detector, batch: base.Batch, features: base.Features, rng: jax.Array, phase: None
+  ) -> tuple[jax.Array, base.Scalars]:
+    head_rng, drop_rng = jax.random.split(rng)
+    if features is None:
+      features = model.backbone(build.normalise(batch["image"], batch["image_size"]), rng=drop_rng)
+    losses, metrics = model.head.losses(model.neck(features), batch, head_rng)
+    return sum(losses.values()), losses | metrics
+
+  def predict(
+      self, model: Detector, batch: base.Batch, features: base.Features
+  ) -> dict[str, jax.Array]:
+    if features is None:
+      features = self.frozen_features(model, batch)
+    pyramid = model.neck(features)
+    detections = model.head.predict_boxes(pyramid, batch["image_size"])
+    if self._head_config.with_masks:
+      detections["masks"] = model.head.predict_masks(pyramid, detections["boxes"], detections["labels"])
+    return detections
+
+  def evaluator(self) -> coco_ap.CocoEvaluator:
+    kinds = ("bbox", "segm") if self._head_config.with_masks else ("bbox",)
+    return coco_ap.CocoEvaluator(self._validation.ground_truth, kinds)
+
+  def pictures(
+      self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
+  ) -> dict[str, np.ndarray]:
+    options = self._options
+    place = transforms.DetectionTrain(
+        tuple(options.eval_frame), 300, self._eval_resize, flip_probability=0.0)
+    rows = []
+    for row in range(min(count, int(np.sum(batch["example_valid"])))):
+      record = self._validation[int(batch["index"][row])]
+      target = {key: value[None] for key, value in place(record, np.random.default_rng(0)).items()}
+      height, width = batch["image_size"][row]
+      rows.append(visualize.Comparison(
+          batch["image"][row][:height, :width],
+          visualize.predicted_instances(predictions, row, (height, width)),
+          visualize.true_instances(target, 0), str(record["file_name"])))
+    return {"predictions": visualize.draw_comparisons(rows, self._names)}
+
+  def write_results(self, evaluator: coco_ap.CocoEvaluator, folder: pathlib.Path) -> None:
+    """`detections.json` in the COCO server's format; of built-in data also `ground_truth.json`."""
+    evaluator.write(folder / "detections.json")
+    if self._options.data in ("scenes", "photos"):
+      (folder / "ground_truth.json").write_text(json.dumps(self._validation.ground_truth))
+
+
+def _head_config(options: ml_collections.ConfigDict, num_classes: int) -> htc_config.HTCConfig:
+  """The preset that `head` names, with the fields of `head_options` replaced."""
+  if options.head not in _HEADS:
+    raise ValueError(f"detection.head is {options.head!r}; known: {sorted(_HEADS)}.")
+  fields = [field.name for field in dataclasses.fields(htc_config.HTCConfig)]
+  changes = {}
+  for key, value in options.head_options.items():
+    if key not in fields or key == "num_classes":
+      close = difflib.get_close_matches(key, fields, n=1)
+      raise ValueError(
+          f"detection.head_options.{key} is no option of the head"
+          + (f"; did you mean {close[0]}?" if close else f"; known: {fields}."))
+    changes[key] = tuple(value) if isinstance(value, (list, tuple)) else value
+  return _HEADS[options.head](num_classes=num_classes, **changes)
+
+
+def _open_sources(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
+  """(training, validation) sources with one label space."""
+  options = config.detection
+  chosen = lambda ids: tuple(int(i) for i in ids) or None
+  train = dict(image_ids=chosen(options.train_image_ids), drop_empty=True)
+  validation = dict(image_ids=chosen(options.validation_image_ids))
+  match options.data:
+    case "scenes":
+      sizes = dict(image_size=options.scenes.image_size, seed=config.seed)
+      return (
+          scenes.SceneSource(options.scenes.train_images, split="train", **sizes),
+          scenes.SceneSource(options.scenes.validation_images, split="validation", **sizes))
+    case "photos":
+      sample = photos.sample_photos()
+      source = coco.load_coco(sample.annotations, sample.images, **train)
+      return source, coco.load_coco(
+          sample.annotations, sample.images, categories=source.categories, **validation)
+    case "coco":
+      root = common.existing_path(options.root, "detection.root", _HOW_TO_GET_COCO)
+      source = coco.coco_root(root, "train", **train)
+      return source, coco.coco_root(root, "val", categories=source.categories, **validation)
+    case "files":
+      opened = []
+      for name, more in (("train", train), ("validation", validation)):
+        pair = options[name]
+        for kind in ("annotations", "images"):
+          if not pair[kind]:
+            raise ValueError(
+                f"detection.data=files needs --config.detection.{name}.{kind}=PATH "
+                f"({'a COCO JSON' if kind == 'annotations' else 'the folder of its images'}).")
+        categories = {"categories": opened[0].categories} if opened else {}
+        opened.append(coco.load_coco(
+            common.existing_path(pair.annotations, f"detection.{name}.annotations"),
+            common.existing_path(pair.images, f"detection.{name}.images"), **categories, **more))
+      return tuple(opened)
+    case "prepared":
+      root = common.existing_path(
+          options.root, "detection.root",
+          "Make it with python -m frozen_vision.data.prepare coco --root COCO --out FOLDER.")
+      return (
+          prepared_coco.PreparedCoco(root, "train", **train),
+          prepared_coco.PreparedCoco(root, "val", **validation))
+    case other:
+      raise ValueError(
+          f"detection.data is {other!r}; known: scenes, photos, coco, files, prepared.")

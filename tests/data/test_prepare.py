@@ -1,0 +1,195 @@
+"""Preparation: bad files are named, and what is written reads back as it was."""
+
+import json
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from frozen_vision.data import coco
+from frozen_vision.data import prepare
+from frozen_vision.data import prepared_coco
+from tests import paths
+from tests.data import test_images
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(name="part", scope="module")
+def _part(tmp_path_factory):
+  """A part of the subset in the standard layout: crowds, an image without objects, a bad file."""
+  subset = paths.data_dir("coco_subset")
+  root = tmp_path_factory.mktemp("coco")
+  (root / "annotations").mkdir()
+  for split, count in (("train", 12), ("val", 5)):
+    raw = json.loads((subset / "annotations" / f"instances_{split}2017.json").read_text())
+    owners = [a["image_id"] for a in raw["annotations"]]
+    crowds = [a["image_id"] for a in raw["annotations"] if a["iscrowd"]]
+    bare = [image["id"] for image in raw["images"] if image["id"] not in owners]
+    rest = [image["id"] for image in raw["images"]]
+    chosen = set(list(dict.fromkeys(crowds[:2] + bare[:1] + rest))[:count])
+    raw["images"] = [image for image in raw["images"] if image["id"] in chosen]
+    raw["annotations"] = [a for a in raw["annotations"] if a["image_id"] in chosen]
+    (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(raw))
+    (root / f"{split}2017").mkdir()
+    for image in raw["images"]:
+      shutil.copy(subset / f"{split}2017" / image["file_name"], root / f"{split}2017")
+  return root
+
+
+@pytest.fixture(name="written", scope="module")
+def _written(part, tmp_path_factory):
+  pytest.importorskip("tensorflow", reason="writing shards needs TensorFlow")
+  out = tmp_path_factory.mktemp("prepared")
+  assert prepare.main(["coco", "--root", str(part), "--out", str(out)]) == 0
+  return out
+
+
+def _assert_same(one, other):
+  assert list(one) == list(other)
+  for key, value in one.items():
+    assert type(other[key]) is type(value), key
+    np.testing.assert_equal(other[key], value, err_msg=key)
+    if isinstance(value, np.ndarray):
+      assert other[key].dtype == value.dtype and other[key].shape == value.shape, key
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_reads_back_exactly_what_was_there(part, written, split):
+  direct = coco.coco_root(part, split)
+  prepared = prepared_coco.PreparedCoco(written, split)
+  assert len(prepared) == len(direct) and prepared.labelled
+  assert prepared.categories == direct.categories
+  assert prepared.class_names == direct.class_names
+  np.testing.assert_array_equal(prepared.image_ids, direct.image_ids)
+  np.testing.assert_array_equal(prepared.objects_per_image(), direct.objects_per_image())
+  crowds = 0
+  for index in range(len(direct)):
+    assert prepared.read(index)[1] == direct.read(index)[1]  # the file's own bytes
+    record = direct[index]
+    _assert_same(record, prepared[index])
+    np.testing.assert_array_equal(coco.masks(prepared[index]), coco.masks(record))
+    crowds += record["crowd"].sum()
+  assert crowds > 0
+  assert prepared.ground_truth == direct.ground_truth
+  with pytest.raises(IndexError):
+    prepared[len(direct)]
+
+
+def test_filters_of_the_prepared_data(part, written):
+  options = {"drop_empty": True}
+  direct = coco.coco_root(part, "train", **options)
+  prepared = prepared_coco.PreparedCoco(written, "train", **options)
+  assert len(prepared) == len(direct) < 12
+  _assert_same(direct[len(direct) - 1], prepared[len(direct) - 1])
+  chosen = direct.image_ids[[1, 3]].tolist()
+  prepared = prepared_coco.PreparedCoco(written, "train", image_ids=chosen)
+  assert prepared.ground_truth == coco.coco_root(part, "train", image_ids=chosen).ground_truth
+  assert [prepared[i]["image_id"] for i in range(2)] == chosen
+  with pytest.raises(coco.CocoError, match=r"these ids: \[5\]"):
+    prepared_coco.PreparedCoco(written, "train", image_ids=[5])
+
+
+def test_worker_reads_without_tensorflow(written, tmp_path):
+  prepared = prepared_coco.PreparedCoco(written, "val")
+  size = len(pickle.dumps(prepared))
+  image = prepared[1]["image"]
+  data = pickle.dumps(prepared)
+  assert len(data) == size < 20_000
+  (tmp_path / "source.pickle").write_bytes(data)
+  code = (
+      "import pickle, sys\n"
+      "source = pickle.load(open(sys.argv[1], 'rb'))\n"
+      "print(source[1]['image'].sum(), 'tensorflow' in sys.modules)"
+  )
+  result = subprocess.run(
+      [sys.executable, "-c", code, tmp_path / "source.pickle"], cwd=ROOT, capture_output=True,
+      text=True, check=True,
+  )
+  assert result.stdout.split() == [str(image.sum()), "False"]
+
+
+def test_preparing_twice_asks_first(part, written, capsys):
+  command = ["coco", "--root", str(part), "--split", "val", "--out", str(written)]
+  assert prepare.main(command) == 1
+  assert "--overwrite" in capsys.readouterr().err
+  # An interrupted run: shards, but no index yet.
+  folder = prepared_coco.folder(written, "val")
+  (folder / "index.npz").unlink()
+  with pytest.raises(FileNotFoundError, match="is incomplete; prepare it with"):
+    prepared_coco.PreparedCoco(written, "val")
+  assert prepare.main(command) == 0
+  assert len(prepared_coco.PreparedCoco(written, "val")) == 5
+  with pytest.raises(FileNotFoundError, match="is absent"):
+    prepared_coco.PreparedCoco(written, "test")
+
+
+def test_bad_files_are_named_and_left_out(part, tmp_path, capsys):
+  pytest.importorskip("tensorflow", reason="writing shards needs TensorFlow")
+  images, annotations = tmp_path / "images", part / "annotations" / "instances_val2017.json"
+  shutil.copytree(part / "val2017", images)
+  names = sorted(path.name for path in images.iterdir())
+  (images / names[0]).write_bytes((images / names[0]).read_bytes()[:9000])
+  shutil.copy(images / names[3], images / names[1])  # another size
+  (images / names[2]).unlink()
+  command = ["coco", "--images", str(images), "--annotations", str(annotations), "--split", "val"]
+  command += ["--out", str(tmp_path / "out")]
+  assert prepare.main([*command, "--strict"]) == 1
+  assert not (tmp_path / "out").exists()
+  capsys.readouterr()
+  assert prepare.main([*command, "--check"]) == 0 and not (tmp_path / "out").exists()
+  assert prepare.main(command) == 0
+  text = capsys.readouterr().out
+  assert f"bad: {names[0]}: cannot be decoded" in text and "truncated" in text
+  assert f"bad: {names[1]}: is " in text
+  assert f"do not exist: image dropped ({names[2]})" in text
+  assert "4 checked, 2 usable, 2 bad" in text and "damaged 1" in text and "wrong size 1" in text
+  prepared = prepared_coco.PreparedCoco(tmp_path / "out", "val")
+  assert sorted(prepared[i]["file_name"] for i in range(2)) == names[3:]
+  assert len(prepared.ground_truth["images"]) == 2
+
+
+def test_images_of_any_folder(capsys):
+  folder = paths.data_dir("odd_images")
+  assert prepare.main(["images", "--images", str(folder)]) == 0
+  text = capsys.readouterr().out
+  named = {line.split(": ")[1] for line in text.splitlines() if line.startswith("bad: ")}
+  assert named == {f"files/{name}" for name in test_images.BAD}
+  assert "81 checked, 67 usable, 14 bad" in text
+  assert "not looked at, since not named as images: manifest.json" in text
+  assert "note: files/gray_12in16.tif: dark" in text
+  assert prepare.main(["images", "--images", str(folder), "--strict"]) == 1
+
+
+def test_workers_find_the_same():
+  folder = paths.data_dir("odd_images") / "files"
+  tasks = [prepare._Task(path, path.name) for path in sorted(folder.glob("*.png"))]
+  alone, together = (list(prepare.check_images(tasks, workers)) for workers in (1, 2))
+  assert [(r.name, r.info, str(r.error)) for r in alone] == [
+      (r.name, r.info, str(r.error)) for r in together]
+
+
+def test_wrong_calls_and_nothing_usable(tmp_path, capsys):
+  (tmp_path / "a.jpg").write_bytes(b"no image")
+  assert prepare.main(["images", "--images", str(tmp_path)]) == 1
+  assert "nothing usable" in capsys.readouterr().err
+  for arguments, message in (
+      (["images", "--images", str(tmp_path / "absent")], "no such folder"),
+      (["coco", "--images", "x"], "give --root, or --images and --annotations"),
+      (["coco", "--root", "x", "--images", "y"], "not both"),
+      (["coco", "--root", "x"], "give --out"),
+      (["coco", "--root", "x", "--check"], "no such folder of images"),
+  ):
+    assert prepare.main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_without_tensorflow_the_error_says_so(part, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
+  assert prepare.main(["coco", "--root", str(part), "--out", str(tmp_path)]) == 1
+  assert "pip install tensorflow-cpu" in capsys.readouterr().err
+  assert prepare.main(["coco", "--root", str(part), "--check"]) == 0

@@ -1,0 +1,19 @@
+"""Weights and inputs of the golden files, generated from their names (../shared/golden/README.md)."""
+
+import zlib
+
+import numpy as np
+
+
+def values(seed: int, name: str, shape, scale: float = 1.0, offset: float = 0.0) -> np.ndarray:
+  """The float32 array that the rule of the golden files assigns to `name`."""
+  rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+  return (rng.standard_normal(shape) * scale).astype(np.float32) + np.float32(offset)
+
+
+def state_dict(spec: dict) -> dict[str, np.ndarray]:
+  """All weights of a golden `.json`: {state-dict name: array in PyTorch layout}."""
+  return {
+      name: values(spec["seed"], name, entry["shape"], entry["scale"], entry["offset"])
+      for name, entry in spec["state_dict"].items()
+  }

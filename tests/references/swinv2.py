@@ -1,0 +1,128 @@
+"""Writes checkpoints and outputs of timm, transformers and torchvision; needs them and PyTorch, not JAX.
+
+  python tests/references/swinv2.py FOLDER
+
+For every case: `CASE.pth` (torch.save) and `CASE.safetensors`, and `CASE.npz` with images [b, h, w, 3], the raw
+output of every stage [b, h, w, c] and the logits. `shapes.json` has names and shapes of the full sizes.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import torch
+
+try:
+  import torchvision
+except RuntimeError:  # a torchvision without its compiled operators, which SwinV2 does not need
+  _LIBRARY = torch.library.Library("torchvision", "DEF")
+  for _name in ("nms", "qnms"):
+    _LIBRARY.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+  for _name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+    del sys.modules[_name]
+
+from safetensors.torch import save_file
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+from transformers import Swinv2Config, Swinv2ForImageClassification
+
+_SHAPE = dict(embed_dim=16, depths=(2, 1, 2, 1), num_heads=(1, 2, 4, 8))
+_SIZES = {  # embed_dim, depths, heads
+    "swinv2_t": (96, (2, 2, 6, 2), (3, 6, 12, 24)), "swinv2_s": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "swinv2_b": (128, (2, 2, 18, 2), (4, 8, 16, 32)), "swinv2_l": (192, (2, 2, 18, 2), (6, 12, 24, 48))}
+
+
+def _timm(image, window, pretrained, embed_dim, depths, num_heads, classes=5):
+  return SwinTransformerV2(
+      img_size=image, window_size=window, pretrained_window_sizes=pretrained, embed_dim=embed_dim, depths=depths,
+      num_heads=num_heads, num_classes=classes)
+
+
+def _transformers(image, window, pretrained, embed_dim, depths, num_heads, classes=5):
+  return Swinv2ForImageClassification(Swinv2Config(
+      image_size=image, window_size=window, pretrained_window_sizes=list(pretrained), embed_dim=embed_dim,
+      depths=list(depths), num_heads=list(num_heads), num_labels=classes, drop_path_rate=0.0))
+
+
+def _torchvision(window, embed_dim, depths, num_heads, classes=5):
+  return SwinTransformer(
+      [4, 4], embed_dim, list(depths), list(num_heads), [window, window], stochastic_depth_prob=0.0,
+      num_classes=classes, block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)
+
+
+def _run_timm(model, images):
+  features, x = [], model.patch_embed(images)
+  for layer in model.layers:
+    x = layer(x)
+    features.append(x)
+  return features, model.forward_head(model.norm(x))
+
+
+def _run_transformers(model, images):
+  encoder = model.swinv2.encoder
+  x, (height, width) = model.swinv2.embeddings(images)
+  features = []
+  for layer in encoder.layers:
+    x, before, sizes = layer(x, (height, width))
+    features.append(before.reshape(x.shape[0], height, width, -1))
+    height, width = sizes[-2:]
+  return features, model(images).logits
+
+
+def _run_torchvision(model, images):
+  features, x = [], images
+  for index, layer in enumerate(model.features):
+    x = layer(x)
+    if index % 2:
+      features.append(x)
+  return features, model(images)
+
+
+def main(folder: pathlib.Path) -> None:
+  folder.mkdir(parents=True, exist_ok=True)
+  torch.manual_seed(0)
+  cases = {}
+  for name, build, run in (("timm", _timm, _run_timm), ("transformers", _transformers, _run_transformers)):
+    cases |= {
+        f"{name}-window8_128": (build(128, 8, (0,) * 4, **_SHAPE), run, 128),  # late maps smaller than windows
+        f"{name}-window6to8_96to128": (build(128, 8, (6, 6, 6, 3), **_SHAPE), run, 128),
+        f"{name}-window16_128": (build(128, 16, (0,) * 4, **_SHAPE), run, 128),
+        f"{name}-window12to24_192to192": (build(192, 24, (12, 12, 12, 6), **_SHAPE), run, 192),
+    }
+  cases["transformers-window4_112"] = (_transformers(112, 4, (0,) * 4, **_SHAPE), _run_transformers, 112)  # padding
+  cases["torchvision-window4_128"] = (_torchvision(4, **_SHAPE), _run_torchvision, 128)
+  cases["torchvision-window4_136"] = (_torchvision(4, **_SHAPE), _run_torchvision, 136)  # padding
+  for name, (model, run, image) in cases.items():
+    model.eval()
+    for key, parameter in model.named_parameters():
+      with torch.no_grad():
+        norm = parameter.ndim == 1 and key.endswith("weight")
+        parameter.copy_(torch.randn_like(parameter) * 0.2 + float(norm))
+        if key.endswith("logit_scale"):
+          parameter.add_(2.3)
+          if name.endswith("window8_128"):
+            parameter.view(-1)[0] = 6.0  # beyond the largest allowed; it amplifies rounding a hundred times
+    images = torch.randn(1, 3, image, image)
+    with torch.no_grad():
+      features, logits = run(model, images)
+    torch.save(model.state_dict(), folder / f"{name}.pth")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / f"{name}.safetensors")
+    arrays = {f"stage{index}": feature.numpy() for index, feature in enumerate(features)}
+    np.savez(folder / f"{name}.npz", images=images.permute(0, 2, 3, 1).numpy(), logits=logits.numpy(), **arrays)
+  shapes = {}
+  with torch.device("meta"):
+    for variant, (embed_dim, depths, heads) in _SIZES.items():
+      shape = dict(embed_dim=embed_dim, depths=depths, num_heads=heads, classes=1000)
+      models = {"timm": _timm(256, 8, (0,) * 4, **shape), "transformers": _transformers(256, 8, (0,) * 4, **shape)}
+      try:
+        models["torchvision"] = _torchvision(8, **shape)
+      except RuntimeError:
+        pass  # it fills its coordinates in place
+      for source, model in models.items():
+        shapes[f"{source}-{variant}"] = {key: list(value.shape) for key, value in model.state_dict().items()}
+  (folder / "shapes.json").write_text(json.dumps(shapes))
+
+
+if __name__ == "__main__":
+  main(pathlib.Path(sys.argv[1]))

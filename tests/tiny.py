@@ -1,0 +1,98 @@
+"""The smallest configs that run through everything; `--config=tests/tiny.py[:classification]` works too."""
+
+import json
+import pathlib
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from frozen_vision import config as config_lib
+from frozen_vision.tasks import classification as classification_task
+from frozen_vision.tasks import detection as detection_task
+
+
+def get_config(task: str = "detection") -> ml_collections.ConfigDict:
+  return {"detection": detection, "classification": classification}[task]()
+
+
+def _base() -> ml_collections.ConfigDict:
+  config = config_lib.base_config()
+  backbone(config)
+  config.tensorboard = False  # importing TensorFlow takes seconds
+  config.pictures = 0
+  return config
+
+
+def backbone(config: ml_collections.ConfigDict) -> None:
+  """A random SwinV2 of 0.1 M parameters, whose blocks are not the identity."""
+  config.backbone.weights = "random"
+  config.backbone.overrides = dict(
+      embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_sizes=(4, 4, 4, 2),
+      residual_norm_init=1.0)
+
+
+def small_head(options: ml_collections.ConfigDict) -> None:
+  """Mask R-CNN on few rois and narrow layers: it compiles in seconds."""
+  options.neck.update(dict(channels=8, levels=4))
+  options.head = "mask_rcnn"
+  options.head_options = dict(
+      anchor_scales=(4.0,), rpn_channels=8, train_pre_nms=20, train_proposals=10, test_pre_nms=20,
+      test_proposals=10, roi_samples=8, finest_scale=28.0, fc_channels=8, mask_channels=8,
+      mask_convs=1, max_detections=5)
+
+
+def detection() -> ml_collections.ConfigDict:
+  """Generated scenes of 64 px."""
+  config = _base()
+  config.update(dict(
+      task="detection", steps=40, batch_size=2, eval_batch_size=2, log_every=1, checkpoint_every=5,
+      ema_decay=0.9))
+  config.optimizer.warmup_steps = 2
+  config.detection = detection_task.default_config()
+  options = config.detection
+  options.data = "scenes"
+  options.scenes.update(dict(train_images=50, validation_images=3, image_size=64))
+  options.frame = options.eval_frame = (64, 64)
+  options.resize = "fit"
+  options.max_objects = 8
+  small_head(options)
+  return config
+
+
+def classification(
+    train: pathlib.Path | str = ".", validation: pathlib.Path | str = ".",
+) -> ml_collections.ConfigDict:
+  """An image folder at 16 px, all parameters training, no mixing and no augmentation by chance."""
+  config = _base()
+  config.update(dict(
+      task="classification", trainable=(".*",), steps=6, batch_size=4, eval_batch_size=4, log_every=2,
+      checkpoint_every=2))
+  config.classification = classification_task.default_config()
+  config.classification.update(dict(
+      train=str(train), validation=str(validation), image_size=16, crop_padding=2,
+      rand_augment=dict(num_ops=0), erasing=0.0, mixup=0.0, cutmix=0.0))
+  return config
+
+
+def image_folder(root: pathlib.Path, *, classes: int = 3, images: int = 4, side: int = 16) -> pathlib.Path:
+  """CLASS/IMAGE.png of noise around a colour of the class."""
+  rng = np.random.default_rng(0)
+  for label in range(classes):
+    folder = root / f"class{label}"
+    folder.mkdir(parents=True)
+    colour = rng.integers(40, 216, 3)
+    for index in range(images):
+      pixels = colour + rng.integers(-40, 40, (side, side, 3))
+      Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+  return root
+
+
+def metrics(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
+  """{key: [(step, value), ...]} of a run's `metrics.jsonl`."""
+  series: dict[str, list[tuple[int, float]]] = {}
+  for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines():
+    row = json.loads(line)
+    for key in set(row) - {"step", "time"}:
+      series.setdefault(key, []).append((row["step"], row[key]))
+  return series
