@@ -8,6 +8,7 @@ all processes together, and it restores exactly with any number of workers and o
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.shared_memory
 import os
 import signal
 import sys
@@ -295,10 +296,29 @@ def _initialise_worker(worker_index: int, worker_count: int) -> None:
   # do (it saves first) and ends its workers.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+  creating = _lock_shared_memory()
+  threading.Thread(
+      target=_end_with_parent, args=(creating,), name="end-with-parent", daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _lock_shared_memory() -> threading.Lock:
+  """Makes this process hold the returned lock while it creates a shared memory segment.
+
+  A segment is on disk first and known to the resource tracker, which removes what is left over, some system
+  calls later. A process that ends in between leaves it behind for good.
+  """
+  lock = threading.Lock()
+  create = multiprocessing.shared_memory.SharedMemory.__init__
+
+  def locked(self: Any, *arguments: Any, **options: Any) -> None:
+    with lock:
+      create(self, *arguments, **options)
+
+  multiprocessing.shared_memory.SharedMemory.__init__ = locked
+  return lock
+
+
+def _end_with_parent(creating: threading.Lock) -> None:
   """Ends this worker when its parent is gone, however it went (SIGKILL runs no cleanup there)."""
   parent = multiprocessing.parent_process()
   if parent is None:
@@ -308,4 +328,5 @@ def _end_with_parent() -> None:
   while os.getppid() == parent.pid:
     if multiprocessing.connection.wait([parent.sentinel], timeout=_PARENT_CHECK_SECONDS):
       break
+  creating.acquire()  # never released: nothing more is created
   os._exit(1)

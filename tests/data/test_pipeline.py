@@ -45,6 +45,25 @@ def with_process(record, rng):
   return {**augmented(record, rng), "pid": np.int64(os.getpid()), "cpu": np.bool_(platforms)}
 
 
+def slow_to_register(record, rng):
+  """Widens the time between the creation of a segment and the resource tracker's knowing of it."""
+  from multiprocessing import resource_tracker, shared_memory  # pylint: disable=g-import-not-at-top
+
+  if shared_memory.resource_tracker is resource_tracker:
+    register = resource_tracker.register
+
+    class Slow:
+      unregister = resource_tracker.unregister
+
+      @staticmethod
+      def register(*arguments):
+        time.sleep(0.3)
+        register(*arguments)
+
+    shared_memory.resource_tracker = Slow
+  return with_process(record, rng)
+
+
 def plain(record):
   return {"record": np.int64(record)}
 
@@ -155,14 +174,15 @@ def test_error_of_a_worker_reaches_the_caller():
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="needs /proc")
-def test_workers_end_when_the_parent_is_killed():
-  program = """
+@pytest.mark.parametrize("transform", ["with_process", "slow_to_register"])
+def test_workers_end_when_the_parent_is_killed(transform):
+  program = f"""
 import time
 from frozen_vision.data import pipeline
 from tests.data import test_pipeline as t
 if __name__ == "__main__":
   batches = pipeline.train_batches(
-      t.Numbers(), t.with_process, batch_size=6, seed=5, num_workers=1)
+      t.Numbers(), t.{transform}, batch_size=6, seed=5, num_workers=1, prefetch_batches=50)
   print(next(batches)["pid"][0], flush=True)
   time.sleep(60)
 """
@@ -174,13 +194,14 @@ if __name__ == "__main__":
   ) as parent:
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 1 and all(running(pid) for pid in pids)
-    mine = {name for name in os.listdir("/dev/shm") if name.startswith("psm_")} - before
+    assert set(os.listdir("/dev/shm")) - before
     parent.send_signal(signal.SIGKILL)
   assert ended(pids)
+  left = set(os.listdir("/dev/shm")) - before
   deadline = time.monotonic() + 10
-  while mine & set(os.listdir("/dev/shm")) and time.monotonic() < deadline:
+  while left & set(os.listdir("/dev/shm")) and time.monotonic() < deadline:
     time.sleep(0.1)
-  assert not mine & set(os.listdir("/dev/shm")), "shared memory is left behind"
+  assert not left & set(os.listdir("/dev/shm")), "shared memory is left behind"
 
 
 def test_prefetching_hides_the_loading_time():
