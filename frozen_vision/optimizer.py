@@ -18,7 +18,7 @@ _UNDECAYED = ("position_bias", "logit_scale")
 def default_config() -> ml_collections.ConfigDict:
   """All options, with the values that most configs keep."""
   return ml_collections.ConfigDict(dict(
-      name="adamw",  # adamw | sgd
+      name="adamw",  # adamw | muon (matrices; the rest as adamw) | sgd
       learning_rate=1e-3,
       weight_decay=0.05,
       schedule="cosine",  # cosine | linear | steps | constant
@@ -80,10 +80,12 @@ def build(
   match config.name:
     case "adamw":
       chain.append(optax.scale_by_adam(b1=config.b1, b2=config.b2))
+    case "muon":
+      chain.append(_scale_by_muon(config, mask))
     case "sgd":
       chain.append(optax.trace(config.momentum))
     case other:
-      raise ValueError(f"optimizer.name is {other!r}; known: adamw, sgd.")
+      raise ValueError(f"optimizer.name is {other!r}; known: adamw, muon, sgd.")
   chain.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
   if config.layer_decay != 1.0:
     depths = _map_paths(trainable, lambda path, leaf: layer_of(path))
@@ -93,6 +95,26 @@ def build(
         lambda update, factor: update * factor, updates, factors)))
   chain.append(optax.scale_by_learning_rate(rate))
   return optax.chain(*chain)
+
+
+def _scale_by_muon(config: ml_collections.ConfigDict, decayed: Any) -> optax.GradientTransformation:
+  """Orthogonalised momentum for the matrices among the decayed parameters, Adam for the rest.
+
+  Muon (Jordan 2024) with the scale of arXiv 2502.16982, 0.2 * sqrt(max(rows, columns)): its updates then have
+  AdamW's size, so that learning rate and decay carry over.
+  """
+
+  def kinds(updates: Any) -> Any:
+    return jax.tree.map(lambda leaf, kernel: "muon" if kernel and leaf.ndim == 2 else "adam", updates, decayed)
+
+  def dimensions(updates: Any) -> Any:
+    return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), updates)
+
+  muon = optax.chain(
+      optax.contrib.scale_by_muon(weight_dimension_numbers=dimensions),
+      optax.stateless(lambda updates, _: jax.tree.map(
+          lambda update: update * (0.2 * max(update.shape) ** 0.5), updates)))
+  return optax.partition({"muon": muon, "adam": optax.scale_by_adam(b1=config.b1, b2=config.b2)}, kinds)
 
 
 def _map_paths(state: nnx.State, function: Callable[[str, Any], Any]) -> Any:

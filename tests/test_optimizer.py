@@ -44,7 +44,7 @@ def test_schedules():
 def test_unknown_names_list_the_known_ones():
   with pytest.raises(ValueError, match="'cosin'; known: cosine, linear, steps, constant"):
     optimizer.schedule(_config(schedule="cosin"), 10)
-  with pytest.raises(ValueError, match="'lamb'; known: adamw, sgd"):
+  with pytest.raises(ValueError, match="'lamb'; known: adamw, muon, sgd"):
     _build(_config(name="lamb"), {"a": jnp.ones(2)})
 
 
@@ -93,6 +93,25 @@ def test_decay_is_decoupled_and_masked():
   updates = _updates(tx, params, {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)})
   np.testing.assert_allclose(updates["kernel"], -0.5 * 0.1 * 4, rtol=1e-6)
   np.testing.assert_array_equal(updates["bias"], 0)
+
+
+def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
+  rng = np.random.default_rng(0)
+  grads = {"kernel": rng.normal(size=(4, 9)), "position_bias_kernel": rng.normal(size=(4, 9)),
+           "conv_kernel": rng.normal(size=(3, 3, 2, 4)), "bias": rng.normal(size=9)}
+  settings = dict(learning_rate=0.5, weight_decay=0.1, schedule="constant")
+  params = {name: np.ones_like(value) for name, value in grads.items()}
+  found, adamw = (
+      _updates(*_build(_config(name=name, **settings), params), grads) for name in ("muon", "adamw"))
+  # Five rounds of the quintic act on the singular values alone; the scale is that of arXiv 2502.16982.
+  left, values, right = np.linalg.svd(grads["kernel"], full_matrices=False)
+  values = values / np.linalg.norm(values)
+  for _ in range(5):
+    values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+  wanted = -0.5 * (0.2 * 9**0.5 * (left * values) @ right + 0.1)
+  np.testing.assert_allclose(found["kernel"], wanted, rtol=0, atol=1e-5)
+  for name in ("position_bias_kernel", "conv_kernel", "bias"):
+    np.testing.assert_array_equal(found[name], adamw[name])
 
 
 def test_clipping_is_by_the_global_norm():
