@@ -18,6 +18,7 @@ from frozen_vision import optimizer
 from frozen_vision import state_leaves
 from frozen_vision import train
 from frozen_vision import train_step
+from frozen_vision.data import photos
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.tasks import classification
 from tests import tiny
@@ -291,6 +292,31 @@ def test_detection_leaves_everything_that_a_person_reads(tmp_path):
   config.backbone.overrides.window_sizes = (8, 4, 4, 2)
   with pytest.raises(ValueError, match=r"window_sizes: \[4, 4, 4, 2\] in the checkpoint, \[8, 4, 4, 2\]"):
     train.evaluate(config, alone)
+
+
+@pytest.mark.slow
+def test_unlabelled_validation_images_get_detections_and_no_score(tmp_path, caplog):
+  sample = photos.sample_photos()
+  content = json.loads(sample.annotations.read_text())
+  del content["annotations"]
+  unlabelled = tmp_path / "test-dev.json"
+  unlabelled.write_text(json.dumps(content))
+  config = tiny.detection()
+  config.update(dict(steps=2, batch_size=4, accumulate=2, pictures=2, log_every=1))
+  config.detection.update(dict(
+      data="files", train=dict(annotations=str(sample.annotations), images=str(sample.images)),
+      validation=dict(annotations=str(unlabelled), images=str(sample.images))))
+  config.detection.head_options.score_threshold = 0.001  # above what an untrained head gives 80 classes
+  metrics = train.train(config, tmp_path / "run")
+  run = tmp_path / "run"
+  assert set(metrics) == {"examples_per_second"}
+  assert "no annotations" in caplog.text
+  detections = json.loads((run / "detections.json").read_text())
+  assert {entry["image_id"] for entry in detections} <= {image["id"] for image in content["images"]}
+  assert detections and list((run / "pictures").glob("*.png"))
+  series = tiny.metrics(run)
+  assert [step for step, _ in series["train/loss"]] == [1, 2]
+  assert np.isfinite([value for _, value in series["train/loss"]]).all()
 
 
 def test_evaluation_without_a_checkpoint(tmp_path, images):
