@@ -4,11 +4,31 @@
 
 is the demo: generated scenes and the backbone that ships with the package; minutes on two CPU cores. The real
 recipes are the variants :swinv2_t, :swinv2_b, :swinv2_l and :swinv2_g, which need COCO below
-config.detection.root and backbone weights at config.backbone.weights. :photos overfits the built-in photographs.
+config.detection.root and backbone weights at config.backbone.weights. :photos overfits the built-in
+photographs.
 
-Tags of the values: [paper] arXiv 2111.09883 (SwinV2), appendix A2; [mmdet] mmdet 3.3.0's HTC R50; [swin] the released
-detection code of Swin; [ours] our choice: the appendix of the frozen study (2211.02043) with its learning rate,
-schedule and window sizes for frozen backbones was not available to us.
+The largest backbone learns to detect on Objects365 first, without a mask branch, :objects365_swinv2_g, which
+needs a COCO JSON and a folder of images of each split (config.detection.train.annotations, .images, and
+.validation). COCO then starts from what that run has learnt:
+
+  PYTHONPATH=. python experiments/export_head.py --config=configs/coco_htc.py:objects365_swinv2_g --workdir=O365 \
+    --out=o365.safetensors
+  python -m frozen_vision.main --config=configs/coco_htc.py:swinv2_g --workdir=COCO \
+    --config.detection.init.path=o365.safetensors
+
+:swinv2_g_finetune and :objects365_swinv2_g_finetune are the same two stages as the paper ran them, all
+weights training (between the two, experiments/export_backbone.py too). Multi-scale testing, at the scales of
+ViT-Adapter's HTC++ (the paper's are not known), of a finished run:
+
+  python -m frozen_vision.main --config=configs/coco_htc.py:swinv2_g --workdir=COCO --mode=evaluate \
+    --config.detection.test.short_sides="(600,800,1000,1200,1400,1600)" --config.detection.test.flip=True \
+    --config.detection.test.frames="((1152,1152),(1536,1536),(1920,1920),(2304,2304),(2688,2688),(3008,3008))" \
+    --config.detection.test.sizes="('l','l','ml','sm','sm','sm')" --config.detection.test.max_detections=1000
+
+Tags of the values: [paper] arXiv 2111.09883 (SwinV2), appendix A2, whose detectors are fine-tuned; [mmdet]
+mmdet 3.3.0's HTC R50; [swin] the released detection code of Swin; [swin1] arXiv 2103.14030, appendix A2.2;
+[lsj] mmdet 3.3.0's common/lsj; [ours] our choice: the appendix of the frozen study (2211.02043) with its
+learning rate, schedule and window sizes for frozen backbones was not available to us.
 """
 
 import ml_collections
@@ -16,7 +36,9 @@ import ml_collections
 from frozen_vision import config as config_lib
 from frozen_vision.tasks import detection
 
-VARIANTS = ("", "photos", "swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
+VARIANTS = (
+    "", "photos", "swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g", "objects365_swinv2_g", "swinv2_g_finetune",
+    "objects365_swinv2_g_finetune")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -33,7 +55,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     case "photos":
       _photos(config)
     case _:
-      _full(config, variant)
+      name = variant.removeprefix("objects365_").removesuffix("_finetune")
+      _full(config, name)
+      if variant.startswith("objects365_"):
+        _objects365(config)
+      if variant.endswith("_finetune"):
+        _finetune(config)
   return config
 
 
@@ -41,7 +68,7 @@ def _demo(config: ml_collections.ConfigDict) -> None:
   """All [ours]: sizes that two CPU cores train in minutes."""
   config.headline = (
       "DEMO on generated scenes with the shipped swinv2_nano. Real recipes: --config=configs/coco_htc.py:swinv2_t, "
-      ":swinv2_b, :swinv2_l, :swinv2_g.")
+      ":swinv2_b, :swinv2_l, :swinv2_g and more (configs/coco_htc.py says which).")
   config.steps = 500
   config.batch_size = 8
   config.eval_batch_size = 20
@@ -65,10 +92,11 @@ def _small_head(options: ml_collections.ConfigDict) -> None:
   options.head_options = dict(
       anchor_scales=(4.0,), rpn_channels=64, train_pre_nms=200, train_proposals=100, test_pre_nms=200,
       test_proposals=100, roi_samples=32, finest_scale=28.0, fc_channels=256, mask_channels=32,
-      mask_convs=2, mask_roi_size=10, max_detections=50)
+      mask_convs=2, mask_roi_size=10, max_detections=50, score_threshold=0.001)
 
 
-# The photographs of :photos, by COCO image id: those of the built-in sample with up to nine objects of mixed size.
+# The photographs of :photos, by COCO image id: those of the built-in sample with up to nine objects of mixed
+# size.
 _PHOTOS = (352257, 358083, 458756, 491525, 165518, 214753, 377575, 519208)
 
 
@@ -98,8 +126,8 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   """The frozen recipe at full scale."""
   config.backbone.update(dict(name=name, weights=f"weights/{name}.safetensors", dtype="bfloat16"))
   config.frozen_dtype = "bfloat16"
-  # Window 32 on 1536-pixel crops, positions normalised by the pretraining's windows (192 px, window 12) [paper].
-  # T was never pretrained at 192; its public weights are 256 px with window 16 or 8 [ours].
+  # Window 32 on 1536-pixel crops, positions normalised by the pretraining's windows (192 px, window 12)
+  # [paper]. T was never pretrained at 192; its public weights are 256 px with window 16 or 8 [ours].
   pretrained = (16, 16, 16, 8) if name == "swinv2_t" else (12, 12, 12, 6)
   config.backbone.overrides = dict(
       window_sizes=(32, 32, 32, 32), pretrained_window_sizes=pretrained)
@@ -109,17 +137,62 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   if name == "swinv2_g":
     config.batch_size, config.steps, rate = 96, 45_000, 6e-4  # [paper], of the fine-tuned G
   config.optimizer.update(dict(
-      learning_rate=rate, weight_decay=0.05,  # [paper]
-      schedule="steps",  # [mmdet]: x 0.1 at 27/36 and 33/36 of the schedule [swin]
-      decay_at=(config.steps * 27 // 36, config.steps * 33 // 36),
+      name="adamw", learning_rate=rate, weight_decay=0.05,  # [paper]
+      schedule="steps",  # [mmdet]
       warmup_steps=500))  # [mmdet]
+  _decay(config)
   config.eval_every = config.checkpoint_every = 5000  # [ours]
   config.loader.workers = 8  # [ours]
   options = config.detection
+  options.head = "htc"  # [paper] says HTC++, a third-party table of the frozen study HTC
+  options.neck.update(dict(name="fpn", channels=256, levels=5))  # [mmdet]
+  options.neck.input_norm = True  # [swin]: a norm on every level of the backbone
+  options.resize = "lsj"
   options.frame = (1536, 1536)  # [paper]
   options.scale_range = (0.1, 2.0)  # [paper]
+  options.flip = 0.5  # [lsj]
   options.eval_frame = (1536, 1536)  # [ours]; the paper tests at a short side of 1100 without a long side
   options.eval_short_side = 1100  # [paper]
-  options.head_dtype = "bfloat16"
-  # [paper] says soft-NMS; its kind is mmcv's default. The rest [mmdet].
+  options.head_dtype = "bfloat16"  # [ours]
+  # [paper] says soft-NMS; its kind is mmcv's default. The rest [mmdet], but for two points each of
+  # sampling_ratio, Detectron's, where mmdet adapts their number.
   options.head_options = dict(nms_kind="soft_linear")
+  # Of a head that learnt on Objects365: it has no masks [paper], and other classes.
+  options.init.keep = ("head/mask_heads/.*", "head/box_heads/.*/classes/.*")
+
+
+def _decay(config: ml_collections.ConfigDict) -> None:
+  """x 0.1 at 27/36 and 33/36 of the schedule [swin]."""
+  config.optimizer.decay_at = (config.steps * 27 // 36, config.steps * 33 // 36)
+
+
+def _objects365(config: ml_collections.ConfigDict) -> None:
+  """The stage before COCO, of G; [paper] where nothing else is said."""
+  config.steps = 67_500
+  config.batch_size = 96
+  config.optimizer.learning_rate = 1.2e-3
+  _decay(config)
+  options = config.detection
+  options.data = "files"
+  options.head_options.with_masks = False
+  options.init.keep = ()
+  # The paper prints an input of [800, 1024], and not which sides these are; here, in mmdet's manner, the
+  # short side is 800 unless the long one would exceed 1024 [ours].
+  options.resize = "short_side"
+  options.short_side = (800, 800)
+  options.long_side = 1024
+  options.frame = options.eval_frame = (1024, 1024)
+  options.eval_short_side = 800  # [ours]
+  options.max_objects = 200  # [ours]: Objects365 has more objects in an image than COCO
+
+
+def _finetune(config: ml_collections.ConfigDict) -> None:
+  """All weights train, as the paper ran it. Learning rate, decay, batch, steps and input of `_full` are its
+  own."""
+  config.trainable = (".*",)
+  # [ours]: not stated for G. The paper has 0.1 times the rate for the backbones B and L, and names none for
+  # G.
+  config.optimizer.layer_decay = 1.0
+  config.backbone.overrides.drop_path_rate = 0.4  # [paper] on ADE20K; not stated for COCO
+  # HTC++ has one more global attention layer [swin1]; heads of 32 channels, as in the backbone [ours].
+  config.detection.neck.attention_heads = 128

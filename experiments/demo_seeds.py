@@ -1,11 +1,15 @@
-"""The demo in several seeds, on the shipped backbone and on a random frozen one; writes a table.
+"""The demo in several seeds, in variants that differ in one thing; writes a table.
 
   python experiments/demo_seeds.py --workdir=/tmp/demo_seeds --seeds=0,1,2 --out=experiments/results/demo_seeds.md
+  python experiments/demo_seeds.py --study=heads --workdir=/tmp/heads --out=experiments/results/head_comparison.md
 
-Each run is the README's command with another seed; its metrics are compared with pycocotools on the files that it
-wrote. Seeds change the scenes, the head's initial weights and the order of examples.
+The study `backbones` is the shipped backbone against a random frozen one; `heads` is HTC against Cascade and
+Mask R-CNN, and BiFPN against FPN under HTC, with the same number of steps. Each run is the README's command
+with other options; its metrics are compared with pycocotools on the files that it wrote. Seeds change the
+scenes, the head's initial weights and the order of examples.
 """
 
+from collections.abc import Sequence
 import contextlib
 import io
 import json
@@ -22,10 +26,22 @@ from pycocotools import cocoeval
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
-_BACKBONES = flags.DEFINE_list("backbones", ["shipped", "random"], "Values of config.backbone.weights.")
+_STUDY = flags.DEFINE_enum("study", "backbones", ["backbones", "heads"], "What is compared.")
+_VARIANTS = flags.DEFINE_list("variants", [], "Only these of the study, separated by commas.")
+_OPTIONS = flags.DEFINE_multi_string("option", [], "One more option of every run, such as config.steps=100.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write.")
 
 _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+_STUDIES = {
+    "backbones": {"shipped": ("backbone.weights=shipped",), "random": ("backbone.weights=random",)},
+    "heads": {
+        "HTC + FPN": ("detection.head=htc",),
+        "Cascade Mask R-CNN + FPN": ("detection.head=cascade_mask_rcnn",),
+        "Mask R-CNN + FPN": ("detection.head=mask_rcnn",),
+        "HTC + BiFPN x 1": ("detection.head=htc", "detection.neck.name=bifpn"),
+        "HTC + BiFPN x 3": ("detection.head=htc", "detection.neck.name=bifpn", "detection.neck.repeats=3"),
+    },
+}
 _COLUMNS = (
     "box_AP50", "box_AP", "box_AP_small", "box_AP_medium", "mask_AP50", "mask_AP", "mask_AP_small",
     "mask_AP_medium")
@@ -46,12 +62,12 @@ def pycocotools_metrics(folder: pathlib.Path) -> dict[str, float]:
   return metrics
 
 
-def run(folder: pathlib.Path, seed: str, backbone: str) -> dict[str, float]:
+def run(folder: pathlib.Path, options: Sequence[str]) -> dict[str, float]:
   """One run of the demo; its last evaluation, with the minutes that the command took."""
   started = time.perf_counter()
   subprocess.run(
       [sys.executable, "-m", "frozen_vision.main", "--config=configs/coco_htc.py", f"--workdir={folder}",
-       f"--config.seed={seed}", f"--config.backbone.weights={backbone}"],
+       *(f"--{option}" for option in options)],
       cwd=_REPOSITORY, check=True)
   minutes = (time.perf_counter() - started) / 60
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -65,20 +81,42 @@ def run(folder: pathlib.Path, seed: str, backbone: str) -> dict[str, float]:
 
 def _main(argv: list[str]) -> None:
   del argv
-  rows = ["| backbone | seed | " + " | ".join(_COLUMNS) + " | minutes |",
+  study = _STUDIES[_STUDY.value]
+  variants = _VARIANTS.value or list(study)
+  unknown = sorted(set(variants) - set(study))
+  if unknown:
+    raise app.UsageError(f"--variants has {unknown}; known: {sorted(study)}.")
+  rows = [f"| {_STUDY.value} | seed | " + " | ".join(_COLUMNS) + " | minutes |",
           "|---|---|" + "---|" * (len(_COLUMNS) + 1)]
-  for backbone in _BACKBONES.value:
+  for number, variant in enumerate(study):
+    if variant not in variants:
+      continue
+    found = []
     for seed in _SEEDS.value:
-      metrics = run(pathlib.Path(_WORKDIR.value) / f"{backbone}_{seed}", seed, backbone)
-      values = " | ".join(f"{metrics[name]:.3f}" for name in _COLUMNS)
-      rows.append(f"| {backbone} | {seed} | {values} | {metrics['minutes']:.1f} |")
-      text = (
-          "Made by `experiments/demo_seeds.py`; minutes are those of the whole command on "
-          f"{platform.processor() or platform.machine()}, each metric equal to pycocotools' to 1e-9.\n\n"
-          + "\n".join(rows) + "\n")
-      pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
-      pathlib.Path(_OUT.value).write_text(text)
-      print(rows[-1], flush=True)
+      options = [f"config.seed={seed}", *(f"config.{option}" for option in study[variant]), *_OPTIONS.value]
+      found.append(run(pathlib.Path(_WORKDIR.value) / f"{_STUDY.value}_{number}_{seed}", options))
+      rows.append(_row(variant, seed, found[-1]))
+      _write(rows)
+    if len(found) > 1:
+      mean = {name: sum(metrics[name] for metrics in found) / len(found) for name in (*_COLUMNS, "minutes")}
+      rows.append(_row(f"**{variant}**", "mean", mean))
+      _write(rows)
+
+
+def _row(variant: str, seed: str, metrics: dict[str, float]) -> str:
+  values = " | ".join(f"{metrics[name]:.3f}" for name in _COLUMNS)
+  return f"| {variant} | {seed} | {values} | {metrics['minutes']:.1f} |"
+
+
+def _write(rows: list[str]) -> None:
+  more = f", with {' '.join(_OPTIONS.value)}" if _OPTIONS.value else ""
+  text = (
+      f"Made by `experiments/demo_seeds.py --study={_STUDY.value}`{more}; minutes are those of the whole command on "
+      f"{platform.processor() or platform.machine()}, each metric equal to pycocotools' to 1e-9.\n\n"
+      + "\n".join(rows) + "\n")
+  pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
+  pathlib.Path(_OUT.value).write_text(text)
+  print(rows[-1], flush=True)
 
 
 if __name__ == "__main__":

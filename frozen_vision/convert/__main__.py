@@ -1,8 +1,12 @@
-"""Writes a public SwinV2 checkpoint in our own format.
+"""Writes a public checkpoint in our own format: a SwinV2, or the neck and head of a detector.
 
   python -m frozen_vision.convert swinv2_tiny_patch4_window8_256.pth swinv2_t.safetensors
   python -m frozen_vision.convert model.safetensors out.safetensors --window 16 --image-size 256 \
       --pretrained-window 12 --pretrained-image-size 192
+  python -m frozen_vision.convert --head-of=mmdet htc_r50_fpn_1x_coco.pth htc_r50.safetensors
+
+The last one is for --config.detection.init.path=htc_r50.safetensors; for a backbone of other channels, with
+--config.detection.init.keep="('neck/laterals/.*/kernel','neck/norms/.*')".
 """
 
 import argparse
@@ -16,7 +20,8 @@ import numpy as np
 import safetensors.numpy
 
 from frozen_vision.backbones import build
-from frozen_vision.convert import swinv2, windows
+from frozen_vision.convert import mmdet, swinv2, windows
+from frozen_vision.heads import weights as head_weights
 
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -27,8 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
       prog="python -m frozen_vision.convert", description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument(
-      "source", help=".pth or .safetensors of Microsoft, SimMIM, timm, transformers or torchvision")
+      "source", help=".pth or .safetensors of Microsoft, SimMIM, timm, transformers or torchvision; or of mmdet")
   parser.add_argument("destination", help="the .safetensors file to write")
+  parser.add_argument("--head-of", choices=["mmdet"], help=(
+      "write the FPN, RPN and RoI heads of mmdet's HTC, Cascade Mask R-CNN or Mask R-CNN instead of a backbone; no "
+      "other option applies"))
   parser.add_argument("--name", help="variant it must be, such as swinv2_b; inferred by default")
   parser.add_argument(
       "--window", help="window, or one per stage (16,16,16,8); by default what the source tells")
@@ -45,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
   options = parser.parse_args(arguments)
   if options.head_classes and not options.head:
     parser.error("--head-classes needs --head")
+  if options.head_of:
+    others = ("name", "window", "image_size", "pretrained_window", "pretrained_image_size", "head", "head_classes")
+    given = [name for name in others if getattr(options, name)] + ["dtype"] * (options.dtype != "float32")
+    if given:
+      parser.error(f"--head-of takes no --{given[0].replace('_', '-')}")
   destination = pathlib.Path(options.destination)
   if destination.suffix != ".safetensors":
     parser.error(f"DESTINATION must end in .safetensors, found {destination}")
@@ -59,7 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if options.window and options.image_size and not options.pretrained_window:
     overrides["pretrained_window_sizes"] = overrides["window_sizes"]  # it was trained there.
   try:
-    _convert(options, destination, overrides)
+    if options.head_of:
+      _convert_head(options, destination)
+    else:
+      _convert(options, destination, overrides)
   except (OSError, ValueError) as error:
     sys.exit(f"error: {error}")
 
@@ -82,6 +98,19 @@ def _convert(options: argparse.Namespace, destination: pathlib.Path, overrides: 
         {"kernel": np.ascontiguousarray(head.kernel), "bias": head.bias}, options.head,
         metadata={"backbone": fingerprint})
     print(f"wrote {options.head}: a classifier of {head.bias.size} classes")
+  print(f"fingerprint {fingerprint}")
+
+
+def _convert_head(options: argparse.Namespace, destination: pathlib.Path) -> None:
+  source = pathlib.Path(options.source)
+  try:
+    arrays, ignored = mmdet.head_arrays(mmdet.read_state_dict(source))
+  except ImportError as error:  # an old file, which needs PyTorch
+    raise ValueError(str(error)) from error
+  fingerprint = head_weights.save(destination, arrays, source=f"mmdet {source.name}")
+  print(f"{len(arrays)} tensors of the neck and head; {len(ignored)} keys are not for them:")
+  print("".join(f"  {name}\n" for name in ignored), end="")
+  print(f"wrote {destination} ({destination.stat().st_size:,} bytes, float32)")
   print(f"fingerprint {fingerprint}")
 
 

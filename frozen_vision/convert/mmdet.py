@@ -5,6 +5,9 @@ neck and head is filled, or there is one error that lists all that is wrong.
 
   state = mmdet.convert(mmdet.read_state_dict("htc_r50_fpn_1x_coco.pth"), nnx.state(detector))
   nnx.update(detector, state)
+
+`python -m frozen_vision.convert --head-of=mmdet SOURCE FILE` writes what `head_arrays` gives, for
+`config.detection.init.path`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +15,7 @@ import math
 import os
 import pathlib
 import re
+from typing import NamedTuple
 import zipfile
 
 from flax import nnx
@@ -23,39 +27,38 @@ from frozen_vision.backbones import weights
 from frozen_vision.convert import torch_file
 
 # Turns an array of the source into ours; None where its shape cannot be that of such a layer.
-# `shape` is the shape that ours has.
-Layout = Callable[[np.ndarray, tuple[int, ...]], np.ndarray | None]
+Layout = Callable[[np.ndarray], np.ndarray | None]
 
 
-def _vector(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+def _vector(x: np.ndarray) -> np.ndarray | None:
   return x if x.ndim == 1 else None
 
 
-def _linear(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+def _linear(x: np.ndarray) -> np.ndarray | None:
   return x.T if x.ndim == 2 else None
 
 
-def _conv(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+def _conv(x: np.ndarray) -> np.ndarray | None:
   return x.transpose(2, 3, 1, 0) if x.ndim == 4 else None  # OIHW -> HWIO
 
 
-def _pointwise(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+def _pointwise(x: np.ndarray) -> np.ndarray | None:
   return x[:, :, 0, 0].T if x.ndim == 4 and x.shape[2:] == (1, 1) else None
 
 
-def _deconv(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+def _deconv(x: np.ndarray) -> np.ndarray | None:
   return x.transpose(2, 3, 0, 1) if x.ndim == 4 else None  # PyTorch: IOHW
 
 
 def _roi_linear(channels: int) -> Layout:
   """The first layer on flattened roi features: channels come first there, last here."""
 
-  def layout(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    if x.ndim != 2 or x.shape[1] != shape[0]:
+  def layout(x: np.ndarray) -> np.ndarray | None:
+    side = math.isqrt(x.shape[1] // channels) if x.ndim == 2 else 0
+    if not side or x.shape[1] != channels * side**2:
       return None
-    side = math.isqrt(x.shape[1] // channels)
     x = x.reshape(x.shape[0], channels, side, side).transpose(2, 3, 1, 0)
-    return x.reshape(shape[0], -1)
+    return x.reshape(-1, x.shape[-1])
 
   return layout
 
@@ -156,6 +159,54 @@ def _read_with_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
   }
 
 
+class Leaves(NamedTuple):
+  """An mmdet state dict in our names and layouts.
+
+  Attributes:
+    arrays: {our path: array}; None where the shape is none of such a layer.
+    sources: {our path: the source's key}.
+    ignored: keys that are not for the neck and head (`IGNORED`).
+    unexpected: keys that the table has no place for, or has filled already.
+  """
+
+  arrays: dict[str, np.ndarray | None]
+  sources: dict[str, str]
+  ignored: list[str]
+  unexpected: list[str]
+
+
+def leaves(state_dict: Mapping[str, np.ndarray]) -> Leaves:
+  """Sorts a state dict by the table, whatever detector it will serve."""
+  found = Leaves({}, {}, [], [])
+  for name, value in state_dict.items():
+    if any(re.fullmatch(pattern, name) for pattern in IGNORED):
+      found.ignored.append(name)
+      continue
+    path, layout = _place(name, state_dict)
+    if path is None or path in found.arrays:
+      found.unexpected.append(name)
+      continue
+    found.arrays[path] = layout(np.asarray(value))
+    found.sources[path] = name
+  return found
+
+
+def head_arrays(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+  """({our path: array} of the whole neck and head, keys that were ignored).
+
+  Raises:
+    ValueError: keys without a place, or of a shape that no such layer has; all are listed.
+  """
+  found = leaves(state_dict)
+  shape = lambda name: f"{name} {np.shape(state_dict[name])}"
+  unexpected = [shape(name) for name in found.unexpected]
+  misshaped = [shape(found.sources[path]) for path, array in found.arrays.items() if array is None]
+  if unexpected or misshaped or not found.arrays:
+    problem = "The state dict is none of an mmdet detector with an FPN and HTC's parts."
+    raise ValueError(_report([], unexpected, misshaped, problem))
+  return found.arrays, found.ignored
+
+
 def convert(
     state_dict: Mapping[str, np.ndarray],
     detector_state: nnx.State,
@@ -184,75 +235,74 @@ def convert(
       shapes that do not fit. Or the state is not of such a detector.
   """
   flat = nnx.to_flat_state(detector_state)
-  leaves = {freeze.path_string(path): leaf for path, leaf in flat}
-  if "neck/laterals/0/kernel" not in leaves or "head/rpn/conv/kernel" not in leaves:
+  ours = {freeze.path_string(path): leaf for path, leaf in flat}
+  if "neck/laterals/0/kernel" not in ours or "head/rpn/conv/kernel" not in ours:
     raise ValueError(
         "mmdet heads need a detector with parts `neck` (an FPN) and `head` (an HTC), found parts"
-        f" {sorted({path.split('/')[0] for path in leaves})}"
-        + (" and another neck." if any(path.startswith("neck/") for path in leaves) else ".")
+        f" {sorted({path.split('/')[0] for path in ours})}"
+        + (" and another neck." if any(path.startswith("neck/") for path in ours) else ".")
     )
-  kept = {path for path in leaves if any(re.fullmatch(pattern, path) for pattern in keep)}
-  wanted = {path for path in leaves if path.startswith(("neck/", "head/"))} - kept
-  filled: dict[str, np.ndarray] = {}
-  unexpected, misshaped = [], []
-  for name, value in state_dict.items():
-    if any(re.fullmatch(pattern, name) for pattern in IGNORED):
-      continue
-    path, layout = _place(name, leaves)
-    if path in kept:
-      continue
-    if path not in wanted or path in filled:
-      unexpected.append(f"{name} {np.shape(value)}")
-      continue
-    shape = tuple(leaves[path].shape)
-    array = layout(np.asarray(value), shape)
-    if array is None or array.shape != shape:
-      misshaped.append(f"{name} {np.shape(value)} for {path} {shape}")
-      array = np.zeros(0)  # found, so not missing too
-    filled[path] = array
-  absent = wanted - set(filled)
-  missing = [f"{path} {tuple(leaf.shape)}" for path, leaf in leaves.items() if path in absent]
+  kept = {path for path in ours if any(re.fullmatch(pattern, path) for pattern in keep)}
+  wanted = {path for path in ours if path.startswith(("neck/", "head/"))} - kept
+  found = leaves(state_dict)
+  shape = lambda name: f"{name} {np.shape(state_dict[name])}"
+  unexpected = [shape(name) for name in found.unexpected]
+  unexpected += [shape(found.sources[path]) for path in found.arrays if path not in wanted | kept]
+  filled = {path: array for path, array in found.arrays.items() if path in wanted}
+  misshaped = [
+      f"{shape(found.sources[path])} for {path} {tuple(ours[path].shape)}"
+      for path, array in filled.items()
+      if array is None or array.shape != tuple(ours[path].shape)
+  ]
+  missing = [
+      f"{path} {tuple(leaf.shape)}" for path, leaf in ours.items() if path in wanted - set(filled)
+  ]
   if missing or unexpected or misshaped:
     raise ValueError(_report(missing, unexpected, misshaped))
   return nnx.from_flat_state(
       [
           (path, leaf.replace(jnp.asarray(filled[name], leaf.dtype)) if name in filled else leaf)
-          for (path, leaf), name in zip(flat, leaves)
+          for (path, leaf), name in zip(flat, ours)
       ]
   )
 
 
-def _place(name: str, leaves: Mapping[str, nnx.Variable]) -> tuple[str | None, Layout]:
+def _place(name: str, state_dict: Mapping[str, np.ndarray]) -> tuple[str | None, Layout]:
   """(our path, layout) of a source key; the path is None if the table has none."""
   module, _, kind = name.rpartition(".")
-  module = re.sub(r"^(roi_head\.(?:bbox|mask)_head)\.(?!\d+\.)", r"\1.0.", module)
+  numbered = re.sub(r"^(roi_head\.(?:bbox|mask)_head)\.(?!\d+\.)", r"\1.0.", module)
   for pattern, ours, layout in TABLE:
-    match = re.fullmatch(pattern, module)
+    match = re.fullmatch(pattern, numbered)
     if match is None or kind not in ("weight", "bias"):
       continue
     path = ours.format(*match.groups())
     if kind == "bias":
       return f"{path}/bias", _vector
     if layout is None:
-      layout = _roi_linear(_roi_channels(leaves, stage=match[1]))
+      layout = _roi_linear(_roi_channels(state_dict, head=module.rpartition(".shared_fcs")[0]))
     return f"{path}/{'scale' if layout is _vector else 'kernel'}", layout
   return None, _vector
 
 
-def _roi_channels(leaves: Mapping[str, nnx.Variable], stage: str) -> int:
-  """Channels of what the first fully connected layer of a box head sees."""
-  kernel = rf"head/box_heads/{stage}/convs/\d+/conv/kernel"
-  for path in leaves:
-    if re.fullmatch(kernel, path):  # all convolutions have the same number
-      return leaves[path].shape[-1]
-  return leaves["head/rpn/conv/kernel"].shape[-2]
+def _roi_channels(state_dict: Mapping[str, np.ndarray], head: str) -> int:
+  """Channels of what the first fully connected layer of a box head sees; 1 where nothing tells."""
+  # All convolutions of a box head have the same number; without any, it is the pyramid's.
+  for name, axis in ((f"{head}.shared_convs.0.conv.weight", 0), ("rpn_head.rpn_conv.weight", 1)):
+    if np.ndim(state_dict.get(name)) == 4:
+      return state_dict[name].shape[axis]
+  return 1
 
 
-def _report(missing: list[str], unexpected: list[str], misshaped: list[str]) -> str:
-  parts = [
-      "The mmdet state dict does not fit the detector. Configure the neck and head as the source's,"
-      " or name in `keep` what should keep its own values."
-  ]
+def _report(
+    missing: list[str],
+    unexpected: list[str],
+    misshaped: list[str],
+    problem: str = (
+        "The mmdet state dict does not fit the detector. Configure the neck and head as the source's,"
+        " or name in `keep` what should keep its own values."
+    ),
+) -> str:
+  parts = [problem]
   hints = {
       "Ours, without a source": missing,
       "In the source, without a place here": unexpected,

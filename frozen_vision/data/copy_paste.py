@@ -1,10 +1,48 @@
 """Simple copy-paste (Ghiasi et al. 2021): objects of one training example on top of another."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from typing import Any
 
 import numpy as np
 
+from frozen_vision.data import pipeline
+
 Example = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class CopyPasteTrain:
+  """A training transform, and then for some examples objects of another image on top.
+
+  Which examples, which other image and which of its objects come from the example's own generator. So they
+  too are a pure function of (seed, global example index): workers and restarts change nothing.
+
+  Attributes:
+    transform: makes an example of a record, as `transforms.DetectionTrain` does; it serves both images.
+    source: where the other image comes from, each record with the same chance.
+    probability: of taking another image; how many of its objects are pasted, none included, is a second draw.
+    max_pasted: of `copy_paste`.
+  """
+
+  transform: Callable[[Any, np.random.Generator], dict[str, np.ndarray]]
+  source: pipeline.Source
+  probability: float
+  max_pasted: int = 100
+
+  def __call__(self, record: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The transform's example, perhaps with objects of another one."""
+    example = self.transform(record, rng)
+    if rng.random() >= self.probability:
+      return example
+    position = int(rng.integers(len(self.source)))
+    try:
+      other = self.transform(self.source[position], rng)
+    except Exception as error:
+      error.add_note(f"While preparing record {position} of the data source, to paste from.")
+      raise
+    return copy_paste(example, other, rng, max_pasted=self.max_pasted)
 
 
 def copy_paste(
@@ -26,7 +64,8 @@ def copy_paste(
   Args:
     target, source: {image uint8 [H,W,3], image_size int32 [2], boxes float32 [n,4] xyxy in pixels,
       labels int32 [n], masks uint8 [n,H,ceil(W/8)] with bits packed along the width, valid bool
-      [n]}. Neither is changed.
+      [n]}. Neither is changed. With semantic uint8 [ceil(H/s),ceil(W/s)] in both, pasted pixels take
+      the source's labels.
     rng: chooses how many, uniformly from none to all, and which.
     max_pasted: fewer than this many are pasted.
     box_tolerance: an object of the target that is partly hidden stays if no side of its box moves
@@ -55,6 +94,11 @@ def copy_paste(
   covered = np.bitwise_or.reduce(pasted, axis=0)
   pixels = np.unpackbits(covered, axis=-1, count=target["image"].shape[1]).astype(bool)
   result["image"][pixels] = source["image"][pixels]
+  if "semantic" in target:
+    # Strides are powers of two, and the map's sides are rounded up.
+    stride = 2 ** math.ceil(math.log2(pixels.shape[0] / target["semantic"].shape[0]))
+    under = pixels[::stride, ::stride]
+    result["semantic"][under] = source["semantic"][under]
 
   boxes, labels, masks = [], [], []
   for row in own:

@@ -11,6 +11,7 @@ Choices that decide what a target is:
 * Boxes are the annotated ones, moved. Only where the frame cuts an object, its box is drawn anew
   around the mask that is left, since the rest of a cut object may need a smaller one.
 * Crowds are no targets, and neither are objects without a visible pixel.
+* Without masks, boxes are clipped to the frame, and what is left of them counts.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from frozen_vision.data import images
+from frozen_vision.data import label_maps
 
 Size = tuple[int, int]
 Record = dict[str, Any]
@@ -194,6 +196,9 @@ class DetectionTrain:
     resize: how the image is placed: `LargeScaleJitter` or `ResizeToLimits`.
     flip_probability: of mirroring left to right.
     min_box_size: pixels; objects that are narrower or lower after moving and cutting are dropped.
+    with_masks: False for data or heads without masks; boxes that the frame cuts are then clipped.
+    semantic_stride: with records that have `semantic` (see `semantic_maps`): the stride at which a head reads
+      them; 0 leaves them out.
   """
 
   frame: Size
@@ -201,6 +206,8 @@ class DetectionTrain:
   resize: Callable[[Size, Size, np.random.Generator], Geometry] = LargeScaleJitter()
   flip_probability: float = 0.5
   min_box_size: float = 1.0
+  with_masks: bool = True
+  semantic_stride: int = 0
 
   def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """{image, image_size, boxes, labels, masks, valid} of one example.
@@ -208,7 +215,9 @@ class DetectionTrain:
     Returns:
       image uint8 [H,W,3]; image_size int32 [2], (h, w) of the content; boxes float32 [n,4] xyxy in
       pixels of the frame; labels int32 [n]; masks uint8 [n,H,ceil(W/8)], bits packed along the
-      width; valid bool [n]; with n = max_objects. Rows that are not valid are zeros.
+      width, if `with_masks`; valid bool [n]; with n = max_objects. Rows that are not valid are zeros.
+      With a semantic stride s also semantic uint8 [ceil(H/s),ceil(W/s)], every s-th pixel, 255 in the
+      padding.
 
     Raises:
       ValueError: an undecodable image, annotations of another image size, or without a mask.
@@ -217,7 +226,7 @@ class DetectionTrain:
     geometry = self.resize(image.shape[:2], self.frame, rng)
     if rng.random() < self.flip_probability:
       geometry = dataclasses.replace(geometry, flip=True)
-    boxes, labels, masks = _targets(record, geometry, self.min_box_size)
+    boxes, labels, masks = _targets(record, geometry, self.min_box_size, self.with_masks)
     if len(boxes) > self.max_objects:
       logging.log_first_n(
           logging.WARNING,
@@ -226,20 +235,26 @@ class DetectionTrain:
       )
       area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
       kept = np.sort(np.argsort(-area, kind="stable")[:self.max_objects])
-      boxes, labels, masks = boxes[kept], labels[kept], [masks[i] for i in kept]
-    height, width = self.frame
+      boxes, labels, masks = boxes[kept], labels[kept], [masks[i] for i in kept] if masks else []
     example = {
         **_padded_image(image, geometry, self.frame),
         "boxes": np.zeros((self.max_objects, 4), np.float32),
         "labels": np.zeros(self.max_objects, np.int32),
-        "masks": np.zeros((self.max_objects, height, -(-width // 8)), np.uint8),
         "valid": np.arange(self.max_objects) < len(boxes),
     }
     example["boxes"][:len(boxes)] = boxes
     example["labels"][:len(boxes)] = labels
-    for row, mask in zip(example["masks"], masks):
-      bits = np.packbits(mask, axis=-1)
-      row[:bits.shape[0], :bits.shape[1]] = bits
+    if self.with_masks:
+      height, width = self.frame
+      example["masks"] = np.zeros((self.max_objects, height, -(-width // 8)), np.uint8)
+      for row, mask in zip(example["masks"], masks):
+        bits = np.packbits(mask, axis=-1)
+        row[:bits.shape[0], :bits.shape[1]] = bits
+    if self.semantic_stride:
+      labels = np.full(self.frame, label_maps.IGNORE, np.uint8)
+      content = geometry.move_bitmaps(record["semantic"][None])[0]  # nearest source pixel, whatever it holds
+      labels[:content.shape[0], :content.shape[1]] = content
+      example["semantic"] = labels[::self.semantic_stride, ::self.semantic_stride]
     return example
 
 
@@ -268,6 +283,26 @@ class DetectionEval:
         "original_size": np.array(image.shape[:2], np.int32),
         "image_id": np.int64(record["image_id"]),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiScaleEval:
+  """Evaluation example at several scales, each resized from the source, as `DetectionEval` would alone.
+
+  Attributes:
+    scales: at least one.
+  """
+
+  scales: tuple[DetectionEval, ...]
+
+  def __call__(self, record: Record) -> dict[str, np.ndarray]:
+    """What the first scale gives, and `image.i`, `image_size.i` of every further scale i = 1, 2, ..."""
+    record = {**record, "image": _image(record)}  # decoded once
+    example = self.scales[0](record)
+    for i, scale in enumerate(self.scales[1:], start=1):
+      other = scale(record)
+      example |= {f"{name}.{i}": other[name] for name in ("image", "image_size")}
+    return example
 
 
 def _image(record: Record) -> UInt8[np.ndarray, "h w 3"]:
@@ -299,9 +334,9 @@ def _padded_image(
 
 
 def _targets(
-    record: Record, geometry: Geometry, min_box_size: float
+    record: Record, geometry: Geometry, min_box_size: float, with_masks: bool
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-  """Boxes float [n,4], labels [n] and bitmaps bool [h,w] of the objects seen in the window."""
+  """Boxes float [n,4], labels [n] and, if wanted, bitmaps bool [h,w] of the objects seen in the window."""
   annotated = np.asarray(record["boxes"], np.float64).reshape(-1, 4)
   labels = np.asarray(record["labels"])
   crowd = np.asarray(record.get("crowd", np.zeros(len(labels), bool)), bool)
@@ -310,6 +345,8 @@ def _targets(
   boxes = np.clip(moved, 0.0, (width, height, width, height))
   cut = np.any(np.abs(boxes - moved) > _CUT_TOLERANCE, axis=1)
   seen = np.all(boxes[:, 2:] - boxes[:, :2] >= min_box_size, axis=1) & ~crowd
+  if not with_masks:
+    return boxes[seen], labels[seen], []
   kept, masks = [], []
   for i in np.flatnonzero(seen):
     mask = _mask(record, i, geometry)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from frozen_vision.backbones.features import FeatureSpec
-from frozen_vision.necks.extra_attention import ExtraAttention
+from frozen_vision.necks.base import Neck
 from frozen_vision.necks.fpn import resize_nearest
 
 _XAVIER = nnx.initializers.xavier_uniform()
@@ -139,7 +139,7 @@ class BiFPNBlock(nnx.Module):
     return maps
 
 
-class BiFPN(nnx.Module):
+class BiFPN(Neck):
   """Stack of bidirectional blocks. Each repeat adds 2 * (num_levels - 1) convolutions.
 
   At 256 channels and 5 levels with norms a repeat has 4.7227 million parameters, or 0.5468 with
@@ -173,8 +173,7 @@ class BiFPN(nnx.Module):
       repeats: blocks in a row.
       separable: 3x3 depthwise and 1x1 convolutions instead of plain 3x3 ones.
       norm: "group" (32 groups) after every lateral and fusion, or "none".
-      input_norm: a trainable LayerNorm over the channels of every backbone level first, as in FPN.
-      attention_heads: heads of an `ExtraAttention` on the last backbone level; 0 for none.
+      input_norm, attention_heads: of the input stage, see `Neck`.
       dtype: dtype of the computation; parameters and norm statistics are float32.
       rngs: for the weights.
 
@@ -197,22 +196,13 @@ class BiFPN(nnx.Module):
           f"BiFPN: {channels} channels do not divide into {_GROUPS} groups; give a multiple of"
           f" {_GROUPS}, or norm='none'."
       )
-    self.in_specs = feature_specs
+    super().__init__(
+        feature_specs, input_norm=input_norm, attention_heads=attention_heads, dtype=dtype, rngs=rngs
+    )
     specs = list(feature_specs)
     while len(specs) < num_levels:
       specs.append(FeatureSpec(2 * specs[-1].stride, specs[-1].channels))
     self.feature_specs = tuple(FeatureSpec(spec.stride, channels) for spec in specs)
-    self.dtype = dtype
-    self.norms = nnx.List(
-        [nnx.LayerNorm(s.channels, dtype=dtype, rngs=rngs) for s in feature_specs]
-        if input_norm
-        else []
-    )
-    self.attention = (
-        ExtraAttention(feature_specs[-1].channels, attention_heads, dtype=dtype, rngs=rngs)
-        if attention_heads
-        else None
-    )
     # None where a level has the right number of channels already, as in the reference.
     self.laterals = nnx.List(
         [
@@ -238,10 +228,6 @@ class BiFPN(nnx.Module):
       ValueError: a number of levels or channels other than `feature_specs` announced, or a level
         that is not half as large (odd sizes rounded up) as the one before.
     """
-    found = [x.shape[-1] for x in features]
-    expected = [s.channels for s in self.in_specs]
-    if found != expected:
-      raise ValueError(f"BiFPN: got levels with channels {found}, was built for {expected}.")
     sizes = [x.shape[1:3] for x in features]
     for finer, coarser in zip(sizes[:-1], sizes[1:]):
       if coarser != tuple(-(-side // 2) for side in finer):
@@ -249,11 +235,7 @@ class BiFPN(nnx.Module):
             f"BiFPN: got maps of sizes {sizes}; expected each to be half as large as the one"
             " before, odd sizes rounded up."
         )
-    maps = [jnp.asarray(x, self.dtype) for x in features]
-    if self.norms:
-      maps = [norm(x) for norm, x in zip(self.norms, maps)]
-    if self.attention is not None:
-      maps[-1] = self.attention(maps[-1])
+    maps = self.inputs(features)
     while len(maps) < len(self.feature_specs):
       maps.append(max_pool(maps[-1]))
     maps = [x if lateral is None else lateral(x) for lateral, x in zip(self.laterals, maps)]

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from frozen_vision.backbones.features import FeatureSpec
-from frozen_vision.necks.extra_attention import ExtraAttention
+from frozen_vision.necks.base import Neck
 
 _XAVIER = nnx.initializers.xavier_uniform()
 
@@ -31,7 +31,7 @@ def resize_nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[A
   return x
 
 
-class FPN(nnx.Module):
+class FPN(Neck):
   """Top-down pyramid: 1x1 laterals, nearest upsampling, 3x3 outputs, extra levels by subsampling.
 
   Attributes:
@@ -55,10 +55,7 @@ class FPN(nnx.Module):
       feature_specs: levels of the backbone, fine to coarse.
       channels: channels of every output level.
       num_levels: output levels; those beyond the backbone's are the last output, every second cell.
-      input_norm: a trainable LayerNorm over the channels of every backbone level first. Our frozen
-        backbones end without a norm per level, as public checkpoints do; this is that norm. The
-        reference necks have none.
-      attention_heads: heads of an `ExtraAttention` on the last backbone level; 0 for none.
+      input_norm, attention_heads: of the input stage, see `Neck`.
       dtype: dtype of the computation; parameters and norm statistics are float32.
       rngs: for the weights.
 
@@ -71,22 +68,13 @@ class FPN(nnx.Module):
           f"FPN: num_levels={num_levels} outputs for {len(feature_specs)} backbone levels; expected"
           " at least one level and num_levels >= the number of levels."
       )
-    self.in_specs = feature_specs
+    super().__init__(
+        feature_specs, input_norm=input_norm, attention_heads=attention_heads, dtype=dtype, rngs=rngs
+    )
     strides = [spec.stride for spec in feature_specs]
     while len(strides) < num_levels:
       strides.append(2 * strides[-1])
     self.feature_specs = tuple(FeatureSpec(stride, channels) for stride in strides)
-    self.dtype = dtype
-    self.norms = nnx.List(
-        [nnx.LayerNorm(s.channels, dtype=dtype, rngs=rngs) for s in feature_specs]
-        if input_norm
-        else []
-    )
-    self.attention = (
-        ExtraAttention(feature_specs[-1].channels, attention_heads, dtype=dtype, rngs=rngs)
-        if attention_heads
-        else None
-    )
     self.laterals = nnx.List(
         [
             nnx.Linear(s.channels, channels, dtype=dtype, kernel_init=_XAVIER, rngs=rngs)
@@ -110,16 +98,7 @@ class FPN(nnx.Module):
     Raises:
       ValueError: a number of levels or channels other than `feature_specs` announced.
     """
-    found = [x.shape[-1] for x in features]
-    expected = [s.channels for s in self.in_specs]
-    if found != expected:
-      raise ValueError(f"FPN: got levels with channels {found}, was built for {expected}.")
-    features = [jnp.asarray(x, self.dtype) for x in features]
-    if self.norms:
-      features = [norm(x) for norm, x in zip(self.norms, features)]
-    if self.attention is not None:
-      features[-1] = self.attention(features[-1])
-    maps = [lateral(x) for lateral, x in zip(self.laterals, features)]
+    maps = [lateral(x) for lateral, x in zip(self.laterals, self.inputs(features))]
     for i in range(len(maps) - 1, 0, -1):
       maps[i - 1] = maps[i - 1] + resize_nearest(maps[i], maps[i - 1].shape[1:3])
     outputs: list[jax.Array] = [conv(x) for conv, x in zip(self.outputs, maps)]

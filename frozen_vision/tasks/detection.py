@@ -14,9 +14,12 @@ import numpy as np
 
 from frozen_vision import visualize
 from frozen_vision.backbones import build
-from frozen_vision.data import coco, photos, pipeline, prepared_coco, scenes, transforms
+from frozen_vision.data import coco, copy_paste, photos, pipeline, prepared_coco, scenes
+from frozen_vision.data import semantic_maps, transforms
+from frozen_vision.heads import weights as head_weights
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
+from frozen_vision.heads.htc import views as views_lib
 from frozen_vision.metrics import coco_ap
 from frozen_vision.necks.build import build_neck
 from frozen_vision.tasks import base, common
@@ -53,15 +56,31 @@ def default_config() -> ml_collections.ConfigDict:
       long_side=1333,
       eval_short_side=0,  # 0: as large as eval_frame allows
       flip=0.5,
-      # name: fpn | bifpn; repeats, separable and norm (group | none) are bifpn's; input_norm: a trainable norm on
-      # every level of the frozen backbone (off to start from published heads of backbones without one);
-      # attention_heads: one more global attention block on its last level (HTC++), 0 for none
+      copy_paste=0.0,  # probability that objects of another random image are pasted into a training image
+      # Testing on several views. Without short sides there is one scale, eval_short_side in eval_frame.
+      test=dict(
+          short_sides=(),  # of each scale; 0: as large as its frame allows
+          frames=(),  # (height, width) of each scale, padded; an image that does not fit is made smaller
+          sizes=(),  # of the objects that each scale may find: "s", "ml", ... (COCO's, by box); all if empty
+          flip=False,  # each scale also mirrored
+          max_detections=0,  # after merging; 0: the head's
+      ),
+      # name: fpn | bifpn; repeats, separable and norm (group | none) are bifpn's; input_norm: a trainable
+      # norm on every level of the frozen backbone (off to start from published heads of backbones without
+      # one); attention_heads: one more global attention block on its last level (HTC++), 0 for none
       neck=dict(
           name="fpn", channels=256, levels=5, input_norm=True, attention_heads=0, repeats=1, separable=False,
           norm="group"),
+      # Of head_options.semantic_classes: the folder of the training images' label maps, one PNG of class
+      # indices for each, and pixel values without a class, besides 255. COCO-stuff's maps: 183 classes.
+      semantic=dict(maps="", ignored=()),
       head="htc",  # htc | cascade_mask_rcnn | mask_rcnn
       head_options=dict(),  # fields of HTCConfig, such as dict(roi_samples=64)
       head_dtype="float32",
+      # Where neck and head start, in place of random numbers: a file of frozen_vision.convert or of
+      # experiments/export_head.py. `keep`: regular expressions of the paths that start at random all the
+      # same.
+      init=dict(path="", keep=()),
   ))
 
 
@@ -80,18 +99,37 @@ class Detector(nnx.Module):
 class DetectionTask(base.Task):
   """Boxes and masks of objects in images."""
 
-  best_metric = "mask_AP"
   phases = (None,)
 
   def __init__(self, config: ml_collections.ConfigDict):
     self._config = config
     self._options = config.detection
-    self._train, self._validation = _open_sources(config)
+    self._scales, self._sizes = _test_scales(self._options)
+    with_masks = self._options.head_options.get("with_masks", True)
+    self._train, self._validation = _open_sources(config, require_masks=with_masks)
     self._names = tuple(category["name"] for category in self._train.categories)
     self.headline = (
         f"Detection: {len(self._train):,} training and {len(self._validation):,} validation images, "
         f"{len(self._names)} classes.")
     self._head_config = _head_config(self._options, len(self._names))
+    self.best_metric = "mask_AP" if self._head_config.with_masks else "box_AP"
+    self._semantic_stride = 0
+    classes, semantic = self._head_config.semantic_classes, self._options.semantic
+    if bool(classes) != bool(semantic.maps):
+      raise ValueError(
+          f"detection.head_options.semantic_classes is {classes}, detection.semantic.maps is {semantic.maps!r}: "
+          "the semantic branch needs both, the number of classes and the folder of label maps of the training "
+          "images.")
+    if classes:
+      self._train = semantic_maps.WithSemanticMaps(
+          self._train, common.existing_path(semantic.maps, "detection.semantic.maps"), num_classes=classes,
+          ignored=tuple(semantic.ignored))
+      # Of the level it works on: the finest of the backbones here has stride 4.
+      self._semantic_stride = 4 * 2**self._head_config.semantic_level
+    pasting, with_masks = self._options.copy_paste, self._head_config.with_masks
+    if not 0 <= pasting <= 1 or (pasting and not with_masks):
+      raise ValueError(
+          f"detection.copy_paste is {pasting}, with_masks of the head is {with_masks}: expected a probability, and masks, by which objects are cut out.")
 
   def phase_at(self, step: int) -> None:
     return None
@@ -107,10 +145,17 @@ class DetectionTask(base.Task):
         options.name, backbone.feature_specs, channels=options.channels, num_levels=options.levels,
         repeats=options.repeats, separable=options.separable, norm=options.norm,
         input_norm=options.input_norm, attention_heads=options.attention_heads, dtype=dtype, rngs=rngs)
-    return Detector(backbone, neck, self._head_config, dtype=dtype, rngs=rngs)
+    detector = Detector(backbone, neck, self._head_config, dtype=dtype, rngs=rngs)
+    init = self._options.init
+    if init.path:
+      path = common.existing_path(
+          init.path, "detection.init.path",
+          "It is written by frozen_vision.convert or experiments/export_head.py.")
+      nnx.update(detector, head_weights.load(nnx.state(detector), path, keep=tuple(init.keep)))
+    return detector
 
   def train_batches(self, start_example: int) -> pipeline.BatchIterator:
-    options = self._options
+    options, loader = self._options, self._config.loader
     match options.resize:
       case "lsj":
         resize = transforms.LargeScaleJitter(tuple(options.scale_range))
@@ -121,19 +166,19 @@ class DetectionTask(base.Task):
       case other:
         raise ValueError(f"detection.resize is {other!r}; known: lsj, short_side, fit.")
     transform = transforms.DetectionTrain(
-        tuple(options.frame), options.max_objects, resize, flip_probability=options.flip)
+        tuple(options.frame), options.max_objects, resize, flip_probability=options.flip,
+        with_masks=self._head_config.with_masks, semantic_stride=self._semantic_stride)
+    if options.copy_paste:
+      transform = copy_paste.CopyPasteTrain(transform, self._train, options.copy_paste)
     return pipeline.train_batches(
         self._train, transform, batch_size=self._config.batch_size, seed=self._config.seed,
-        start_example=start_example, num_workers=self._config.loader.workers,
-        num_threads=self._config.loader.threads)
-
-  @property
-  def _eval_resize(self) -> transforms.ResizeToLimits:
-    return transforms.ResizeToLimits(self._options.eval_short_side or None, None)
+        start_example=start_example, num_workers=loader.workers, num_threads=loader.threads)
 
   def eval_batches(self) -> pipeline.BatchIterator:
+    # Every scale is resized from the source: resized on the device from one padded frame it would be
+    # interpolated twice, and a single scale would not give what plain testing at that scale gives.
     return pipeline.eval_batches(
-        self._validation, transforms.DetectionEval(tuple(self._options.eval_frame), self._eval_resize),
+        self._validation, transforms.MultiScaleEval(self._scales),
         batch_size=self._config.eval_batch_size, num_threads=self._config.loader.threads)
 
   def frozen_features(self, model: Detector, batch: base.Batch) -> base.Features:
@@ -151,13 +196,16 @@ class DetectionTask(base.Task):
   def predict(
       self, model: Detector, batch: base.Batch, features: base.Features
   ) -> dict[str, jax.Array]:
-    if features is None:
-      features = self.frozen_features(model, batch)
-    pyramid = model.neck(features)
-    detections = model.head.predict_boxes(pyramid, batch["image_size"])
-    if self._head_config.with_masks:
-      detections["masks"] = model.head.predict_masks(pyramid, detections["boxes"], detections["labels"])
-    return detections
+    views = []
+    for scale, sizes in enumerate(self._sizes):
+      image, image_size = (batch[f"{name}.{scale}" if scale else name] for name in ("image", "image_size"))
+      for mirrored in (False, True) if self._options.test.flip else (False,):
+        view = dict(image=views_lib.mirror(image, image_size) if mirrored else image, image_size=image_size)
+        if features is None or views:  # what was given is of the first view
+          features = self.frozen_features(model, view)
+        views.append(views_lib.View(model.neck(features), image_size, mirrored, sizes))
+    return views_lib.predict(
+        model.head, views, batch["original_size"], max_detections=self._options.test.max_detections or None)
 
   def evaluator(self) -> coco_ap.CocoEvaluator:
     kinds = ("bbox", "segm") if self._head_config.with_masks else ("bbox",)
@@ -166,9 +214,9 @@ class DetectionTask(base.Task):
   def pictures(
       self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
   ) -> dict[str, np.ndarray]:
-    options = self._options
+    first = self._scales[0]
     place = transforms.DetectionTrain(
-        tuple(options.eval_frame), 300, self._eval_resize, flip_probability=0.0)
+        first.frame, 300, first.resize, flip_probability=0.0, with_masks=self._head_config.with_masks)
     rows = []
     for row in range(min(count, int(np.sum(batch["example_valid"])))):
       record = self._validation[int(batch["index"][row])]
@@ -187,6 +235,31 @@ class DetectionTask(base.Task):
       (folder / "ground_truth.json").write_text(json.dumps(self._validation.ground_truth))
 
 
+def _test_scales(
+    options: ml_collections.ConfigDict,
+) -> tuple[tuple[transforms.DetectionEval, ...], tuple[str, ...]]:
+  """How each scale of testing is loaded, and which objects it may find.
+
+  Raises:
+    ValueError: lists of different lengths, or an unknown size.
+  """
+  test, everything = options.test, "".join(views_lib.AREAS)
+  short_sides, frames = tuple(test.short_sides), tuple(test.frames)
+  sizes = tuple(test.sizes) or (everything,) * max(len(short_sides), 1)
+  if not short_sides and not frames:
+    short_sides, frames = (options.eval_short_side,), (options.eval_frame,)
+  if not len(short_sides) == len(frames) == len(sizes):
+    raise ValueError(
+        f"detection.test has {len(short_sides)} short_sides, {len(frames)} frames and {len(sizes)} sizes; expected "
+        "one frame for each short side, and one text of sizes for each or none at all.")
+  for letters in sizes:
+    if not letters or set(letters) - set(everything):
+      raise ValueError(f"detection.test.sizes has {letters!r}; expected some of the letters {everything!r}.")
+  return tuple(
+      transforms.DetectionEval(tuple(frame), transforms.ResizeToLimits(side or None, None))
+      for side, frame in zip(short_sides, frames)), sizes
+
+
 def _head_config(options: ml_collections.ConfigDict, num_classes: int) -> htc_config.HTCConfig:
   """The preset that `head` names, with the fields of `head_options` replaced."""
   if options.head not in _HEADS:
@@ -203,12 +276,15 @@ def _head_config(options: ml_collections.ConfigDict, num_classes: int) -> htc_co
   return _HEADS[options.head](num_classes=num_classes, **changes)
 
 
-def _open_sources(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
+def _open_sources(config: ml_collections.ConfigDict, *, require_masks: bool) -> tuple[Any, Any]:
   """(training, validation) sources with one label space."""
   options = config.detection
   chosen = lambda ids: tuple(int(i) for i in ids) or None
   train = dict(image_ids=chosen(options.train_image_ids), drop_empty=True)
   validation = dict(image_ids=chosen(options.validation_image_ids))
+  if options.data != "prepared":  # where the preparation has decided
+    for split in (train, validation):
+      split["require_masks"] = require_masks
   match options.data:
     case "scenes":
       sizes = dict(image_size=options.scenes.image_size, seed=config.seed)

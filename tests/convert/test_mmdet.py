@@ -12,7 +12,9 @@ import safetensors.numpy
 
 from frozen_vision import freeze
 from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.convert import __main__ as convert_cli
 from frozen_vision.convert import mmdet
+from frozen_vision.heads import weights as head_weights
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
 from frozen_vision.necks.build import build_neck
@@ -220,6 +222,43 @@ def test_kept_parameters_stay():
   np.testing.assert_array_equal(
       found["head/box_heads/0/fcs/1/kernel"], source["roi_head.bbox_head.shared_fcs.1.weight"].T
   )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_command_line_writes_what_a_detector_may_start_from(case, tmp_path, capsys):
+  """Without knowing the detector, it writes the very numbers that the conversion for it gives."""
+  theirs, preset, ours = CASES[case]
+  source = _state_dict(**theirs)
+  path = pth_file.write(tmp_path / "source.pth", {"state_dict": source})
+  convert_cli.main(["--head-of=mmdet", str(path), str(tmp_path / "head.safetensors")])
+  printed = capsys.readouterr().out
+  assert "1 keys are not for them:\n  backbone.layer1.0.conv1.weight\n" in printed
+  state = nnx.state(_detector(preset, **ours))
+  found = freeze.flatten(head_weights.load(state, tmp_path / "head.safetensors"))
+  wanted = freeze.flatten(mmdet.convert(source, state))
+  for name in wanted:
+    if name.startswith("backbone/"):
+      assert isinstance(found[name], jax.ShapeDtypeStruct)
+    else:
+      np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
+
+
+def test_the_command_line_refuses_what_it_cannot_place(tmp_path, capsys):
+  source = _state_dict() | {
+      "rpn_head.extra.weight": np.zeros(2, np.float32),
+      "roi_head.bbox_head.shared_fcs.0.weight": np.zeros((6, 8 * 49 + 1), np.float32),
+  }
+  path = tmp_path / "source.safetensors"
+  safetensors.numpy.save_file(source, path)
+  target = tmp_path / "head.safetensors"
+  with pytest.raises(SystemExit) as error:
+    convert_cli.main(["--head-of=mmdet", str(path), str(target)])
+  text = str(error.value)
+  assert "rpn_head.extra.weight (2,)" in text and "shared_fcs.0.weight (6, 393)" in text
+  assert not target.exists()
+  with pytest.raises(SystemExit):
+    convert_cli.main(["--head-of=mmdet", "--window=8", str(path), str(target)])
+  assert "--head-of takes no --window" in capsys.readouterr().err
 
 
 def test_dtype_of_the_state_is_kept():

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from frozen_vision.data import copy_paste as copy_paste_lib
+from frozen_vision.data import pipeline
+from frozen_vision.data import transforms
 
 H, W, ROWS = 40, 45, 6  # a width that does not fill its last byte
 
@@ -127,3 +129,76 @@ def test_frames_must_agree():
   target = _example([], colour=1)
   with pytest.raises(ValueError, match=r"image is \(40, 45, 3\) in the target and \(20, 45, 3\)"):
     copy_paste_lib.copy_paste(target, target | {"image": target["image"][:20]}, Always())
+
+
+class Coloured:
+  """Record i is an image of colour i + 1 with one square at a place of its own."""
+
+  def __len__(self):
+    return 7
+
+  def __getitem__(self, index):
+    if index == self.broken:
+      raise OSError("the disk is gone")
+    image = np.full((32, 32, 3), index + 1, np.uint8)
+    mask = np.zeros((1, 32, 32), bool)
+    mask[0, 4 * index : 4 * index + 4, 4 * index : 4 * index + 4] = True
+    box = np.array([[4 * index, 4 * index, 4 * index + 4, 4 * index + 4]], np.float32)
+    return {"image": image, "image_id": index, "boxes": box, "labels": np.array([index]), "masks": mask}
+
+  broken = None
+
+
+_PLACE = transforms.DetectionTrain((32, 32), 4, transforms.ResizeToLimits(), flip_probability=0.5)
+
+
+def _batches(count, *, source=None, probability=0.5, **options):
+  source = source or Coloured()
+  transform = copy_paste_lib.CopyPasteTrain(_PLACE, source, probability)
+  with pipeline.train_batches(source, transform, batch_size=4, seed=3, **options) as batches:
+    return [next(batches) for _ in range(count)]
+
+
+def _same(one, other):
+  assert len(one) == len(other)
+  for a, b in zip(one, other):
+    assert set(a) == set(b)
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_pasted_examples_are_a_function_of_seed_and_index():
+  whole = _batches(12)
+  _same(_batches(4, start_example=32), whole[8:])
+  _same(_batches(12, num_threads=4), whole)
+  shares = [_batches(12, process_index=i, process_count=2) for i in range(2)]
+  _same([{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*shares)], whole)
+  # Who shows two colours was pasted on: half of the examples take another image, half of these an object.
+  colours = np.array([len(np.unique(image)) for batch in whole for image in batch["image"]])
+  assert set(colours) == {1, 2} and 5 < (colours == 2).sum() < 20
+  for batch in whole:
+    for i, valid in enumerate(batch["valid"]):
+      assert len(np.unique(batch["image"][i])) in (1, valid.sum())
+
+
+@pytest.mark.slow
+def test_workers_paste_the_same():
+  _same(_batches(6, num_workers=2, start_example=8), _batches(8)[2:])
+
+
+@pytest.mark.parametrize("probability, pasted", [(0.0, 0.0), (1.0, 0.5)])
+def test_probability(probability, pasted):
+  batches = _batches(30, probability=probability)
+  share = np.mean([len(np.unique(image)) == 2 for batch in batches for image in batch["image"]])
+  # Another image is the same one in 1 of 7 cases, and then shows no second colour.
+  assert abs(share - pasted * 6 / 7) < 0.15 * (probability > 0) + 1e-9
+
+
+def test_an_unreadable_second_image_is_named():
+  source = Coloured()
+  source.broken = 2
+  transform = copy_paste_lib.CopyPasteTrain(_PLACE, source, 1.0)
+  with pytest.raises(OSError, match="the disk is gone") as caught:
+    for seed in range(40):
+      transform(source[0], np.random.default_rng(seed))
+  assert any("record 2 of the data source, to paste from" in note for note in caught.value.__notes__)

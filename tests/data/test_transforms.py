@@ -221,3 +221,34 @@ def test_errors_name_the_image():
     transforms.DetectionTrain(_SIZE, 4, transforms.ResizeToLimits())(
         record, np.random.default_rng(0)
     )
+
+
+def test_without_masks_boxes_are_clipped():
+  record = make_record()
+  del record["masks"]
+  record["crowd"] = np.array([False, False, True])
+
+  def place(source, frame, rng):
+    del frame, rng
+    return transforms.Geometry(source, source, 20, 30, (40, 60))
+
+  found = transforms.DetectionTrain((48, 64), 4, place, flip_probability=0.0, with_masks=False)(
+      record, np.random.default_rng(0))
+  assert "masks" not in found
+  np.testing.assert_array_equal(found["valid"], [True, True, False, False])
+  np.testing.assert_array_equal(found["boxes"][:2], [[0, 0, 20, 20], [30, 10, 60, 40]])
+  np.testing.assert_array_equal(found["labels"], [0, 1, 0, 0])
+
+
+def test_every_scale_is_loaded_as_it_would_be_alone():
+  scales = tuple(
+      transforms.DetectionEval(frame, transforms.ResizeToLimits(short))
+      for frame, short in (((80, 120), None), ((160, 200), 100), ((64, 64), 30)))
+  record = make_record()
+  found = transforms.MultiScaleEval(scales)(record)
+  assert set(found) == {"image", "image_size", "original_size", "image_id", "image.1", "image_size.1", "image.2",
+                        "image_size.2"}
+  for i, scale in enumerate(scales):
+    alone = scale(record)
+    for name in ("image", "image_size"):
+      np.testing.assert_array_equal(found[f"{name}.{i}" if i else name], alone[name])

@@ -1,0 +1,52 @@
+"""Writes the neck and head of a detection run's newest checkpoint as a file that another run may start from.
+
+  PYTHONPATH=. python experiments/export_head.py --config=configs/coco_htc.py:objects365_swinv2_g --workdir=/tmp/objects365 \
+    --out=o365.safetensors
+
+The other run reads it with --config.detection.init.path=o365.safetensors.
+"""
+
+import pathlib
+
+from absl import app
+from absl import flags
+import ml_collections
+from ml_collections import config_flags
+from flax import nnx
+import numpy as np
+
+from frozen_vision import checkpoint
+from frozen_vision import freeze
+from frozen_vision import train
+from frozen_vision.heads import weights
+from frozen_vision.tasks import build as tasks_build
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
+_OUT = flags.DEFINE_string("out", None, "The .safetensors file to write.")
+
+
+def export(config: ml_collections.ConfigDict, workdir: str, out: str) -> tuple[int, str]:
+  """Writes the averaged parameters, where the run has them; returns the step and the fingerprint."""
+  model = train.build_model(tasks_build.build_task(config), config)
+  part = "ema" if config.ema_decay > 0 else "trainable"
+  with checkpoint.Checkpoints(workdir) as checkpoints:
+    state, meta = checkpoints.restore({part: model.trainable}, partial=True)
+  module = nnx.merge(model.graphdef, state[part], model.frozen)
+  arrays = {
+      name: np.asarray(leaf, np.float32)
+      for name, leaf in freeze.flatten(nnx.state(module, nnx.Param)).items() if name.startswith(weights.PARTS)
+  }
+  source = f"step {meta['step']} of {pathlib.Path(workdir).name}, {config.detection.head}, {part}"
+  return meta["step"], weights.save(out, arrays, source=source)
+
+
+def _main(argv: list[str]) -> None:
+  del argv
+  step, fingerprint = export(_CONFIG.value, _WORKDIR.value, _OUT.value)
+  print(f"{_OUT.value}: neck and head of step {step}, fingerprint {fingerprint}")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir", "out"])
+  app.run(_main)
