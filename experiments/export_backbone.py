@@ -32,6 +32,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "How the 
 
 def export(config: ml_collections.ConfigDict, workdir: str, out: str, dtype: str) -> dict[str, float]:
   """Writes the weights and returns the metrics of the file as it was written."""
+  config.backbone.fold = False  # what is written are the parameters themselves
   task = tasks_build.build_task(config)
   model = train.build_model(task, config)
   part = "ema" if config.ema_decay > 0 else "trainable"

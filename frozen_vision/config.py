@@ -10,7 +10,9 @@ from frozen_vision.tasks import common
 
 
 # Sections whose keys are checked by what they configure.
-_OPEN = ("backbone.overrides", "detection.head_options")
+_OPEN = (
+    "backbone.overrides", "detection.head_options", "segmentation.mask2former", "segmentation.upernet",
+    "segmentation.linear")
 
 
 def base_config() -> ml_collections.ConfigDict:
@@ -21,7 +23,8 @@ def base_config() -> ml_collections.ConfigDict:
       seed=0,
       backbone=common.backbone_config(),
       trainable=("neck/.*", "head/.*"),  # regular expressions of parameter paths; the rest is frozen
-      frozen_dtype="float32",  # of the frozen weights as they are held; bfloat16 on TPU and GPU
+      # Of the frozen weights as they are held: float32 | bfloat16 (on TPU and GPU) | int8 (folded backbones).
+      frozen_dtype="float32",
       steps=1000,
       batch_size=16,
       eval_batch_size=16,

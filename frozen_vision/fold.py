@@ -8,6 +8,7 @@ import dataclasses
 import math
 from typing import Any
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -16,20 +17,27 @@ from frozen_vision.backbones import swinv2, windows
 from frozen_vision.backbones.features import FeatureSpec
 
 Tree = Any
+HELD_AS = ("float32", "bfloat16", "int8")
+
+
+class Folded(nnx.Variable):
+  """A leaf of a folded backbone. It is no `nnx.Param`: whatever a policy says, it never trains."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class FoldedSwinV2:
-  """What `fold` makes: a pytree of arrays that is called like the backbone; it may be an argument of jit.
+  """What `fold` makes: a pytree that is called like the backbone; it may be an argument of jit.
+
+  In the place of the backbone in a module (`module.backbone = nnx.data(folded)`), its leaves are part of the
+  module's state.
 
   Attributes:
     stem, norm: patch embedding, and the final norm that `embed` uses.
     stages: per stage `repeated` (a period of blocks whose leaves have a leading axis, for a scan; or None),
       `blocks` (those that follow, one by one) and `downsample`.
     config, dtype, feature_specs: of the backbone; `dtype` is that of the matrix products.
-    table_windows: per stage, the window that the tables of position bias cover.
-    int8: matrices are kept as 8-bit integers with a scale per output channel.
+    held_as: how matrices are kept, one of `HELD_AS`; int8 has a scale per output channel.
   """
 
   stem: Tree
@@ -38,14 +46,16 @@ class FoldedSwinV2:
   config: swinv2.SwinV2Config = dataclasses.field(metadata=dict(static=True))
   dtype: Any = dataclasses.field(metadata=dict(static=True))
   feature_specs: tuple[FeatureSpec, ...] = dataclasses.field(metadata=dict(static=True))
-  table_windows: tuple[tuple[int, int], ...] = dataclasses.field(metadata=dict(static=True))
-  int8: bool = dataclasses.field(metadata=dict(static=True))
+  held_as: str = dataclasses.field(metadata=dict(static=True))
 
   def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b hs ws cs"], ...]:
     """Features of every stage; see `swinv2.SwinV2.__call__`."""
-    x = _norm(_linear(swinv2.patches(images.astype(self.dtype)), self.stem["proj"]), self.stem["norm"])
+    if self.config.whole_windows:
+      swinv2.check_patches(images.shape[1:3])
+    stem, stages = _arrays((self.stem, self.stages))
+    x = _norm(_linear(swinv2.patches(images.astype(self.dtype)), stem["proj"]), stem["norm"])
     features = []
-    for index, stage in enumerate(self.stages):
+    for index, stage in enumerate(stages):
       if stage["repeated"] is not None:
         def period(x, blocks, index=index):
           for position, block in enumerate(blocks):
@@ -63,63 +73,70 @@ class FoldedSwinV2:
 
   def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b c"]:
     """The final norm's output, averaged over positions."""
-    return jnp.mean(_norm(self(images)[-1], self.norm), axis=(1, 2))
+    return jnp.mean(_norm(self(images)[-1], _arrays(self.norm)), axis=(1, 2))
 
   def _block(self, x: Float[Array, "b h w c"], block: Tree, stage: int, *, shifted: bool):
     def attention(x, window, mask):
-      bias = self._bias(block["table"], window, stage)
+      bias = self._bias(block, window, stage)
       x = windows.cosine_attention(_linear(x, block["qkv"]), block["scale"], bias, mask)
       return _linear(x, block["proj"])
 
     size = self.config.window_sizes[stage]
+    if self.config.whole_windows:
+      swinv2.check_map(x.shape[1:3], size)
     x = x + _norm(windows.attend_in_windows(x, size, shifted, attention), block["norm1"])
-    hidden = jax.nn.gelu(_linear(x, block["fc1"]), approximate=False)
+    hidden = swinv2.gelu(_linear(x, block["fc1"]))
     x = x + _norm(_linear(hidden, block["fc2"]), block["norm2"])
     return x if block["extra_norm"] is None else _norm(x, block["extra_norm"])
 
-  def _bias(self, table: Array, window: tuple[int, int], stage: int) -> Float[Array, "heads n n"]:
-    """The bias of every pair; of a window smaller than the table's, the middle of the table."""
-    full = self.table_windows[stage]
-    if window != full:
-      if not self.config.pretrained_window_sizes[stage] or window[0] > full[0] or window[1] > full[1]:
-        raise ValueError(
-            f"Stage {stage} was folded for a window of {full}, and the image gives {window}. Fold with "
-            "image_size= of these images, or give the backbone pretrained_window_sizes.")
-      table = table.reshape(2 * full[0] - 1, 2 * full[1] - 1, -1)
-      rows, columns = (slice(f - w, f + w - 1) for f, w in zip(full, window))
+  def _bias(self, block: Tree, window: tuple[int, int], stage: int) -> Float[Array, "heads n n"]:
+    """The bias of every pair of a window: from the table, or its middle where a map is smaller.
+
+    Without a pretrained window, positions in a smaller map are relative to the map: its table is computed.
+    """
+    side = self.config.window_sizes[stage]
+    if window == (side, side):
+      table = block["table"]
+    elif block["position_bias"] is None:
+      table = block["table"].reshape(2 * side - 1, 2 * side - 1, -1)
+      rows, columns = (slice(side - length, side + length - 1) for length in window)
       table = table[rows, columns].reshape(-1, table.shape[-1])
+    else:
+      table = swinv2.position_table(**block["position_bias"], window=window, pretrained=0)
     return jnp.moveaxis(table[windows.position_index(window)], -1, 0)
 
 
 def fold(
-    backbone: swinv2.SwinV2, *, dtype: Any = None, int8: bool = False, scan: bool = True,
-    image_size: tuple[int, int] | None = None,
+    backbone: swinv2.SwinV2, *, dtype: Any = None, held_as: str | None = None, scan: bool = True,
 ) -> FoldedSwinV2:
   """Computes once what does not change: tables of position bias, logit scales, biases; casts; stacks blocks.
 
   Args:
     backbone: the canonical module, float32 weights.
-    dtype: of the weights of matrix products and their inputs; the backbone's by default. Norms, tables,
-      softmax and cosine similarity stay float32.
-    int8: keep matrices as 8-bit integers with a scale per output channel; `dtype` is that of their inputs.
+    dtype: of the inputs of matrix products; the backbone's by default. Norms, tables, softmax and cosine
+      similarity stay float32.
+    held_as: one of `HELD_AS`, how matrices are kept; as `dtype` by default. int8 has a float32 scale per
+      output channel. Vectors and tables are small: they stay float32, or are `dtype` where a product takes
+      them in.
     scan: stack runs of equal periods (a plain and a shifted block; six where every sixth has an extra norm),
       so that they compile as one.
-    image_size: (height, width) of the images, for stages without a pretrained window whose maps are smaller
-      than their window: their position bias is relative to the map.
 
   Raises:
-    ValueError: weights of torchvision, which ask for checks that only the module makes.
+    ValueError: an unknown `held_as`.
   """
   config = backbone.config
-  if config.whole_windows:
-    raise ValueError("A backbone with whole_windows=True (torchvision's) is not folded.")
   dtype = jnp.dtype(backbone.dtype if dtype is None else dtype)
-  table_windows = []
-  for stage, side in enumerate(config.window_sizes):
-    stride = backbone.feature_specs[stage].stride
-    table_windows.append(
-        (side, side) if image_size is None else tuple(min(side, -(-length // stride)) for length in image_size))
-  matrix = lambda kernel: _quantize(kernel) if int8 else kernel.astype(dtype)
+  held_as = held_as or dtype.name
+  if held_as not in HELD_AS:
+    raise ValueError(f"Frozen weights are held as {held_as!r}; known: {', '.join(HELD_AS)}.")
+
+  def matrix(kernel):
+    if held_as == "int8":
+      return _quantize(kernel)
+    kernel = kernel.astype(held_as)
+    # XLA on CPU makes a float32 copy of a whole stack of bfloat16 matrices before the scan, but not of bits.
+    bits = held_as == "bfloat16" and jax.default_backend() == "cpu"
+    return jax.lax.bitcast_convert_type(kernel, jnp.uint16) if bits else kernel
 
   def linear(module, bias=None):
     bias = module.bias[...] if bias is None and module.bias is not None else bias
@@ -128,8 +145,10 @@ def fold(
   def block(module, stage):
     attn = module.attn
     v_bias = attn.v_bias[...]
+    side, pretrained = config.window_sizes[stage], config.pretrained_window_sizes[stage]
+    mlp = attn.position_bias
     return dict(
-        table=attn.position_bias.table(table_windows[stage], config.pretrained_window_sizes[stage]),
+        table=mlp.table((side, side), pretrained), position_bias=None if pretrained else mlp.weights(),
         scale=jnp.exp(jnp.minimum(attn.logit_scale[...].astype(jnp.float32), swinv2.MAX_LOGIT_SCALE)),
         qkv=linear(attn.qkv, jnp.concatenate([attn.q_bias[...], jnp.zeros_like(v_bias), v_bias])),
         proj=linear(attn.proj), fc1=linear(module.mlp.fc1), fc2=linear(module.mlp.fc2),
@@ -151,10 +170,15 @@ def fold(
     stages.append(dict(
         repeated=repeated, blocks=tuple(blocks), downsample=None if down is None else dict(
             reduction=linear(down.reduction), norm=_norm_leaves(down.norm))))
-  return FoldedSwinV2(
+  folded = FoldedSwinV2(
       stem=dict(proj=linear(backbone.patch_embed.proj), norm=_norm_leaves(backbone.patch_embed.norm)),
       stages=tuple(stages), norm=_norm_leaves(backbone.norm), config=config, dtype=dtype,
-      feature_specs=backbone.feature_specs, table_windows=tuple(table_windows), int8=int8)
+      feature_specs=backbone.feature_specs, held_as=held_as)
+  return jax.tree.map(Folded, folded)
+
+
+def _arrays(tree: Tree) -> Tree:
+  return jax.tree.map(lambda leaf: leaf[...], tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def _norm_leaves(module: swinv2.LayerNorm) -> dict[str, Array]:
@@ -171,9 +195,12 @@ def _quantize(kernel: Float[Array, "i o"]) -> dict[str, Array]:
 def _linear(x: Float[Array, "... i"], weights: Tree) -> Float[Array, "... o"]:
   kernel, bias = weights["kernel"], weights["bias"]
   if isinstance(kernel, dict):
-    x = (x @ kernel["values"].astype(x.dtype)) * kernel["scale"].astype(x.dtype)
+    y = jnp.matmul(x, kernel["values"].astype(x.dtype), preferred_element_type=jnp.float32)
+    x = (y * kernel["scale"]).astype(x.dtype)
   else:
-    x = x @ kernel
+    if kernel.dtype == jnp.uint16:
+      kernel = jax.lax.bitcast_convert_type(kernel, jnp.bfloat16)
+    x = x @ kernel.astype(x.dtype)
   return x if bias is None else x + bias
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from frozen_vision import checkpoint
 from frozen_vision import curves
 from frozen_vision import evaluate as evaluate_lib
+from frozen_vision import fold
 from frozen_vision import freeze
 from frozen_vision import optimizer as optimizer_lib
 from frozen_vision import run_log
@@ -42,12 +43,16 @@ class Model:
     trainable: what the optimizer sees.
     frozen: what nothing changes.
     feature_key: identifies the frozen features; None where some of the backbone trains.
+    frozen_parameters: how many numbers are frozen in the canonical model, before folding.
+    held_as: how the frozen ones are held, in words.
   """
 
   graphdef: nnx.GraphDef
   trainable: nnx.State
   frozen: nnx.State
   feature_key: dict[str, Any] | None
+  frozen_parameters: int
+  held_as: str
 
   @property
   def frozen_pass(self) -> bool:
@@ -55,15 +60,38 @@ class Model:
 
 
 def build_model(task: base.Task, config: ml_collections.ConfigDict) -> Model:
-  """Builds a task's model with its weights and splits it by `config.trainable`."""
-  module = task.build_model()
-  graphdef, trainable, frozen = freeze.partition(module, tuple(config.trainable))
-  key = None
-  if step_lib.backbone_is_frozen(trainable):
-    weights = freeze.fingerprint(nnx.state(module.backbone, nnx.Param))
-    key = build.feature_key(module.backbone, weights)
-    key["held_as"] = jnp.dtype(config.frozen_dtype).name
-  return Model(graphdef, trainable, freeze.cast(frozen, jnp.dtype(config.frozen_dtype)), key)
+  """Builds a task's model with its weights and splits it by `config.trainable`.
+
+  A wholly frozen backbone is folded, unless `config.backbone.fold` is off. Patterns and fingerprint are those
+  of the backbone as it was before.
+
+  Raises:
+    ValueError: a pattern that matches nothing; a `frozen_dtype` that is unknown, or that asks for folding
+      where it is off or something of the backbone trains.
+  """
+  module, patterns = task.build_model(), tuple(config.trainable)
+  graphdef, trainable, frozen = freeze.partition(module, patterns)
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(frozen))
+  held_as, key = config.frozen_dtype, None
+  if held_as not in fold.HELD_AS:
+    raise ValueError(f"config.frozen_dtype is {held_as!r}; known: {', '.join(fold.HELD_AS)}.")
+  is_frozen = step_lib.backbone_is_frozen(trainable)
+  folded = is_frozen and config.backbone.fold
+  if is_frozen:
+    key = build.feature_key(module.backbone, freeze.fingerprint(nnx.state(module.backbone, nnx.Param)))
+    # Rounded, norms and position biases of a module are others than those that folding keeps in float32.
+    key["held_as"] = held_as if folded or held_as == "float32" else f"{held_as}, unfolded"
+  if folded:
+    module.backbone = nnx.data(fold.fold(module.backbone, held_as=held_as))
+    graphdef, trainable, frozen = freeze.partition(module, patterns)
+  elif held_as == "int8":
+    raise ValueError(
+        "config.frozen_dtype=int8 is for a folded backbone: nothing of it may match config.trainable, and "
+        "config.backbone.fold must be on. Take bfloat16 otherwise.")
+  else:
+    frozen = freeze.cast(frozen, jnp.dtype(held_as))
+  return Model(
+      graphdef, trainable, frozen, key, parameters, f"{held_as}, {'folded' if folded else 'as they train'}")
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
@@ -213,8 +241,9 @@ def _describe(model: Model, state: step_lib.State) -> None:
   """Says what trains and what does not."""
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
   _logger.info(
-      "Parameters: %.2f M train, %.2f M are frozen (%.1f MB held); optimizer and averages %.1f MB.",
-      count(model.trainable), count(model.frozen), freeze.num_bytes(model.frozen) / 1e6,
+      "Parameters: %.2f M train, %.2f M are frozen (%.1f MB held as %s); optimizer and averages %.1f MB.",
+      count(model.trainable), model.frozen_parameters / 1e6, freeze.num_bytes(model.frozen) / 1e6,
+      model.held_as,
       freeze.num_bytes([state["opt_state"], state.get("ema")]) / 1e6)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frozen_vision import fold
 from frozen_vision import freeze
 from frozen_vision import optimizer
 from frozen_vision import state_leaves
@@ -27,8 +28,17 @@ class _Program:
 
   def __init__(self, config):
     self.task = task = tasks_build.build_task(config)
+    patterns = tuple(config.trainable)
+
+    def folded():
+      module = task.build_model()
+      module.backbone = nnx.data(fold.fold(module.backbone))
+      return module
+
     model = nnx.eval_shape(task.build_model)
-    self.graphdef, self.trainable, self.frozen = freeze.partition(model, tuple(config.trainable))
+    if config.backbone.fold and train_step.backbone_is_frozen(freeze.partition(model, patterns)[1]):
+      model = nnx.eval_shape(folded)
+    self.graphdef, self.trainable, self.frozen = freeze.partition(model, patterns)
     self.tx = optimizer.build(
         config.optimizer, steps=config.steps, trainable=self.trainable, layer_of=task.layer_of)
     self.state = jax.eval_shape(
@@ -88,6 +98,7 @@ def test_an_open_backbone_costs_its_backward_pass(tmp_path):
   folder = tiny.image_folder(tmp_path)
   config = tiny.classification(folder, folder)
   config.classification.image_size = 32
+  config.backbone.fold = False  # so that the three differ in their backward pass only
   flops = {}
   for policy in (("head/.*",), ("head/.*", "backbone/stages/3/.*"), (".*",)):
     config.trainable = policy

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from frozen_vision import freeze
+from frozen_vision.backbones import named_weights
 from frozen_vision.backbones import swinv2
 from frozen_vision.backbones import weights
 
@@ -92,25 +93,30 @@ def load_backbone(
   Args:
     source: a file written by `save_backbone`; or a public SwinV2 checkpoint, `.safetensors` or `.pth`, of
       Microsoft, SimMIM, timm, transformers or torchvision (see `convert.swinv2.open_checkpoint`); or the name
-      of weights that ship with the package (`swinv2_nano`).
+      of weights that ship with the package (`swinv2_nano`) or are published (`named_weights.TABLE`): those
+      are fetched once, into the folder $FROZEN_VISION_CACHE.
     name: the variant that the weights must be; None takes what they are.
     dtype: of the matrix products; the parameters stay float32 (`freeze.cast` changes them).
     overrides: fields of `SwinV2Config` that carry no weights, such as `window_sizes`.
 
   Raises:
-    FileNotFoundError: no such file, and no shipped weights of that name.
+    FileNotFoundError: no such file, and no weights of that name.
+    ConnectionError: published weights that are not in the cache and cannot be fetched.
     ValueError: not such a file, or keys or shapes that are not those of the network; all are listed.
   """
   path = pathlib.Path(source)
   if not path.suffix and not path.exists():
     path = _SHIPPED / f"{source}.safetensors"
+    if not path.exists() and os.fspath(source) in named_weights.TABLE:
+      path = named_weights.local_path(os.fspath(source))
+      name = name or named_weights.TABLE[os.fspath(source)].variant
   if not path.is_file():
     shipped = sorted(p.stem for p in _SHIPPED.glob("*.safetensors"))
     what = "is a directory" if path.is_dir() else "does not exist"
     raise FileNotFoundError(
         f"Backbone weights {os.fspath(source)!r}: {path} {what}. Give a .safetensors file that "
         "frozen_vision.save_backbone wrote, a public SwinV2 checkpoint (.safetensors, .pth), or the name of "
-        f"shipped weights: {shipped}.")
+        f"shipped weights: {shipped}, or of published ones: {sorted(named_weights.TABLE)}.")
   weights.check_file(path)
   leaves, header = {}, {}
   if path.suffix == ".safetensors":

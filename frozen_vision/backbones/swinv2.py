@@ -118,12 +118,25 @@ class PositionBias(nnx.Module):
 
   def table(self, window: tuple[int, int], pretrained: int) -> Float[Array, "offsets heads"]:
     """The bias of every relative position, float32, in the order of `position_coordinates`."""
-    coordinates = jnp.asarray(position_coordinates(window, pretrained))
-    return 16 * jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(coordinates))))
+    return position_table(**self.weights(), window=window, pretrained=pretrained)
+
+  def weights(self) -> dict[str, Array]:
+    """Arguments of `position_table`, float32."""
+    leaves = dict(kernel1=self.fc1.kernel, bias1=self.fc1.bias, kernel2=self.fc2.kernel)
+    return {name: leaf[...].astype(jnp.float32) for name, leaf in leaves.items()}
 
   def __call__(self, window: tuple[int, int], pretrained: int) -> Float[Array, "heads n n"]:
     """The bias of every (query, key) pair of a window, float32."""
     return jnp.moveaxis(self.table(window, pretrained)[position_index(window)], -1, 0)
+
+
+def position_table(
+    kernel1: Float[Array, "2 hidden"], bias1: Float[Array, "hidden"], kernel2: Float[Array, "hidden heads"],
+    *, window: tuple[int, int], pretrained: int,
+) -> Float[Array, "offsets heads"]:
+  """The bias of every relative position of a window, in the order of `position_coordinates`."""
+  hidden = jax.nn.relu(jnp.asarray(position_coordinates(window, pretrained)) @ kernel1 + bias1)
+  return 16 * jax.nn.sigmoid(hidden @ kernel2)
 
 
 class WindowAttention(nnx.Module):
@@ -157,7 +170,16 @@ class Mlp(nnx.Module):
     self.fc2 = _linear(hidden, channels, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+    return self.fc2(gelu(self.fc1(x)))
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  """x times the normal distribution's cumulative, exact, by erf as in PyTorch and in float32 as there.
+
+  `jax.nn.gelu` takes erfc, which costs an exponential more for every number.
+  """
+  y = x.astype(jnp.float32)
+  return (y * (0.5 + 0.5 * jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def _drop_path(x: Float[Array, "b ..."], rate: float, key: Array) -> Float[Array, "b ..."]:
@@ -195,14 +217,27 @@ class Block(nnx.Module):
     return x if self.extra_norm is None else self.extra_norm(x)
 
   def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    height, width = x.shape[1:3]
-    if self.whole_windows and min(height, width) < self.window_size:
-      raise ValueError(
-          f"A map of {height} x {width} is smaller than its window of {self.window_size}; torchvision, whose "
-          "weights these are, computes something else there. Give larger images, or load the weights with "
-          "whole_windows=False to use them as SwinV2's.")
+    if self.whole_windows:
+      check_map(x.shape[1:3], self.window_size)
     return attend_in_windows(x, self.window_size, self.shifted, lambda windows, window, mask: self.attn(
         windows, window, self.pretrained_window_size, mask))
+
+
+def check_map(size: tuple[int, int], window_size: int) -> None:
+  """Refuses, with `whole_windows`, a map smaller than its window."""
+  if min(size) < window_size:
+    raise ValueError(
+        f"A map of {size[0]} x {size[1]} is smaller than its window of {window_size}; torchvision, whose "
+        "weights these are, computes something else there. Give larger images, or load the weights with "
+        "whole_windows=False to use them as SwinV2's.")
+
+
+def check_patches(size: tuple[int, int]) -> None:
+  """Refuses, with `whole_windows`, images of no whole patches."""
+  if any(side % _PATCH_SIZE for side in size):
+    raise ValueError(
+        f"Images of {size}: torchvision, whose weights these are, cuts what is no whole patch of "
+        "4 x 4. Pad the images, or load the weights with whole_windows=False to have them padded here.")
 
 
 class PatchMerging(nnx.Module):
@@ -301,10 +336,8 @@ class SwinV2(nnx.Module):
     Returns:
       One [b, ceil(h / s), ceil(w / s), c] for each of `feature_specs`.
     """
-    if self.config.whole_windows and any(side % _PATCH_SIZE for side in images.shape[1:3]):
-      raise ValueError(
-          f"Images of {images.shape[1:3]}: torchvision, whose weights these are, cuts what is no whole patch of "
-          "4 x 4. Pad the images, or load the weights with whole_windows=False to have them padded here.")
+    if self.config.whole_windows:
+      check_patches(images.shape[1:3])
     x = self.patch_embed(images.astype(self.dtype))
     features = []
     index = 0

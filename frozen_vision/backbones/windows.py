@@ -84,8 +84,12 @@ def cosine_attention(
   if mask is not None:
     logits = logits.reshape(b, windows, heads, n, n) + mask[:, None]
     logits = logits.reshape(b * windows, heads, n, n)
-  weights = jax.nn.softmax(logits, axis=-1).astype(qkv.dtype)
-  return jnp.einsum("bhnm,bmhd->bnhd", weights, v).reshape(b, windows, n, c // 3)
+  # Softmax, with its division after the product instead of before it: on d instead of n numbers a query.
+  largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+  weights = jnp.exp(logits - largest)
+  total = jnp.swapaxes(jnp.sum(weights, axis=-1), 1, 2)[..., None]
+  x = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(qkv.dtype), v, preferred_element_type=jnp.float32)
+  return (x / total).astype(qkv.dtype).reshape(b, windows, n, c // 3)
 
 
 def attend_in_windows(

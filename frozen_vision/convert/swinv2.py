@@ -13,7 +13,7 @@ from flax import nnx
 import numpy as np
 
 from frozen_vision import freeze
-from frozen_vision.backbones import build, swinv2, weights
+from frozen_vision.backbones import build, named_weights, swinv2, weights
 from frozen_vision.backbones.weights import LazyTensor
 from frozen_vision.convert import swinv2_keys, torch_file, windows as windows_lib
 
@@ -105,6 +105,7 @@ def open_checkpoint(
   window in use, as in the released code: right at the image size of the training only.
 
   Args:
+    path: a file, or a name of published weights (`named_weights.TABLE`), which are fetched.
     name: the row of `swinv2.VARIANTS` that the weights must fit; inferred from the shapes if None.
     overrides: fields of `SwinV2Config`. With `embed_dim`, `depths` or `num_heads`, a shape that is no row of
       the table is accepted too.
@@ -113,6 +114,8 @@ def open_checkpoint(
     FileNotFoundError, ValueError: no such file, a damaged one, or one that is not total: all keys at fault
       are listed.
   """
+  if os.fspath(path) in named_weights.TABLE:
+    path = named_weights.local_path(os.fspath(path))
   path = pathlib.Path(path)
   weights.check_file(path)
   others: list[str] = []

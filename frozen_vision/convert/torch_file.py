@@ -5,6 +5,7 @@ the numbers. A pickle can name any function to be called on loading. Here every 
 tensors stands for an inert placeholder: calling it gives a placeholder, and nothing is imported.
 """
 
+from collections.abc import Callable
 import pathlib
 import pickle
 from typing import Any
@@ -98,6 +99,26 @@ class _Inert:
     pass
 
 
+class _Known:
+  """What tensors are made of, as a pickle gets hold of it: to be called, perhaps, but not to be changed.
+
+  A pickle may set attributes on whatever it has (BUILD): functions and types of ours stay out of its reach.
+  """
+
+  __slots__ = ("call", "dtype")
+
+  def __init__(self, call: Callable[..., Any] | None = None, dtype: np.dtype | None = None):
+    self.call, self.dtype = call, dtype
+
+  def __call__(self, *args):
+    if self.call is None:
+      raise ValueError(f"a storage of {self.dtype} is called like a function")
+    return self.call(*args)
+
+  def __setstate__(self, state):
+    pass
+
+
 class _Dict(dict):
   """OrderedDict of a pickle, without the attributes that a pickle may set on it."""
 
@@ -119,20 +140,21 @@ class _Unpickler(pickle.Unpickler):
       case "collections", "OrderedDict":
         return _Dict
       case "torch", _ if name in _STORAGES:
-        return np.dtype(_STORAGES[name]).newbyteorder("=")
+        return _Known(dtype=np.dtype(_STORAGES[name]))
       case "torch", "Size":
         return tuple
       case "torch._utils", "_rebuild_tensor_v2":
-        return self._tensor
+        return _Known(self._tensor)
       case "torch._utils", "_rebuild_parameter":
-        return _parameter
+        return _Known(_parameter)
     self.inert.add(f"{module}.{name}")
     return _Inert
 
   def persistent_load(self, pid: Any) -> Any:
-    kind, dtype, key, _, size = pid
-    if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
-      raise ValueError(f"a storage of unknown kind: {kind!r} {dtype!r} {key!r}")
+    kind, known, key, _, size = pid
+    dtype = known.dtype if isinstance(known, _Known) else None
+    if kind != "storage" or dtype is None or not isinstance(key, str):
+      raise ValueError(f"a storage of unknown kind: {kind!r} {known!r} {key!r}")
     info = self._archive.getinfo(f"{self._root}data/{key}")
     # Stored members cannot be larger in memory than on disk.
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != int(size) * dtype.itemsize:
@@ -149,7 +171,10 @@ class _Unpickler(pickle.Unpickler):
       raise ValueError(f"a tensor of shape {shape}, strides {strides} leaves its storage")
 
     def read() -> np.ndarray:
-      flat = np.frombuffer(self._archive.read(info), dtype)
+      try:
+        flat = np.frombuffer(self._archive.read(info), dtype)
+      except zipfile.BadZipFile as error:
+        raise ValueError(f"{self._archive.filename} is damaged: {error}. Fetch or copy it again.") from error
       steps = tuple(stride * dtype.itemsize for stride in strides)
       return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps).copy()
 

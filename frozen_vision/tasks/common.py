@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import ml_collections
 
 from frozen_vision.backbones import build
+from frozen_vision.backbones import named_weights
 
 
 _HOW_TO_GET_WEIGHTS = (
     "Download a SwinV2 checkpoint (Microsoft's, SimMIM's, timm's or transformers'; SwinV2-G was never published) and "
     "write it in our format with python -m frozen_vision.convert SOURCE FILE, or give it as it is with "
-    "--config.backbone.weights=SOURCE; --config.backbone.weights=random trains on a random backbone.")
+    "--config.backbone.weights=SOURCE; or give the name of published weights, such as "
+    "--config.backbone.weights=swinv2_base_window12_192_22k, to have them fetched; "
+    "--config.backbone.weights=random trains on a random backbone.")
 
 
 def backbone_config() -> ml_collections.ConfigDict:
@@ -23,9 +26,11 @@ def backbone_config() -> ml_collections.ConfigDict:
       name="swinv2_nano",
       # shipped: the weights inside the package; init: as initialised for training; random: the same with the
       # norms that end residual branches at one, since a SwinV2 as initialised is the identity in every block;
-      # or a file that frozen_vision.save_backbone wrote.
+      # a name of backbones/named_weights.py, fetched once; or a file, ours or a public SwinV2 checkpoint.
       weights="shipped",
       dtype="float32",
+      # Where nothing of it trains: position biases, logit scales and biases are computed once, blocks scanned.
+      fold=True,
       overrides=ml_collections.ConfigDict(dict(), type_safe=False),  # fields of SwinV2Config
   ))
 
@@ -46,7 +51,9 @@ def build_backbone(config: ml_collections.ConfigDict) -> nnx.Module:
     return build.build_backbone(
         options.name, dtype=dtype, rngs=nnx.Rngs(config.seed), **overrides)
   source = options.name
-  if options.weights != "shipped":
+  if options.weights in named_weights.TABLE:
+    source = options.weights
+  elif options.weights != "shipped":
     source = existing_path(options.weights, "backbone.weights", _HOW_TO_GET_WEIGHTS)
   backbone = build.load_backbone(source, dtype=dtype, **overrides)
   named = build.backbone_config(options.name, **overrides)

@@ -98,6 +98,9 @@ def test_files_that_are_none(path, tmp_path):
   broken.write_bytes(path.read_bytes()[:-100])
   with pytest.raises(ValueError, match="broken.safetensors is not a complete safetensors file"):
     build.load_backbone(broken)
+  broken.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+  with pytest.raises(ValueError, match="pointer of Git LFS.*git lfs pull"):
+    build.load_backbone(broken)
   broken.write_text("no weights at all")
   with pytest.raises(ValueError, match="broken.safetensors is not a complete safetensors file"):
     build.load_backbone(broken)

@@ -1,5 +1,7 @@
 """A folded backbone gives the features of the module it was made from."""
 
+import dataclasses
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,11 @@ import numpy as np
 import pytest
 
 from frozen_vision import fold
+from frozen_vision import freeze
 from frozen_vision.backbones import swinv2
+
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def _backbone(depths=(2, 5), extra_norm=0, pretrained=(4, 3), seed=0):
@@ -15,9 +21,9 @@ def _backbone(depths=(2, 5), extra_norm=0, pretrained=(4, 3), seed=0):
       16, depths, (2, 4)[:len(depths)], (4,) * len(depths), pretrained[:len(depths)],
       extra_norm_interval=extra_norm, residual_norm_init=1.0)
   backbone = swinv2.SwinV2(config, rngs=nnx.Rngs(seed))
-  keys = iter(jax.random.split(jax.random.key(seed), 500))
-  state = jax.tree.map(
-      lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), nnx.state(backbone, nnx.Param))
+  rng = np.random.default_rng(seed)
+  noise = lambda leaf: jnp.asarray(leaf + 0.1 * rng.standard_normal(leaf.shape), jnp.float32)
+  state = jax.tree.map(noise, nnx.state(backbone, nnx.Param))
   nnx.update(backbone, state)
   return backbone
 
@@ -59,13 +65,27 @@ def test_extra_norms_are_scanned_in_whole_periods():
     assert np.abs(features - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
-def test_bias_relative_to_the_map_needs_its_size():
-  backbone, images = _backbone(pretrained=(0, 0)), _images(40, 24)  # stage 1: 5 x 3, window 4 x 3
-  with pytest.raises(ValueError, match=r"Stage 1 was folded for a window of \(4, 4\), and the image gives \(4, 3\)"):
-    fold.fold(backbone)(images)
-  folded = fold.fold(backbone, image_size=(40, 24))
-  for found, wanted in zip(_features(folded, images), _features(backbone, images)):
+# Stage 1: 5 x 3 and 2 x 2 in windows of 4; stage 0 as well in the second.
+@pytest.mark.parametrize("size", [(40, 24), (12, 16)])
+def test_bias_relative_to_the_map(size):
+  backbone, images = _backbone(pretrained=(0, 0)), _images(*size)
+  for found, wanted in zip(_features(fold.fold(backbone), images), _features(backbone, images)):
     assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_checks_of_whole_windows_remain():
+  backbone = _backbone(depths=(1, 1))
+  config = dataclasses.replace(backbone.config, whole_windows=True)
+  whole = swinv2.SwinV2(config, rngs=nnx.Rngs(0))
+  nnx.update(whole, nnx.state(backbone))
+  folded, images = fold.fold(whole), _images(32, 40)
+  for found, wanted in zip(_features(folded, images), _features(fold.fold(backbone), images)):
+    np.testing.assert_array_equal(found, wanted)
+  for module in (whole, folded):
+    with pytest.raises(ValueError, match="A map of 2 x 3 is smaller than its window of 4"):
+      module(_images(16, 24))
+    with pytest.raises(ValueError, match="whole patch"):
+      module(_images(34, 32))
 
 
 def test_smaller_weights_drift_little():
@@ -73,11 +93,28 @@ def test_smaller_weights_drift_little():
   wanted = _features(backbone, images)
   sizes = {}
   for name, options, least in (
-      ("float32", dict(), 0.99999), ("bfloat16", dict(dtype=jnp.bfloat16), 0.999), ("int8", dict(int8=True), 0.999)):
+      ("float32", dict(), 0.99999), ("bfloat16", dict(dtype=jnp.bfloat16), 0.999),
+      ("held bfloat16", dict(held_as="bfloat16"), 0.999), ("int8", dict(held_as="int8"), 0.998)):
     folded = fold.fold(backbone, **options)
+    assert folded.held_as == name.split()[-1] and folded.dtype == options.get("dtype", jnp.float32)
     sizes[name] = sum(
         leaf.nbytes for leaf in jax.tree.leaves(folded.stages[1]) if leaf.ndim >= 2 and leaf.dtype != jnp.float32)
     for found, level in zip(_features(folded, images), wanted):
       cosine = (found * level).sum() / np.sqrt((found**2).sum() * (level**2).sum())
       assert cosine >= least, (name, cosine)
-  assert sizes["float32"] == 0 < sizes["int8"] < sizes["bfloat16"]
+  assert sizes["float32"] == 0 < sizes["int8"] < sizes["held bfloat16"] <= sizes["bfloat16"]
+  with pytest.raises(ValueError, match="held as 'float16'; known: float32, bfloat16, int8"):
+    fold.fold(backbone, held_as="float16")
+
+
+def test_in_the_place_of_the_backbone_nothing_of_it_trains():
+  model = nnx.Module()
+  model.head = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+  model.backbone = nnx.data(fold.fold(_backbone()))
+  graphdef, trainable, frozen = freeze.partition(model, (".*",))
+  assert set(freeze.flatten(trainable)) == {"head/kernel", "head/bias"}
+  assert all(path.startswith("backbone/") for path in freeze.flatten(frozen))
+  images = _images(32, 32)
+  wanted = _features(model.backbone, images)
+  found = jax.jit(lambda *parts: nnx.merge(graphdef, *parts).backbone(images))(trainable, frozen)
+  np.testing.assert_allclose(found[-1], wanted[-1], rtol=1e-5, atol=1e-5)

@@ -1,6 +1,7 @@
 """.pth files are data: tensors come out, nothing in them is run, damage is named."""
 
 import pathlib
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -62,6 +63,42 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path, name):
   assert not target.exists()
 
 
+_OS = b"cos\nsystem\n"
+
+
+# Every way in which a pickle can call: REDUCE of a name found on the stack, INST, OBJ, NEWOBJ, NEWOBJ_EX.
+@pytest.mark.parametrize("program", [
+    lambda name, text: name(b"os") + name(b"system") + b"\x93(" + text + b"tR",
+    lambda name, text: b"(" + text + b"ios\nsystem\n",
+    lambda name, text: b"(" + _OS + text + b"o", lambda name, text: _OS + b"(" + text + b"t\x81",
+    lambda name, text: _OS + b"(" + text + b"t}\x92"], ids=["STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"])
+def test_no_opcode_calls_anything(tmp_path, program):
+  target = tmp_path / "executed"
+  string = lambda text: b"X" + len(text).to_bytes(4, "little") + text
+  path = tmp_path / "a.pth"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("archive/data.pkl", b"\x80\x04" + program(string, string(f"touch {target}".encode())) + b".")
+  with pytest.raises(ValueError, match=r"holds no dictionary of tensors.*\['os.system'\]"):
+    build.load_backbone(path)
+  assert not target.exists()
+
+
+@pytest.mark.parametrize("name", [
+    "torch._utils\n_rebuild_parameter", "torch._utils\n_rebuild_tensor_v2", "torch\nFloatStorage",
+    "collections\nOrderedDict", "os\nsystem"])
+def test_nothing_of_ours_can_be_changed_by_a_file(tmp_path, name):
+  good = pth_file.write(tmp_path / "good.pth", {"x": np.arange(4, dtype=np.float32)})
+  state = pth_file.pickle_of((None, {"__defaults__": (1,), "call": 2, "dtype": 3, "__setstate__": 4}))[2:-1]
+  path = tmp_path / "bad.pth"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("archive/data.pkl", b"\x80\x02c" + name.encode() + b"\n" + state + b"b.")
+  with pytest.raises(ValueError, match="bad.pth"):
+    torch_file.open_torch(path)
+  tensors, others = torch_file.open_torch(good)
+  np.testing.assert_array_equal(tensors["x"].read(), np.arange(4))
+  assert not others and torch_file._parameter.__defaults__ is None
+
+
 def test_placeholders_stay_inert(tmp_path):
   # The state of an unknown object, set on it by the pickle, and a tensor rebuilt by an unknown function.
   unknown = pth_file.Call("yacs.config", "CfgNode", {"a": 1})
@@ -94,7 +131,7 @@ def test_damaged_files(tmp_path):
   start = data.index(np.ones(8, np.float32).tobytes())
   bad.write_bytes(data[:start] + b"\x01" + data[start + 1:])
   tensors, _ = torch_file.open_torch(bad)
-  with pytest.raises(Exception, match="CRC"):
+  with pytest.raises(ValueError, match="bad.pth is damaged: Bad CRC"):
     tensors["x"].read()
 
 

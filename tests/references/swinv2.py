@@ -2,8 +2,9 @@
 
   python tests/references/swinv2.py FOLDER
 
-For every case: `CASE.pth` (torch.save) and `CASE.safetensors`, and `CASE.npz` with images [b, h, w, 3], the raw
-output of every stage [b, h, w, c] and the logits. `shapes.json` has names and shapes of the full sizes.
+For every case: `CASE.pth` (torch.save, of small networks only) and `CASE.safetensors`, and `CASE.npz` with the depths,
+images [b, h, w, 3], the raw output of every stage [b, h, w, c] and the logits. `shapes.json` has names and shapes of
+the full sizes.
 """
 
 import json
@@ -31,6 +32,19 @@ _SHAPE = dict(embed_dim=16, depths=(2, 1, 2, 1), num_heads=(1, 2, 4, 8))
 _SIZES = {  # embed_dim, depths, heads
     "swinv2_t": (96, (2, 2, 6, 2), (3, 6, 12, 24)), "swinv2_s": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
     "swinv2_b": (128, (2, 2, 18, 2), (4, 8, 16, 32)), "swinv2_l": (192, (2, 2, 18, 2), (6, 12, 24, 48))}
+
+
+# Widths and heads of the published networks at images and windows that they are used at: T as it is, the others with
+# fewer blocks, since the blocks of a stage are alike and a full L at 384 px is 231 GFLOP.
+_FULL_CASES = {  # (embed_dim, depths, heads), image, window, pretrained windows
+    "t_window8_256": (_SIZES["swinv2_t"], 256, 8, (0,) * 4),
+    "s_window16_256": ((96, (2, 2, 4, 2), (3, 6, 12, 24)), 256, 16, (0,) * 4),
+    "b_window12to16_192to256": ((128, (2, 2, 4, 2), (4, 8, 16, 32)), 256, 16, (12, 12, 12, 6)),
+    "l_window12to24_192to384": ((192, (2, 2, 2, 2), (6, 12, 24, 48)), 384, 24, (12, 12, 12, 6)),
+}
+_FULL_SOURCES = {
+    "t_window8_256": ("timm", "transformers", "torchvision"), "s_window16_256": ("timm",),
+    "b_window12to16_192to256": ("timm", "transformers"), "l_window12to24_192to384": ("timm",)}
 
 
 def _timm(image, window, pretrained, embed_dim, depths, num_heads, classes=5):
@@ -93,23 +107,41 @@ def main(folder: pathlib.Path) -> None:
   cases["transformers-window4_112"] = (_transformers(112, 4, (0,) * 4, **_SHAPE), _run_transformers, 112)  # padding
   cases["torchvision-window4_128"] = (_torchvision(4, **_SHAPE), _run_torchvision, 128)
   cases["torchvision-window4_136"] = (_torchvision(4, **_SHAPE), _run_torchvision, 136)  # padding
+  for case, ((embed_dim, depths, heads), image, window, pretrained) in _FULL_CASES.items():
+    shape = dict(embed_dim=embed_dim, depths=depths, num_heads=heads)
+    for source in _FULL_SOURCES[case]:
+      match source:
+        case "timm":
+          model, run = _timm(image, window, pretrained, **shape), _run_timm
+        case "transformers":
+          model, run = _transformers(image, window, pretrained, **shape), _run_transformers
+        case "torchvision":
+          model, run = _torchvision(window, **shape), _run_torchvision
+      cases[f"{source}-{case}"] = (model, run, image)
   for name, (model, run, image) in cases.items():
+    is_small = name.split("-")[1] not in _FULL_CASES
     model.eval()
     for key, parameter in model.named_parameters():
       with torch.no_grad():
         norm = parameter.ndim == 1 and key.endswith("weight")
-        parameter.copy_(torch.randn_like(parameter) * 0.2 + float(norm))
+        wide = parameter.ndim > 1 and not is_small and not key.endswith("logit_scale")
+        scale = parameter[0].numel() ** -0.5 if wide else 0.2
+        parameter.copy_(torch.randn_like(parameter) * scale + float(norm))
         if key.endswith("logit_scale"):
           parameter.add_(2.3)
-          if name.endswith("window8_128"):
+          if name.endswith("-window8_128"):
             parameter.view(-1)[0] = 6.0  # beyond the largest allowed; it amplifies rounding a hundred times
     images = torch.randn(1, 3, image, image)
     with torch.no_grad():
       features, logits = run(model, images)
-    torch.save(model.state_dict(), folder / f"{name}.pth")
+    if is_small:
+      torch.save(model.state_dict(), folder / f"{name}.pth")
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / f"{name}.safetensors")
     arrays = {f"stage{index}": feature.numpy() for index, feature in enumerate(features)}
-    np.savez(folder / f"{name}.npz", images=images.permute(0, 2, 3, 1).numpy(), logits=logits.numpy(), **arrays)
+    depths = _SHAPE["depths"] if is_small else _FULL_CASES[name.split("-")[1]][0][1]
+    np.savez(
+        folder / f"{name}.npz", depths=depths, images=images.permute(0, 2, 3, 1).numpy(), logits=logits.numpy(),
+        **arrays)
   shapes = {}
   with torch.device("meta"):
     for variant, (embed_dim, depths, heads) in _SIZES.items():

@@ -1,0 +1,341 @@
+"""Our SwinV2 against timm's, in one run: the same weights and inputs, equal outputs first, then time.
+
+One Python that has both, for example this project's environment with `pip install torch timm` in it:
+
+  PYTHONPATH=. python experiments/benchmarks/backbone.py --backbone=swinv2_t --image_size=256 --window=8 --batch=4 \
+    --out=experiments/results/backbone_cpu.md
+  PYTHONPATH=. python experiments/benchmarks/backbone.py --backbone=swinv2_b --image_size=256 --window=16 --batch=64 \
+    --dtype=bfloat16 --peak_tflops=989
+
+What is timed is the pooled vector of a batch that is on the device already. Rounds are interleaved, beginning
+with another implementation each time. A ratio is taken within each round; its interval covers the median of such
+ratios with at least 95% (order statistics, no assumption on the distribution). Memory is that of a process that
+runs one implementation alone. H and G are compared without their extra norms (every sixth block), which timm
+does not have.
+"""
+
+import os
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the device
+
+from collections.abc import Callable
+import dataclasses
+import json
+import math
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import app
+from absl import flags
+import numpy as np
+import safetensors.numpy
+
+_BACKBONE = flags.DEFINE_string("backbone", "swinv2_t", "Row of the table of variants.")
+_SIZE = flags.DEFINE_integer("image_size", 256, "Side of the images.")
+_WINDOW = flags.DEFINE_integer("window", 8, "Window, where the maps are as large.")
+_BATCH = flags.DEFINE_integer("batch", 4, "Images at once.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and matrix products.")
+_RUN = flags.DEFINE_list("run", ["folded", "unfolded", "timm", "timm_compiled"], "Which implementations.")
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "Interleaved rounds.")
+_REPEATS = flags.DEFINE_integer("repeats", 1, "Batches per implementation and round.")
+_PEAK = flags.DEFINE_float("peak_tflops", None, "Of the device, for model FLOPs utilisation.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of weights and images.")
+_OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
+_MEMORY = flags.DEFINE_bool("memory", True, "Measure memory too, in a process per implementation.")
+_MEMORY_OF = flags.DEFINE_string("memory_of", None, "Internal: measure this implementation's memory.")
+_FOLDER = flags.DEFINE_string("folder", None, "Internal: where weights and images lie.")
+
+
+def prepare(folder: pathlib.Path) -> None:
+  """Writes weights under timm's names, and images."""
+  model, rng = _timm_model(), np.random.default_rng(_SEED.value)
+  state = {}
+  for key, value in model.state_dict().items():
+    if key.endswith(("relative_coords_table", "relative_position_index", "attn_mask")):
+      continue
+    value = value.float().numpy()
+    if value.ndim > 1 and not key.endswith("logit_scale"):
+      value = rng.standard_normal(value.shape) / math.sqrt(np.prod(value.shape[1:]))
+    elif "norm" in key and key.endswith("weight"):
+      value = 1 + 0.1 * rng.standard_normal(value.shape)  # as initialised, every block is the identity
+    elif not key.endswith("logit_scale"):
+      value = 0.1 * rng.standard_normal(value.shape)
+    state[key] = np.ascontiguousarray(value, np.float32)
+  safetensors.numpy.save_file(state, folder / "weights.safetensors")
+  images = rng.standard_normal((_BATCH.value, _SIZE.value, _SIZE.value, 3)).astype(np.float32)
+  np.save(folder / "images.npy", images)
+
+
+def _import_timm() -> None:
+  """timm imports torchvision, which may have come without compiled operators; SwinV2 needs none of them."""
+  import torch
+
+  try:
+    import torchvision
+  except RuntimeError:
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+      library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define(
+        "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
+        "int sampling_ratio, bool aligned) -> Tensor")
+    _import_timm.library = library  # the operators live as long as it does
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+      del sys.modules[name]
+  import timm
+
+
+def _timm_model() -> Any:
+  _import_timm()
+  from timm.models.swin_transformer_v2 import SwinTransformerV2
+
+  from frozen_vision.backbones import build
+
+  config = build.backbone_config(_BACKBONE.value)
+  return SwinTransformerV2(
+      img_size=_SIZE.value, window_size=_WINDOW.value, embed_dim=config.embed_dim, depths=config.depths,
+      num_heads=config.num_heads, num_classes=0).eval()
+
+
+def _backbone(folder: pathlib.Path) -> Any:
+  import jax.numpy as jnp
+
+  from frozen_vision.backbones import build
+
+  config = build.backbone_config(_BACKBONE.value)
+  windows = tuple(min(_WINDOW.value, _SIZE.value // (4 * 2**stage)) for stage in range(4))
+  # Without its name, H and G load without their extra norms, which timm does not have.
+  backbone = build.load_backbone(
+      folder / "weights.safetensors", dtype=jnp.dtype(_DTYPE.value), window_sizes=windows)
+  assert backbone.config.depths == config.depths and backbone.config.embed_dim == config.embed_dim
+  return backbone
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+  """An implementation that is ready: a call of it, and what it took to get there.
+
+  Attributes:
+    device_bytes: after calls, the accelerator's memory that they need, weights included; None on CPU.
+  """
+
+  run: Callable[[], Any]
+  compile_s: float
+  device_bytes: Callable[[], int] | None
+
+
+def _ours(folder: pathlib.Path, folded: bool) -> _Prepared:
+  from flax import nnx
+  import jax
+  import jax.numpy as jnp
+
+  from frozen_vision import fold
+  from frozen_vision import freeze
+
+  backbone, dtype = _backbone(folder), jnp.dtype(_DTYPE.value)
+  if folded:
+    weights, apply = fold.fold(backbone), lambda folded, x: folded.embed(x)
+  else:
+    graphdef, state = nnx.split(backbone)
+    weights, apply = freeze.cast(state, dtype), lambda state, x: nnx.merge(graphdef, state).embed(x)
+  del backbone
+  images = jnp.asarray(np.load(folder / "images.npy"), dtype)
+  started = time.perf_counter()
+  program = jax.jit(apply).lower(weights, images).compile()
+  seconds = time.perf_counter() - started
+  memory = program.memory_analysis()
+  needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+  on_cpu = jax.devices()[0].platform == "cpu"
+  return _Prepared(
+      lambda: jax.block_until_ready(program(weights, images)), seconds, None if on_cpu else lambda: needed)
+
+
+def _flops(folder: pathlib.Path) -> int:
+  """Of the matrix products of one image: model FLOPs, whatever an implementation computes besides."""
+  import jax
+  import jax.numpy as jnp
+
+  from frozen_vision import flops
+  from frozen_vision import fold
+
+  image = jax.ShapeDtypeStruct((1, _SIZE.value, _SIZE.value, 3), jnp.float32)
+  backbone = _backbone(folder)
+  folded = jax.eval_shape(lambda: fold.fold(backbone))
+  return flops.count(lambda folded, image: folded.embed(image), folded, image)
+
+
+def _timm(folder: pathlib.Path, compiled: bool) -> _Prepared:
+  import torch
+
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  dtype = getattr(torch, _DTYPE.value)
+  model = _timm_model()
+  state = safetensors.numpy.load_file(folder / "weights.safetensors")
+  state = {key: torch.from_numpy(value) for key, value in state.items()}
+  missing, unexpected = model.load_state_dict(state, strict=False)
+  if unexpected or any("relative_" not in key and "attn_mask" not in key for key in missing):
+    raise ValueError(f"timm's names have changed: missing {missing}, unexpected {unexpected}.")
+  model = model.to(device, dtype)
+  images = torch.from_numpy(np.load(folder / "images.npy")).permute(0, 3, 1, 2).contiguous().to(device, dtype)
+  apply = torch.compile(model) if compiled else model
+
+  def run():
+    with torch.inference_mode():
+      output = apply(images)
+      if device == "cuda":
+        torch.cuda.synchronize()
+      return output.float().cpu().numpy() if device == "cpu" else output
+
+  started = time.perf_counter()
+  run()
+  seconds = time.perf_counter() - started
+  if device == "cuda":
+    torch.cuda.reset_peak_memory_stats()
+  return _Prepared(run, seconds, torch.cuda.max_memory_allocated if device == "cuda" else None)
+
+
+IMPLEMENTATIONS = {
+    "folded": ("ours, folded", lambda folder: _ours(folder, True)),
+    "unfolded": ("ours, as it trains", lambda folder: _ours(folder, False)),
+    "timm": ("timm, eager", lambda folder: _timm(folder, False)),
+    "timm_compiled": ("timm, torch.compile", lambda folder: _timm(folder, True)),
+}
+
+
+def median_interval(values: Any, confidence: float = 0.95) -> tuple[float, float, float]:
+  """(median, lower, upper): the narrowest pair of order statistics around the median with that coverage.
+
+  Few values have no such pair: then the bounds are NaN (fewer than 6 at 95%).
+  """
+  values = np.sort(np.asarray(values, np.float64))
+  n, best = len(values), (math.nan, math.nan)
+  for rank in range(n // 2):
+    outside = 2 * sum(math.comb(n, k) for k in range(rank + 1)) / 2**n
+    if 1 - outside >= confidence:
+      best = values[rank], values[n - 1 - rank]
+  return float(np.median(values)), float(best[0]), float(best[1])
+
+
+def _memory(folder: pathlib.Path, name: str) -> float:
+  """MB that one implementation takes at most while it runs, weights included; what libraries take is not."""
+  out = subprocess.run(
+      [sys.executable, __file__, f"--memory_of={name}", f"--folder={folder}",
+       *(f"--{flag}={flags.FLAGS[flag].value}" for flag in (
+           "backbone", "image_size", "window", "batch", "dtype", "seed"))],
+      check=True, capture_output=True, text=True)
+  return json.loads(out.stdout.splitlines()[-1])
+
+
+def _report_memory() -> None:
+  """In the process that `_memory` starts."""
+  folder = pathlib.Path(_FOLDER.value)
+  if _MEMORY_OF.value.startswith("timm"):
+    _import_timm()  # so that what libraries take is in `before`
+  else:
+    from frozen_vision.convert import swinv2
+  before = _resident("VmRSS")
+  prepared = IMPLEMENTATIONS[_MEMORY_OF.value][1](folder)
+  prepared.run()
+  pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of compiling: begin anew
+  for _ in range(2):
+    prepared.run()
+  peak = prepared.device_bytes() if prepared.device_bytes else _resident("VmHWM") - before
+  print(json.dumps(peak / 1e6))
+
+
+def _resident(field: str) -> int:
+  lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+  [line] = [line for line in lines if line.startswith(field)]
+  return 1024 * int(line.split()[1])
+
+
+def _main(argv: list[str]) -> None:
+  del argv
+  if _MEMORY_OF.value:
+    return _report_memory()
+  unknown = set(_RUN.value) - set(IMPLEMENTATIONS)
+  if unknown or len(_RUN.value) < 2:
+    raise ValueError(f"--run: two or more of {sorted(IMPLEMENTATIONS)}, found {_RUN.value}.")
+  with tempfile.TemporaryDirectory() as folder:
+    text = _compare(pathlib.Path(folder))
+  print(text)
+  if _OUT.value:
+    pathlib.Path(_OUT.value).write_text(text)
+
+
+def _compare(folder: pathlib.Path) -> str:
+  prepare(folder)
+  memory = {name: _memory(folder, name) if _MEMORY.value else math.nan for name in _RUN.value}
+  runs, compile_s, outputs, flops = {}, {}, {}, _flops(folder)
+  for name in _RUN.value:
+    prepared = IMPLEMENTATIONS[name][1](folder)
+    runs[name], compile_s[name] = prepared.run, prepared.compile_s
+    output = prepared.run()
+    outputs[name] = np.asarray(output.float().cpu() if hasattr(output, "cpu") else output, np.float64)
+  wanted = outputs[_RUN.value[-1]]
+  tolerance = 1e-5 if _DTYPE.value == "float32" else 0.05
+  for name, output in outputs.items():
+    error = np.abs(output - wanted).max() / np.abs(wanted).max()
+    if not error <= tolerance:
+      raise ValueError(
+          f"{name} and {_RUN.value[-1]} differ by {error:.2g} of the largest output; nothing to compare.")
+  seconds = {name: [] for name in _RUN.value}
+  for turn in range(_ROUNDS.value):
+    first = turn % len(_RUN.value)
+    for name in _RUN.value[first:] + _RUN.value[:first]:
+      started = time.perf_counter()
+      for _ in range(_REPEATS.value):
+        runs[name]()
+      seconds[name].append(time.perf_counter() - started)
+  return _table(seconds, memory, compile_s, flops)
+
+
+def _table(
+    seconds: dict[str, list[float]], memory: dict[str, float], compile_s: dict[str, float], flops: int,
+) -> str:
+  import jax
+  import timm
+  import torch
+
+  images = _BATCH.value * _REPEATS.value
+  theirs = [name for name in seconds if name.startswith("timm")]
+  header = ["images/s (median)", *(f"times {IMPLEMENTATIONS[name][0]} (95% interval)" for name in theirs),
+            "peak memory MB", "compile s", *(["MFU"] if _PEAK.value else [])]
+  rows = ["| " + " | ".join(["implementation", *header]) + " |", "|---|" + "---|" * len(header)]
+  for name, times in seconds.items():
+    rate = images / np.median(times)
+    cells = [f"{rate:.2f}"]
+    for other in theirs:
+      ratio, low, high = median_interval(np.asarray(seconds[other]) / np.asarray(times))
+      cells.append("1" if other == name else f"{ratio:.2f} ({low:.2f} to {high:.2f})")
+    cells += [f"{memory[name]:.0f}", "-" if name == "timm" else f"{compile_s[name]:.1f}"]
+    if _PEAK.value:
+      cells.append(f"{rate * flops / _PEAK.value / 1e12:.1%}")
+    rows.append("| " + " | ".join([IMPLEMENTATIONS[name][0], *cells]) + " |")
+  device = jax.devices()[0]
+  where = device.device_kind if device.platform != "cpu" else f"{os.cpu_count()} cores of {_processor()}"
+  return (
+      f"Made by `experiments/benchmarks/backbone.py`: {_BACKBONE.value}, {_SIZE.value} px, window "
+      f"{_WINDOW.value}, batch {_BATCH.value}, {_DTYPE.value}, {_ROUNDS.value} interleaved rounds of "
+      f"{_REPEATS.value} batches, "
+      f"{flops / 1e9:.1f} GFLOP of matrix products an image, on {where}; jax {jax.__version__}, "
+      f"torch {torch.__version__}, timm {timm.__version__}. Outputs were compared before the timing.\n\n"
+      + "\n".join(rows) + "\n")
+
+
+def _processor() -> str:
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    return platform.processor()
+  names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+  return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+  app.run(_main)

@@ -1,0 +1,94 @@
+"""How far features move when frozen weights are held in bfloat16 or int8: per stage, against float32.
+
+  PYTHONPATH=. python experiments/benchmarks/drift.py --out=experiments/results/drift.md
+
+Random weights (--weights=random), whose blocks are not the identity, or --weights=FILE or a name that
+load_backbone knows, then of one backbone. The image is noise, or --image=FILE.
+"""
+
+import pathlib
+import platform
+import time
+
+from absl import app
+from absl import flags
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from frozen_vision import fold
+from frozen_vision.backbones import build
+
+_BACKBONES = flags.DEFINE_list("backbones", ["swinv2_b", "swinv2_l"], "Rows of the table of variants.")
+_WEIGHTS = flags.DEFINE_string("weights", "random", "random, or what load_backbone takes.")
+_SIZE = flags.DEFINE_integer("image_size", 192, "Side of the image.")
+_WINDOW = flags.DEFINE_integer("window", 12, "Window of the stages, where the maps are as large.")
+_IMAGE = flags.DEFINE_string("image", None, "A picture; noise, if absent.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of weights and noise.")
+_OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
+
+# name: arguments of fold
+FORMS = {
+    "weights bfloat16, computed in float32": dict(held_as="bfloat16"),
+    "weights and computation bfloat16": dict(dtype=jnp.bfloat16),
+    "weights int8, computed in float32": dict(held_as="int8"),
+    "weights int8, computed in bfloat16": dict(held_as="int8", dtype=jnp.bfloat16),
+}
+
+
+def distance(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float, float]:
+  """(mean cosine over positions, smallest of them, relative error) of features [b, h, w, c]."""
+  found, wanted = (np.asarray(x, np.float64).reshape(-1, x.shape[-1]) for x in (found, wanted))
+  lengths = np.linalg.norm(found, axis=-1) * np.linalg.norm(wanted, axis=-1)
+  cosine = np.sum(found * wanted, axis=-1) / lengths
+  return cosine.mean(), cosine.min(), np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+
+
+def measure(name: str, images: jax.Array) -> list[tuple[str, int, float, float, float]]:
+  """(form, stage, mean cosine, smallest cosine, relative error) of one backbone."""
+  if _WEIGHTS.value == "random":
+    effective = lambda window: tuple(min(window, _SIZE.value // (4 * 2**stage)) for stage in range(4))
+    windows = effective(_WINDOW.value)
+    backbone = build.build_backbone(
+        name, rngs=nnx.Rngs(_SEED.value), window_sizes=windows, pretrained_window_sizes=windows,
+        residual_norm_init=1.0)
+  else:
+    backbone = build.load_backbone(_WEIGHTS.value, name)
+  run = jax.jit(lambda folded, images: folded(images))
+  wanted = jax.device_get(run(fold.fold(backbone), images))
+  rows = []
+  for form, options in FORMS.items():
+    found = jax.device_get(run(fold.fold(backbone, **options), images))
+    rows += [(form, stage + 1, *distance(*pair)) for stage, pair in enumerate(zip(found, wanted))]
+  return rows
+
+
+def _main(argv: list[str]) -> None:
+  del argv
+  side = _SIZE.value
+  if _IMAGE.value:
+    picture = Image.open(_IMAGE.value).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    images = build.normalise(jnp.asarray(picture)[None])
+  else:
+    images = jax.random.normal(jax.random.key(_SEED.value), (1, side, side, 3))
+  started = time.perf_counter()
+  lines = [
+      "| backbone | frozen part | stage | cosine similarity, mean over positions | smallest | relative error |",
+      "|---|---|---|---|---|---|"]
+  for name in _BACKBONES.value:
+    for form, stage, mean, least, error in measure(name, images):
+      lines.append(f"| {name} | {form} | {stage} | {mean:.6f} | {least:.6f} | {error:.5f} |")
+  text = "\n".join(lines) + "\n"
+  print(text)
+  if _OUT.value:
+    what = "random weights" if _WEIGHTS.value == "random" else _WEIGHTS.value
+    pathlib.Path(_OUT.value).write_text(
+        f"Made by `experiments/benchmarks/drift.py`: {what}, {side} px, window {_WINDOW.value}, "
+        f"{_IMAGE.value or 'noise'}, seed {_SEED.value}, {jax.devices()[0].device_kind} ({platform.machine()}), "
+        f"{time.perf_counter() - started:.0f} s. Against the same weights folded in float32.\n\n{text}")
+
+
+if __name__ == "__main__":
+  app.run(_main)
