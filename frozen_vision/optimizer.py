@@ -11,8 +11,8 @@ import optax
 from frozen_vision import freeze
 
 # Names whose parameters are not decayed whatever their rank: SwinV2's released code exempts the position
-# bias MLP and the logit scales, next to everything one-dimensional.
-_UNDECAYED = ("position_bias", "logit_scale")
+# bias MLP and the logit scales, Mask2Former's the embeddings, next to everything one-dimensional.
+_UNDECAYED = ("position_bias", "logit_scale", "level_embed", "query_features", "query_positions")
 
 
 def default_config() -> ml_collections.ConfigDict:

@@ -14,7 +14,7 @@ from frozen_vision.ops import masks as mask_ops
 
 _GOLDEN_RATIO = 0.618033988749895
 _TONES = ((0.85, 0.95), (0.6, 0.88), (1.0, 0.8), (0.45, 1.0), (0.95, 0.66), (0.6, 0.74))
-_INK, _GRAY = (32, 33, 36), (110, 113, 119)
+INK, GRAY = (32, 33, 36), (110, 113, 119)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,8 @@ def class_color(label: int) -> tuple[int, int, int]:
 
 
 @functools.cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def get_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+  """The font of all pictures."""
   # matplotlib ships this font, so pictures look the same on every machine.
   name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
   return ImageFont.truetype(
@@ -211,7 +212,7 @@ def _draw_labels(draw, boxes, instances, colors, class_names, size) -> None:
   of the class, and two texts on top of each other cannot be read.
   """
   crowded = 0.85 if len(boxes) > 12 else 1.0
-  font = _font(int(np.clip(round(crowded * max(size) / 50), 11, 30)))
+  font = get_font(int(np.clip(round(crowded * max(size) / 50), 11, 30)))
   pad = max(2, font.size // 5)
   height = sum(font.getmetrics()) + pad
   scores = instances.scores
@@ -241,7 +242,7 @@ def _draw_labels(draw, boxes, instances, colors, class_names, size) -> None:
     placed = np.concatenate([placed, tag[None]])
     dark = np.dot(colors[i], (0.299, 0.587, 0.114)) < 150
     draw.rounded_rectangle(tuple(tag - (0, 0, 1, 1)), radius=pad, fill=colors[i])
-    draw.text((tag[0] + pad, tag[1] + pad / 2), text, font=font, fill="white" if dark else _INK)
+    draw.text((tag[0] + pad, tag[1] + pad / 2), text, font=font, fill="white" if dark else INK)
 
 
 def draw_comparisons(
@@ -263,7 +264,7 @@ def draw_comparisons(
     raise ValueError("There is no example to draw.")
   columns = pairs_per_row or (1 if len(examples) <= 3 else 2)
   margin, gap, head = 24, 8, 52
-  title_font, font = _font(17, bold=True), _font(14)
+  title_font, font = get_font(17, bold=True), get_font(14)
   pairs = []
   for example in examples:
     factor = panel_size / max(example.image.shape[:2])
@@ -281,13 +282,13 @@ def draw_comparisons(
   for i, (example, pair) in enumerate(zip(examples, pairs)):
     row, column = divmod(i, columns)
     left, top = margin + sum(widths[:column]), margin + sum(heights[:row])
-    draw.text((left, top), example.title, font=title_font, fill=_INK)
+    draw.text((left, top), example.title, font=title_font, fill=INK)
     counts = (
         f"Prediction · {_count(len(example.prediction.labels), 'detection')}",
         f"Ground truth · {_count(len(example.truth.labels), 'object')}",
     )
     for picture, text in zip(pair, counts):
-      draw.text((left, top + 27), text, font=font, fill=_GRAY)
+      draw.text((left, top + 27), text, font=font, fill=GRAY)
       sheet.paste(picture, (left, top + head))
       left += picture.width + gap
   return np.asarray(sheet)

@@ -11,6 +11,11 @@ def values(seed: int, name: str, shape, scale: float = 1.0, offset: float = 0.0)
   return (rng.standard_normal(shape) * scale).astype(np.float32) + np.float32(offset)
 
 
+def uniform(seed: int, name: str, shape) -> np.ndarray:
+  """A float32 array in [0, 1) of the same rule, such as points of an image."""
+  return np.random.default_rng([seed, zlib.crc32(name.encode())]).random(shape, np.float32)
+
+
 def state_dict(spec: dict) -> dict[str, np.ndarray]:
   """All weights of a golden `.json`: {state-dict name: array in PyTorch layout}."""
   return {

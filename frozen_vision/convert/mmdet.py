@@ -10,7 +10,7 @@ neck and head is filled, or there is one error that lists all that is wrong.
 `config.detection.init.path`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import math
 import os
 import pathlib
@@ -25,25 +25,7 @@ import numpy as np
 from frozen_vision import freeze
 from frozen_vision.backbones import weights
 from frozen_vision.convert import torch_file
-
-# Turns an array of the source into ours; None where its shape cannot be that of such a layer.
-Layout = Callable[[np.ndarray], np.ndarray | None]
-
-
-def _vector(x: np.ndarray) -> np.ndarray | None:
-  return x if x.ndim == 1 else None
-
-
-def _linear(x: np.ndarray) -> np.ndarray | None:
-  return x.T if x.ndim == 2 else None
-
-
-def _conv(x: np.ndarray) -> np.ndarray | None:
-  return x.transpose(2, 3, 1, 0) if x.ndim == 4 else None  # OIHW -> HWIO
-
-
-def _pointwise(x: np.ndarray) -> np.ndarray | None:
-  return x[:, :, 0, 0].T if x.ndim == 4 and x.shape[2:] == (1, 1) else None
+from frozen_vision.convert.layouts import conv, Layout, linear, pointwise, vector
 
 
 def _deconv(x: np.ndarray) -> np.ndarray | None:
@@ -72,30 +54,30 @@ _SEMANTIC = r"roi_head\.semantic_head"
 # has it, counts as stage 0.
 TABLE: tuple[tuple[str, str, Layout | None], ...] = (
     # Norms of the levels of a Swin backbone; ours are in the neck (FPN's `input_norm`).
-    (r"backbone\.norm(\d+)", "neck/norms/{0}", _vector),
-    (r"neck\.lateral_convs\.(\d+)\.conv", "neck/laterals/{0}", _pointwise),
-    (r"neck\.fpn_convs\.(\d+)\.conv", "neck/outputs/{0}", _conv),
-    (r"rpn_head\.rpn_conv", "head/rpn/conv", _conv),
-    (r"rpn_head\.rpn_cls", "head/rpn/objectness", _pointwise),
-    (r"rpn_head\.rpn_reg", "head/rpn/deltas", _pointwise),
-    (_BOX + r"\.shared_convs\.(\d+)\.conv", "head/box_heads/{0}/convs/{1}/conv", _conv),
-    (_BOX + r"\.shared_convs\.(\d+)\.gn", "head/box_heads/{0}/convs/{1}/norm", _vector),
+    (r"backbone\.norm(\d+)", "neck/norms/{0}", vector),
+    (r"neck\.lateral_convs\.(\d+)\.conv", "neck/laterals/{0}", pointwise),
+    (r"neck\.fpn_convs\.(\d+)\.conv", "neck/outputs/{0}", conv),
+    (r"rpn_head\.rpn_conv", "head/rpn/conv", conv),
+    (r"rpn_head\.rpn_cls", "head/rpn/objectness", pointwise),
+    (r"rpn_head\.rpn_reg", "head/rpn/deltas", pointwise),
+    (_BOX + r"\.shared_convs\.(\d+)\.conv", "head/box_heads/{0}/convs/{1}/conv", conv),
+    (_BOX + r"\.shared_convs\.(\d+)\.gn", "head/box_heads/{0}/convs/{1}/norm", vector),
     (_BOX + r"\.shared_fcs\.(0)", "head/box_heads/{0}/fcs/{1}", None),
-    (_BOX + r"\.shared_fcs\.([1-9]\d*)", "head/box_heads/{0}/fcs/{1}", _linear),
-    (_BOX + r"\.fc_cls", "head/box_heads/{0}/classes", _linear),
-    (_BOX + r"\.fc_reg", "head/box_heads/{0}/boxes", _linear),
-    (_MASK + r"\.convs\.(\d+)\.conv", "head/mask_heads/{0}/convs/{1}", _conv),
-    (_MASK + r"\.conv_res\.conv", "head/mask_heads/{0}/flow", _pointwise),
+    (_BOX + r"\.shared_fcs\.([1-9]\d*)", "head/box_heads/{0}/fcs/{1}", linear),
+    (_BOX + r"\.fc_cls", "head/box_heads/{0}/classes", linear),
+    (_BOX + r"\.fc_reg", "head/box_heads/{0}/boxes", linear),
+    (_MASK + r"\.convs\.(\d+)\.conv", "head/mask_heads/{0}/convs/{1}", conv),
+    (_MASK + r"\.conv_res\.conv", "head/mask_heads/{0}/flow", pointwise),
     (_MASK + r"\.upsample", "head/mask_heads/{0}/upsample", _deconv),
-    (_MASK + r"\.conv_logits", "head/mask_heads/{0}/logits", _pointwise),
+    (_MASK + r"\.conv_logits", "head/mask_heads/{0}/logits", pointwise),
     (
         _SEMANTIC + r"\.lateral_convs\.(\d+)\.conv",
         "head/semantic_head/laterals/{0}",
-        _pointwise,
+        pointwise,
     ),
-    (_SEMANTIC + r"\.convs\.(\d+)\.conv", "head/semantic_head/convs/{0}", _conv),
-    (_SEMANTIC + r"\.conv_embedding\.conv", "head/semantic_head/embedding", _pointwise),
-    (_SEMANTIC + r"\.conv_logits", "head/semantic_head/logits", _pointwise),
+    (_SEMANTIC + r"\.convs\.(\d+)\.conv", "head/semantic_head/convs/{0}", conv),
+    (_SEMANTIC + r"\.conv_embedding\.conv", "head/semantic_head/embedding", pointwise),
+    (_SEMANTIC + r"\.conv_logits", "head/semantic_head/logits", pointwise),
 )
 
 # Not ours to fill: the backbone but for the norms that the table names (ours are loaded on their
@@ -277,11 +259,11 @@ def _place(name: str, state_dict: Mapping[str, np.ndarray]) -> tuple[str | None,
       continue
     path = ours.format(*match.groups())
     if kind == "bias":
-      return f"{path}/bias", _vector
+      return f"{path}/bias", vector
     if layout is None:
       layout = _roi_linear(_roi_channels(state_dict, head=module.rpartition(".shared_fcs")[0]))
-    return f"{path}/{'scale' if layout is _vector else 'kernel'}", layout
-  return None, _vector
+    return f"{path}/{'scale' if layout is vector else 'kernel'}", layout
+  return None, vector
 
 
 def _roi_channels(state_dict: Mapping[str, np.ndarray], head: str) -> int:

@@ -3,6 +3,9 @@
     python -m frozen_vision.data.prepare images --images DIR
     python -m frozen_vision.data.prepare coco --images DIR --annotations FILE --out DIR --split NAME
     python -m frozen_vision.data.prepare coco --root COCO --out DIR --split train val
+    python -m frozen_vision.data.prepare ade20k --root ADE20K --out DIR
+    python -m frozen_vision.data.prepare segmentation --images DIR --labels DIR --classes FILE --out DIR \
+      --split training
 
 The first only checks. With `--check` the others do too, and need no TensorFlow; writing does. Bad
 files are named and left out, and the exit code is 0, unless nothing usable is left or `--strict`
@@ -13,17 +16,23 @@ import argparse
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import importlib.util
 import multiprocessing
 import pathlib
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+from frozen_vision.data import ade20k
 from frozen_vision.data import coco
 from frozen_vision.data import images as image_io
+from frozen_vision.data import label_maps
 from frozen_vision.data import prepared_coco
+from frozen_vision.data import prepared_segmentation
+from frozen_vision.data import segmentation
 
 _PROGRESS_SECONDS = 10.0
 # Notes of these kinds may point at a mistake, so the files are named.
@@ -46,14 +55,21 @@ class _Result:
   error: image_io.ImageError | None
 
 
-def check_images(tasks: Sequence[_Task], workers: int) -> Iterator[_Result]:
-  """Decodes every file, in order; with more than one worker, in as many processes."""
+def check_images(
+    tasks: Sequence[Any], workers: int, check: Callable[[Any], "_Result"] | None = None
+) -> Iterator[_Result]:
+  """Decodes every file, in order; with more than one worker, in as many processes.
+
+  Args:
+    check: what is done with each task; by default it is a `_Task` to decode.
+  """
+  check = check or _check_one
   if workers <= 1:
-    yield from map(_check_one, tasks)
+    yield from map(check, tasks)
     return
   spawn = multiprocessing.get_context("spawn")  # a fork could inherit an accelerator's state
   with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-    yield from pool.map(_check_one, tasks, chunksize=16)
+    yield from pool.map(check, tasks, chunksize=16)
 
 
 def _check_one(task: _Task) -> _Result:
@@ -69,6 +85,23 @@ def _check_one(task: _Task) -> _Result:
   except image_io.ImageError as error:
     return _Result(task.name, None, error)
   return _Result(task.name, info, None)
+
+
+def _check_labelled(source: segmentation.LabelledImages, index: int) -> _Result:
+  """Decodes an image and its label map and compares their sizes."""
+  name = source.name(index)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      data = source.image_bytes(index)
+      info = image_io.inspect_image(data, name=name)
+      label = source.label(index)
+      if label is None:
+        raise image_io.ImageError(name, "has no label image", "unlabelled")
+      segmentation.check_size((info.height, info.width), label, name, data)
+  except image_io.ImageError as error:
+    return _Result(name, None, error)
+  return _Result(name, info, None)
 
 
 class _Tally:
@@ -144,8 +177,44 @@ def prepare_coco(options: argparse.Namespace) -> int:
   if options.root is None and len(splits) != 1:
     raise ValueError("--images and --annotations make one split; give one name to --split.")
   if not options.check:
-    _require_writing(options, splits)
+    _require_writing(options, splits, prepared_coco)
   return max(_prepare_split(options, split) for split in splits)
+
+
+def prepare_ade20k(options: argparse.Namespace) -> int:
+  """Checks, and unless `--check` is given writes, each split of ADE20K; returns the exit code."""
+  splits = options.split or list(ade20k.SPLITS)
+  if not options.check:
+    _require_writing(options, splits, prepared_segmentation)
+  opened = {split: ade20k.ade20k_root(options.root, split, unlabelled="keep") for split in splits}
+  return max(_prepare_labelled(options, source, split) for split, source in opened.items())
+
+
+def prepare_segmentation(options: argparse.Namespace) -> int:
+  """The same of any folder of images and folder of label images; returns the exit code."""
+  if not options.check:
+    _require_writing(options, [options.split], prepared_segmentation)
+  label_format = label_maps.read_format(options.classes, ignored=options.ignore, unknown=options.unknown)
+  source = segmentation.LabelledImages(
+      options.images, options.labels, label_format, segments=options.segments, unlabelled="keep",
+      image_suffix=options.image_suffix, label_suffix=options.label_suffix)
+  return _prepare_labelled(options, source, options.split)
+
+
+def _prepare_labelled(options: argparse.Namespace, source: segmentation.LabelledImages, split: str) -> int:
+  tally = _Tally(len(source))
+  check = functools.partial(_check_labelled, source)
+  tally.run(check_images(range(len(source)), options.workers, check))
+  usable = source.take(tally.good)
+  print(f"Summary of {source.image_dir} with {source.label_dir}, split {split}")
+  tally.print_summary()
+  print(f"  usable: {len(usable)} images, {usable.num_classes} classes")
+  code = _exit_code(usable=len(usable) > 0, defects=tally.bad.total(), strict=options.strict)
+  if code == 0 and not options.check:
+    from frozen_vision.data import segmentation_builder  # needs TensorFlow, checked before
+
+    print(f"  written: {segmentation_builder.write(usable, split, pathlib.Path(options.out))}")
+  return code
 
 
 def _prepare_split(options: argparse.Namespace, split: str) -> int:
@@ -178,7 +247,8 @@ def _prepare_split(options: argparse.Namespace, split: str) -> int:
   return code
 
 
-def _require_writing(options: argparse.Namespace, splits: Sequence[str]) -> None:
+def _require_writing(options: argparse.Namespace, splits: Sequence[str], prepared: Any) -> None:
+  """`prepared` is the module that reads what will be written."""
   if options.out is None:
     raise ValueError("give --out, the folder to write to, or --check to only check.")
   if importlib.util.find_spec("tensorflow") is None:
@@ -187,9 +257,9 @@ def _require_writing(options: argparse.Namespace, splits: Sequence[str]) -> None
         " Checking (--check) and reading them do not."
     )
   for split in splits:
-    if prepared_coco.is_complete(options.out, split) and not options.overwrite:
+    if prepared.is_complete(options.out, split) and not options.overwrite:
       raise FileExistsError(
-          f"{prepared_coco.folder(options.out, split)} is there already; --overwrite makes it anew."
+          f"{prepared.folder(options.out, split)} is there already; --overwrite makes it anew."
       )
 
 
@@ -216,13 +286,27 @@ def _parser() -> argparse.ArgumentParser:
   write.add_argument("--annotations", help="annotation JSON")
   write.add_argument("--root", help="instead: holds {split}2017/ and annotations/")
   write.add_argument("--split", nargs="+", help="default: train; with --root: train val")
-  write.add_argument("--out", help="folder to write to")
-  write.add_argument("--check", action="store_true", help="only check, write nothing")
-  write.add_argument("--overwrite", action="store_true", help="replace shards that are there")
   write.add_argument(
       "--boxes-only", action="store_true", help="keep annotations that have no usable mask"
   )
-  for command in (check, write):
+  scenes = commands.add_parser("ade20k", help="check ADE20K and write it as shards")
+  scenes.add_argument("--root", required=True, help="holds images/ and annotations/")
+  scenes.add_argument("--split", nargs="+", help="default: training validation")
+  pixels = commands.add_parser("segmentation", help="check images with label images and write them as shards")
+  pixels.add_argument("--images", required=True, help="folder of the images")
+  pixels.add_argument("--labels", required=True, help="folder of the label images")
+  pixels.add_argument("--classes", required=True, help="class list, .txt or .json")
+  pixels.add_argument("--segments", help="COCO panoptic JSON, if the label images are of that format")
+  pixels.add_argument("--ignore", type=int, nargs="*", default=[], help="more pixel values without a class")
+  pixels.add_argument("--unknown", default="error", help="what any other value is: error or ignore")
+  pixels.add_argument("--image-suffix", default="", help="end of the image names before their ending")
+  pixels.add_argument("--label-suffix", default="", help="the same of the label images")
+  pixels.add_argument("--split", required=True, help="name of what is written: training or validation")
+  for command in (write, scenes, pixels):
+    command.add_argument("--out", help="folder to write to")
+    command.add_argument("--check", action="store_true", help="only check, write nothing")
+    command.add_argument("--overwrite", action="store_true", help="replace shards that are there")
+  for command in (check, write, scenes, pixels):
     command.add_argument("--strict", action="store_true", help="anything bad is an error")
     command.add_argument("--workers", type=int, default=1, help="processes that decode")
   return parser
@@ -231,10 +315,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
   options = _parser().parse_args(arguments)
+  run = {
+      "images": prepare_images, "coco": prepare_coco, "ade20k": prepare_ade20k,
+      "segmentation": prepare_segmentation,
+  }[options.command]
   try:
-    if options.command == "images":
-      return prepare_images(options)
-    return prepare_coco(options)
+    return run(options)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

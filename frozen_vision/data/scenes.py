@@ -11,7 +11,6 @@ A scene is a pure function of (seed, split, index, image size).
 
 import dataclasses
 import functools
-import math
 
 from jaxtyping import Bool, Float32, Int16, Int32, UInt8
 import numpy as np

@@ -22,6 +22,7 @@ from frozen_vision.heads.htc import htc
 from frozen_vision.heads.htc import views as views_lib
 from frozen_vision.metrics import coco_ap
 from frozen_vision.necks.build import build_neck
+from frozen_vision.ops import mirror
 from frozen_vision.tasks import base, common
 
 _HEADS = {
@@ -129,7 +130,8 @@ class DetectionTask(base.Task):
     pasting, with_masks = self._options.copy_paste, self._head_config.with_masks
     if not 0 <= pasting <= 1 or (pasting and not with_masks):
       raise ValueError(
-          f"detection.copy_paste is {pasting}, with_masks of the head is {with_masks}: expected a probability, and masks, by which objects are cut out.")
+          f"detection.copy_paste is {pasting}, with_masks of the head is {with_masks}: expected a probability, and "
+          "masks, by which objects are cut out.")
 
   def phase_at(self, step: int) -> None:
     return None
@@ -200,7 +202,7 @@ class DetectionTask(base.Task):
     for scale, sizes in enumerate(self._sizes):
       image, image_size = (batch[f"{name}.{scale}" if scale else name] for name in ("image", "image_size"))
       for mirrored in (False, True) if self._options.test.flip else (False,):
-        view = dict(image=views_lib.mirror(image, image_size) if mirrored else image, image_size=image_size)
+        view = dict(image=mirror.mirror(image, image_size) if mirrored else image, image_size=image_size)
         if features is None or views:  # what was given is of the first view
           features = self.frozen_features(model, view)
         views.append(views_lib.View(model.neck(features), image_size, mirrored, sizes))

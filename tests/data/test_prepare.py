@@ -9,10 +9,13 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from frozen_vision.data import ade20k
 from frozen_vision.data import coco
 from frozen_vision.data import prepare
 from frozen_vision.data import prepared_coco
+from frozen_vision.data import prepared_segmentation
 from tests import paths
 from tests.data import test_images
 
@@ -193,3 +196,65 @@ def test_without_tensorflow_the_error_says_so(part, tmp_path, capsys, monkeypatc
   assert prepare.main(["coco", "--root", str(part), "--out", str(tmp_path)]) == 1
   assert "pip install tensorflow-cpu" in capsys.readouterr().err
   assert prepare.main(["coco", "--root", str(part), "--check"]) == 0
+
+
+def _labelled(root, split="training", count=3):
+  """ADE20K's layout with small images and labels."""
+  rng = np.random.default_rng(0)
+  for folder, ending in (("images", "jpg"), ("annotations", "png")):
+    (root / folder / split).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+      size = (20 + i, 30)
+      pixels = rng.integers(0, 151 if folder == "annotations" else 256, (*size, 3), dtype=np.uint8)
+      pixels = pixels[..., 0] if folder == "annotations" else pixels
+      Image.fromarray(pixels).save(root / folder / split / f"ADE_{i}.{ending}")
+
+
+def test_ade20k_reads_back_exactly_what_was_there(tmp_path):
+  pytest.importorskip("tensorflow", reason="writing shards needs TensorFlow")
+  for split in ade20k.SPLITS:
+    _labelled(tmp_path / "ade", split)
+  out = tmp_path / "out"
+  assert prepare.main(["ade20k", "--root", str(tmp_path / "ade"), "--out", str(out)]) == 0
+  for split in ade20k.SPLITS:
+    direct = ade20k.ade20k_root(tmp_path / "ade", split)
+    prepared = prepared_segmentation.PreparedSegmentation(out, split)
+    prepared = pickle.loads(pickle.dumps(prepared))
+    assert len(prepared) == len(direct) == 3 and prepared.class_names == direct.class_names
+    assert prepared.largest_size == direct.largest_size == (22, 30)
+    for i in range(3):
+      _assert_same(direct[i], prepared[i])
+      assert prepared.image_bytes(i) == direct.image_bytes(i)
+    with pytest.raises(IndexError):
+      prepared[3]
+  with pytest.raises(FileNotFoundError, match="test.* is absent; prepare it with"):
+    prepared_segmentation.PreparedSegmentation(out, "test")
+  assert prepare.main(["ade20k", "--root", str(tmp_path / "ade"), "--out", str(out)]) == 1  # asks first
+
+
+def test_bad_label_files_are_named_and_left_out(tmp_path, capsys):
+  _labelled(tmp_path, count=6)
+  labels = tmp_path / "annotations/training"
+  (labels / "ADE_0.png").unlink()
+  (labels / "ADE_1.png").write_bytes((labels / "ADE_1.png").read_bytes()[:90])
+  Image.new("L", (5, 5)).save(labels / "ADE_2.png")
+  Image.new("L", (30, 23), 200).save(labels / "ADE_3.png")
+  (tmp_path / "images/training/ADE_4.jpg").write_bytes(b"no image")
+  command = ["ade20k", "--root", str(tmp_path), "--split", "training", "--check"]
+  assert prepare.main(command) == 0
+  text = capsys.readouterr().out
+  for line in (
+      "bad: ADE_0: has no label image", "ADE_1.png: cannot be decoded", "bad: ADE_2: is 30 x 22 pixels",
+      "ADE_3.png: has labels outside of the class list: 200 (690 pixels)", "bad: ADE_4: not a readable image",
+      "6 checked, 1 usable, 5 bad", "usable: 1 images, 150 classes"):
+    assert line in text, line
+  assert prepare.main([*command, "--strict"]) == 1
+
+
+def test_checking_camvid_with_workers(capsys):
+  root = paths.data_dir("camvid")
+  command = [
+      "segmentation", "--images", str(root / "val/images"), "--labels", str(root / "val/labels"), "--classes",
+      str(root / "meta.json"), "--split", "validation", "--check", "--strict", "--workers", "2"]
+  assert prepare.main(command) == 0
+  assert "51 checked, 51 usable, 0 bad" in capsys.readouterr().out

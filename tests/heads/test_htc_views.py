@@ -7,6 +7,7 @@ import pytest
 
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import views as views_lib
+from frozen_vision.ops import mirror
 
 
 class Preset:
@@ -114,6 +115,6 @@ def test_mirroring_leaves_the_padding():
   for image, other, (height, width) in zip(images, expected, sizes):
     image[:height, :width] = rng.integers(1, 255, (height, width, 3))
     other[:height, :width] = image[:height, :width][:, ::-1]
-  found = jax.jit(views_lib.mirror)(images, sizes)
+  found = jax.jit(mirror.mirror)(images, sizes)
   assert found.dtype == jnp.uint8
   np.testing.assert_array_equal(found, expected)

@@ -10,9 +10,8 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int
 
 from frozen_vision.heads.htc.detections import select_detections
 from frozen_vision.heads.htc.htc import HTC, Features
@@ -28,7 +27,7 @@ class View(NamedTuple):
   Attributes:
     features: of the neck, on the view.
     image_size: (h, w) of each image's content, in pixels of the view.
-    mirrored: the content is mirrored left to right, as `mirror` does.
+    mirrored: the content is mirrored left to right, as `ops.mirror` does.
     sizes: letters of `AREAS`: detections of other sizes do not count in this view.
   """
 
@@ -36,14 +35,6 @@ class View(NamedTuple):
   image_size: Int[Array, "b 2"]
   mirrored: bool = False
   sizes: str = "sml"
-
-
-def mirror(images: Num[Array, "b h w c"], image_size: Int[Array, "b 2"]) -> Num[Array, "b h w c"]:
-  """Mirrors the content of padded images left to right; it stays at the left, and the padding where it is."""
-  columns = jnp.arange(images.shape[2])
-  source = image_size[:, 1:] - 1 - columns
-  source = jnp.where(source >= 0, source, columns)
-  return jnp.take_along_axis(images, source[:, None, :, None], axis=2)
 
 
 def predict(

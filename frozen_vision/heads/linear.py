@@ -1,0 +1,93 @@
+"""Linear semantic segmentation: one linear layer on the features of each pixel, the smallest head."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.heads import pixel_classification
+from frozen_vision.ops import resize
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearConfig:
+  """What a linear head looks like.
+
+  Attributes:
+    num_classes: classes.
+    levels: which feature levels are read, 0 the finest; empty for all.
+    input_norm: a trainable LayerNorm over the channels of every level first. Our frozen backbones end without
+      a norm per level, as public checkpoints do; this is that norm.
+  """
+
+  num_classes: int
+  levels: tuple[int, ...] = ()
+  input_norm: bool = True
+
+
+class LinearHead(nnx.Module):
+  """Logits of the finest chosen level's stride from all chosen levels, upsampled and concatenated.
+
+  The levels' layers are applied before upsampling and their results added: both are linear, so it is the same
+  function of the same parameters, at a share of the work.
+
+  Attributes:
+    stride: input pixels per cell of the logits.
+  """
+
+  def __init__(
+      self, feature_specs: Sequence[FeatureSpec], config: LinearConfig, *, dtype: jnp.dtype = jnp.float32,
+      rngs: nnx.Rngs,
+  ):
+    """Builds the head.
+
+    Raises:
+      ValueError: levels that do not exist.
+    """
+    levels = config.levels or tuple(range(len(feature_specs)))
+    if not set(levels) <= set(range(len(feature_specs))) or len(set(levels)) != len(levels):
+      raise ValueError(
+          f"The linear head reads levels {levels}; expected different ones of 0 to {len(feature_specs) - 1}.")
+    self.config = config
+    self.levels = tuple(sorted(levels))
+    specs = [feature_specs[level] for level in self.levels]
+    self.stride = specs[0].stride
+    self.factors = tuple(spec.stride // self.stride for spec in specs)
+    self.norms = nnx.List(
+        [nnx.LayerNorm(spec.channels, dtype=dtype, rngs=rngs) for spec in specs] if config.input_norm else [])
+    # As one layer on the concatenation would be initialised.
+    width = sum(spec.channels for spec in specs)
+    init = nnx.initializers.normal(width**-0.5)
+    self.layers = nnx.List([
+        nnx.Linear(
+            spec.channels, config.num_classes, use_bias=i == 0, kernel_init=init, dtype=dtype, rngs=rngs)
+        for i, spec in enumerate(specs)])
+
+  def __call__(self, features: Sequence[Float[Array, "b h w c"]]) -> Float[Array, "b h w k"]:
+    """Feature levels, fine to coarse -> float32 logits at `stride`."""
+    features = [features[level] for level in self.levels]
+    finest = features[0].shape[1:3]
+    if self.norms:
+      features = [norm(x) for norm, x in zip(self.norms, features)]
+    logits = [
+        resize.upsample(layer(x).astype(jnp.float32), factor, finest)
+        for x, factor, layer in zip(features, self.factors, self.layers)]
+    return sum(logits)
+
+  def losses(
+      self, features: Sequence[Float[Array, "b h w c"]], batch: Mapping[str, jax.Array], rng: jax.Array
+  ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """({"loss_ce"}, {"pixel_accuracy"}) of `batch["labels"]`; `rng` is not used."""
+    del rng
+    loss, accuracy = pixel_classification.cross_entropy(self(features), batch["labels"], stride=self.stride)
+    return {"loss_ce": loss}, {"pixel_accuracy": accuracy}
+
+  def predict_semantic(
+      self, features: Sequence[Float[Array, "b h w c"]], size: tuple[int, int]
+  ) -> Float[Array, "b y x k"]:
+    """Class probabilities of every pixel of the padded input of `size` (height, width)."""
+    return pixel_classification.probabilities(self(features), size, stride=self.stride)

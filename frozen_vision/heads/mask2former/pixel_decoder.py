@@ -1,0 +1,175 @@
+"""Pixel decoder of Mask2Former (Cheng et al. 2022): deformable attention over coarse levels, then an FPN."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.heads.mask2former import layers
+from frozen_vision.heads.mask2former.config import Mask2FormerConfig
+from frozen_vision.ops.deformable_attention import deformable_attention
+
+# What the gradient of a layer keeps, next to its input: sampling again would cost as much as the rest of it.
+_SAMPLED = "mask2former_sampled"
+
+
+class PixelFeatures(NamedTuple):
+  """What the transformer decoder works on."""
+
+  levels: tuple[Array, ...]  # [b, h, w, hidden_dim], coarse to fine
+  masks: Array  # [b, h, w, mask_dim], of the finest backbone level's size
+
+
+class _Projection(nnx.Module):
+  """A convolution and a group norm."""
+
+  def __init__(
+      self, channels_in: int, channels: int, kernel: int, groups: int, *, bias: bool, init, dtype: jnp.dtype,
+      rngs: nnx.Rngs,
+  ):
+    # A 1x1 convolution is a matrix product over the channels.
+    options = dict(use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
+    self.conv = (
+        nnx.Linear(channels_in, channels, **options) if kernel == 1
+        else nnx.Conv(channels_in, channels, (kernel, kernel), **options))
+    self.norm = layers.group_norm(channels, groups, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+    return self.norm(self.conv(x))
+
+
+class DeformableLayer(nnx.Module):
+  """Deformable self-attention over all levels, then a feed-forward network."""
+
+  def __init__(self, config: Mask2FormerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    channels, heads = config.hidden_dim, config.num_heads
+    self.num_heads, self.num_points = heads, config.encoder_points
+    samples = heads * config.encoder_levels * config.encoder_points
+    zeros = nnx.initializers.zeros
+    # Where to sample, and how much each sample counts, is not rounded to half precision: one cell of a map of
+    # 160 is less than bfloat16 can tell.
+    self.offsets = nnx.Linear(channels, 2 * samples, kernel_init=zeros, rngs=rngs)
+    self.offsets.bias[...] = _ring(config).reshape(-1)
+    self.weights = nnx.Linear(channels, samples, kernel_init=zeros, rngs=rngs)
+    linear = lambda: nnx.Linear(channels, channels, dtype=dtype, kernel_init=layers.XAVIER, rngs=rngs)
+    self.value, self.output = linear(), linear()
+    self.norm = layers.layer_norm(channels, dtype=dtype, rngs=rngs)
+    self.ffn = layers.FeedForward(channels, config.encoder_ffn_dim, dtype=dtype, rngs=rngs)
+
+  def __call__(
+      self,
+      x: Float[Array, "b s c"],
+      positions: Float[Array, "s c"],
+      references: Float[np.ndarray, "s 2"],
+      shapes: Sequence[tuple[int, int]],
+  ) -> Float[Array, "b s c"]:
+    """One layer.
+
+    Args:
+      x: cells of all levels, one level after the other.
+      positions: added to what decides where to sample, not to what is sampled.
+      references: (x, y) of every cell's centre as shares of its level's width and height.
+      shapes: (height, width) of each level.
+    """
+    b, cells, _ = x.shape
+    queries = (x + positions).astype(jnp.float32)
+    split = (b, cells, self.num_heads, len(shapes), self.num_points)
+    sizes = np.asarray(shapes, np.float32)[:, None, ::-1]  # an offset of one is one cell of the level sampled
+    locations = references[:, None, None, None] + self.offsets(queries).reshape(*split, 2) / sizes
+    weights = jax.nn.softmax(self.weights(queries).reshape(*split[:3], -1), axis=-1).reshape(split)
+    values = self.value(x).reshape(b, cells, self.num_heads, -1)
+    sampled = checkpoint_name(deformable_attention(values, shapes, locations, weights), _SAMPLED)
+    x = self.norm(x + self.output(sampled.reshape(b, cells, -1)))
+    return self.ffn(x)
+
+
+def _ring(config: Mask2FormerConfig) -> Float[np.ndarray, "heads levels points 2"]:
+  """Initial offsets [Deformable DETR]: each head looks in its own direction, one point behind the other."""
+  angle = np.arange(config.num_heads) * (2 * np.pi / config.num_heads)
+  direction = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+  direction /= np.abs(direction).max(axis=-1, keepdims=True)
+  distance = np.arange(1, config.encoder_points + 1)
+  ring = direction[:, None, None] * distance[:, None]
+  return np.broadcast_to(
+      ring, (config.num_heads, config.encoder_levels, config.encoder_points, 2)).astype(np.float32)
+
+
+class PixelDecoder(nnx.Module):
+  """Backbone levels -> refined levels and per-pixel mask features."""
+
+  def __init__(
+      self,
+      feature_specs: Sequence[FeatureSpec],
+      config: Mask2FormerConfig,
+      *,
+      dtype: jnp.dtype,
+      rngs: nnx.Rngs,
+  ):
+    self.config, self.dtype = config, dtype
+    channels, groups = config.hidden_dim, config.norm_groups
+    self.norms = nnx.List(
+        [layers.layer_norm(spec.channels, dtype=dtype, rngs=rngs) for spec in feature_specs]
+        if config.input_norm else [])
+    coarse, fine = feature_specs[-config.encoder_levels:], feature_specs[:-config.encoder_levels]
+    # Coarse to fine, as the source has them.
+    self.inputs = nnx.List([
+        _Projection(spec.channels, channels, 1, groups, bias=True, init=layers.XAVIER, dtype=dtype, rngs=rngs)
+        for spec in coarse[::-1]])
+    self.level_embed = nnx.Param(jax.random.normal(rngs.params(), (config.encoder_levels, channels)))
+    self.layers = nnx.List([
+        DeformableLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.encoder_layers)])
+    projection = lambda features, kernel: _Projection(
+        features, channels, kernel, groups, bias=False, init=layers.XAVIER_FAN_IN, dtype=dtype, rngs=rngs)
+    self.laterals = nnx.List([projection(spec.channels, 1) for spec in fine])
+    self.outputs = nnx.List([projection(channels, 3) for _ in fine])
+    self.mask_features = nnx.Linear(
+        channels, config.mask_dim, dtype=dtype, kernel_init=layers.XAVIER_FAN_IN, rngs=rngs)
+
+  def __call__(self, features: Sequence[Float[Array, "b h w c"]]) -> PixelFeatures:
+    """Backbone levels, fine to coarse, of any sizes -> see PixelFeatures."""
+    features = [jnp.asarray(x, self.dtype) for x in features]
+    if self.norms:
+      features = [norm(x) for norm, x in zip(self.norms, features, strict=True)]
+    levels = [project(x) for project, x in zip(self.inputs, features[::-1])]
+    levels = self._encode(levels)
+    fine = levels[-1]
+    for i in reversed(range(len(self.laterals))):
+      # The largest maps of the head: the gradient computes them again instead of keeping each step's.
+      fine = jax.checkpoint(lambda x, coarser, i=i: self._fuse(i, x, coarser))(features[i], fine)
+    return PixelFeatures(tuple(levels), self.mask_features(fine))
+
+  def _fuse(self, level: int, x: Float[Array, "b h w c"], coarser: Float[Array, "b y x d"]) -> jax.Array:
+    """One FPN step; its resize is bilinear (the official code, whatever its comment says), not nearest."""
+    lateral = self.laterals[level](x)
+    return nnx.relu(self.outputs[level](lateral + resize(coarser, lateral.shape[1:3])))
+
+  def _encode(self, levels: list[jax.Array]) -> list[jax.Array]:
+    shapes = tuple(x.shape[1:3] for x in levels)
+    b, _, _, channels = levels[0].shape
+    positions = jnp.concatenate([
+        layers.sine_positions(*shape, channels) + self.level_embed[i] for i, shape in enumerate(shapes)])
+    references = np.concatenate([_centres(*shape) for shape in shapes])
+    x = jnp.concatenate([level.reshape(b, -1, channels) for level in levels], axis=1)
+    policy = jax.checkpoint_policies.save_only_these_names(_SAMPLED)
+    for layer in self.layers:
+      step = jax.checkpoint(lambda x, layer=layer: layer(x, positions, references, shapes), policy=policy)
+      x = step(x)
+    ends = np.cumsum([height * width for height, width in shapes])[:-1]
+    return [part.reshape(b, *shape, channels) for part, shape in zip(jnp.split(x, ends, axis=1), shapes)]
+
+
+def resize(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:
+  """Bilinear, half-pixel centres, no antialiasing: PyTorch's `interpolate` with align_corners=False."""
+  return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "linear", antialias=False)
+
+
+def _centres(height: int, width: int) -> Float[np.ndarray, "s 2"]:
+  y, x = np.mgrid[:height, :width]
+  centres = (np.stack([x, y], axis=-1) + 0.5) / np.asarray([width, height])
+  return centres.reshape(-1, 2).astype(np.float32)

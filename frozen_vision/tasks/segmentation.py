@@ -1,0 +1,295 @@
+"""Semantic segmentation on a frozen backbone: Mask2Former, UPerNet or a linear head."""
+
+from collections.abc import Callable
+import dataclasses
+import difflib
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from frozen_vision import visualize
+from frozen_vision import visualize_semantic
+from frozen_vision.backbones import build
+from frozen_vision.data import (
+    ade20k, label_maps, pipeline, prepared_segmentation, semantic_scenes, transforms)
+from frozen_vision.data import segmentation as sources
+from frozen_vision.data import segmentation_transforms
+from frozen_vision.heads import linear, upernet
+from frozen_vision.heads import weights as head_weights
+from frozen_vision.metrics import mean_iou
+from frozen_vision.tasks import base, common, semantic_inference
+
+_HEADS = ("mask2former", "upernet", "linear")
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """All options of the task's own."""
+  return ml_collections.ConfigDict(dict(
+      # scenes: generated; ade20k: the official layout below `root`; files: any images and label images;
+      # prepared: what frozen_vision.data.prepare wrote below `root`, splits training and validation.
+      data="ade20k",
+      scenes=dict(train_images=20000, validation_images=200, image_size=128),
+      root="data/ADEChallengeData2016",
+      # Of files, paths below `root` or absolute ones. classes: a list of names, see data/label_maps.py;
+      # segments: COCO's panoptic JSON, if the label images are of that format.
+      classes="",
+      train=dict(images="", labels="", segments=""),
+      validation=dict(images="", labels="", segments=""),
+      image_suffix="",  # end of the images' names before their ending, such as _leftImg8bit
+      label_suffix="",  # the same of the label images
+      ignore=(),  # more pixel values without a class
+      unknown_labels="error",  # error | ignore: what a value outside of the class list is
+      # What an image without a label image is: error | skip | keep (of validation: predicted and not scored).
+      unlabelled="error",
+      frame=(512, 512),  # (height, width) of training crops, padded
+      short_sides=tuple(int(0.1 * k * 512) for k in range(5, 21)),  # one is drawn; then a crop of the frame
+      long_side=2048,
+      category_max_area=0.75,  # largest share of one class in a crop, tried ten times; 1.0 for no limit
+      colour_jitter=True,
+      flip=0.5,
+      max_segments=64,  # most classes of a crop that Mask2Former trains on
+      eval_frame=(512, 512),
+      eval_short_side=0,  # 0: as large as eval_frame allows
+      eval_long_side=0,
+      # Testing. scales: of eval_frame and the sides above; window: (height, width), () for whole images;
+      # stride: (down, right) between windows, () for two thirds of them.
+      test=dict(scales=(1.0,), flip=False, window=(), stride=()),
+      head="mask2former",  # mask2former | upernet | linear
+      # Fields of each head's own config, such as mask2former=dict(num_queries=50); those of the chosen head
+      # are read.
+      mask2former=ml_collections.ConfigDict(dict(), type_safe=False),
+      upernet=ml_collections.ConfigDict(dict(), type_safe=False),
+      linear=ml_collections.ConfigDict(dict(), type_safe=False),
+      head_dtype="float32",
+      # Where the head starts, in place of random numbers: a file of frozen_vision.convert or of
+      # experiments/export_head.py. `keep`: regular expressions of the paths that start at random all the
+      # same.
+      init=dict(path="", keep=()),
+  ))
+
+
+class Segmenter(nnx.Module):
+  """Backbone and head; what brings the levels together is part of the head."""
+
+  def __init__(self, backbone: nnx.Module, head: nnx.Module):
+    self.backbone = backbone
+    self.head = head
+
+
+class SegmentationTask(base.Task):
+  """One class for every pixel."""
+
+  best_metric = "mIoU"
+  phases = (None,)
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._config = config
+    self._options = config.segmentation
+    self._head_config, self._make_head = _head(self._options)
+    self._train, self._validation = _open_sources(config)
+    if self._validation.class_names != self._train.class_names:
+      raise ValueError(
+          f"{self._validation!r} has other classes than {self._train!r}; both must have the same list.")
+    self._names = self._train.class_names
+    self._head_config = dataclasses.replace(self._head_config, num_classes=len(self._names))
+    self.headline = (
+        f"Segmentation: {len(self._train):,} training and {len(self._validation):,} validation images, "
+        f"{len(self._names)} classes.")
+
+  def phase_at(self, step: int) -> None:
+    return None
+
+  def layer_of(self, path: str) -> int:
+    return common.layer_of(path, self._config)
+
+  def build_model(self) -> Segmenter:
+    dtype, rngs = jnp.dtype(self._options.head_dtype), nnx.Rngs(self._config.seed)
+    backbone = common.build_backbone(self._config)
+    head = self._make_head(backbone.feature_specs, self._head_config, dtype=dtype, rngs=rngs)
+    segmenter = Segmenter(backbone, head)
+    init = self._options.init
+    if init.path:
+      path = common.existing_path(
+          init.path, "segmentation.init.path",
+          "It is written by frozen_vision.convert or experiments/export_head.py.")
+      nnx.update(segmenter, head_weights.load(nnx.state(segmenter), path, keep=tuple(init.keep)))
+    return segmenter
+
+  def train_batches(self, start_example: int) -> pipeline.BatchIterator:
+    options = self._options
+    resize = segmentation_transforms.RandomShortSide(
+        tuple(options.short_sides), options.long_side, options.category_max_area)
+    transform = segmentation_transforms.SegmentationTrain(
+        tuple(options.frame), min(options.max_segments, len(self._names)), resize,
+        jitter=segmentation_transforms.ColourJitter() if options.colour_jitter else None,
+        flip_probability=options.flip)
+    return pipeline.train_batches(
+        self._train, transform, batch_size=self._config.batch_size, seed=self._config.seed,
+        start_example=start_example, num_workers=self._config.loader.workers,
+        num_threads=self._config.loader.threads)
+
+  def eval_batches(self) -> pipeline.BatchIterator:
+    options = self._options
+    resize = transforms.ResizeToLimits(options.eval_short_side or None, options.eval_long_side or None)
+    transform = segmentation_transforms.SegmentationEval(
+        tuple(options.eval_frame), resize, tuple(options.test.scales))
+    return pipeline.eval_batches(
+        self._validation, transform, batch_size=self._config.eval_batch_size,
+        num_threads=self._config.loader.threads)
+
+  def frozen_features(self, model: Segmenter, batch: base.Batch) -> base.Features:
+    return model.backbone(build.normalise(batch["image"], batch["image_size"]))
+
+  def loss(
+      self, model: Segmenter, batch: base.Batch, features: base.Features, rng: jax.Array, phase: None
+  ) -> tuple[jax.Array, base.Scalars]:
+    head_rng, drop_rng = jax.random.split(rng)
+    if features is None:
+      features = model.backbone(build.normalise(batch["image"], batch["image_size"]), rng=drop_rng)
+    losses, metrics = model.head.losses(features, batch, head_rng)
+    return sum(losses.values()), losses | metrics
+
+  def predict(
+      self, model: Segmenter, batch: base.Batch, features: base.Features
+  ) -> dict[str, jax.Array]:
+    test = self._options.test
+
+    def whole(images: jax.Array, sizes: jax.Array, features: base.Features = None) -> jax.Array:
+      if features is None:
+        features = self.frozen_features(model, {"image": images, "image_size": sizes})
+      return model.head.predict_semantic(features, images.shape[1:3])
+
+    scorer: semantic_inference.Scorer = whole
+    if test.window:
+      window = tuple(test.window)
+      stride = tuple(test.stride) or tuple(max(1, side * 2 // 3) for side in window)
+      scorer = semantic_inference.sliding(whole, window, stride)
+    views = []
+    for i in range(len(test.scales)):
+      ending = f".{i}" if i else ""
+      images, sizes = batch[f"image{ending}"], batch[f"image_size{ending}"]
+      if i == 0 and not test.window:
+        scores = whole(images, sizes, features)  # the loop's own pass of the backbone
+      else:
+        scores = scorer(images, sizes)
+      views.append(semantic_inference.View(scores, sizes))
+      if test.flip:
+        views.append(semantic_inference.View(semantic_inference.mirrored(scorer)(images, sizes), sizes))
+    return {"label_map": semantic_inference.label_maps(
+        views, batch["original_size"], self._validation.largest_size)}
+
+  def evaluator(self) -> mean_iou.MeanIoUEvaluator:
+    return mean_iou.MeanIoUEvaluator(
+        self._names, self._validation.label, self._validation.name, len(self._validation),
+        palette=[visualize.class_color(i) for i in range(len(self._names))])
+
+  def pictures(
+      self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
+  ) -> dict[str, np.ndarray]:
+    examples = []
+    for row in range(min(count, int(np.sum(batch["example_valid"])))):
+      record = self._validation[int(batch["index"][row])]
+      height, width = record["image"].shape[:2]
+      examples.append(visualize_semantic.LabelComparison(
+          record["image"], predictions["label_map"][row][:height, :width], record["label"], record["name"]))
+    return {"predictions": visualize_semantic.draw_label_comparisons(examples, self._names)}
+
+  def write_results(self, evaluator: mean_iou.MeanIoUEvaluator, folder: pathlib.Path) -> None:
+    """`per_class.json` and a label PNG of every image; of generated scenes also the true ones."""
+    evaluator.write(folder, main_process=jax.process_index() == 0)
+    if self._options.data == "scenes":
+      truth = folder / "ground_truth"
+      truth.mkdir(exist_ok=True)
+      for index in range(len(self._validation)):
+        path = truth / f"{self._validation.name(index)}.png"
+        if not path.exists():
+          path.write_bytes(label_maps.encode(self._validation.label(index)))
+
+
+def _head(options: ml_collections.ConfigDict) -> tuple[Any, Callable[..., nnx.Module]]:
+  """(the head's config without the number of classes, its constructor) of the options.
+
+  Raises:
+    ValueError: an unknown head, or an option that it does not have.
+  """
+  match options.head:
+    case "mask2former":
+      from frozen_vision.heads.mask2former import config as mask2former_config  # the others do not need it
+      from frozen_vision.heads.mask2former import mask2former
+      kind, make = mask2former_config.Mask2FormerConfig, mask2former.Mask2Former
+    case "upernet":
+      kind, make = upernet.UPerNetConfig, upernet.UPerNet
+    case "linear":
+      kind, make = linear.LinearConfig, linear.LinearHead
+    case other:
+      raise ValueError(f"segmentation.head is {other!r}; known: {', '.join(_HEADS)}.")
+  fields = [field.name for field in dataclasses.fields(kind)]
+  changes = {}
+  for key, value in options[options.head].items():
+    if key not in fields or key == "num_classes":
+      close = difflib.get_close_matches(key, fields, n=1)
+      raise ValueError(
+          f"segmentation.{options.head}.{key} is no option of the head"
+          + (f"; did you mean {close[0]}?" if close else f"; known: {fields}."))
+    changes[key] = tuple(value) if isinstance(value, (list, tuple)) else value
+  return kind(num_classes=1, **changes), make
+
+
+def _open_sources(
+    config: ml_collections.ConfigDict,
+) -> tuple[sources.SegmentationSource, sources.SegmentationSource]:
+  """(training, validation) sources."""
+  options = config.segmentation
+  training_unlabelled = "skip" if options.unlabelled == "keep" else options.unlabelled
+  match options.data:
+    case "scenes":
+      sizes = dict(image_size=options.scenes.image_size, seed=config.seed)
+      return (
+          semantic_scenes.SemanticScenes(options.scenes.train_images, split="train", **sizes),
+          semantic_scenes.SemanticScenes(options.scenes.validation_images, split="validation", **sizes))
+    case "ade20k":
+      root = common.existing_path(
+          options.root, "segmentation.root",
+          f"{ade20k.HOW_TO_GET} Give it with --config.segmentation.root=FOLDER.")
+      return (
+          ade20k.ade20k_root(root, "training", unlabelled=training_unlabelled),
+          ade20k.ade20k_root(root, "validation", unlabelled=options.unlabelled))
+    case "files":
+      return (
+          _open_files(options, "train", training_unlabelled),
+          _open_files(options, "validation", options.unlabelled))
+    case "prepared":
+      root = common.existing_path(
+          options.root, "segmentation.root",
+          "Make it with python -m frozen_vision.data.prepare ade20k --root ADE20K --out FOLDER.")
+      return tuple(prepared_segmentation.PreparedSegmentation(root, split) for split in ade20k.SPLITS)
+    case other:
+      raise ValueError(f"segmentation.data is {other!r}; known: scenes, ade20k, files, prepared.")
+
+
+def _open_files(options: ml_collections.ConfigDict, name: str, unlabelled: str) -> sources.LabelledImages:
+  root = pathlib.Path(options.root).expanduser()
+  pair = options[name]
+  wanted = {"classes": (options.classes, "a class list, .json or .txt"),
+            f"{name}.images": (pair.images, "a folder of images")}
+  if unlabelled != "keep":
+    wanted[f"{name}.labels"] = (pair.labels, "the folder of their label images")
+  for option, (value, what) in wanted.items():
+    if not value:
+      raise ValueError(f"segmentation.data=files needs --config.segmentation.{option}=PATH ({what}).")
+  find = lambda value, option: common.existing_path(
+      root / value, f"segmentation.{option}",
+      "Give --config.segmentation.root=FOLDER, or an absolute path with "
+      f"--config.segmentation.{option}=PATH.")
+  label_format = label_maps.read_format(
+      find(options.classes, "classes"), ignored=tuple(options.ignore), unknown=options.unknown_labels)
+  return sources.LabelledImages(
+      find(pair.images, f"{name}.images"),
+      find(pair.labels, f"{name}.labels") if pair.labels else None, label_format,
+      segments=find(pair.segments, f"{name}.segments") if pair.segments else None,
+      unlabelled=unlabelled, image_suffix=options.image_suffix, label_suffix=options.label_suffix)

@@ -1,0 +1,65 @@
+"""Every variant of configs/ade20k_mask2former.py is a config that is read."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import pytest
+
+from frozen_vision import config as config_lib
+from frozen_vision.backbones import build
+from frozen_vision.tasks import build as tasks_build
+from frozen_vision.tasks import segmentation
+from tests import paths
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _load():
+  spec = importlib.util.spec_from_file_location("ade20k_mask2former", _ROOT / "configs/ade20k_mask2former.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize("variant", _load().VARIANTS)
+def test_every_variant_and_head(variant):
+  config = _load().get_config(variant)
+  known = config_lib.base_config()
+  known.segmentation = segmentation.default_config()
+  config_lib.check(config, known)
+  assert config.trainable == ("head/.*",)
+  options = config.segmentation
+  for head in ("mask2former", "upernet", "linear"):
+    options.head = head
+    head_config, make = segmentation._head(options)
+    assert dataclasses.is_dataclass(head_config) and callable(make)
+    for key, value in options[head].items():
+      assert getattr(head_config, key) == value
+  built_in = variant in ("", "camvid")
+  assert built_in == (config.backbone.weights == "shipped") == (options.data != "ade20k")
+  assert config.headline.startswith("DEMO") == (variant == "")
+  backbone = build.backbone_config(config.backbone.name, **config.backbone.overrides)
+  assert len(backbone.window_sizes) == 4
+  for frame in (options.frame, options.eval_frame):
+    assert all(side % 32 == 0 for side in frame), "a multiple of the coarsest stride"
+  if not built_in:
+    assert config.backbone.name == variant and variant in config.backbone.weights
+    assert max(options.short_sides) == 2 * options.frame[0] == 4 * min(options.short_sides)
+    assert options.max_segments <= segmentation._head(_load().get_config(variant).segmentation)[0].num_queries
+    assert f":{variant}" in _load().get_config("").headline
+
+
+def test_camvid_opens_with_its_own_files():
+  config = _load().get_config("camvid")
+  config.segmentation.root = str(paths.data_dir("camvid"))
+  task = tasks_build.build_task(config)
+  assert task.headline == "Segmentation: 184 training and 51 validation images, 11 classes."
+  config.segmentation.root = "absent"
+  with pytest.raises(FileNotFoundError, match="segmentation.classes: .*absent/meta.json does not exist.*root=FOLDER"):
+    tasks_build.build_task(config)
+
+
+def test_an_unknown_variant_lists_the_known_ones():
+  with pytest.raises(ValueError, match="no variant 'cityscapes'; known: .*:camvid, .*:swinv2_g"):
+    _load().get_config("cityscapes")
