@@ -2,12 +2,18 @@
 
 import importlib.util
 import pathlib
+import re
 
+from flax import nnx
+import jax
 import pytest
 
 from frozen_vision import config as config_lib
+from frozen_vision import freeze
 from frozen_vision.backbones import build
+from frozen_vision.backbones.features import FeatureSpec
 from frozen_vision.heads.htc import config as htc_config
+from frozen_vision.heads.htc import htc
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.tasks import detection
 from tests import tiny
@@ -20,6 +26,16 @@ def _load(name):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
+
+
+class _Source:
+  """Classes, and no data."""
+
+  def __init__(self, categories):
+    self.categories = categories
+
+  def __len__(self):
+    return 1
 
 
 def _known(**sections):
@@ -63,7 +79,7 @@ def test_open_sections_are_checked_by_what_they_configure():
 
 
 @pytest.mark.parametrize("key, value, message", [
-    ("task", "detektion", "'detektion'; known: classification, detection"),
+    ("task", "detektion", "'detektion'; known: action, classification, detection, segmentation"),
     ("detection.data", "coko", "'coko'; known: scenes, photos, coco, files, prepared"),
     ("detection.head", "rcnn", "'rcnn'; known: .*mask_rcnn"),
     ("backbone.name", "swinv2_x", "Unknown backbone 'swinv2_x'; known: .*swinv2_nano"),
@@ -89,10 +105,60 @@ def test_every_variant_is_a_config_that_is_read():
     assert is_demo == (config.detection.data in ("scenes", "photos"))
     assert is_demo == (config.backbone.weights == "shipped")
     if not is_demo:
-      assert config.backbone.name == variant and variant in config.backbone.weights
+      assert config.backbone.name in variant and config.backbone.name in config.backbone.weights
   assert module.get_config("").headline.startswith("DEMO")
   for name in module.VARIANTS[2:]:
-    assert f":{name}" in module.get_config("").headline
+    assert f":{name}" in module.__doc__
+
+
+@pytest.mark.parametrize("variant", ["swinv2_g", "objects365_swinv2_g", "swinv2_g_finetune"])
+def test_the_models_of_the_giant_recipes(variant, monkeypatch):
+  """Traced at full size, with nothing in memory: what trains, and a step's losses."""
+  config = _load("coco_htc").get_config(variant)
+  config.backbone.weights = "random"  # the paper's weights were never published
+  categories = [dict(id=i + 1, name=str(i)) for i in range(365 if "objects" in variant else 80)]
+  monkeypatch.setattr(detection, "_open_sources", lambda *_, **__: [_Source(categories)] * 2)
+  task = detection.DetectionTask(config)
+  graphdef, trainable, frozen = freeze.partition(nnx.eval_shape(task.build_model), tuple(config.trainable))
+  count = lambda state: sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e6
+  if variant.endswith("finetune"):
+    assert count(trainable) > 3000 and not count(frozen)
+    assert freeze.flatten(trainable)["neck/attention/qkv/kernel"].shape == (4096, 3 * 4096)
+    assert config.backbone.overrides.drop_path_rate == 0.4
+  else:
+    assert count(frozen) > 2900 and count(trainable) < 100
+    assert set(trainable) == {"neck", "head"}
+  names = freeze.flatten(trainable)
+  assert any(name.startswith("head/mask_heads/") for name in names) == (not variant.startswith("objects"))
+  height, width = config.detection.frame
+  n = config.detection.max_objects
+  shape = jax.ShapeDtypeStruct
+  batch = dict(
+      image_size=shape((1, 2), "int32"), boxes=shape((1, n, 4), "float32"), labels=shape((1, n), "int32"),
+      valid=shape((1, n), "bool"), masks=shape((1, n, height, width // 8), "uint8"))
+  features = tuple(
+      shape((1, height // stride, width // stride, 128 * stride), "bfloat16") for stride in (4, 8, 16, 32))
+  if variant.startswith("objects"):
+    del batch["masks"]
+  loss = lambda *state: task.loss(nnx.merge(graphdef, *state[:2]), *state[2:], jax.random.key(0), None)
+  value, scalars = jax.eval_shape(loss, trainable, frozen, batch, features)
+  assert value.shape == () and ("stage2_mask" in scalars) == ("masks" in batch)
+
+
+def test_objects365_and_coco_share_what_a_head_may_start_from():
+  """What the second stage takes from the first, by names and shapes; the classes differ, and the masks are
+  new."""
+  module = _load("coco_htc")
+  leaves = []
+  for variant, classes in (("objects365_swinv2_g", 365), ("swinv2_g", 80)):
+    options = module.get_config(variant).detection
+    head_config = detection._head_config(options, classes)
+    specs = tuple(FeatureSpec(4 * 2**i, 256) for i in range(5))
+    head = nnx.eval_shape(lambda c=head_config: htc.HTC(specs, c, rngs=nnx.Rngs(0)))
+    leaves.append({f"head/{name}": leaf.shape for name, leaf in freeze.flatten(nnx.state(head)).items()})
+  first, second = leaves
+  fresh = {name for name in second if any(re.fullmatch(pattern, name) for pattern in options.init.keep)}
+  assert {name for name in second if first.get(name) != second[name]} == fresh
 
 
 def test_an_unknown_variant_lists_the_known_ones():

@@ -8,12 +8,16 @@ import numpy as np
 from PIL import Image
 
 from frozen_vision import config as config_lib
+from frozen_vision.tasks import action as action_task
 from frozen_vision.tasks import classification as classification_task
 from frozen_vision.tasks import detection as detection_task
+from frozen_vision.tasks import segmentation as segmentation_task
 
 
 def get_config(task: str = "detection") -> ml_collections.ConfigDict:
-  return {"detection": detection, "classification": classification}[task]()
+  configs = {
+      "detection": detection, "classification": classification, "segmentation": segmentation, "action": action}
+  return configs[task]()
 
 
 def _base() -> ml_collections.ConfigDict:
@@ -57,6 +61,45 @@ def detection() -> ml_collections.ConfigDict:
   options.resize = "fit"
   options.max_objects = 8
   small_head(options)
+  return config
+
+
+def segmentation(head: str = "linear") -> ml_collections.ConfigDict:
+  """Generated scenes of 64 px."""
+  config = _base()
+  config.update(dict(
+      task="segmentation", trainable=("head/.*",), steps=4, batch_size=2, eval_batch_size=2, log_every=1,
+      checkpoint_every=2, ema_decay=0.9))
+  config.segmentation = segmentation_task.default_config()
+  options = config.segmentation
+  options.data = "scenes"
+  options.scenes.update(dict(train_images=50, validation_images=3, image_size=64))
+  options.frame = options.eval_frame = (64, 64)
+  options.short_sides = (48, 64, 80)
+  options.head = head
+  options.upernet.update(dict(channels=8, auxiliary_channels=8, norm_groups=4))
+  options.mask2former.update(dict(
+      hidden_dim=8, mask_dim=8, num_queries=8, num_points=32, num_heads=2, encoder_layers=1, encoder_ffn_dim=8,
+      decoder_layers=1, decoder_ffn_dim=8, norm_groups=2))
+  return config
+
+
+def action() -> ml_collections.ConfigDict:
+  """Generated clips of 4 frames at 32 px."""
+  config = _base()
+  config.update(dict(
+      task="action", trainable=("head/.*",), steps=4, batch_size=2, eval_batch_size=2, log_every=1,
+      checkpoint_every=2, ema_decay=0.9))
+  config.action = action_task.default_config()
+  options = config.action
+  options.data = "clips"
+  options.clips.update(dict(train_clips=50, validation_clips=7, frames=4))
+  options.update(dict(frames=4, stride=1, image_size=32, crop_scale=(), flip=0.0, frames_per_pass=4))
+  options.video_swin.update(dict(
+      levels=(1, 2), channels=(8, 8), depths=(1, 1), head_channels=4, window_size=(2, 2, 2), drop_path_rate=0.0,
+      dropout=0.0))
+  options.attentive.update(dict(levels=(2,), channels=8, num_heads=2))
+  options.average.update(dict(levels=(2,)))
   return config
 
 

@@ -3,7 +3,7 @@
 import ml_collections
 
 from frozen_vision import config as config_lib
-from frozen_vision.tasks import base, classification, detection
+from frozen_vision.tasks import action, base, classification, detection, segmentation
 
 
 def build_task(config: ml_collections.ConfigDict) -> base.Task:
@@ -15,13 +15,19 @@ def build_task(config: ml_collections.ConfigDict) -> base.Task:
   """
   known = config_lib.base_config()
   match config.task:
+    case "action":
+      known.action = action.default_config()
+      make = action.ActionTask
     case "classification":
       known.classification = classification.default_config()
       make = classification.ClassificationTask
     case "detection":
       known.detection = detection.default_config()
       make = detection.DetectionTask
+    case "segmentation":
+      known.segmentation = segmentation.default_config()
+      make = segmentation.SegmentationTask
     case other:
-      raise ValueError(f"config.task is {other!r}; known: classification, detection.")
+      raise ValueError(f"config.task is {other!r}; known: action, classification, detection, segmentation.")
   config_lib.check(config, known)
   return make(config)

@@ -1,0 +1,123 @@
+"""Action recognition in several seeds or folds, with several heads; writes a table.
+
+  python experiments/action_runs.py --study=motion --workdir=/tmp/motion \
+    --out=experiments/results/motion_seeds.md
+  python experiments/action_runs.py --study=fights --data=FOLDER/fight_video --workdir=/tmp/fights \
+    --out=experiments/results/fights_folds.md
+
+`motion` is the demo on generated clips in seeds 0, 1, 2 with three heads, and a linear layer on one frame.
+`fights` is a five-fold cross-validation by scene over real clips: every clip is predicted once, by a head
+that saw none of its scene. The interval is the 95% one of a share of that many clips (Wilson); clips of a
+scene are not independent, so it is rather too narrow.
+"""
+
+from collections.abc import Sequence
+import json
+import math
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+from absl import app
+from absl import flags
+import numpy as np
+
+_STUDY = flags.DEFINE_enum("study", None, ["motion", "fights"], "What is run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.")
+_DATA = flags.DEFINE_string("data", "fight_video", "Folder with train.csv and val.csv, for the study fights.")
+_RUNS = flags.DEFINE_list("runs", None, "Seeds (motion, default 0,1,2) or folds (fights, default 0 to 4).")
+_VARIANTS = flags.DEFINE_list("variants", [], "Only these heads.")
+_OPTIONS = flags.DEFINE_multi_string("option", [], "One more option of every run, such as config.steps=100.")
+_OUT = flags.DEFINE_string("out", None, "Markdown file to write.")
+
+_REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+_VARIANTS_OF = {
+    "motion": {
+        "Video Swin": ("action.head=video_swin",),
+        "attentive probe": ("action.head=attentive",),
+        "average of 8 frames": ("action.head=average",),
+        "one frame, linear": ("action.head=average", "action.frames=1"),
+    },
+    "fights": {
+        "Video Swin": ("action.head=video_swin",),
+        "attentive probe": ("action.head=attentive",),
+        "average": ("action.head=average",),
+    },
+}
+
+
+def run(folder: pathlib.Path, config: str, options: Sequence[str]) -> tuple[dict[str, float], np.ndarray]:
+  """One run: its last evaluation with the minutes that the command took, and its confusion matrix."""
+  started = time.perf_counter()
+  subprocess.run(
+      [sys.executable, "-m", "frozen_vision.main", f"--config={config}", f"--workdir={folder}",
+       *(f"--config.{option}" for option in options), *(f"--{option}" for option in _OPTIONS.value)],
+      cwd=_REPOSITORY, check=True)
+  minutes = (time.perf_counter() - started) / 60
+  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  last = [line for line in lines if "eval/top1" in line][-1]
+  metrics = {key.removeprefix("eval/"): value for key, value in last.items() if key.startswith("eval/")}
+  rows = (folder / "confusion.csv").read_text().splitlines()[1:]
+  return {**metrics, "minutes": minutes}, np.array([[int(x) for x in row.split(",")[1:]] for row in rows])
+
+
+def wilson(correct: int, count: int) -> tuple[float, float]:
+  """The 95% interval of a share (Wilson 1927)."""
+  z, share = 1.959964, correct / count
+  middle = share + z * z / (2 * count)
+  half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+  return (middle - half) / (1 + z * z / count), (middle + half) / (1 + z * z / count)
+
+
+def _main(argv: list[str]) -> None:
+  del argv
+  study = _STUDY.value
+  config = "configs/kinetics_video_swin.py" + (":fights" if study == "fights" else "")
+  variants = _VARIANTS_OF[study]
+  chosen = _VARIANTS.value or list(variants)
+  if set(chosen) - set(variants):
+    raise app.UsageError(f"--variants has {sorted(set(chosen) - set(variants))}; known: {sorted(variants)}.")
+  option, runs = ("seed", _RUNS.value or ["0", "1", "2"])
+  fixed = []
+  if study == "fights":
+    option, runs = "action.fold", _RUNS.value or [str(fold) for fold in range(5)]
+    data = pathlib.Path(_DATA.value).absolute()
+    fixed = [f"action.lists=('{data}/train.csv','{data}/val.csv')"]
+  rows = [f"| head | {option} | top-1 | mean class accuracy | clips | minutes |", "|---|---|---|---|---|---|"]
+  for number, variant in enumerate(variants):
+    if variant not in chosen:
+      continue
+    total = 0
+    for value in runs:
+      folder = pathlib.Path(_WORKDIR.value) / f"{study}_{number}_{value}"
+      metrics, confusion = run(folder, config, [f"{option}={value}", *fixed, *variants[variant]])
+      total = total + confusion
+      rows.append(_row(variant, value, confusion, f"{metrics['minutes']:.1f}"))
+      _write(rows)
+    low, high = wilson(int(np.trace(total)), int(total.sum()))
+    rows.append(_row(f"**{variant}**", f"all, 95% {low:.3f} to {high:.3f}", total, ""))
+    _write(rows)
+
+
+def _row(variant: str, name: str, confusion: np.ndarray, minutes: str) -> str:
+  counts = confusion.sum(axis=1)
+  mean = np.mean(np.diag(confusion)[counts > 0] / counts[counts > 0])
+  top1 = np.trace(confusion) / counts.sum()
+  return f"| {variant} | {name} | {top1:.3f} | {mean:.3f} | {counts.sum()} | {minutes} |"
+
+
+def _write(rows: list[str]) -> None:
+  more = f", with {' '.join(_OPTIONS.value)}" if _OPTIONS.value else ""
+  text = (
+      f"Made by `experiments/action_runs.py --study={_STUDY.value}`{more}; minutes are those of the whole "
+      f"command on {platform.processor() or platform.machine()}.\n\n" + "\n".join(rows) + "\n")
+  pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
+  pathlib.Path(_OUT.value).write_text(text)
+  print(rows[-1], flush=True)
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["study", "workdir", "out"])
+  app.run(_main)

@@ -1,0 +1,232 @@
+"""Heads that recognise actions on the features of a frozen image backbone, frame by frame.
+
+What the frozen study (arXiv 2211.02043) calls its Video Swin head was not available to us in detail: where
+the blocks stand, how many there are and how wide they are is our choice, and all of it is config.
+
+Every head takes one feature map [b, t, h, w, c] per level and gives logits; the maps are raw outputs of a
+backbone, so each head norms them first.
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from frozen_vision.backbones import swinv2, video_swin
+from frozen_vision.backbones.features import FeatureSpec
+
+Features = tuple[Float[Array, "b t hl wl cl"], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSwinHeadConfig:
+  """Where blocks of Video Swin stand on a frozen feature pyramid.
+
+  Attributes:
+    levels: which of the backbone's levels are read, fine to coarse; neighbours, such as (2, 3).
+    channels: width at each of these levels.
+    depths: blocks at each of these levels.
+    head_channels: channels per attention head.
+    window_size: (frames, rows, columns).
+    drop_path_rate: stochastic depth of the last block, growing linearly from 0, in training.
+    dropout: of the pooled vector, in training.
+  """
+
+  levels: tuple[int, ...] = (3,)
+  channels: tuple[int, ...] = (512,)
+  depths: tuple[int, ...] = (4,)
+  head_channels: int = 32
+  window_size: tuple[int, int, int] = (8, 7, 7)
+  mlp_ratio: int = 4
+  drop_path_rate: float = 0.1
+  dropout: float = 0.5
+
+  def __post_init__(self):
+    if not self.levels or not len(self.levels) == len(self.channels) == len(self.depths):
+      raise ValueError(
+          f"VideoSwinHeadConfig: levels = {self.levels}, channels = {self.channels} and depths = "
+          f"{self.depths} must have one entry per level.")
+    if any(b - a != 1 for a, b in zip(self.levels, self.levels[1:])):
+      raise ValueError(f"VideoSwinHeadConfig.levels = {self.levels}: expected neighbours, fine to coarse.")
+    if any(width % self.head_channels for width in self.channels):
+      raise ValueError(
+          f"VideoSwinHeadConfig.head_channels = {self.head_channels} does not divide channels = "
+          f"{self.channels}.")
+
+
+class Classifier(nnx.Module):
+  """Dropout and a linear layer, float32."""
+
+  def __init__(self, channels: int, num_classes: int, dropout: float, *, rngs: nnx.Rngs):
+    self.dropout = dropout
+    self.linear = nnx.Linear(
+        channels, num_classes, rngs=rngs, kernel_init=nnx.initializers.normal(0.01))  # as released
+
+  def __call__(self, pooled: Float[Array, "b c"], rng: Array | None) -> Float[Array, "b classes"]:
+    x = pooled.astype(jnp.float32)
+    if rng is not None and self.dropout:
+      keep = jax.random.bernoulli(rng, 1 - self.dropout, x.shape)
+      x = jnp.where(keep, x / (1 - self.dropout), 0)
+    return self.linear(x)
+
+
+class _Level(nnx.Module):
+  """Frozen features into the head's width, what comes from the finer level, and blocks on both."""
+
+  def __init__(
+      self, inputs: int, finer: int | None, channels: int, config: VideoSwinHeadConfig, rates: list[float], *,
+      dtype: Any, rngs: nnx.Rngs,
+  ):
+    self.norm = swinv2.LayerNorm(inputs, rngs=rngs)
+    self.proj = video_swin.linear(inputs, channels, dtype=dtype, rngs=rngs)
+    self.merge = None if finer is None else video_swin.PatchMerging(
+        finer, outputs=channels, dtype=dtype, rngs=rngs)
+    self.blocks = nnx.List([
+        video_swin.Block(
+            channels, channels // config.head_channels, config.window_size, shifted=index % 2 == 1,
+            mlp_ratio=config.mlp_ratio, drop_path=rate, dtype=dtype, rngs=rngs)
+        for index, rate in enumerate(rates)
+    ])
+
+  def __call__(self, feature: Array, finer: Array | None, keys: list[Array | None]) -> Array:
+    x = self.proj(self.norm(feature))
+    if self.merge is not None:
+      x = x + self.merge(finer)
+    for block, key in zip(self.blocks, keys, strict=True):
+      x = block(x, key)
+    return x
+
+
+class VideoSwinHead(nnx.Module):
+  """Blocks of Video Swin mix the frames; then norm, mean over time and space, dropout, linear."""
+
+  def __init__(
+      self, feature_specs: tuple[FeatureSpec, ...], config: VideoSwinHeadConfig, num_classes: int, *,
+      dtype: Any = jnp.float32, rngs: nnx.Rngs,
+  ):
+    self.dtype = dtype
+    self.levels = check_levels(config.levels, feature_specs)
+    rates = np.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
+    starts = np.cumsum((0, *config.depths))
+    self.stages = nnx.List([
+        _Level(
+            feature_specs[level].channels, config.channels[index - 1] if index else None,
+            config.channels[index], config, rates[starts[index]:starts[index + 1]], dtype=dtype, rngs=rngs)
+        for index, level in enumerate(self.levels)
+    ])
+    self.norm = swinv2.LayerNorm(config.channels[-1], rngs=rngs)
+    self.classifier = Classifier(config.channels[-1], num_classes, config.dropout, rngs=rngs)
+
+  def __call__(self, features: Features, rng: Array | None = None) -> Float[Array, "b classes"]:
+    """Logits, float32.
+
+    Args:
+      features: a map for each of `levels`.
+      rng: key of dropout and stochastic depth in training; None is deterministic.
+    """
+    x, index = None, 0
+    for stage, feature in zip(self.stages, _checked(features, self.levels), strict=True):
+      numbers = range(index, index + len(stage.blocks))
+      keys = [None if rng is None else jax.random.fold_in(rng, number) for number in numbers]
+      x = stage(feature.astype(self.dtype), x, keys)
+      index += len(stage.blocks)
+    pooled = jnp.mean(self.norm(x).astype(jnp.float32), axis=(1, 2, 3))
+    return self.classifier(pooled, None if rng is None else jax.random.fold_in(rng, index))
+
+
+class AverageHead(nnx.Module):
+  """Norm, mean over time and space, linear: what a video is worth as a bag of frames."""
+
+  def __init__(
+      self, feature_specs: tuple[FeatureSpec, ...], num_classes: int, *, levels: tuple[int, ...] = (3,),
+      dropout: float = 0.0, rngs: nnx.Rngs,
+  ):
+    self.levels = check_levels(levels, feature_specs)
+    self.norms = nnx.List([
+        swinv2.LayerNorm(feature_specs[level].channels, rngs=rngs) for level in self.levels])
+    self.classifier = Classifier(
+        sum(feature_specs[level].channels for level in self.levels), num_classes, dropout, rngs=rngs)
+
+  def __call__(self, features: Features, rng: Array | None = None) -> Float[Array, "b classes"]:
+    pooled = [
+        jnp.mean(norm(feature).astype(jnp.float32), axis=(1, 2, 3))
+        for norm, feature in zip(self.norms, _checked(features, self.levels), strict=True)]
+    return self.classifier(jnp.concatenate(pooled, axis=-1), rng)
+
+
+class AttentiveHead(nnx.Module):
+  """A learnt query attends to every cell of every frame; then MLP, norm, linear (an attentive probe).
+
+  Frames pass an image backbone one by one, so nothing in their features says when they were: sines of the
+  frame's number are added (our choice), or the probe would see a bag of frames.
+  """
+
+  def __init__(
+      self, feature_specs: tuple[FeatureSpec, ...], num_classes: int, *, levels: tuple[int, ...] = (3,),
+      channels: int = 512, num_heads: int = 8, dropout: float = 0.0, dtype: Any = jnp.float32, rngs: nnx.Rngs,
+  ):
+    if channels % (2 * num_heads):
+      raise ValueError(
+          f"AttentiveHead: channels = {channels} must be a multiple of 2 x num_heads = {2 * num_heads}.")
+    self.dtype = dtype
+    self.num_heads = num_heads
+    self.levels = check_levels(levels, feature_specs)
+    self.norms = nnx.List([
+        swinv2.LayerNorm(feature_specs[level].channels, rngs=rngs) for level in self.levels])
+    self.projs = nnx.List([
+        video_swin.linear(feature_specs[level].channels, channels, dtype=dtype, rngs=rngs)
+        for level in self.levels])
+    self.query = nnx.Param(nnx.initializers.truncated_normal(0.02)(rngs.params(), (channels,)))
+    self.norm_tokens = swinv2.LayerNorm(channels, rngs=rngs)
+    self.key_value = video_swin.linear(channels, 2 * channels, dtype=dtype, rngs=rngs)
+    self.proj = video_swin.linear(channels, channels, dtype=dtype, rngs=rngs)
+    self.norm_mlp = swinv2.LayerNorm(channels, rngs=rngs)
+    self.mlp = swinv2.Mlp(channels, 4 * channels, dtype=dtype, rngs=rngs)
+    self.norm = swinv2.LayerNorm(channels, rngs=rngs)
+    self.classifier = Classifier(channels, num_classes, dropout, rngs=rngs)
+
+  def __call__(self, features: Features, rng: Array | None = None) -> Float[Array, "b classes"]:
+    tokens = []
+    for norm, proj, feature in zip(self.norms, self.projs, _checked(features, self.levels), strict=True):
+      x = proj(norm(feature.astype(self.dtype)))
+      x = x + _sines(x.shape[1], x.shape[-1]).astype(x.dtype)[:, None, None]
+      tokens.append(x.reshape(x.shape[0], -1, x.shape[-1]))
+    x = self.norm_tokens(jnp.concatenate(tokens, axis=1))
+    b, n, channels = x.shape
+    keys, values = jnp.unstack(self.key_value(x).reshape(b, n, 2, self.num_heads, -1), axis=2)
+    query = self.query[...].reshape(self.num_heads, -1).astype(x.dtype)
+    logits = jnp.einsum("hd,bnhd->bhn", query, keys, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits * keys.shape[-1]**-0.5, axis=-1).astype(x.dtype)
+    pooled = self.query[...].astype(x.dtype) + self.proj(
+        jnp.einsum("bhn,bnhd->bhd", weights, values).reshape(b, channels))
+    pooled = pooled + self.mlp(self.norm_mlp(pooled))
+    return self.classifier(self.norm(pooled), rng)
+
+
+def _checked(features: Features, levels: tuple[int, ...]) -> Features:
+  """The maps, if there is one [b, t, h, w, c] for each level; raises ValueError."""
+  if len(features) != len(levels) or any(feature.ndim != 5 for feature in features):
+    raise ValueError(
+        f"Feature maps {[feature.shape for feature in features]}; expected one [b, t, h, w, c] for each of the "
+        f"levels {levels}.")
+  return features
+
+
+def _sines(frames: int, channels: int) -> Float[Array, "t c"]:
+  """Sines and cosines of the frame's number with wavelengths from 2 pi to 2 pi * 10000."""
+  frequencies = 10000.0**(-np.arange(channels // 2) / (channels // 2))
+  angles = np.arange(frames)[:, None] * frequencies
+  return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), jnp.float32)
+
+
+def check_levels(levels: tuple[int, ...], feature_specs: tuple[FeatureSpec, ...]) -> tuple[int, ...]:
+  """The levels, if the backbone has them; raises ValueError."""
+  if not levels or min(levels) < 0 or max(levels) >= len(feature_specs):
+    raise ValueError(
+        f"levels = {tuple(levels)} of a backbone with {len(feature_specs)} levels; expected numbers from 0 "
+        f"to {len(feature_specs) - 1}.")
+  return tuple(levels)

@@ -1,0 +1,269 @@
+"""Action recognition on a frozen image backbone: Video Swin blocks, an attentive probe or average pooling."""
+
+import csv
+import dataclasses
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from frozen_vision import visualize
+from frozen_vision import visualize_action
+from frozen_vision.backbones import build
+from frozen_vision.data import augment, clips, motion_clips, pipeline, videos
+from frozen_vision.heads import video_swin
+from frozen_vision.metrics import action as action_metrics
+from frozen_vision.tasks import base, common
+
+_HEADS = ("video_swin", "attentive", "average")
+_DATA = ("clips", "videos", "folds")
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """All options of the task's own."""
+  return ml_collections.ConfigDict(dict(
+      # clips: generated ones, see data/motion_clips.py; videos: `train` and `validation`, each a folder of
+      # class folders or a list (data/videos.py); folds: one fold of a cross-validation over all of `lists`.
+      data="videos",
+      clips=dict(train_clips=6000, validation_clips=200, frames=8),
+      train="kinetics400/train.csv",
+      validation="kinetics400/val.csv",
+      root="",  # what paths in lists are relative to; by default the list's own folder
+      lists=(),
+      group_column="",  # column of the lists that says which videos belong together, such as one scene
+      fold=0,
+      num_folds=5,
+      frames=16,  # per clip
+      stride=4,  # frames of the video per frame of the clip
+      sampling="dense",  # dense | uniform
+      rate=0.0,  # frames per second that videos are resampled to first, by time stamp; 0: as they are
+      image_size=224,
+      short_side=256,  # of decoded frames in training
+      crop_scale=(0.08, 1.0),  # area of random resized crops; (): the central square
+      flip=0.5,
+      rand_augment=dict(num_ops=0, magnitude=7.0, magnitude_std=0.5),  # num_ops=0: none
+      erasing=0.0,
+      label_smoothing=0.0,
+      test=dict(clips=1, crops=1),  # views whose probabilities are averaged: clips x crops (1 or 3)
+      # Frames of one pass through the backbone; more go through it one such batch after the other.
+      frames_per_pass=64,
+      head="video_swin",  # video_swin | attentive | average
+      head_dtype="float32",
+      video_swin=dataclasses.asdict(video_swin.VideoSwinHeadConfig()),
+      attentive=dict(levels=(3,), channels=512, num_heads=8, dropout=0.0),
+      average=dict(levels=(3,), dropout=0.0),
+  ))
+
+
+class Recogniser(nnx.Module):
+  """An image backbone, and a head on the features of all frames."""
+
+  def __init__(self, backbone: nnx.Module, head: nnx.Module):
+    self.backbone = backbone
+    self.head = head
+
+
+class ActionTask(base.Task):
+  """Videos with one label each."""
+
+  best_metric = "top1"
+  phases = (None,)
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._config = config
+    self._options = options = config.action
+    if options.head not in _HEADS:
+      raise ValueError(f"config.action.head is {options.head!r}; known: {', '.join(_HEADS)}.")
+    if options.frames_per_pass < 1:
+      raise ValueError(f"config.action.frames_per_pass is {options.frames_per_pass}; expected 1 or more.")
+    self._sampler = clips.Sampler(options.frames, options.stride, options.sampling, options.rate)
+    self._train, self._validation = _open_sources(options, config.seed)
+    if self._train.classes != self._validation.classes:
+      raise ValueError(
+          f"Training videos have the {len(self._train.classes)} classes {self._train.classes[:5]}..., those "
+          f"for validation the {len(self._validation.classes)} classes {self._validation.classes[:5]}...; "
+          "both must have the same ones: put a classes.json beside the lists.")
+    self.headline = (
+        f"Action recognition: {len(self._train):,} training and {len(self._validation):,} validation videos, "
+        f"{len(self._train.classes)} classes.")
+
+  def phase_at(self, step: int) -> Any:
+    return None
+
+  def layer_of(self, path: str) -> int:
+    return common.layer_of(path, self._config)
+
+  def build_model(self) -> Recogniser:
+    backbone = common.build_backbone(self._config)
+    head = build_head(
+        self._options, backbone.feature_specs, len(self._train.classes), rngs=nnx.Rngs(self._config.seed))
+    return Recogniser(backbone, head)
+
+  def train_batches(self, start_example: int) -> pipeline.BatchIterator:
+    options = self._options
+    rand_augment = augment.RandAugment(**options.rand_augment) if options.rand_augment.num_ops else None
+    transform = clips.TrainTransform(
+        self._sampler, options.image_size, short_side=options.short_side,
+        crop_scale=tuple(options.crop_scale), flip=options.flip, rand_augment=rand_augment,
+        erasing=options.erasing)
+    return pipeline.train_batches(
+        self._train, transform, batch_size=self._config.batch_size, seed=self._config.seed,
+        start_example=start_example, num_workers=self._config.loader.workers,
+        num_threads=self._config.loader.threads)
+
+  def eval_batches(self) -> pipeline.BatchIterator:
+    test = self._options.test
+    transform = clips.EvalTransform(self._sampler, self._options.image_size, test.clips, test.crops)
+    return pipeline.eval_batches(
+        self._validation, transform, batch_size=self._config.eval_batch_size,
+        num_workers=self._config.loader.workers, num_threads=self._config.loader.threads)
+
+  def frozen_features(self, model: Recogniser, batch: base.Batch) -> base.Features:
+    """A map [clips, t, h, w, c] for each level that the head reads; every view of a video is a clip."""
+    return self._features(model, batch, None)
+
+  def _features(self, model: Recogniser, batch: base.Batch, rng: jax.Array | None) -> tuple[jax.Array, ...]:
+    frames = batch["clip"]
+    time = frames.shape[-4]
+    maps = frame_features(
+        model.backbone, frames.reshape(-1, *frames.shape[-3:]), model.head.levels,
+        frames_per_pass=self._options.frames_per_pass, rng=rng)
+    return tuple(x.reshape(-1, time, *x.shape[1:]) for x in maps)
+
+  def loss(
+      self, model: Recogniser, batch: base.Batch, features: base.Features, rng: jax.Array, phase: Any
+  ) -> tuple[jax.Array, base.Scalars]:
+    drop_rng, head_rng = jax.random.split(rng)
+    if features is None:
+      features = self._features(model, batch, drop_rng)
+    logits = model.head(features, head_rng)
+    labels = optax.smooth_labels(
+        jax.nn.one_hot(batch["label"], logits.shape[-1]), self._options.label_smoothing)
+    weights = batch["readable"].astype(jnp.float32)
+    mean = lambda values: jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1)
+    loss = mean(optax.softmax_cross_entropy(logits, labels))
+    top1 = mean(jnp.argmax(logits, axis=-1) == batch["label"])
+    return loss, {"top1": top1, "unreadable": 1 - jnp.mean(weights)}
+
+  def predict(
+      self, model: Recogniser, batch: base.Batch, features: base.Features
+  ) -> dict[str, jax.Array]:
+    """Probabilities [b, classes], averaged over the views of each video."""
+    if features is None:
+      features = self.frozen_features(model, batch)
+    probabilities = jax.nn.softmax(model.head(features), axis=-1)
+    views = probabilities.reshape(batch["clip"].shape[0], -1, probabilities.shape[-1])
+    return {"probabilities": jnp.mean(views, axis=1)}
+
+  def evaluator(self) -> action_metrics.ActionEvaluator:
+    classes = self._train.classes
+    return action_metrics.ActionEvaluator(classes, top_k=sorted({1, min(5, len(classes))}))
+
+  def pictures(
+      self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
+  ) -> dict[str, np.ndarray]:
+    chosen = np.flatnonzero(batch["example_valid"] & batch["readable"])[:count]
+    examples = [
+        visualize_action.ClipPrediction(
+            batch["clip"][i, 0], predictions["probabilities"][i], int(batch["label"][i])) for i in chosen]
+    return {"clips": visualize_action.draw_strips(examples, self._train.classes)} if examples else {}
+
+  def write_results(self, evaluator: action_metrics.ActionEvaluator, folder: pathlib.Path) -> None:
+    """`confusion.csv` (true classes downwards) and a picture of it."""
+    confusion = evaluator.total()
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "confusion.csv", "w", newline="", encoding="utf-8") as file:
+      writer = csv.writer(file)
+      writer.writerow(["", *evaluator.classes])
+      writer.writerows([name, *row] for name, row in zip(evaluator.classes, confusion.tolist()))
+    visualize.save_png(
+        visualize_action.draw_confusion(confusion, evaluator.classes), folder / "confusion.png")
+
+
+def build_head(
+    options: ml_collections.ConfigDict, feature_specs: tuple[Any, ...], num_classes: int, *, rngs: nnx.Rngs
+) -> nnx.Module:
+  """The head that `options.head` names, with the options of that name."""
+  fields = {
+      key: tuple(value) if isinstance(value, (list, tuple)) else value
+      for key, value in options[options.head].items()}
+  dtype = jnp.dtype(options.head_dtype)
+  match options.head:
+    case "video_swin":
+      config = video_swin.VideoSwinHeadConfig(**fields)
+      return video_swin.VideoSwinHead(feature_specs, config, num_classes, dtype=dtype, rngs=rngs)
+    case "attentive":
+      return video_swin.AttentiveHead(feature_specs, num_classes, dtype=dtype, rngs=rngs, **fields)
+    case _:
+      return video_swin.AverageHead(feature_specs, num_classes, rngs=rngs, **fields)
+
+
+def frame_features(
+    backbone: nnx.Module, frames: jax.Array, levels: tuple[int, ...], *, frames_per_pass: int,
+    rng: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
+  """Features of some levels of every frame, a few frames at a time.
+
+  Memory is that of one pass, and of the maps that are kept. Where a gradient crosses the backbone, each pass
+  is computed again on the way back.
+
+  Args:
+    frames: [n, h, w, 3] uint8.
+    frames_per_pass: most frames of a pass; passes are of equal size, the last one filled up.
+    rng: key of stochastic depth while the backbone trains.
+  """
+  count = frames.shape[0]
+  passes = -(-count // frames_per_pass)
+  size = -(-count // passes)
+
+  def run(indexed: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    index, part = indexed
+    images = build.normalise(part)
+    if rng is None:
+      features = backbone(images)
+    else:
+      features = backbone(images, rng=jax.random.fold_in(rng, index))
+    return tuple(features[level] for level in levels)
+
+  if passes == 1:
+    return run((jnp.zeros((), jnp.int32), frames))
+  padded = jnp.pad(frames, ((0, passes * size - count), (0, 0), (0, 0), (0, 0)))
+  maps = jax.lax.map(
+      run if rng is None else jax.checkpoint(run),
+      (jnp.arange(passes), padded.reshape(passes, size, *frames.shape[1:])))
+  return tuple(x.reshape(passes * size, *x.shape[2:])[:count] for x in maps)
+
+
+def _open_sources(options: ml_collections.ConfigDict, seed: int) -> tuple[Any, Any]:
+  """Training and validation records."""
+  match options.data:
+    case "clips":
+      make = lambda split, count: motion_clips.MotionClipSource(
+          count, options.clips.frames, options.image_size, seed=seed, split=split)
+      return make("train", options.clips.train_clips), make("validation", options.clips.validation_clips)
+    case "videos":
+      return tuple(
+          videos.open_videos(
+              common.existing_path(options[name], f"action.{name}", _HOW_TO_GET_KINETICS), root=options.root)
+          for name in ("train", "validation"))
+    case "folds":
+      if not options.lists:
+        raise ValueError("config.action.data=folds needs config.action.lists, one list of videos or more.")
+      parts = [
+          videos.open_videos(
+              common.existing_path(path, "action.lists"), root=options.root,
+              group_column=options.group_column)
+          for path in options.lists]
+      return videos.split_fold(videos.concatenate(parts), options.fold, options.num_folds)
+  raise ValueError(f"config.action.data is {options.data!r}; known: {', '.join(_DATA)}.")
+
+
+_HOW_TO_GET_KINETICS = (
+    "Give a folder of class folders, or a .csv or .txt list of paths and labels, with "
+    "--config.action.train=PATH and --config.action.validation=PATH; "
+    "--config=configs/kinetics_video_swin.py without a variant needs no data.")

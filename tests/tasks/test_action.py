@@ -1,0 +1,216 @@
+"""Action recognition as the loops see it: micro-batches, views, unreadable videos, and a whole tiny run."""
+
+import pickle
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frozen_vision import train
+from frozen_vision import train_step
+from frozen_vision import visualize_action
+from frozen_vision.data import clips
+from frozen_vision.tasks import action
+from frozen_vision.tasks import build as tasks_build
+from tests import paths, tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def _task(**options):
+  config = tiny.action()
+  config.action.update(options)
+  return tasks_build.build_task(config), config
+
+
+@pytest.fixture(scope="module")
+def batch():
+  task, _ = _task()
+  with task.eval_batches() as batches:
+    return next(batches)
+
+
+def _split(task):
+  """(graphdef, state) of a model whose head does not start near zero."""
+  graphdef, state = nnx.split(task.build_model())
+  state["head"] = jax.tree.map(
+      lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), state["head"])
+  return graphdef, state
+
+
+@pytest.fixture(scope="module")
+def built():
+  task, _ = _task()
+  return task, *_split(task)
+
+
+def test_micro_batches_change_no_feature(built):
+  _, graphdef, state = built
+  frames = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
+
+  @jax.jit
+  def run(state):
+    backbone = nnx.merge(graphdef, state).backbone
+    return [action.frame_features(backbone, frames, (1, 3), frames_per_pass=size) for size in (100, 1, 5, 8)]
+
+  wanted, *others = run(state)
+  assert [x.shape[0] for x in wanted] == [8, 8] and wanted[0].shape[1] == 4
+  for other in others:
+    for found, level in zip(other, wanted):
+      np.testing.assert_allclose(found, level, atol=1e-5 * np.abs(level).max())
+
+
+def test_memory_is_that_of_one_pass(built):
+  """What XLA sets aside for 32 frames in passes of 4 is little more than for 4 frames."""
+  _, graphdef, state = built
+
+  def temporary(count):
+    frames = jax.ShapeDtypeStruct((count, 64, 64, 3), jnp.uint8)
+    run = lambda state, x: action.frame_features(
+        nnx.merge(graphdef, state).backbone, x, (3,), frames_per_pass=4)
+    return jax.jit(run).lower(state, frames).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporary(32) < 2 * temporary(4) + 32 * 64 * 64 * 3 * 2
+
+
+def test_one_view_is_no_averaging_and_more_are_the_mean_of_probabilities(built, batch):
+  task, graphdef, state = built
+  predict = jax.jit(
+      lambda state, clip: task.predict(nnx.merge(graphdef, state), {"clip": clip}, None)["probabilities"])
+
+  @jax.jit
+  def plainly(state, clip):
+    model = nnx.merge(graphdef, state)
+    return jax.nn.softmax(model.head(task.frozen_features(model, {"clip": clip})), axis=-1)
+
+  clip = batch["clip"]
+  assert clip.shape[1] == 1
+  np.testing.assert_allclose(predict(state, clip), plainly(state, clip[:, 0]), atol=1e-6)
+  np.testing.assert_allclose(predict(state, clip).sum(-1), 1, atol=1e-5)
+  views = np.concatenate([clip, clip[:, :, ::-1]], axis=1)
+  parts = [predict(state, views[:, i:i + 1]) for i in range(2)]
+  assert np.abs(parts[0] - parts[1]).max() > 1e-4
+  np.testing.assert_allclose(predict(state, views), (parts[0] + parts[1]) / 2, atol=1e-6)
+
+
+def test_unreadable_videos_have_no_part_in_the_loss(built, batch):
+  task, graphdef, state = built
+
+  @jax.jit
+  def loss(clip, label, readable):
+    model = nnx.merge(graphdef, state)
+    data = {"clip": clip, "label": label, "readable": readable}
+    return task.loss(model, data, task.frozen_features(model, data), jax.random.key(0), None)
+
+  clip, label = batch["clip"][:, 0], batch["label"]
+  value, scalars = loss(clip, label, np.array([True, False]))
+  other, _ = loss(clip[[0, 0]], label[[0, 0]], np.array([True, False]))
+  np.testing.assert_allclose(value, other, rtol=1e-5)
+  assert float(scalars["unreadable"]) == 0.5
+  assert abs(float(loss(clip, label, np.ones(2, bool))[0]) - float(value)) > 1e-4
+  assert float(loss(clip, label, np.zeros(2, bool))[0]) == 0
+
+
+@pytest.mark.parametrize("head", ["video_swin", "attentive", "average"])
+def test_features_are_computed_outside_of_the_gradient_or_within_alike(head):
+  """With the backbone frozen or not, the loss is the same where nothing is random."""
+  task, _ = _task(head=head)
+  graphdef, state = _split(task)
+  with task.train_batches(0) as batches:
+    data = train_step.device_batch(next(batches))
+  rng = jax.random.key(0)
+
+  @jax.jit
+  def losses(state):
+    model = nnx.merge(graphdef, state)
+    frozen = task.loss(model, data, task.frozen_features(model, data), rng, None)[0]
+    within = lambda state: task.loss(nnx.merge(graphdef, state), data, None, rng, None)[0]
+    return frozen, *jax.value_and_grad(within)(state)
+
+  frozen, value, gradient = losses(state)
+  np.testing.assert_allclose(frozen, value, rtol=1e-5)
+  assert np.abs(gradient["backbone"]["stages"][0]["blocks"][0]["mlp"]["fc1"]["kernel"][...]).max() > 0
+
+
+@pytest.mark.slow
+def test_a_run_leaves_everything_that_a_person_reads(tmp_path):
+  config = tiny.action()
+  config.pictures = 2
+  config.action.test.clips = 1
+  metrics = train.train(config, tmp_path)
+  assert {"top1", "top5", "mean_class_accuracy", "examples_per_second"} == set(metrics)
+  series = tiny.metrics(tmp_path)
+  assert series["compilations/after_first_evaluation"] == [(config.steps, 0)]
+  assert np.isfinite([value for _, value in series["train/loss"]]).all()
+  assert {value for _, value in series["train/unreadable"]} == {0.0}
+  rows = (tmp_path / "confusion.csv").read_text().splitlines()
+  assert rows[0] == ",left,right,up,down,growing,shrinking"
+  assert sum(int(value) for row in rows[1:] for value in row.split(",")[1:]) == 7
+  assert (tmp_path / "confusion.png").stat().st_size > 1000
+  assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
+  again = train.evaluate(config, tmp_path)
+  assert {key: value for key, value in again.items() if "per_second" not in key} == {
+      key: value for key, value in metrics.items() if "per_second" not in key}
+
+
+def test_videos_and_folds(tmp_path):
+  """Class folders, and folds by scene of real clips, through the whole input pipeline."""
+  folder = paths.data_dir("fight_video")
+  config = tiny.action()
+  config.action.update(dict(
+      data="folds", lists=(str(folder / "train.csv"), str(folder / "val.csv")), group_column="scene_group",
+      frames=2, image_size=32, short_side=40, fold=1))
+  config.action.test.update(dict(clips=2, crops=3))
+  task = tasks_build.build_task(config)
+  assert task.headline.endswith("validation videos, 2 classes.") and " 140 " not in task.headline
+  with task.eval_batches() as batches:
+    batch = next(batches)
+  assert batch["clip"].shape == (2, 6, 2, 32, 32, 3) and batch["readable"].all()
+  assert batch["clip"].std() > 10
+  with task.train_batches(0) as batches:
+    assert next(batches)["clip"].shape == (2, 2, 32, 32, 3)
+  config.action.update(dict(
+      data="videos", train=str(folder / "train.csv"), validation=str(folder / "val.csv"), group_column=""))
+  assert "100 training and 40 validation videos" in tasks_build.build_task(config).headline
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(head="linear"), "'linear'; known: video_swin, attentive, average"),
+    (dict(data="ucf"), "'ucf'; known: clips, videos, folds"),
+    (dict(data="folds"), "needs config.action.lists"),
+    (dict(sampling="random"), "'random'; known: dense, uniform"),
+    (dict(frames_per_pass=0), "expected 1 or more"),
+])
+def test_options_that_do_not_fit(options, message):
+  with pytest.raises(ValueError, match=message):
+    _task(**options)
+
+
+def test_missing_data_says_how_to_get_it():
+  with pytest.raises(FileNotFoundError, match="config.action.train: .* does not exist. Give a folder of"):
+    _task(data="videos", train="absent")
+
+
+def test_strips_and_confusion_pictures():
+  rng = np.random.default_rng(0)
+  clip = rng.integers(0, 255, (12, 20, 30, 3), dtype=np.uint8)
+  right, wrong = (
+      visualize_action.ClipPrediction(clip, np.array([0.7, 0.2, 0.1]), label) for label in (0, 1))
+  one = visualize_action.draw_strips([right], ("a", "b", "c"))
+  two = visualize_action.draw_strips([right, wrong], ("a", "b", "c"), num_frames=3)
+  assert one.dtype == two.dtype == np.uint8
+  assert two.shape[0] > 1.7 * one.shape[0] and one.shape[1] > two.shape[1]
+  with pytest.raises(ValueError, match="no clip"):
+    visualize_action.draw_strips([], ("a",))
+  for count in (3, 60):
+    matrix = rng.integers(0, 5, (count, count))
+    picture = visualize_action.draw_confusion(matrix, [f"class {i}" for i in range(count)])
+    assert picture.ndim == 3 and picture.std() > 5
+
+
+def test_transforms_pickle():
+  """Loader processes need them."""
+  for transform in (clips.TrainTransform(clips.Sampler(4), 8), clips.EvalTransform(clips.Sampler(4), 8)):
+    assert pickle.loads(pickle.dumps(transform)) == transform
