@@ -142,11 +142,11 @@ def test_cut_objects_get_the_box_of_what_is_left():
   masks[0, 5:35, 5:10] = True
   record = make_record(np.array([[5, 5, 35, 35]], np.float32), (40, 40)) | {"masks": masks}
   geometry = transforms.Geometry((40, 40), (40, 40), 15, 0, (25, 40))
-  boxes, labels, moved = transforms._targets(record, geometry, 1.0)
+  boxes, labels, moved = transforms._targets(record, geometry, 1.0, True)
   np.testing.assert_array_equal(boxes, [[5, 0, 10, 20]])
   assert moved[0].sum() == 5 * 20 and len(labels) == 1
   geometry = transforms.Geometry((40, 40), (40, 40), 20, 20, (20, 20))
-  assert len(transforms._targets(record, geometry, 1.0)[0]) == 0, "nothing visible is left"
+  assert len(transforms._targets(record, geometry, 1.0, True)[0]) == 0, "nothing visible is left"
 
 
 def test_crowds_are_dropped_and_the_largest_objects_kept():
