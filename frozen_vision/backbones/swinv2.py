@@ -91,7 +91,7 @@ VARIANTS: dict[str, SwinV2Config] = {
 }
 
 
-def _linear(inputs: int, outputs: int, *, use_bias: bool = True, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(inputs: int, outputs: int, *, use_bias: bool = True, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
   return nnx.Linear(
       inputs, outputs, use_bias=use_bias, dtype=dtype, rngs=rngs,
       kernel_init=nnx.initializers.truncated_normal(0.02))
@@ -113,8 +113,8 @@ class PositionBias(nnx.Module):
   """Continuous relative position bias: a two-layer MLP on log-spaced coordinates (section 3.3)."""
 
   def __init__(self, num_heads: int, *, rngs: nnx.Rngs):
-    self.fc1 = _linear(2, _CPB_HIDDEN, dtype=jnp.float32, rngs=rngs)
-    self.fc2 = _linear(_CPB_HIDDEN, num_heads, use_bias=False, dtype=jnp.float32, rngs=rngs)
+    self.fc1 = linear(2, _CPB_HIDDEN, dtype=jnp.float32, rngs=rngs)
+    self.fc2 = linear(_CPB_HIDDEN, num_heads, use_bias=False, dtype=jnp.float32, rngs=rngs)
 
   def table(self, window: tuple[int, int], pretrained: int) -> Float[Array, "offsets heads"]:
     """The bias of every relative position, float32, in the order of `position_coordinates`."""
@@ -144,13 +144,13 @@ class WindowAttention(nnx.Module):
 
   def __init__(self, channels: int, num_heads: int, *, dtype: Any, rngs: nnx.Rngs):
     self.num_heads = num_heads
-    self.qkv = _linear(channels, 3 * channels, use_bias=False, dtype=dtype, rngs=rngs)
+    self.qkv = linear(channels, 3 * channels, use_bias=False, dtype=dtype, rngs=rngs)
     # Keys have no bias. With normalised keys a bias would not cancel in the softmax.
     self.q_bias = nnx.Param(jnp.zeros(channels))
     self.v_bias = nnx.Param(jnp.zeros(channels))
     self.logit_scale = nnx.Param(jnp.full((num_heads,), math.log(10.0)))
     self.position_bias = PositionBias(num_heads, rngs=rngs)
-    self.proj = _linear(channels, channels, dtype=dtype, rngs=rngs)
+    self.proj = linear(channels, channels, dtype=dtype, rngs=rngs)
 
   def __call__(
       self, x: Float[Array, "b windows n c"], window: tuple[int, int], pretrained: int,
@@ -166,8 +166,8 @@ class WindowAttention(nnx.Module):
 class Mlp(nnx.Module):
 
   def __init__(self, channels: int, hidden: int, *, dtype: Any, rngs: nnx.Rngs):
-    self.fc1 = _linear(channels, hidden, dtype=dtype, rngs=rngs)
-    self.fc2 = _linear(hidden, channels, dtype=dtype, rngs=rngs)
+    self.fc1 = linear(channels, hidden, dtype=dtype, rngs=rngs)
+    self.fc2 = linear(hidden, channels, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
     return self.fc2(gelu(self.fc1(x)))
@@ -182,8 +182,10 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
   return (y * (0.5 + 0.5 * jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
-def _drop_path(x: Float[Array, "b ..."], rate: float, key: Array) -> Float[Array, "b ..."]:
-  """Drops a whole residual branch per example (arXiv 1603.09382); scaled to keep the mean."""
+def drop_path(x: Float[Array, "b ..."], rate: float, key: Array | None) -> Float[Array, "b ..."]:
+  """Drops a whole residual branch per example (arXiv 1603.09382); scaled to keep the mean. Nothing without a key."""
+  if key is None or not rate:
+    return x
   keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
   return jnp.where(keep, x / (1 - rate), 0)
 
@@ -212,8 +214,7 @@ class Block(nnx.Module):
     if rng is not None and self.drop_path:
       keys = list(jax.random.split(rng))
     for key, norm, branch in zip(keys, (self.norm1, self.norm2), (self._attend, self.mlp)):
-      update = norm(branch(x))
-      x = x + (update if key is None else _drop_path(update, self.drop_path, key))
+      x = x + drop_path(norm(branch(x)), self.drop_path, key)
     return x if self.extra_norm is None else self.extra_norm(x)
 
   def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -244,7 +245,7 @@ class PatchMerging(nnx.Module):
   """Joins 2 x 2 neighbours, halves their channels, then norms (SwinV1 norms first)."""
 
   def __init__(self, channels: int, *, dtype: Any, rngs: nnx.Rngs):
-    self.reduction = _linear(4 * channels, 2 * channels, use_bias=False, dtype=dtype, rngs=rngs)
+    self.reduction = linear(4 * channels, 2 * channels, use_bias=False, dtype=dtype, rngs=rngs)
     self.norm = LayerNorm(2 * channels, rngs=rngs)
 
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
@@ -263,7 +264,7 @@ class PatchEmbedding(nnx.Module):
   """A 4 x 4 convolution of stride 4, written as the matrix product it is, and a norm."""
 
   def __init__(self, channels: int, *, dtype: Any, rngs: nnx.Rngs):
-    self.proj = _linear(_PATCH_SIZE * _PATCH_SIZE * 3, channels, dtype=dtype, rngs=rngs)
+    self.proj = linear(_PATCH_SIZE * _PATCH_SIZE * 3, channels, dtype=dtype, rngs=rngs)
     self.norm = LayerNorm(channels, rngs=rngs)
 
   def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h4 w4 c"]:

@@ -65,20 +65,6 @@ VARIANTS: dict[str, VideoSwinConfig] = {
 }
 
 
-def linear(inputs: int, outputs: int, *, use_bias: bool = True, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
-  return nnx.Linear(
-      inputs, outputs, use_bias=use_bias, dtype=dtype, rngs=rngs,
-      kernel_init=nnx.initializers.truncated_normal(0.02))
-
-
-def drop_path(x: Float[Array, "b ..."], rate: float, key: Array | None) -> Float[Array, "b ..."]:
-  """Drops whole residual branches per example (arXiv 1603.09382), keeps the mean; nothing without a key."""
-  if key is None or not rate:
-    return x
-  keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-  return jnp.where(keep, x / (1 - rate), 0)
-
-
 class WindowAttention(nnx.Module):
   """Multi-head attention inside windows with a learnt bias per relative position."""
 
@@ -87,10 +73,10 @@ class WindowAttention(nnx.Module):
   ):
     self.num_heads = num_heads
     self.window_size = window_size
-    self.qkv = linear(channels, 3 * channels, dtype=dtype, rngs=rngs)
+    self.qkv = swinv2.linear(channels, 3 * channels, dtype=dtype, rngs=rngs)
     self.position_bias = nnx.Param(nnx.initializers.truncated_normal(0.02)(
         rngs.params(), (windows3d.table_rows(window_size), num_heads)))
-    self.proj = linear(channels, channels, dtype=dtype, rngs=rngs)
+    self.proj = swinv2.linear(channels, channels, dtype=dtype, rngs=rngs)
 
   def __call__(
       self, x: Float[Array, "b windows n c"], window: windows3d.Size, regions: np.ndarray | None
@@ -122,8 +108,8 @@ class Block(nnx.Module):
     keys = (None, None) if rng is None else jax.random.split(rng)
     # Padding comes after the norm: padded cells are zeros there, and their keys the bias alone.
     update = windows3d.attend_in_windows(self.norm1(x), self.window_size, self.shifted, self.attn)
-    x = x + drop_path(update, self.drop_path, keys[0])
-    return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, keys[1])
+    x = x + swinv2.drop_path(update, self.drop_path, keys[0])
+    return x + swinv2.drop_path(self.mlp(self.norm2(x)), self.drop_path, keys[1])
 
 
 class PatchMerging(nnx.Module):
@@ -131,7 +117,7 @@ class PatchMerging(nnx.Module):
 
   def __init__(self, channels: int, *, outputs: int | None = None, dtype: Any, rngs: nnx.Rngs):
     self.norm = swinv2.LayerNorm(4 * channels, rngs=rngs)
-    self.reduction = linear(4 * channels, outputs or 2 * channels, use_bias=False, dtype=dtype, rngs=rngs)
+    self.reduction = swinv2.linear(4 * channels, outputs or 2 * channels, use_bias=False, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 d"]:
     joined = swinv2.join_neighbours(x.reshape(-1, *x.shape[2:]))
@@ -142,7 +128,7 @@ class PatchEmbedding(nnx.Module):
   """A 2 x 4 x 4 convolution of that stride, written as the matrix product it is, and a norm."""
 
   def __init__(self, channels: int, *, dtype: Any, rngs: nnx.Rngs):
-    self.proj = linear(int(np.prod(PATCH_SIZE)) * 3, channels, dtype=dtype, rngs=rngs)
+    self.proj = swinv2.linear(int(np.prod(PATCH_SIZE)) * 3, channels, dtype=dtype, rngs=rngs)
     self.norm = swinv2.LayerNorm(channels, rngs=rngs)
 
   def __call__(self, clips: Float[Array, "b t h w 3"]) -> Float[Array, "b t2 h4 w4 c"]:

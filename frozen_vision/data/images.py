@@ -56,14 +56,13 @@ _DARK = 1 / 16
 ImageSource = bytes | str | os.PathLike
 
 
-class ImageError(ValueError):
-  """An image file that cannot be used.
+class FileError(ValueError):
+  """A file that cannot be used.
 
   Attributes:
     name: the file's name, or what the caller called the bytes.
     reason: what is wrong with it.
-    kind: one of a few words to count by: "missing", "empty", "not an image", "damaged",
-      "too many pixels", "unsupported pixels", "wrong size".
+    kind: one of a few words to count by.
   """
 
   def __init__(self, name: str, reason: str, kind: str):
@@ -73,7 +72,14 @@ class ImageError(ValueError):
     self.kind = kind
 
   def __reduce__(self):  # survives the way back from a worker process
-    return (ImageError, (self.name, self.reason, self.kind))
+    return (type(self), (self.name, self.reason, self.kind))
+
+
+class ImageError(FileError):
+  """An image file that cannot be used.
+
+  Its kind is "missing", "empty", "not an image", "damaged", "too many pixels", "unsupported pixels" or "wrong size".
+  """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,8 @@ import av
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
+from frozen_vision.data import images
+
 SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .wmv .flv .3gp .ogv".split())
 # Containers that store when each frame is shown. Others store when it is decoded, which is another order.
 _STAMPED = frozenset("mov mp4 matroska webm".split())
@@ -30,23 +32,8 @@ _STAMPED = frozenset("mov mp4 matroska webm".split())
 _WORTH_A_SEEK = 12
 
 
-class VideoError(ValueError):
-  """A video file that cannot be used.
-
-  Attributes:
-    name: the file's name.
-    reason: what is wrong with it.
-    kind: one of a few words to count by: "missing", "empty", "not a video", "damaged".
-  """
-
-  def __init__(self, name: str, reason: str, kind: str):
-    super().__init__(f"{name}: {reason}")
-    self.name = name
-    self.reason = reason
-    self.kind = kind
-
-  def __reduce__(self):  # survives the way back from a worker process
-    return (VideoError, (self.name, self.reason, self.kind))
+class VideoError(images.FileError):
+  """A video file that cannot be used. Its kind is "missing", "empty", "not a video" or "damaged"."""
 
 
 @dataclasses.dataclass(frozen=True)

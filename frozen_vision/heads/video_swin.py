@@ -82,7 +82,7 @@ class _Level(nnx.Module):
       dtype: Any, rngs: nnx.Rngs,
   ):
     self.norm = swinv2.LayerNorm(inputs, rngs=rngs)
-    self.proj = video_swin.linear(inputs, channels, dtype=dtype, rngs=rngs)
+    self.proj = swinv2.linear(inputs, channels, dtype=dtype, rngs=rngs)
     self.merge = None if finer is None else video_swin.PatchMerging(
         finer, outputs=channels, dtype=dtype, rngs=rngs)
     self.blocks = nnx.List([
@@ -178,12 +178,12 @@ class AttentiveHead(nnx.Module):
     self.norms = nnx.List([
         swinv2.LayerNorm(feature_specs[level].channels, rngs=rngs) for level in self.levels])
     self.projs = nnx.List([
-        video_swin.linear(feature_specs[level].channels, channels, dtype=dtype, rngs=rngs)
+        swinv2.linear(feature_specs[level].channels, channels, dtype=dtype, rngs=rngs)
         for level in self.levels])
     self.query = nnx.Param(nnx.initializers.truncated_normal(0.02)(rngs.params(), (channels,)))
     self.norm_tokens = swinv2.LayerNorm(channels, rngs=rngs)
-    self.key_value = video_swin.linear(channels, 2 * channels, dtype=dtype, rngs=rngs)
-    self.proj = video_swin.linear(channels, channels, dtype=dtype, rngs=rngs)
+    self.key_value = swinv2.linear(channels, 2 * channels, dtype=dtype, rngs=rngs)
+    self.proj = swinv2.linear(channels, channels, dtype=dtype, rngs=rngs)
     self.norm_mlp = swinv2.LayerNorm(channels, rngs=rngs)
     self.mlp = swinv2.Mlp(channels, 4 * channels, dtype=dtype, rngs=rngs)
     self.norm = swinv2.LayerNorm(channels, rngs=rngs)

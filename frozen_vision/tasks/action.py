@@ -111,17 +111,13 @@ class ActionTask(base.Task):
         self._sampler, options.image_size, short_side=options.short_side,
         crop_scale=tuple(options.crop_scale), flip=options.flip, rand_augment=rand_augment,
         erasing=options.erasing)
-    return pipeline.train_batches(
-        self._train, transform, batch_size=self._config.batch_size, seed=self._config.seed,
-        start_example=start_example, num_workers=self._config.loader.workers,
-        num_threads=self._config.loader.threads)
+    return common.train_batches(self._config, self._train, transform, start_example)
 
   def eval_batches(self) -> pipeline.BatchIterator:
     test = self._options.test
     transform = clips.EvalTransform(self._sampler, self._options.image_size, test.clips, test.crops)
-    return pipeline.eval_batches(
-        self._validation, transform, batch_size=self._config.eval_batch_size,
-        num_workers=self._config.loader.workers, num_threads=self._config.loader.threads)
+    return common.eval_batches(
+        self._config, self._validation, transform, num_workers=self._config.loader.workers)
 
   def frozen_features(self, model: Recogniser, batch: base.Batch) -> base.Features:
     """A map [clips, t, h, w, c] for each level that the head reads; every view of a video is a clip."""
@@ -189,9 +185,7 @@ def build_head(
     options: ml_collections.ConfigDict, feature_specs: tuple[Any, ...], num_classes: int, *, rngs: nnx.Rngs
 ) -> nnx.Module:
   """The head that `options.head` names, with the options of that name."""
-  fields = {
-      key: tuple(value) if isinstance(value, (list, tuple)) else value
-      for key, value in options[options.head].items()}
+  fields = common.plain(options[options.head])
   dtype = jnp.dtype(options.head_dtype)
   match options.head:
     case "video_swin":

@@ -96,15 +96,11 @@ class ClassificationTask(base.Task):
         size=options.image_size,
         padding=None if options.crop_padding < 0 else options.crop_padding,
         crop_scale=tuple(options.crop_scale), rand_augment=rand_augment, erasing=options.erasing)
-    return pipeline.train_batches(
-        self._train, transform, batch_size=self._config.batch_size, seed=self._config.seed,
-        start_example=start_example, num_workers=self._config.loader.workers,
-        num_threads=self._config.loader.threads)
+    return common.train_batches(self._config, self._train, transform, start_example)
 
   def eval_batches(self) -> pipeline.BatchIterator:
-    return pipeline.eval_batches(
-        self._validation, augment.EvalTransform(self._options.image_size),
-        batch_size=self._config.eval_batch_size, num_threads=self._config.loader.threads)
+    return common.eval_batches(
+        self._config, self._validation, augment.EvalTransform(self._options.image_size))
 
   def _images(self, batch: base.Batch, side: int | None) -> jax.Array:
     images = build.normalise(batch["image"])

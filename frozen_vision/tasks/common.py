@@ -1,5 +1,7 @@
 """What tasks share: the backbone of a config, and paths that must exist."""
 
+import dataclasses
+import difflib
 import os
 import pathlib
 from typing import Any
@@ -9,6 +11,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from frozen_vision.backbones import build
+from frozen_vision.data import pipeline
+from frozen_vision.heads import weights as head_weights
 from frozen_vision.backbones import named_weights
 
 
@@ -69,10 +73,56 @@ def build_backbone(config: ml_collections.ConfigDict) -> nnx.Module:
 
 def _overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Fields of the backbone's config that `config.backbone.overrides` replaces."""
-  return {
-      key: tuple(value) if isinstance(value, (list, tuple)) else value
-      for key, value in config.backbone.overrides.items()
-  }
+  return plain(config.backbone.overrides)
+
+
+def plain(section: ml_collections.ConfigDict) -> dict[str, Any]:
+  """A section as the keyword arguments of a dataclass: lists become tuples."""
+  return {key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in section.items()}
+
+
+def head_fields(section: ml_collections.ConfigDict, kind: type, option: str) -> dict[str, Any]:
+  """The section's values for fields of the head's config dataclass `kind`; `option` is the section's name.
+
+  Raises:
+    ValueError: a key that is no field, or the number of classes, which the data say.
+  """
+  fields = [field.name for field in dataclasses.fields(kind)]
+  for key in section:
+    if key not in fields or key == "num_classes":
+      close = difflib.get_close_matches(key, fields, n=1)
+      raise ValueError(
+          f"{option}.{key} is no option of the head"
+          + (f"; did you mean {close[0]}?" if close else f"; known: {fields}."))
+  return plain(section)
+
+
+def start_head(module: nnx.Module, init: ml_collections.ConfigDict, option: str) -> None:
+  """Fills neck and head from the file `init.path`, if one is given; `option` is the section's name."""
+  if init.path:
+    path = existing_path(
+        init.path, f"{option}.path", "It is written by frozen_vision.convert or experiments/export_head.py.")
+    nnx.update(module, head_weights.load(nnx.state(module), path, keep=tuple(init.keep)))
+
+
+def train_batches(
+    config: ml_collections.ConfigDict, source: pipeline.Source, transform: pipeline.TrainTransform,
+    start_example: int,
+) -> pipeline.BatchIterator:
+  """`pipeline.train_batches` with the batch size, seed and loader of a config."""
+  return pipeline.train_batches(
+      source, transform, batch_size=config.batch_size, seed=config.seed, start_example=start_example,
+      num_workers=config.loader.workers, num_threads=config.loader.threads)
+
+
+def eval_batches(
+    config: ml_collections.ConfigDict, source: pipeline.Source, transform: pipeline.EvalTransform, *,
+    num_workers: int = 0,
+) -> pipeline.BatchIterator:
+  """`pipeline.eval_batches` likewise. Threads decode images; where that is too slow, workers do too."""
+  return pipeline.eval_batches(
+      source, transform, batch_size=config.eval_batch_size, num_workers=num_workers,
+      num_threads=config.loader.threads)
 
 
 def existing_path(path: str | os.PathLike, option: str, how: str = "") -> pathlib.Path:

@@ -1,7 +1,5 @@
 """Detection and instance segmentation with HTC on a frozen backbone."""
 
-import dataclasses
-import difflib
 import json
 import pathlib
 from typing import Any
@@ -16,7 +14,6 @@ from frozen_vision import visualize
 from frozen_vision.backbones import build
 from frozen_vision.data import coco, copy_paste, photos, pipeline, prepared_coco, scenes
 from frozen_vision.data import semantic_maps, transforms
-from frozen_vision.heads import weights as head_weights
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
 from frozen_vision.heads.htc import views as views_lib
@@ -148,16 +145,11 @@ class DetectionTask(base.Task):
         repeats=options.repeats, separable=options.separable, norm=options.norm,
         input_norm=options.input_norm, attention_heads=options.attention_heads, dtype=dtype, rngs=rngs)
     detector = Detector(backbone, neck, self._head_config, dtype=dtype, rngs=rngs)
-    init = self._options.init
-    if init.path:
-      path = common.existing_path(
-          init.path, "detection.init.path",
-          "It is written by frozen_vision.convert or experiments/export_head.py.")
-      nnx.update(detector, head_weights.load(nnx.state(detector), path, keep=tuple(init.keep)))
+    common.start_head(detector, self._options.init, "detection.init")
     return detector
 
   def train_batches(self, start_example: int) -> pipeline.BatchIterator:
-    options, loader = self._options, self._config.loader
+    options = self._options
     match options.resize:
       case "lsj":
         resize = transforms.LargeScaleJitter(tuple(options.scale_range))
@@ -172,16 +164,12 @@ class DetectionTask(base.Task):
         with_masks=self._head_config.with_masks, semantic_stride=self._semantic_stride)
     if options.copy_paste:
       transform = copy_paste.CopyPasteTrain(transform, self._train, options.copy_paste)
-    return pipeline.train_batches(
-        self._train, transform, batch_size=self._config.batch_size, seed=self._config.seed,
-        start_example=start_example, num_workers=loader.workers, num_threads=loader.threads)
+    return common.train_batches(self._config, self._train, transform, start_example)
 
   def eval_batches(self) -> pipeline.BatchIterator:
     # Every scale is resized from the source: resized on the device from one padded frame it would be
     # interpolated twice, and a single scale would not give what plain testing at that scale gives.
-    return pipeline.eval_batches(
-        self._validation, transforms.MultiScaleEval(self._scales),
-        batch_size=self._config.eval_batch_size, num_threads=self._config.loader.threads)
+    return common.eval_batches(self._config, self._validation, transforms.MultiScaleEval(self._scales))
 
   def frozen_features(self, model: Detector, batch: base.Batch) -> base.Features:
     return model.backbone(build.normalise(batch["image"], batch["image_size"]))
@@ -266,15 +254,7 @@ def _head_config(options: ml_collections.ConfigDict, num_classes: int) -> htc_co
   """The preset that `head` names, with the fields of `head_options` replaced."""
   if options.head not in _HEADS:
     raise ValueError(f"detection.head is {options.head!r}; known: {sorted(_HEADS)}.")
-  fields = [field.name for field in dataclasses.fields(htc_config.HTCConfig)]
-  changes = {}
-  for key, value in options.head_options.items():
-    if key not in fields or key == "num_classes":
-      close = difflib.get_close_matches(key, fields, n=1)
-      raise ValueError(
-          f"detection.head_options.{key} is no option of the head"
-          + (f"; did you mean {close[0]}?" if close else f"; known: {fields}."))
-    changes[key] = tuple(value) if isinstance(value, (list, tuple)) else value
+  changes = common.head_fields(options.head_options, htc_config.HTCConfig, "detection.head_options")
   return _HEADS[options.head](num_classes=num_classes, **changes)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import difflib
 import pathlib
 from typing import Any
 
@@ -20,7 +19,8 @@ from frozen_vision.data import (
 from frozen_vision.data import segmentation as sources
 from frozen_vision.data import segmentation_transforms
 from frozen_vision.heads import linear, upernet
-from frozen_vision.heads import weights as head_weights
+from frozen_vision.heads.mask2former import config as mask2former_config
+from frozen_vision.heads.mask2former import mask2former
 from frozen_vision.metrics import mean_iou
 from frozen_vision.tasks import base, common, semantic_inference
 
@@ -112,12 +112,7 @@ class SegmentationTask(base.Task):
     backbone = common.build_backbone(self._config)
     head = self._make_head(backbone.feature_specs, self._head_config, dtype=dtype, rngs=rngs)
     segmenter = Segmenter(backbone, head)
-    init = self._options.init
-    if init.path:
-      path = common.existing_path(
-          init.path, "segmentation.init.path",
-          "It is written by frozen_vision.convert or experiments/export_head.py.")
-      nnx.update(segmenter, head_weights.load(nnx.state(segmenter), path, keep=tuple(init.keep)))
+    common.start_head(segmenter, self._options.init, "segmentation.init")
     return segmenter
 
   def train_batches(self, start_example: int) -> pipeline.BatchIterator:
@@ -128,19 +123,14 @@ class SegmentationTask(base.Task):
         tuple(options.frame), min(options.max_segments, len(self._names)), resize,
         jitter=segmentation_transforms.ColourJitter() if options.colour_jitter else None,
         flip_probability=options.flip)
-    return pipeline.train_batches(
-        self._train, transform, batch_size=self._config.batch_size, seed=self._config.seed,
-        start_example=start_example, num_workers=self._config.loader.workers,
-        num_threads=self._config.loader.threads)
+    return common.train_batches(self._config, self._train, transform, start_example)
 
   def eval_batches(self) -> pipeline.BatchIterator:
     options = self._options
     resize = transforms.ResizeToLimits(options.eval_short_side or None, options.eval_long_side or None)
     transform = segmentation_transforms.SegmentationEval(
         tuple(options.eval_frame), resize, tuple(options.test.scales))
-    return pipeline.eval_batches(
-        self._validation, transform, batch_size=self._config.eval_batch_size,
-        num_threads=self._config.loader.threads)
+    return common.eval_batches(self._config, self._validation, transform)
 
   def frozen_features(self, model: Segmenter, batch: base.Batch) -> base.Features:
     return model.backbone(build.normalise(batch["image"], batch["image_size"]))
@@ -219,8 +209,6 @@ def _head(options: ml_collections.ConfigDict) -> tuple[Any, Callable[..., nnx.Mo
   """
   match options.head:
     case "mask2former":
-      from frozen_vision.heads.mask2former import config as mask2former_config  # the others do not need it
-      from frozen_vision.heads.mask2former import mask2former
       kind, make = mask2former_config.Mask2FormerConfig, mask2former.Mask2Former
     case "upernet":
       kind, make = upernet.UPerNetConfig, upernet.UPerNet
@@ -228,16 +216,8 @@ def _head(options: ml_collections.ConfigDict) -> tuple[Any, Callable[..., nnx.Mo
       kind, make = linear.LinearConfig, linear.LinearHead
     case other:
       raise ValueError(f"segmentation.head is {other!r}; known: {', '.join(_HEADS)}.")
-  fields = [field.name for field in dataclasses.fields(kind)]
-  changes = {}
-  for key, value in options[options.head].items():
-    if key not in fields or key == "num_classes":
-      close = difflib.get_close_matches(key, fields, n=1)
-      raise ValueError(
-          f"segmentation.{options.head}.{key} is no option of the head"
-          + (f"; did you mean {close[0]}?" if close else f"; known: {fields}."))
-    changes[key] = tuple(value) if isinstance(value, (list, tuple)) else value
-  return kind(num_classes=1, **changes), make
+  fields = common.head_fields(options[options.head], kind, f"segmentation.{options.head}")
+  return kind(num_classes=1, **fields), make
 
 
 def _open_sources(

@@ -184,7 +184,7 @@ def test_drop_path():
   rates = [block.drop_path for stage in backbone.stages for block in stage.blocks]
   np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.6, 0.8])
   x = jnp.ones((2000, 2, 3))
-  dropped = np.asarray(swinv2._drop_path(x, 0.25, jax.random.key(0)))
+  dropped = np.asarray(swinv2.drop_path(x, 0.25, jax.random.key(0)))
   assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
   np.testing.assert_array_equal(dropped.min((1, 2)), dropped.max((1, 2)))  # whole examples
   assert abs((dropped[:, 0, 0] == 0).mean() - 0.25) < 0.04

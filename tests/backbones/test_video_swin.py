@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_vision.backbones import video_swin, weights, windows3d
+from frozen_vision.backbones import swinv2, video_swin, weights, windows3d
 from frozen_vision.convert import video_swin as convert
 from tests import golden_values, paths
 
@@ -144,7 +144,7 @@ def test_without_rng_nothing_is_random_and_with_one_branches_are_dropped(small):
   first = embed(clips, jax.random.key(3))
   np.testing.assert_array_equal(first, embed(clips, jax.random.key(3)))
   assert not np.array_equal(first, embed(clips, jax.random.key(4)))
-  x = video_swin.drop_path(jnp.ones((2000, 2, 3)), 0.25, jax.random.key(0))
+  x = swinv2.drop_path(jnp.ones((2000, 2, 3)), 0.25, jax.random.key(0))
   assert set(np.unique(x)) == {0.0, np.float32(1 / 0.75)}
   np.testing.assert_array_equal(x.min((1, 2)), x.max((1, 2)))  # whole examples
   assert abs(float((x[:, 0, 0] == 0).mean()) - 0.25) < 0.04

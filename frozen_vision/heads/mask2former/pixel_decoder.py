@@ -14,6 +14,7 @@ from frozen_vision.backbones.features import FeatureSpec
 from frozen_vision.heads.mask2former import layers
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
 from frozen_vision.ops.deformable_attention import deformable_attention
+from frozen_vision.ops.resize import resize_bilinear
 
 # What the gradient of a layer keeps, next to its input: sampling again would cost as much as the rest of it.
 _SAMPLED = "mask2former_sampled"
@@ -147,7 +148,7 @@ class PixelDecoder(nnx.Module):
   def _fuse(self, level: int, x: Float[Array, "b h w c"], coarser: Float[Array, "b y x d"]) -> jax.Array:
     """One FPN step; its resize is bilinear (the official code, whatever its comment says), not nearest."""
     lateral = self.laterals[level](x)
-    return nnx.relu(self.outputs[level](lateral + resize(coarser, lateral.shape[1:3])))
+    return nnx.relu(self.outputs[level](lateral + resize_bilinear(coarser, lateral.shape[1:3])))
 
   def _encode(self, levels: list[jax.Array]) -> list[jax.Array]:
     shapes = tuple(x.shape[1:3] for x in levels)
@@ -162,11 +163,6 @@ class PixelDecoder(nnx.Module):
       x = step(x)
     ends = np.cumsum([height * width for height, width in shapes])[:-1]
     return [part.reshape(b, *shape, channels) for part, shape in zip(jnp.split(x, ends, axis=1), shapes)]
-
-
-def resize(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:
-  """Bilinear, half-pixel centres, no antialiasing: PyTorch's `interpolate` with align_corners=False."""
-  return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "linear", antialias=False)
 
 
 def _centres(height: int, width: int) -> Float[np.ndarray, "s 2"]:

@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float
 
 from frozen_vision.heads.mask2former import layers
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
-from frozen_vision.heads.mask2former.pixel_decoder import PixelFeatures, resize
+from frozen_vision.heads.mask2former.pixel_decoder import PixelFeatures
+from frozen_vision.ops.resize import resize_bilinear
 
 
 class Predictions(NamedTuple):
@@ -83,7 +84,7 @@ class TransformerDecoder(nnx.Module):
         jnp.asarray(layers.sine_positions(*level.shape[1:3], channels), self.dtype) for level in levels]
     # A resized mask is a mask of resized features: resizing is linear. This way it is done once per level.
     fixed = jax.lax.stop_gradient(features.masks.astype(jnp.float32))
-    coarse_features = [resize(fixed, level.shape[1:3]) for level in levels]
+    coarse_features = [resize_bilinear(fixed, level.shape[1:3]) for level in levels]
     query_positions = jnp.asarray(self.query_positions[...], self.dtype)
     x = jnp.broadcast_to(jnp.asarray(self.query_features[...], self.dtype), (b, *self.query_features.shape))
     states = [x]
