@@ -44,7 +44,7 @@ def export(config: ml_collections.ConfigDict, workdir: str, out: str, dtype: str
   module.backbone = frozen_vision.load_backbone(out)
   graphdef, parameters, rest = nnx.split(module, nnx.Param, ...)
   predict = jax.jit(train_step.make_predict_step(task, graphdef, frozen_pass=False))
-  metrics, _, _ = evaluate.evaluate(task, lambda batch: predict(parameters, rest, batch))
+  metrics, _, _ = evaluate.evaluate(task, lambda batch: predict(parameters, rest, train_step.device_batch(batch)))
   return {"step": meta["step"], **metrics}
 
 

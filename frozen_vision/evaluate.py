@@ -4,20 +4,20 @@ from collections.abc import Callable
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
-from frozen_vision import train_step
+from frozen_vision import sharding
+from frozen_vision.metrics import gather
 from frozen_vision.tasks import base
 
 
 def evaluate(
     task: base.Task, predict: Callable[[base.Batch], Any], *, num_pictures: int = 0,
 ) -> tuple[dict[str, float], dict[str, np.ndarray], base.Evaluator]:
-  """Runs a task's whole evaluation set.
+  """Runs a task's whole evaluation set; every process its share, with the metrics of all.
 
   Args:
-    predict: a device batch -> predictions on the device.
+    predict: a batch of this process -> predictions on all devices, cut along their first axis.
     num_pictures: how many examples of the first batch are drawn; 0 for none.
 
   Returns:
@@ -27,7 +27,7 @@ def evaluate(
   pictures: dict[str, np.ndarray] = {}
   examples, started = 0, time.perf_counter()
   def score(predictions: Any, batch: base.Batch) -> None:
-    predictions = jax.device_get(predictions)
+    predictions = sharding.local_rows(predictions)
     evaluator.update(predictions, batch)
     if num_pictures and not pictures:
       pictures.update(task.pictures(predictions, batch, num_pictures))
@@ -35,7 +35,7 @@ def evaluate(
   with task.eval_batches() as batches:
     waiting = None
     for batch in batches:
-      predictions = predict(train_step.device_batch(batch))
+      predictions = predict(batch)
       if waiting is not None:
         score(*waiting)  # the host scores one batch while the device works on the next
       waiting = (predictions, batch)
@@ -43,5 +43,5 @@ def evaluate(
   if waiting is not None:
     score(*waiting)
   metrics = evaluator.result()
-  metrics["examples_per_second"] = examples / (time.perf_counter() - started)
+  metrics["examples_per_second"] = sum(gather.gather_objects(examples)) / (time.perf_counter() - started)
   return metrics, pictures, evaluator

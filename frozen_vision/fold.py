@@ -4,7 +4,9 @@ The module with one entry per block stays the canonical one: paths, policies, ad
 of it. A folded backbone is made from it, is never saved, and gives the same features.
 """
 
+from collections.abc import Callable
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from frozen_vision import sharding
 from frozen_vision.backbones import swinv2, windows
 from frozen_vision.backbones.features import FeatureSpec
 
@@ -53,22 +56,23 @@ class FoldedSwinV2:
     if self.config.whole_windows:
       swinv2.check_patches(images.shape[1:3])
     stem, stages = _arrays((self.stem, self.stages))
+    stem = sharding.gathered(stem)
     x = _norm(_linear(swinv2.patches(images.astype(self.dtype)), stem["proj"]), stem["norm"])
     features = []
     for index, stage in enumerate(stages):
       if stage["repeated"] is not None:
         def period(x, blocks, index=index):
           for position, block in enumerate(blocks):
-            x = self._block(x, block, index, shifted=position % 2 == 1)
+            x = self._block(x, sharding.gathered(block), index, shifted=position % 2 == 1)
           return x, None
         x, _ = jax.lax.scan(period, x, stage["repeated"])
       # A period has an even number of blocks, so the parity of what follows is its own.
       for position, block in enumerate(stage["blocks"]):
-        x = self._block(x, block, index, shifted=position % 2 == 1)
+        x = self._block(x, sharding.gathered(block), index, shifted=position % 2 == 1)
       features.append(x)
       if stage["downsample"] is not None:
-        x = swinv2.join_neighbours(x)
-        x = _norm(_linear(x, stage["downsample"]["reduction"]), stage["downsample"]["norm"])
+        down = sharding.gathered(stage["downsample"])
+        x = _norm(_linear(swinv2.join_neighbours(x), down["reduction"]), down["norm"])
     return tuple(features)
 
   def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b c"]:
@@ -95,10 +99,8 @@ class FoldedSwinV2:
     Without a pretrained window, positions in a smaller map are relative to the map: its table is computed.
     """
     side = self.config.window_sizes[stage]
-    if window == (side, side):
-      table = block["table"]
-    elif block["position_bias"] is None:
-      table = block["table"].reshape(2 * side - 1, 2 * side - 1, -1)
+    if window == (side, side) or block["position_bias"] is None:
+      table = block["table"].reshape(2 * side, 2 * side, -1)
       rows, columns = (slice(side - length, side + length - 1) for length in window)
       table = table[rows, columns].reshape(-1, table.shape[-1])
     else:
@@ -108,6 +110,7 @@ class FoldedSwinV2:
 
 def fold(
     backbone: swinv2.SwinV2, *, dtype: Any = None, held_as: str | None = None, scan: bool = True,
+    read: Callable[[str, nnx.Module], nnx.Module] | None = None, shardings: FoldedSwinV2 | None = None,
 ) -> FoldedSwinV2:
   """Computes once what does not change: tables of position bias, logit scales, biases; casts; stacks blocks.
 
@@ -120,11 +123,15 @@ def fold(
       them in.
     scan: stack runs of equal periods (a plain and a shifted block; six where every sixth has an extra norm),
       so that they compile as one.
+    read: (path, part of `backbone`) -> that part with its weights, where `backbone` has only shapes
+      (`build.BackboneFile.read`). One block is read, folded and put in its place before the next.
+    shardings: of every leaf of the result. Only a block is ever whole, on the host.
 
   Raises:
     ValueError: an unknown `held_as`.
   """
   config = backbone.config
+  read = read or (lambda path, module: module)
   dtype = jnp.dtype(backbone.dtype if dtype is None else dtype)
   held_as = held_as or dtype.name
   if held_as not in HELD_AS:
@@ -142,43 +149,85 @@ def fold(
     bias = module.bias[...] if bias is None and module.bias is not None else bias
     return dict(kernel=matrix(module.kernel[...]), bias=None if bias is None else bias.astype(dtype))
 
+  def padded(table, side):
+    # One more row and column than distances: an odd number of rows cannot be spread over devices.
+    table = table.reshape(2 * side - 1, 2 * side - 1, -1)
+    return jnp.pad(table, ((0, 1), (0, 1), (0, 0))).reshape(4 * side * side, -1)
+
   def block(module, stage):
     attn = module.attn
     v_bias = attn.v_bias[...]
     side, pretrained = config.window_sizes[stage], config.pretrained_window_sizes[stage]
     mlp = attn.position_bias
     return dict(
-        table=mlp.table((side, side), pretrained), position_bias=None if pretrained else mlp.weights(),
+        table=padded(mlp.table((side, side), pretrained), side), position_bias=None if pretrained else mlp.weights(),
         scale=jnp.exp(jnp.minimum(attn.logit_scale[...].astype(jnp.float32), swinv2.MAX_LOGIT_SCALE)),
         qkv=linear(attn.qkv, jnp.concatenate([attn.q_bias[...], jnp.zeros_like(v_bias), v_bias])),
         proj=linear(attn.proj), fc1=linear(module.mlp.fc1), fc2=linear(module.mlp.fc2),
         norm1=_norm_leaves(module.norm1), norm2=_norm_leaves(module.norm2),
         extra_norm=None if module.extra_norm is None else _norm_leaves(module.extra_norm))
 
+  place = sharding.put if shardings is not None else lambda tree, where: tree
+  where_all = jax.tree.map(lambda leaf: leaf.get_value(), shardings, is_leaf=_is_variable)
   period = math.lcm(2, config.extra_norm_interval or 1)
   stages = []
   for index, stage in enumerate(backbone.stages):
-    blocks = [block(module, index) for module in stage.blocks]
-    repeats = len(blocks) // period if scan else 0
-    repeated = None
-    if repeats > 1:
-      repeated = tuple(
-          jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks[position:repeats * period:period])
-          for position in range(period))
-      blocks = blocks[repeats * period:]
+    where = where_all and where_all.stages[index]
+    repeats = len(stage.blocks) // period if scan else 0
+    stacked = repeats * period if repeats > 1 else 0
+    repeated, blocks = [None] * period, []
+    for number, module in enumerate(stage.blocks):
+      folded = block(read(f"stages/{index}/blocks/{number}", module), index)
+      if number >= stacked:
+        blocks.append(place(folded, where and where["blocks"][number - stacked]))
+        continue
+      row, position = divmod(number, period)
+      stack_where = where and where["repeated"][position]
+      if row == 0:
+        repeated[position] = _zeros(folded, repeats, stack_where)
+      repeated[position] = _set_row(
+          repeated[position], row, place(folded, jax.tree.map(sharding.of_row, stack_where)))
     down = stage.downsample
+    if down is not None:
+      down = read(f"stages/{index}/downsample", down)
+      down = place(
+          dict(reduction=linear(down.reduction), norm=_norm_leaves(down.norm)), where and where["downsample"])
     stages.append(dict(
-        repeated=repeated, blocks=tuple(blocks), downsample=None if down is None else dict(
-            reduction=linear(down.reduction), norm=_norm_leaves(down.norm))))
+        repeated=tuple(repeated) if stacked else None, blocks=tuple(blocks), downsample=down))
+  stem, norm = read("patch_embed", backbone.patch_embed), read("norm", backbone.norm)
   folded = FoldedSwinV2(
-      stem=dict(proj=linear(backbone.patch_embed.proj), norm=_norm_leaves(backbone.patch_embed.norm)),
-      stages=tuple(stages), norm=_norm_leaves(backbone.norm), config=config, dtype=dtype,
-      feature_specs=backbone.feature_specs, held_as=held_as)
+      stem=place(
+          dict(proj=linear(stem.proj), norm=_norm_leaves(stem.norm)), where_all and where_all.stem),
+      stages=tuple(stages), norm=place(_norm_leaves(norm), where_all and where_all.norm), config=config,
+      dtype=dtype, feature_specs=backbone.feature_specs, held_as=held_as)
   return jax.tree.map(Folded, folded)
 
 
+def shapes(backbone: swinv2.SwinV2, **options: Any) -> FoldedSwinV2:
+  """What `fold` would make, as shapes; of a backbone that has only shapes too."""
+  graphdef, state = nnx.split(backbone)
+  return jax.eval_shape(lambda state: fold(nnx.merge(graphdef, state), **options), state)
+
+
+def _is_variable(leaf: Any) -> bool:
+  return isinstance(leaf, nnx.Variable)
+
+
+def _zeros(block: Tree, repeats: int, where: Tree) -> Tree:
+  """An empty stack of so many blocks, made where it stays."""
+  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((repeats, *leaf.shape), leaf.dtype), block)
+  make = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+  return make() if where is None else jax.jit(make, out_shardings=where)()
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _set_row(stack: Tree, row: Array, leaves: Tree) -> Tree:
+  """Puts one block into its stack, in place, as the stack is spread."""
+  return jax.tree.map(lambda stack, leaf: stack.at[row].set(leaf), stack, leaves)
+
+
 def _arrays(tree: Tree) -> Tree:
-  return jax.tree.map(lambda leaf: leaf[...], tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+  return jax.tree.map(lambda leaf: leaf[...], tree, is_leaf=_is_variable)
 
 
 def _norm_leaves(module: swinv2.LayerNorm) -> dict[str, Array]:

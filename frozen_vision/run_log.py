@@ -20,6 +20,7 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jaxtyping import UInt8
 import numpy as np
 from PIL import Image
@@ -358,18 +359,20 @@ class StopSignal:
   """Turns Ctrl-C and SIGTERM into a flag, so that the loop can finish its step and save.
 
   A second Ctrl-C raises `KeyboardInterrupt`. Outside the main thread, where Python cannot set
-  signal handlers, no signal sets the flag. The old handlers come back at the end. Enter it after
-  `jax.distributed.initialize`, which sets a SIGTERM handler of its own. The flag is this process's
-  alone: processes that run collectives have to agree on it before they act.
+  signal handlers, no signal sets the flag. The old handlers come back at the end.
+
+  Several processes must stop after the same step. There `jax.distributed.initialize` has set a
+  handler of SIGTERM that tells all of them; it stays, Ctrl-C becomes SIGTERM, and `agreed` asks it.
 
       with StopSignal() as stop:
-        while not stop.requested: ...
+        while not stop.agreed(step): ...
   """
 
   SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
   def __init__(self):
     self.signal_name: str | None = None
+    self._interrupted = False
     self._old: dict[signal.Signals, Any] = {}
 
   @property
@@ -380,9 +383,16 @@ class StopSignal:
     """Sets the flag without a signal."""
     self.signal_name = name
 
+  def agreed(self, step: int) -> bool:
+    """Whether to stop after `step`: the same answer in all processes, which all ask after every step."""
+    if jax.process_count() > 1 and not self.requested:
+      if multihost_utils.reached_preemption_sync_point(step):
+        self.request("SIGTERM to one of the processes")
+    return self.requested
+
   def __enter__(self) -> "StopSignal":
     if threading.current_thread() is threading.main_thread():
-      for number in self.SIGNALS:
+      for number in self.SIGNALS if jax.process_count() == 1 else (signal.SIGINT,):
         self._old[number] = signal.signal(number, self._handle)
     return self
 
@@ -393,9 +403,13 @@ class StopSignal:
     self._old = {}
 
   def _handle(self, number: int, frame) -> None:
-    if self.requested and number == signal.SIGINT:
+    if self._interrupted and number == signal.SIGINT:
       raise KeyboardInterrupt
-    self.signal_name = signal.Signals(number).name
+    self._interrupted = True
+    if jax.process_count() == 1:
+      self.signal_name = signal.Signals(number).name
+    else:
+      os.kill(os.getpid(), signal.SIGTERM)
     # Not print or logging: the signal may have come in the middle of one of them.
-    message = f"\n{self.signal_name}: finishing this step and saving; Ctrl-C stops at once.\n"
+    message = f"\n{signal.Signals(number).name}: finishing this step and saving; Ctrl-C stops at once.\n"
     os.write(2, message.encode())

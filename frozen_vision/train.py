@@ -21,17 +21,19 @@ from frozen_vision import fold
 from frozen_vision import freeze
 from frozen_vision import optimizer as optimizer_lib
 from frozen_vision import run_log
+from frozen_vision import sharding
 from frozen_vision import train_step as step_lib
-from frozen_vision.backbones import build
+from frozen_vision.backbones import build as backbones_build
 from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.tasks import common
 
 _logger = logging.getLogger(__name__)
 
 # Options that may differ between a run and its continuation: they change no number.
 _FREE_OPTIONS = (
     "log_every", "eval_every", "eval_batch_size", "checkpoint_every", "keep_checkpoints", "pictures",
-    "tensorboard", "loader.*")
+    "tensorboard", "loader.*", "mesh.*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,17 +61,25 @@ class Model:
     return self.feature_key is not None
 
 
-def build_model(task: base.Task, config: ml_collections.ConfigDict) -> Model:
+def build_model(
+    task: base.Task, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None
+) -> Model:
   """Builds a task's model with its weights and splits it by `config.trainable`.
 
   A wholly frozen backbone is folded, unless `config.backbone.fold` is off. Patterns and fingerprint are those
-  of the backbone as it was before.
+  of the backbone as it was before. One that lies in a file of ours is read, folded and spread block by block: it is
+  never whole in one place.
+
+  Args:
+    mesh: where the weights go; None leaves them on the default device.
 
   Raises:
     ValueError: a pattern that matches nothing; a `frozen_dtype` that is unknown, or that asks for folding
       where it is off or something of the backbone trains.
   """
-  module, patterns = task.build_model(), tuple(config.trainable)
+  patterns, source = tuple(config.trainable), common.open_backbone(config)
+  on_disk = isinstance(source, backbones_build.BackboneFile)
+  module = task.build_model(source.module if on_disk else source)
   graphdef, trainable, frozen = freeze.partition(module, patterns)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(frozen))
   held_as, key = config.frozen_dtype, None
@@ -77,12 +87,28 @@ def build_model(task: base.Task, config: ml_collections.ConfigDict) -> Model:
     raise ValueError(f"config.frozen_dtype is {held_as!r}; known: {', '.join(fold.HELD_AS)}.")
   is_frozen = step_lib.backbone_is_frozen(trainable)
   folded = is_frozen and config.backbone.fold
+  if on_disk and not (folded and source.fingerprint):
+    module.backbone, on_disk = source.load(), False
+    graphdef, trainable, frozen = freeze.partition(module, patterns)
   if is_frozen:
-    key = build.feature_key(module.backbone, freeze.fingerprint(nnx.state(module.backbone, nnx.Param)))
+    key = backbones_build.feature_key(
+        module.backbone,
+        source.fingerprint if on_disk else freeze.fingerprint(nnx.state(module.backbone, nnx.Param)))
     # Rounded, norms and position biases of a module are others than those that folding keeps in float32.
     key["held_as"] = held_as if folded or held_as == "float32" else f"{held_as}, unfolded"
   if folded:
-    module.backbone = nnx.data(fold.fold(module.backbone, held_as=held_as))
+    canonical = module.backbone
+    if on_disk:
+      module.backbone = nnx.data(fold.shapes(canonical, held_as=held_as))
+      graphdef, trainable, frozen = freeze.partition(module, patterns)
+      where = sharding.frozen_shardings(
+          frozen, mesh or sharding.make_mesh(devices=jax.local_devices()[:1]), config.mesh.frozen)
+      shardings = nnx.merge(graphdef, trainable, where).backbone
+      module.backbone = nnx.data(
+          fold.fold(canonical, held_as=held_as, read=source.read, shardings=shardings))
+      source.check()
+    else:
+      module.backbone = nnx.data(fold.fold(canonical, held_as=held_as))
     graphdef, trainable, frozen = freeze.partition(module, patterns)
   elif held_as == "int8":
     raise ValueError(
@@ -90,8 +116,9 @@ def build_model(task: base.Task, config: ml_collections.ConfigDict) -> Model:
         "config.backbone.fold must be on. Take bfloat16 otherwise.")
   else:
     frozen = freeze.cast(frozen, jnp.dtype(held_as))
-  return Model(
+  model = Model(
       graphdef, trainable, frozen, key, parameters, f"{held_as}, {'folded' if folded else 'as they train'}")
+  return model if mesh is None else _place(model, mesh, config.mesh.frozen)
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
@@ -111,23 +138,26 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
   """
   task = tasks_build.build_task(config)
   _logger.info("%s%s", config.headline and config.headline + "\n", task.headline)
-  if config.batch_size % config.accumulate:
-    raise ValueError(
-        f"batch_size {config.batch_size} is not a multiple of accumulate {config.accumulate}.")
-  folder = pathlib.Path(workdir)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  sharding.check_batch(config.batch_size, mesh, "batch_size", config.accumulate)
+  sharding.check_batch(config.eval_batch_size, mesh, "eval_batch_size")
+  folder, is_writer = pathlib.Path(workdir), jax.process_index() == 0
   checkpoint.claim_workdir(folder, config.to_dict(), ignore=_FREE_OPTIONS, is_writer=False)
-  model = build_model(task, config)
+  model = build_model(task, config, mesh)
   tx = optimizer_lib.build(
       config.optimizer, steps=config.steps, trainable=model.trainable,
       layer_of=task.layer_of)
   rate = jax.jit(optimizer_lib.schedule(config.optimizer, config.steps))
   state = step_lib.init_state(model.trainable, tx, seed=config.seed, ema=config.ema_decay > 0)
-  _describe(model, state)
+  layout = sharding.state_shardings(state, mesh, config.mesh.frozen)
+  state = sharding.put(state, layout)
+  _describe(model, state, mesh)
 
   with (
+      jax.set_mesh(mesh),
       checkpoint.Checkpoints(
           folder, keep=config.keep_checkpoints, best_metric=task.best_metric) as checkpoints,
-      run_log.RunLog(folder, tensorboard=config.tensorboard) as log,
+      run_log.RunLog(folder, tensorboard=config.tensorboard, is_writer=is_writer) as log,
       run_log.compile_counter() as compilations,
       run_log.StopSignal() as stop,
   ):
@@ -138,7 +168,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
       start = meta["step"]
       _logger.info("Continuing from step %d in %s.", start, folder)
     if start >= config.steps:
-      if not (folder / "curves_train.png").exists():  # the run was killed just before it drew them
+      if is_writer and not (folder / "curves_train.png").exists():  # the run was killed just before it drew them
         curves.plot_curves(folder / "metrics.jsonl", folder / "curves.png")
       _logger.info("All %d steps are done; --mode=evaluate evaluates again.", config.steps)
       return {}
@@ -147,7 +177,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     def save(step: int, metrics: dict[str, float] | None = None) -> None:
       _check_finite(jax.device_get(pending), step)
       meta = checkpoint.make_meta(
-          config=config.to_dict(), feature_key=model.feature_key, examples=step * config.batch_size)
+          config=config.to_dict(), feature_key=model.feature_key, examples=step * config.batch_size,
+          classes=list(task.classes))
       if metrics is None:
         checkpoints.save(step, state, meta)
       elif task.best_metric in metrics:
@@ -156,15 +187,17 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
     with task.train_batches(start * config.batch_size) as batches:
       batch = next(batches)
-      steps, predict = _compile(task, model, tx, config, state, batch)
+      steps, predict = _compile(task, model, tx, config, state, layout, batch, mesh)
       rate(start)  # compiled now too, though logged later
       # Only now, so that a config that cannot run does not keep the workdir from the one that can.
-      checkpoint.claim_workdir(folder, config.to_dict(), ignore=_FREE_OPTIONS)
+      checkpoint.claim_workdir(folder, config.to_dict(), ignore=_FREE_OPTIONS, is_writer=is_writer)
       progress = run_log.Progress(config.steps, config.batch_size, start_step=start)
       metrics: dict[str, float] = {}
       first_evaluation, pending = None, []
       for step in range(start, config.steps):
-        state, scalars = steps[task.phase_at(step)](state, model.frozen, step_lib.device_batch(batch))
+        placed = sharding.put_batch(step_lib.device_batch(batch), mesh)
+        with jax.transfer_guard("disallow"):  # nothing else moves between host and devices in a step
+          state, scalars = steps[task.phase_at(step)](state, model.frozen, placed)
         pending.append(scalars)
         done = step + 1
         if done < config.steps:
@@ -187,19 +220,20 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             })
         finished = done == config.steps
         evaluates = finished or (config.eval_every and done % config.eval_every == 0)
-        saves = finished or stop.requested or done % config.checkpoint_every == 0
+        stops = stop.agreed(done)
+        saves = finished or stops or done % config.checkpoint_every == 0
         if evaluates or saves:
           jax.block_until_ready(scalars)  # so that no pause holds a step's time
         if evaluates:
           with progress.pause():
-            metrics = _evaluate(task, predict, model, state, config, folder, log, done)
+            metrics = _evaluate(task, predict, state, config, folder, log, done)
             save(done, metrics)
           if first_evaluation is None:
             first_evaluation = compilations.mark()
         if saves:
           with progress.pause():
             save(done)
-        if saves and stop.requested and not finished:
+        if stops and not finished:
           _logger.warning(
               "Stopped by %s; step %d is saved and the same command continues.", stop.signal_name, done)
           return metrics
@@ -208,7 +242,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     if late:
       _logger.warning("After the first evaluation %s", compilations.report(first_evaluation))
     checkpoints.wait()
-  curves.plot_curves(folder / "metrics.jsonl", folder / "curves.png")
+  if is_writer:
+    curves.plot_curves(folder / "metrics.jsonl", folder / "curves.png")
   _logger.info("Everything is in %s.", folder)
   return metrics
 
@@ -222,34 +257,61 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float
   """
   task = tasks_build.build_task(config)
   _logger.info("%s%s", config.headline and config.headline + "\n", task.headline)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  sharding.check_batch(config.eval_batch_size, mesh, "eval_batch_size")
   folder = pathlib.Path(workdir)
-  model = build_model(task, config)
+  model = build_model(task, config, mesh)
   weights = "ema" if config.ema_decay > 0 else "trainable"
   with (
+      jax.set_mesh(mesh),
       checkpoint.Checkpoints(folder) as checkpoints,
-      run_log.RunLog(folder, tensorboard=config.tensorboard) as log,
+      run_log.RunLog(folder, tensorboard=config.tensorboard, is_writer=jax.process_index() == 0) as log,
   ):
     meta = checkpoints.read_meta()
     checkpoint.check_feature_key(meta["feature_key"], model.feature_key)
     state, meta = checkpoints.restore({weights: model.trainable}, partial=True)
     _logger.info("Evaluating step %d of %s.", meta["step"], folder)
-    predict = jax.jit(step_lib.make_predict_step(task, model.graphdef, frozen_pass=model.frozen_pass))
-    return _evaluate(task, predict, model, state, config, folder, log, meta["step"])
+    predict = jax.jit(
+        step_lib.make_predict_step(task, model.graphdef, frozen_pass=model.frozen_pass),
+        out_shardings=sharding.batch_sharding(mesh))
+    return _evaluate(task, _on(mesh, predict, model), state, config, folder, log, meta["step"])
 
 
-def _describe(model: Model, state: step_lib.State) -> None:
-  """Says what trains and what does not."""
+def _place(model: Model, mesh: jax.sharding.Mesh, over: sharding.Over) -> Model:
+  """Puts a model's weights where `sharding` says."""
+  trainable = sharding.state_shardings({"trainable": model.trainable}, mesh, over)["trainable"]
+  return dataclasses.replace(
+      model, trainable=sharding.put(model.trainable, trainable),
+      frozen=sharding.put(model.frozen, sharding.frozen_shardings(model.frozen, mesh, over)))
+
+
+def _on(mesh: jax.sharding.Mesh, predict: Any, model: Model) -> Any:
+  """(parameters, batch of this process) -> predictions on the devices."""
+  return lambda parameters, batch: predict(
+      parameters, model.frozen, sharding.put_batch(step_lib.device_batch(batch), mesh))
+
+
+def _describe(model: Model, state: step_lib.State, mesh: jax.sharding.Mesh) -> None:
+  """Says what trains and what does not, and on what."""
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
   _logger.info(
       "Parameters: %.2f M train, %.2f M are frozen (%.1f MB held as %s); optimizer and averages %.1f MB.",
       count(model.trainable), model.frozen_parameters / 1e6, freeze.num_bytes(model.frozen) / 1e6,
       model.held_as,
       freeze.num_bytes([state["opt_state"], state.get("ema")]) / 1e6)
+  if mesh.size > 1:
+    first = mesh.devices.flat[0]
+    held = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(model.frozen))
+    _logger.info(
+        "Mesh: data %d x model %d on %d processes, %s; frozen weights take %.1f MB of each device.",
+        *mesh.devices.shape, jax.process_count(), first.device_kind, held / 1e6)
 
 
 def _compile(
     task: base.Task, model: Model, tx: Any, config: ml_collections.ConfigDict, state: step_lib.State,
-    batch: base.Batch,
+    layout: Any, batch: base.Batch, mesh: jax.sharding.Mesh,
 ) -> tuple[dict[Any, Any], Any]:
   """All programs of the run, before the first step: {phase: train step}, and the prediction."""
   started = time.perf_counter()
@@ -258,19 +320,20 @@ def _compile(
     train_step = step_lib.make_train_step(
         task, model.graphdef, tx, phase=phase, accumulate=config.accumulate,
         ema_decay=config.ema_decay, frozen_pass=model.frozen_pass)
-    lowered = jax.jit(train_step, donate_argnums=0).lower(
-        state, model.frozen, step_lib.device_batch(batch))
+    lowered = jax.jit(
+        train_step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh))).lower(
+            state, model.frozen, sharding.put_batch(step_lib.device_batch(batch), mesh))
     steps[phase] = lowered.compile()
     flops = (steps[phase].cost_analysis() or {}).get("flops", 0.0)
   with task.eval_batches() as batches:
     example = next(batches)
   predict_step = step_lib.make_predict_step(task, model.graphdef, frozen_pass=model.frozen_pass)
-  predict = jax.jit(predict_step).lower(
-      _evaluated(state), model.frozen, step_lib.device_batch(example)).compile()
+  predict = jax.jit(predict_step, out_shardings=sharding.batch_sharding(mesh)).lower(
+      _evaluated(state), model.frozen, sharding.put_batch(step_lib.device_batch(example), mesh)).compile()
   _logger.info(
       "Compiled %d programs in %.1f s; a training step is %.1f GFLOP by the compiler's count (a scanned "
       "body counts once).", len(steps) + 1, time.perf_counter() - started, flops / 1e9)
-  return steps, predict
+  return steps, _on(mesh, predict, model)
 
 
 def _evaluated(state: step_lib.State) -> nnx.State:
@@ -302,13 +365,14 @@ def _check_finite(pending: list[dict[str, np.ndarray]], step: int) -> None:
 
 
 def _evaluate(
-    task: base.Task, predict: Any, model: Model, state: step_lib.State,
-    config: ml_collections.ConfigDict, folder: pathlib.Path, log: run_log.RunLog, step: int,
+    task: base.Task, predict: Any, state: step_lib.State, config: ml_collections.ConfigDict,
+    folder: pathlib.Path, log: run_log.RunLog, step: int,
 ) -> dict[str, float]:
   """Evaluates, writes results and pictures, and says the metrics."""
   parameters = _evaluated(state)
   metrics, pictures, evaluator = evaluate_lib.evaluate(
-      task, lambda batch: predict(parameters, model.frozen, batch), num_pictures=config.pictures)
+      task, lambda batch: predict(parameters, batch),
+      num_pictures=config.pictures if jax.process_index() == 0 else 0)
   task.write_results(evaluator, folder)
   log.scalars(step, {f"eval/{name}": value for name, value in metrics.items()})
   log.images(step, pictures)

@@ -46,7 +46,8 @@ def make_train_step(
 
   Args:
     phase: the task's static setting.
-    accumulate: micro-batches per update; the batch is cut along its first axis, gradients are averaged.
+    accumulate: micro-batches per update, of every so many-th example, which leaves each on its device;
+      gradients are averaged.
     ema_decay: of the average of the trainable parameters; 0 for none. The first updates use
       (1 + step) / (10 + step) where that is smaller, so that the start is forgotten.
     frozen_pass: the backbone is wholly frozen, so its features are computed outside of the gradient.
@@ -71,7 +72,8 @@ def make_train_step(
     if accumulate == 1:
       grads, scalars = gradients(trainable, frozen, batch, features, rng)
     else:
-      micro = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+      micro = jax.tree.map(
+          lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
 
       def add(total, indexed):
         index, batch = indexed

@@ -24,12 +24,12 @@ class ClipPrediction:
   Attributes:
     clip: frames, RGB.
     probabilities: of every class.
-    label: the true class.
+    label: the true class; None where it is not known.
   """
 
   clip: UInt8[np.ndarray, "t h w 3"]
   probabilities: Float[np.ndarray, "classes"]
-  label: int
+  label: int | None
 
 
 def draw_strips(
@@ -57,9 +57,10 @@ def draw_strips(
   for example, row in zip(examples, rows):
     predicted = int(np.argmax(example.probabilities))
     text = f"{class_names[predicted]} {example.probabilities[predicted]:.2f}"
-    right = predicted == example.label
-    draw.text((_MARGIN, top), text, font=font, fill=_RIGHT if right else _WRONG)
-    if not right:
+    known, right = example.label is not None, predicted == example.label
+    colour = (_RIGHT if right else _WRONG) if known else visualize.INK
+    draw.text((_MARGIN, top), text, font=font, fill=colour)
+    if known and not right:
       truth = f"truth: {class_names[example.label]} {example.probabilities[example.label]:.2f}"
       draw.text((_MARGIN + font.getlength(text) + 16, top), truth, font=font, fill=visualize.GRAY)
     left = _MARGIN

@@ -244,7 +244,7 @@ def test_micro_batches_have_different_random_numbers(images):
     gradients.add(float((module.kernel[...] - new["trainable"]["kernel"][...])[0, 0]))
   assert len(gradients) == 3
   config.accumulate = 3
-  with pytest.raises(ValueError, match="batch_size 4 is not a multiple of accumulate 3"):
+  with pytest.raises(ValueError, match="batch_size is 4; expected a multiple of 3"):
     train.train(config, "unused")
   with pytest.raises(ValueError, match="does not accumulate"):
     train_step.make_train_step(

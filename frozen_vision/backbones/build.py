@@ -85,6 +85,52 @@ def write_leaves(
   return weights.write(path, leaves, metadata=metadata, dtype=dtype)
 
 
+@dataclasses.dataclass
+class BackboneFile:
+  """A backbone whose weights are still on disk.
+
+  Attributes:
+    module: the network, with shapes in the place of weights.
+    leaves: its weights by path, read one at a time.
+    path: the file.
+    fingerprint: of the weights, if the file says it; what is read is checked against it.
+  """
+
+  module: swinv2.SwinV2
+  leaves: Mapping[str, weights.LazyTensor]
+  path: pathlib.Path
+  fingerprint: str | None
+  _digests: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+  def load(self) -> swinv2.SwinV2:
+    """The whole network, float32."""
+    graphdef, state = nnx.split(self.module)
+    return nnx.merge(
+        graphdef, weights.fill(state, self.leaves, self.path, fingerprint=self.fingerprint))
+
+  def read(self, prefix: str, module: nnx.Module) -> nnx.Module:
+    """A part of the network with its weights on the host: float32 numpy arrays.
+
+    Args:
+      prefix: its path, such as `stages/2/blocks/5`.
+      module: `self.module`'s part at that path.
+    """
+    graphdef, state = nnx.split(module)
+    filled = []
+    for path, variable in nnx.to_flat_state(state):
+      name = freeze.path_string((prefix, *path))
+      array = np.asarray(self.leaves[name].read()).astype(np.float32)
+      if self.fingerprint is not None:
+        self._digests[name] = (array.shape, freeze.leaf_digest(array))
+      filled.append((path, variable.replace(array)))
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+  def check(self) -> None:
+    """Raises a ValueError if what `read` gave, all in all, are not the weights that the file says it holds."""
+    if self.fingerprint is not None:
+      weights.check_fingerprint(self._digests, self.fingerprint, self.path)
+
+
 def load_backbone(
     source: str | os.PathLike, name: str | None = None, *, dtype: Any = jnp.float32, **overrides: Any
 ) -> swinv2.SwinV2:
@@ -104,6 +150,13 @@ def load_backbone(
     ConnectionError: published weights that are not in the cache and cannot be fetched.
     ValueError: not such a file, or keys or shapes that are not those of the network; all are listed.
   """
+  return open_backbone(source, name, dtype=dtype, **overrides).load()
+
+
+def open_backbone(
+    source: str | os.PathLike, name: str | None = None, *, dtype: Any = jnp.float32, **overrides: Any
+) -> BackboneFile:
+  """As `load_backbone`, without reading a weight yet."""
   path = pathlib.Path(source)
   if not path.suffix and not path.exists():
     path = _SHIPPED / f"{source}.safetensors"
@@ -129,10 +182,9 @@ def load_backbone(
     from frozen_vision.convert import swinv2 as convert  # it imports this module.
     checkpoint = convert.open_checkpoint(path, name, **overrides)
     leaves, config = checkpoint.leaves, checkpoint.config
-  abstract = nnx.eval_shape(lambda: swinv2.SwinV2(config, dtype=dtype, rngs=nnx.Rngs(0)))
-  graphdef, state = nnx.split(abstract)
-  return nnx.merge(
-      graphdef, weights.fill(state, leaves, path, fingerprint=header.get("fingerprint")))
+  module = nnx.eval_shape(lambda: swinv2.SwinV2(config, dtype=dtype, rngs=nnx.Rngs(0)))
+  weights.check_shapes(nnx.state(module), leaves, path)
+  return BackboneFile(module, leaves, path, header.get("fingerprint"))
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:

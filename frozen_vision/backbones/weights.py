@@ -71,9 +71,11 @@ def open_safetensors(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[st
   unknown = [f"{key} {part.get_dtype()}" for key, part in slices.items() if part.get_dtype() not in _DTYPES]
   if unknown:
     raise ValueError(f"{path} holds tensors of types that are not read: {unknown}; known: {sorted(_DTYPES)}.")
+  # Opened anew for every tensor: what is read through one mapping stays resident until it is closed.
+  read = lambda key: safetensors.safe_open(path, framework="numpy").get_tensor(key)
   tensors = {
       key: LazyTensor(
-          tuple(part.get_shape()), _DTYPES[part.get_dtype()], lambda key=key: file.get_tensor(key))
+          tuple(part.get_shape()), _DTYPES[part.get_dtype()], lambda key=key: read(key))
       for key, part in slices.items()
   }
   return tensors, file.metadata() or {}
@@ -137,20 +139,10 @@ def write(
   return fingerprint
 
 
-def fill(
-    state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path, *, fingerprint: str | None = None
-) -> nnx.State:
-  """Puts every tensor into its place, as float32.
-
-  Args:
-    state: abstract; every leaf is filled.
-    fingerprint: what the weights must add up to; None for files that do not say.
-
-  Raises:
-    ValueError: keys or shapes that are not those of the network, all listed; or another fingerprint.
-  """
-  flat = nnx.to_flat_state(state)
-  wanted = {freeze.path_string(key): tuple(variable.shape) for key, variable in flat}
+def check_shapes(state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path) -> None:
+  """Raises a ValueError that lists every key or shape which is not that of the network."""
+  wanted = {
+      freeze.path_string(key): tuple(variable.shape) for key, variable in nnx.to_flat_state(state)}
   problems = [f"missing {key} {shape}" for key, shape in wanted.items() if key not in leaves]
   problems += [f"unexpected {key} {leaf.shape}" for key, leaf in leaves.items() if key not in wanted]
   problems += [
@@ -160,15 +152,38 @@ def fill(
   if problems:
     raise ValueError(f"{path} does not fit the network; {len(problems)} keys at fault:\n  "
                      + "\n  ".join(problems))
+
+
+def check_fingerprint(
+    digests: Mapping[str, tuple[tuple[int, ...], str]], fingerprint: str, path: pathlib.Path
+) -> None:
+  """Raises a ValueError unless the weights that were read are those that the file says it holds."""
+  found = freeze.combine_digests(digests)
+  if found != fingerprint:
+    raise ValueError(
+        f"{path}: its weights have the fingerprint {found}, its header says {fingerprint}; "
+        "the file was damaged or changed. Convert or copy it again.")
+
+
+def fill(
+    state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path, *, fingerprint: str | None = None
+) -> nnx.State:
+  """Puts every tensor into its place, as float32.
+
+  Args:
+    state: abstract; every leaf is filled. `leaves` fit it (`check_shapes`).
+    fingerprint: what the weights must add up to; None for files that do not say.
+
+  Raises:
+    ValueError: another fingerprint.
+  """
   filled, digests = [], {}
-  for key, variable in flat:
+  for key, variable in nnx.to_flat_state(state):
     name = freeze.path_string(key)
     array = np.asarray(leaves[name].read()).astype(np.float32)
     if fingerprint is not None:
       digests[name] = (array.shape, freeze.leaf_digest(array))
     filled.append((key, variable.replace(jnp.asarray(array))))
-  if fingerprint is not None and freeze.combine_digests(digests) != fingerprint:
-    raise ValueError(
-        f"{path}: its weights have the fingerprint {freeze.combine_digests(digests)}, its header says {fingerprint}; "
-        "the file was damaged or changed. Convert or copy it again.")
+  if fingerprint is not None:
+    check_fingerprint(digests, fingerprint, path)
   return nnx.from_flat_state(filled)

@@ -190,15 +190,16 @@ class EvalTransform:
   def __call__(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
     """{clip: uint8 [views, t, size, size, 3], label: int32, readable: bool}; crops of one clip in a row."""
     shape = (self.num_clips * self.num_crops, self.sampler.frames, self.size, self.size, 3)
-    return _example(record, lambda: self._views(record).reshape(shape), shape)
+    return _example(record, lambda: self.views(record), shape)
 
-  def _views(self, record: dict[str, Any]) -> np.ndarray:
+  def views(self, record: dict[str, Any]) -> UInt8[np.ndarray, "views t size size 3"]:
+    """The clips of a record without its label; raises VideoError where the file cannot be used."""
     frames = read_clip(
         record, lambda length: self.sampler.test(length, self.num_clips), rate=self.sampler.rate,
         short_side=self.size)
     views = crops(frames, self.size, self.num_crops)
     views = views.reshape(self.num_crops, self.num_clips, self.sampler.frames, self.size, self.size, 3)
-    return views.swapaxes(0, 1)
+    return views.swapaxes(0, 1).reshape(-1, *views.shape[2:])
 
 
 def crops(frames: Clip, size: int, count: int) -> UInt8[np.ndarray, "count t size size 3"]:

@@ -8,6 +8,7 @@ import abc
 import copy
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -100,7 +101,8 @@ def coco_root(
     **options: of `load_coco`.
 
   Raises:
-    As `load_coco`; ValueError for an unknown split.
+    FileNotFoundError, CocoError: as `load_coco`.
+    ValueError: an unknown split.
   """
   match split:
     case "train" | "val":
@@ -112,6 +114,36 @@ def coco_root(
   root = pathlib.Path(root)
   annotation_file = root / "annotations" / f"{file}_{split}{year}.json"
   return load_coco(annotation_file, root / f"{folder}{year}", **options)
+
+
+def hold_out(source: "CocoSource", share: float, *, seed: int) -> tuple["CocoSource", "CocoSource"]:
+  """Splits a source into images to train on and images to evaluate on.
+
+  Which images are held out depends on `seed` and their ids: hardly any changes sides when the file grows.
+
+  Args:
+    share: of the images, between 0 and 1; at least one is held out.
+
+  Returns:
+    (training, validation). Training images have an object that is no crowd.
+
+  Raises:
+    ValueError: a share that is no share.
+    CocoError: nothing is left to train on.
+  """
+  if not 0 < share < 1:
+    raise ValueError(f"validation share is {share}; expected a number between 0 and 1.")
+  draw = [hashlib.sha256(f"{seed} {image_id}".encode()).digest() for image_id in source.image_ids]
+  order = sorted(range(len(source)), key=draw.__getitem__)
+  held_out = sorted(order[:max(1, round(share * len(source)))])
+  with_objects = np.flatnonzero(source.objects_per_image())
+  kept = sorted(set(with_objects.tolist()) - set(held_out))
+  if not kept:
+    raise CocoError(
+        f"{source.annotation_file}: of {len(source)} images {len(held_out)} are held out, and no other"
+        " has an object to train on."
+    )
+  return source.take(kept), source.take(held_out)
 
 
 class InstanceSource(abc.ABC):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import optax
 
+from frozen_vision import sharding
 from frozen_vision.ops import resize
 
 IGNORE = 255  # label of a pixel without a class
@@ -36,7 +37,8 @@ def cross_entropy(
     count = lambda x: jnp.sum(jnp.where(known, x, 0).astype(jnp.float32))
     return count(losses), count(right), count(1)
 
-  loss, right, count = (jnp.sum(x) for x in jax.lax.map(lambda pair: sums(*pair), (logits, labels)))
+  each = sharding.per_device(lambda *pair: jax.lax.map(lambda pair: sums(*pair), pair))
+  loss, right, count = (jnp.sum(x) for x in each(logits, labels))
   count = jnp.maximum(count, 1.0)
   return loss / count, right / count
 

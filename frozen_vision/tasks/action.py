@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from frozen_vision import sharding
 from frozen_vision import visualize
 from frozen_vision import visualize_action
 from frozen_vision.backbones import build
@@ -50,7 +51,7 @@ def default_config() -> ml_collections.ConfigDict:
       erasing=0.0,
       label_smoothing=0.0,
       test=dict(clips=1, crops=1),  # views whose probabilities are averaged: clips x crops (1 or 3)
-      # Frames of one pass through the backbone; more go through it one such batch after the other.
+      # Frames of one pass through the backbone, on each device; more go through it one such batch after the other.
       frames_per_pass=64,
       head="video_swin",  # video_swin | attentive | average
       head_dtype="float32",
@@ -74,7 +75,7 @@ class ActionTask(base.Task):
   best_metric = "top1"
   phases = (None,)
 
-  def __init__(self, config: ml_collections.ConfigDict):
+  def __init__(self, config: ml_collections.ConfigDict, classes: base.Classes | None = None):
     self._config = config
     self._options = options = config.action
     if options.head not in _HEADS:
@@ -82,15 +83,21 @@ class ActionTask(base.Task):
     if options.frames_per_pass < 1:
       raise ValueError(f"config.action.frames_per_pass is {options.frames_per_pass}; expected 1 or more.")
     self._sampler = clips.Sampler(options.frames, options.stride, options.sampling, options.rate)
-    self._train, self._validation = _open_sources(options, config.seed)
-    if self._train.classes != self._validation.classes:
-      raise ValueError(
-          f"Training videos have the {len(self._train.classes)} classes {self._train.classes[:5]}..., those "
-          f"for validation the {len(self._validation.classes)} classes {self._validation.classes[:5]}...; "
-          "both must have the same ones: put a classes.json beside the lists.")
-    self.headline = (
-        f"Action recognition: {len(self._train):,} training and {len(self._validation):,} validation videos, "
-        f"{len(self._train.classes)} classes.")
+    self._train = self._validation = None
+    self.headline = "Action recognition"
+    if classes is None:
+      self._train, self._validation = _open_sources(options, config.seed)
+      if self._train.classes != self._validation.classes:
+        raise ValueError(
+            f"Training videos have the {len(self._train.classes)} classes {self._train.classes[:5]}..., those "
+            f"for validation the {len(self._validation.classes)} classes {self._validation.classes[:5]}...; "
+            "both must have the same ones: put a classes.json beside the lists.")
+      classes = base.named_classes(self._train.classes)
+      self.headline += (
+          f": {len(self._train):,} training and {len(self._validation):,} validation videos, "
+          f"{len(classes)} classes.")
+    self.classes = tuple(classes)
+    self._names = [category["name"] for category in self.classes]
 
   def phase_at(self, step: int) -> Any:
     return None
@@ -98,26 +105,35 @@ class ActionTask(base.Task):
   def layer_of(self, path: str) -> int:
     return common.layer_of(path, self._config)
 
-  def build_model(self) -> Recogniser:
-    backbone = common.build_backbone(self._config)
+  def build_model(self, backbone: nnx.Module | None = None) -> Recogniser:
+    backbone = backbone or common.build_backbone(self._config)
     head = build_head(
-        self._options, backbone.feature_specs, len(self._train.classes), rngs=nnx.Rngs(self._config.seed))
+        self._options, backbone.feature_specs, len(self.classes), rngs=nnx.Rngs(self._config.seed))
     return Recogniser(backbone, head)
 
   def train_batches(self, start_example: int) -> pipeline.BatchIterator:
+    return common.train_batches(self._config, self._train, self._train_transform(), start_example)
+
+  def blank_example(self) -> dict[str, np.ndarray]:
+    side = self._options.image_size
+    record = dict(frames=np.zeros((self._sampler.frames, side, side, 3), np.uint8), label=0)
+    return self._train_transform()(record, np.random.default_rng(0))
+
+  def _train_transform(self) -> clips.TrainTransform:
     options = self._options
     rand_augment = augment.RandAugment(**options.rand_augment) if options.rand_augment.num_ops else None
-    transform = clips.TrainTransform(
+    return clips.TrainTransform(
         self._sampler, options.image_size, short_side=options.short_side,
         crop_scale=tuple(options.crop_scale), flip=options.flip, rand_augment=rand_augment,
         erasing=options.erasing)
-    return common.train_batches(self._config, self._train, transform, start_example)
 
   def eval_batches(self) -> pipeline.BatchIterator:
-    test = self._options.test
-    transform = clips.EvalTransform(self._sampler, self._options.image_size, test.clips, test.crops)
     return common.eval_batches(
-        self._config, self._validation, transform, num_workers=self._config.loader.workers)
+        self._config, self._validation, self.eval_transform(), num_workers=self._config.loader.workers)
+
+  def eval_transform(self) -> clips.EvalTransform:
+    test = self._options.test
+    return clips.EvalTransform(self._sampler, self._options.image_size, test.clips, test.crops)
 
   def frozen_features(self, model: Recogniser, batch: base.Batch) -> base.Features:
     """A map [clips, t, h, w, c] for each level that the head reads; every view of a video is a clip."""
@@ -157,8 +173,7 @@ class ActionTask(base.Task):
     return {"probabilities": jnp.mean(views, axis=1)}
 
   def evaluator(self) -> action_metrics.ActionEvaluator:
-    classes = self._train.classes
-    return action_metrics.ActionEvaluator(classes, top_k=sorted({1, min(5, len(classes))}))
+    return action_metrics.ActionEvaluator(self._names, top_k=sorted({1, min(5, len(self._names))}))
 
   def pictures(
       self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
@@ -167,11 +182,13 @@ class ActionTask(base.Task):
     examples = [
         visualize_action.ClipPrediction(
             batch["clip"][i, 0], predictions["probabilities"][i], int(batch["label"][i])) for i in chosen]
-    return {"clips": visualize_action.draw_strips(examples, self._train.classes)} if examples else {}
+    return {"clips": visualize_action.draw_strips(examples, self._names)} if examples else {}
 
   def write_results(self, evaluator: action_metrics.ActionEvaluator, folder: pathlib.Path) -> None:
     """`confusion.csv` (true classes downwards) and a picture of it."""
     confusion = evaluator.total()
+    if jax.process_index():
+      return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "confusion.csv", "w", newline="", encoding="utf-8") as file:
       writer = csv.writer(file)
@@ -208,16 +225,21 @@ def frame_features(
 
   Args:
     frames: [n, h, w, 3] uint8.
-    frames_per_pass: most frames of a pass; passes are of equal size, the last one filled up.
+    frames_per_pass: most frames of a pass on each device; passes are of equal size, the last one filled up.
     rng: key of stochastic depth while the backbone trains.
   """
-  count = frames.shape[0]
+  # A pass takes frames of every device, so that none of them moves.
+  devices = sharding.num_devices()
+  devices = 1 if frames.shape[0] % devices else devices
+  frames = frames.reshape(devices, -1, *frames.shape[1:])
+  count = frames.shape[1]
   passes = -(-count // frames_per_pass)
   size = -(-count // passes)
+  together = lambda x: x.reshape(-1, *x.shape[2:])
 
   def run(indexed: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
     index, part = indexed
-    images = build.normalise(part)
+    images = build.normalise(together(part))
     if rng is None:
       features = backbone(images)
     else:
@@ -226,11 +248,15 @@ def frame_features(
 
   if passes == 1:
     return run((jnp.zeros((), jnp.int32), frames))
-  padded = jnp.pad(frames, ((0, passes * size - count), (0, 0), (0, 0), (0, 0)))
-  maps = jax.lax.map(
-      run if rng is None else jax.checkpoint(run),
-      (jnp.arange(passes), padded.reshape(passes, size, *frames.shape[1:])))
-  return tuple(x.reshape(passes * size, *x.shape[2:])[:count] for x in maps)
+  padded = jnp.pad(frames, ((0, 0), (0, passes * size - count), (0, 0), (0, 0), (0, 0)))
+  parts = jnp.moveaxis(padded.reshape(devices, passes, size, *frames.shape[2:]), 1, 0)
+  maps = jax.lax.map(run if rng is None else jax.checkpoint(run), (jnp.arange(passes), parts))
+
+  def joined(x: jax.Array) -> jax.Array:
+    x = jnp.moveaxis(x.reshape(passes, devices, size, *x.shape[2:]), 0, 1)
+    return together(x.reshape(devices, passes * size, *x.shape[3:])[:, :count])
+
+  return tuple(joined(x) for x in maps)
 
 
 def _open_sources(options: ml_collections.ConfigDict, seed: int) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """What a task owes the loops."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from flax import nnx
@@ -11,6 +12,8 @@ from frozen_vision.data import pipeline
 Batch = dict[str, Any]
 Features = tuple[jax.Array, ...] | None
 Scalars = dict[str, jax.Array]
+# By index, {"id": ..., "name": ...} of every class as JSON holds it; ids are COCO's where the data have some.
+Classes = Sequence[dict[str, Any]]
 
 
 class Evaluator(Protocol):
@@ -21,16 +24,25 @@ class Evaluator(Protocol):
   def result(self) -> dict[str, float]: ...
 
 
+def named_classes(names: Iterable[str]) -> Classes:
+  """Classes whose ids are their indices."""
+  return tuple({"id": index, "name": name} for index, name in enumerate(names))
+
+
 class Task(Protocol):
   """One kind of training: its model, its data, its loss, and how it is judged.
 
+  A task that was made with `classes` has no data: it builds its model, predicts, and can be planned.
+
   Attributes:
+    classes: what the model tells apart.
     headline: one line that says what will run, printed first.
     best_metric: key of the evaluator's result that decides which checkpoint is the best.
     phases: static settings under which the train step is compiled, one program each; most tasks have
       the single phase None.
   """
 
+  classes: Classes
   headline: str
   best_metric: str
   phases: tuple[Any, ...]
@@ -41,10 +53,17 @@ class Task(Protocol):
   def layer_of(self, path: str) -> int:
     """Depth of a parameter, 0 for the stem up to the head's, for layer-wise decay."""
 
-  def build_model(self) -> nnx.Module:
-    """The whole model with its weights; its attribute `backbone` is what freezing is about."""
+  def build_model(self, backbone: nnx.Module | None = None) -> nnx.Module:
+    """The whole model with its weights; its attribute `backbone` is what freezing is about.
+
+    Args:
+      backbone: put into the model as it is; None builds the one of the config.
+    """
 
   def train_batches(self, start_example: int) -> pipeline.BatchIterator: ...
+
+  def blank_example(self) -> dict[str, np.ndarray]:
+    """What the training transform makes of a record without content; needs no data, and has every shape."""
 
   def eval_batches(self) -> pipeline.BatchIterator: ...
 

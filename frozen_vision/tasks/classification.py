@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from frozen_vision.backbones import build
@@ -52,23 +53,28 @@ class ClassificationTask(base.Task):
 
   best_metric = "top1"
 
-  def __init__(self, config: ml_collections.ConfigDict):
+  def __init__(self, config: ml_collections.ConfigDict, classes: base.Classes | None = None):
     self._config = config
     self._options = options = config.classification
-    self._train = self._open(options.train)
-    self._validation = self._open(options.validation)
-    if self._validation.classes != self._train.classes:
-      raise ValueError(
-          f"{options.validation} has classes {self._validation.classes}, but {options.train} has "
-          f"{self._train.classes}; both must list the same ones.")
+    self._train = self._validation = None
+    self.headline = "Classification"
+    if classes is None:
+      self._train = self._open(options.train)
+      self._validation = self._open(options.validation)
+      if self._validation.classes != self._train.classes:
+        raise ValueError(
+            f"{options.validation} has classes {self._validation.classes}, but {options.train} has "
+            f"{self._train.classes}; both must list the same ones.")
+      classes = base.named_classes(self._train.classes)
+      self.headline += (
+          f": {len(self._train):,} training and {len(self._validation):,} validation images, "
+          f"{len(classes)} classes.")
+    self.classes = tuple(classes)
     self._starts = tuple(int(start) for start, _ in options.resolutions)
     self.phases = tuple(int(side) for _, side in options.resolutions) or (None,)
     if self._starts and (self._starts[0] != 0 or list(self._starts) != sorted(set(self._starts))):
       raise ValueError(
           f"classification.resolutions = {options.resolutions}: expected growing first steps from 0.")
-    self.headline = (
-        f"Classification: {len(self._train):,} training and {len(self._validation):,} validation images, "
-        f"{len(self._train.classes)} classes.")
 
   def _open(self, path: str) -> Any:
     source = classification.open_source(common.existing_path(path, "classification"))
@@ -82,25 +88,33 @@ class ClassificationTask(base.Task):
   def layer_of(self, path: str) -> int:
     return common.layer_of(path, self._config)
 
-  def build_model(self) -> Classifier:
+  def build_model(self, backbone: nnx.Module | None = None) -> Classifier:
     return Classifier(
-        common.build_backbone(self._config), len(self._train.classes),
-        rngs=nnx.Rngs(self._config.seed))
+        backbone or common.build_backbone(self._config), len(self.classes), rngs=nnx.Rngs(self._config.seed))
 
   def train_batches(self, start_example: int) -> pipeline.BatchIterator:
+    return common.train_batches(self._config, self._train, self._train_transform(), start_example)
+
+  def blank_example(self) -> dict[str, np.ndarray]:
+    side = self._options.image_size
+    record = dict(image=np.zeros((side, side, 3), np.uint8), label=0)
+    return self._train_transform()(record, np.random.default_rng(0))
+
+  def _train_transform(self) -> augment.TrainTransform:
     options = self._options
     rand_augment = None
     if options.rand_augment.num_ops:
       rand_augment = augment.RandAugment(**options.rand_augment)
-    transform = augment.TrainTransform(
+    return augment.TrainTransform(
         size=options.image_size,
         padding=None if options.crop_padding < 0 else options.crop_padding,
         crop_scale=tuple(options.crop_scale), rand_augment=rand_augment, erasing=options.erasing)
-    return common.train_batches(self._config, self._train, transform, start_example)
 
   def eval_batches(self) -> pipeline.BatchIterator:
-    return common.eval_batches(
-        self._config, self._validation, augment.EvalTransform(self._options.image_size))
+    return common.eval_batches(self._config, self._validation, self.eval_transform())
+
+  def eval_transform(self) -> augment.EvalTransform:
+    return augment.EvalTransform(self._options.image_size)
 
   def _images(self, batch: base.Batch, side: int | None) -> jax.Array:
     images = build.normalise(batch["image"])
@@ -138,7 +152,7 @@ class ClassificationTask(base.Task):
     return {"logits": model.head(features[0]).astype(jnp.float32)}
 
   def evaluator(self) -> accuracy.AccuracyEvaluator:
-    return accuracy.AccuracyEvaluator(top_k=(1, min(5, len(self._train.classes))))
+    return accuracy.AccuracyEvaluator(top_k=(1, min(5, len(self.classes))))
 
   def pictures(self, predictions: Any, batch: base.Batch, count: int) -> dict[str, Any]:
     return {}

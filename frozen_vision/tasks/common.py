@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -40,7 +41,13 @@ def backbone_config() -> ml_collections.ConfigDict:
 
 
 def build_backbone(config: ml_collections.ConfigDict) -> nnx.Module:
-  """The backbone that `config.backbone` names, with its weights.
+  """The backbone that `config.backbone` names, with its weights. Raises as `open_backbone` does."""
+  found = open_backbone(config)
+  return found.load() if isinstance(found, build.BackboneFile) else found
+
+
+def open_backbone(config: ml_collections.ConfigDict) -> nnx.Module | build.BackboneFile:
+  """The backbone that `config.backbone` names: with random weights, or the file that has them.
 
   Raises:
     FileNotFoundError: no such weights.
@@ -59,10 +66,10 @@ def build_backbone(config: ml_collections.ConfigDict) -> nnx.Module:
     source = options.weights
   elif options.weights != "shipped":
     source = existing_path(options.weights, "backbone.weights", _HOW_TO_GET_WEIGHTS)
-  backbone = build.load_backbone(source, dtype=dtype, **overrides)
+  backbone = build.open_backbone(source, dtype=dtype, **overrides)
   named = build.backbone_config(options.name, **overrides)
   for field in ("embed_dim", "depths", "num_heads", "extra_norm_interval"):
-    found, wanted = getattr(backbone.config, field), getattr(named, field)
+    found, wanted = getattr(backbone.module.config, field), getattr(named, field)
     if found != wanted:
       raise ValueError(
           f"config.backbone.weights: {source} holds a network with {field} = {found}, but "
@@ -109,10 +116,11 @@ def train_batches(
     config: ml_collections.ConfigDict, source: pipeline.Source, transform: pipeline.TrainTransform,
     start_example: int,
 ) -> pipeline.BatchIterator:
-  """`pipeline.train_batches` with the batch size, seed and loader of a config."""
+  """`pipeline.train_batches` with the batch size, seed and loader of a config: this process's share."""
   return pipeline.train_batches(
       source, transform, batch_size=config.batch_size, seed=config.seed, start_example=start_example,
-      num_workers=config.loader.workers, num_threads=config.loader.threads)
+      num_workers=config.loader.workers, num_threads=config.loader.threads,
+      process_index=jax.process_index(), process_count=jax.process_count())
 
 
 def eval_batches(
@@ -122,7 +130,8 @@ def eval_batches(
   """`pipeline.eval_batches` likewise. Threads decode images; where that is too slow, workers do too."""
   return pipeline.eval_batches(
       source, transform, batch_size=config.eval_batch_size, num_workers=num_workers,
-      num_threads=config.loader.threads)
+      num_threads=config.loader.threads, process_index=jax.process_index(),
+      process_count=jax.process_count())
 
 
 def existing_path(path: str | os.PathLike, option: str, how: str = "") -> pathlib.Path:

@@ -43,6 +43,7 @@ def default_config() -> ml_collections.ConfigDict:
       root="data/coco",
       train=dict(annotations="", images=""),
       validation=dict(annotations="", images=""),
+      validation_share=0.0,  # of files without validation paths: this share of the images is held out of training
       train_image_ids=(),  # only these; all if empty
       validation_image_ids=(),
       max_objects=100,
@@ -99,29 +100,36 @@ class DetectionTask(base.Task):
 
   phases = (None,)
 
-  def __init__(self, config: ml_collections.ConfigDict):
+  def __init__(self, config: ml_collections.ConfigDict, classes: base.Classes | None = None):
     self._config = config
     self._options = config.detection
     self._scales, self._sizes = _test_scales(self._options)
     with_masks = self._options.head_options.get("with_masks", True)
-    self._train, self._validation = _open_sources(config, require_masks=with_masks)
-    self._names = tuple(category["name"] for category in self._train.categories)
-    self.headline = (
-        f"Detection: {len(self._train):,} training and {len(self._validation):,} validation images, "
-        f"{len(self._names)} classes.")
+    self._train = self._validation = None
+    self.headline = "Detection"
+    if classes is None:
+      self._train, self._validation = _open_sources(config, require_masks=with_masks)
+      classes = [
+          {"id": int(category["id"]), "name": category["name"]} for category in self._train.categories]
+      self.headline += (
+          f": {len(self._train):,} training and {len(self._validation):,} validation images"
+          f"{', held out of one file' if _holds_out(self._options) else ''}, {len(classes)} classes.")
+    self.classes = tuple(classes)
+    self._names = tuple(category["name"] for category in self.classes)
     self._head_config = _head_config(self._options, len(self._names))
     self.best_metric = "mask_AP" if self._head_config.with_masks else "box_AP"
     self._semantic_stride = 0
-    classes, semantic = self._head_config.semantic_classes, self._options.semantic
-    if bool(classes) != bool(semantic.maps):
+    semantic_classes, semantic = self._head_config.semantic_classes, self._options.semantic
+    if bool(semantic_classes) != bool(semantic.maps):
       raise ValueError(
-          f"detection.head_options.semantic_classes is {classes}, detection.semantic.maps is {semantic.maps!r}: "
-          "the semantic branch needs both, the number of classes and the folder of label maps of the training "
-          "images.")
-    if classes:
-      self._train = semantic_maps.WithSemanticMaps(
-          self._train, common.existing_path(semantic.maps, "detection.semantic.maps"), num_classes=classes,
-          ignored=tuple(semantic.ignored))
+          f"detection.head_options.semantic_classes is {semantic_classes}, detection.semantic.maps is "
+          f"{semantic.maps!r}: the semantic branch needs both, the number of classes and the folder of label maps "
+          "of the training images.")
+    if semantic_classes:
+      if self._train is not None:
+        self._train = semantic_maps.WithSemanticMaps(
+            self._train, common.existing_path(semantic.maps, "detection.semantic.maps"),
+            num_classes=semantic_classes, ignored=tuple(semantic.ignored))
       # Of the level it works on: the finest of the backbones here has stride 4.
       self._semantic_stride = 4 * 2**self._head_config.semantic_level
     pasting, with_masks = self._options.copy_paste, self._head_config.with_masks
@@ -136,9 +144,9 @@ class DetectionTask(base.Task):
   def layer_of(self, path: str) -> int:
     return common.layer_of(path, self._config)
 
-  def build_model(self) -> Detector:
+  def build_model(self, backbone: nnx.Module | None = None) -> Detector:
     dtype, rngs = jnp.dtype(self._options.head_dtype), nnx.Rngs(self._config.seed)
-    backbone = common.build_backbone(self._config)
+    backbone = backbone or common.build_backbone(self._config)
     options = self._options.neck
     neck = build_neck(
         options.name, backbone.feature_specs, channels=options.channels, num_levels=options.levels,
@@ -149,6 +157,19 @@ class DetectionTask(base.Task):
     return detector
 
   def train_batches(self, start_example: int) -> pipeline.BatchIterator:
+    transform = self._train_transform()
+    if self._options.copy_paste:
+      transform = copy_paste.CopyPasteTrain(transform, self._train, self._options.copy_paste)
+    return common.train_batches(self._config, self._train, transform, start_example)
+
+  def blank_example(self) -> dict[str, np.ndarray]:
+    size = tuple(self._options.frame)
+    record = dict(
+        image=np.zeros((*size, 3), np.uint8), boxes=np.zeros((0, 4), np.float32), labels=np.zeros(0, np.int32),
+        masks=np.zeros((0, *size), bool), semantic=np.zeros(size, np.uint8))
+    return self._train_transform()(record, np.random.default_rng(0))
+
+  def _train_transform(self) -> transforms.DetectionTrain:
     options = self._options
     match options.resize:
       case "lsj":
@@ -159,17 +180,17 @@ class DetectionTask(base.Task):
         resize = transforms.ResizeToLimits()
       case other:
         raise ValueError(f"detection.resize is {other!r}; known: lsj, short_side, fit.")
-    transform = transforms.DetectionTrain(
+    return transforms.DetectionTrain(
         tuple(options.frame), options.max_objects, resize, flip_probability=options.flip,
         with_masks=self._head_config.with_masks, semantic_stride=self._semantic_stride)
-    if options.copy_paste:
-      transform = copy_paste.CopyPasteTrain(transform, self._train, options.copy_paste)
-    return common.train_batches(self._config, self._train, transform, start_example)
 
   def eval_batches(self) -> pipeline.BatchIterator:
+    return common.eval_batches(self._config, self._validation, self.eval_transform())
+
+  def eval_transform(self) -> transforms.MultiScaleEval:
     # Every scale is resized from the source: resized on the device from one padded frame it would be
     # interpolated twice, and a single scale would not give what plain testing at that scale gives.
-    return common.eval_batches(self._config, self._validation, transforms.MultiScaleEval(self._scales))
+    return transforms.MultiScaleEval(self._scales)
 
   def frozen_features(self, model: Detector, batch: base.Batch) -> base.Features:
     return model.backbone(build.normalise(batch["image"], batch["image_size"]))
@@ -221,7 +242,7 @@ class DetectionTask(base.Task):
   def write_results(self, evaluator: coco_ap.CocoEvaluator, folder: pathlib.Path) -> None:
     """`detections.json` in the COCO server's format; of built-in data also `ground_truth.json`."""
     evaluator.write(folder / "detections.json")
-    if self._options.data in ("scenes", "photos"):
+    if self._options.data in ("scenes", "photos") and jax.process_index() == 0:
       (folder / "ground_truth.json").write_text(json.dumps(self._validation.ground_truth))
 
 
@@ -283,19 +304,11 @@ def _open_sources(config: ml_collections.ConfigDict, *, require_masks: bool) -> 
       source = coco.coco_root(root, "train", **train)
       return source, coco.coco_root(root, "val", categories=source.categories, **validation)
     case "files":
-      opened = []
-      for name, more in (("train", train), ("validation", validation)):
-        pair = options[name]
-        for kind in ("annotations", "images"):
-          if not pair[kind]:
-            raise ValueError(
-                f"detection.data=files needs --config.detection.{name}.{kind}=PATH "
-                f"({'a COCO JSON' if kind == 'annotations' else 'the folder of its images'}).")
-        categories = {"categories": opened[0].categories} if opened else {}
-        opened.append(coco.load_coco(
-            common.existing_path(pair.annotations, f"detection.{name}.annotations"),
-            common.existing_path(pair.images, f"detection.{name}.images"), **categories, **more))
-      return tuple(opened)
+      if _holds_out(options):
+        source = _open_files(options, "train", **train | dict(drop_empty=False))
+        return coco.hold_out(source, options.validation_share, seed=config.seed)
+      source = _open_files(options, "train", **train)
+      return source, _open_files(options, "validation", categories=source.categories, **validation)
     case "prepared":
       root = common.existing_path(
           options.root, "detection.root",
@@ -306,3 +319,24 @@ def _open_sources(config: ml_collections.ConfigDict, *, require_masks: bool) -> 
     case other:
       raise ValueError(
           f"detection.data is {other!r}; known: scenes, photos, coco, files, prepared.")
+
+
+def _holds_out(options: ml_collections.ConfigDict) -> bool:
+  """Whether validation images come out of the training file."""
+  given = any(options.validation.values()) or options.validation_image_ids
+  return options.data == "files" and options.validation_share > 0 and not given
+
+
+def _open_files(options: ml_collections.ConfigDict, name: str, **more: Any) -> coco.CocoSource:
+  """The source of the paths in the section `name`; `more` as for `load_coco`."""
+  pair = options[name]
+  for kind in ("annotations", "images"):
+    if not pair[kind]:
+      hold_out = "; or set --config.detection.validation_share=0.1 to hold out training images"
+      raise ValueError(
+          f"detection.data=files needs --config.detection.{name}.{kind}=PATH "
+          f"({'a COCO JSON' if kind == 'annotations' else 'the folder of its images'})"
+          f"{hold_out if name == 'validation' else ''}.")
+  return coco.load_coco(
+      common.existing_path(pair.annotations, f"detection.{name}.annotations"),
+      common.existing_path(pair.images, f"detection.{name}.images"), **more)

@@ -87,19 +87,24 @@ class SegmentationTask(base.Task):
   best_metric = "mIoU"
   phases = (None,)
 
-  def __init__(self, config: ml_collections.ConfigDict):
+  def __init__(self, config: ml_collections.ConfigDict, classes: base.Classes | None = None):
     self._config = config
     self._options = config.segmentation
     self._head_config, self._make_head = _head(self._options)
-    self._train, self._validation = _open_sources(config)
-    if self._validation.class_names != self._train.class_names:
-      raise ValueError(
-          f"{self._validation!r} has other classes than {self._train!r}; both must have the same list.")
-    self._names = self._train.class_names
+    self._train = self._validation = None
+    self.headline = "Segmentation"
+    if classes is None:
+      self._train, self._validation = _open_sources(config)
+      if self._validation.class_names != self._train.class_names:
+        raise ValueError(
+            f"{self._validation!r} has other classes than {self._train!r}; both must have the same list.")
+      classes = base.named_classes(self._train.class_names)
+      self.headline += (
+          f": {len(self._train):,} training and {len(self._validation):,} validation images, "
+          f"{len(classes)} classes.")
+    self.classes = tuple(classes)
+    self._names = tuple(category["name"] for category in self.classes)
     self._head_config = dataclasses.replace(self._head_config, num_classes=len(self._names))
-    self.headline = (
-        f"Segmentation: {len(self._train):,} training and {len(self._validation):,} validation images, "
-        f"{len(self._names)} classes.")
 
   def phase_at(self, step: int) -> None:
     return None
@@ -107,30 +112,39 @@ class SegmentationTask(base.Task):
   def layer_of(self, path: str) -> int:
     return common.layer_of(path, self._config)
 
-  def build_model(self) -> Segmenter:
+  def build_model(self, backbone: nnx.Module | None = None) -> Segmenter:
     dtype, rngs = jnp.dtype(self._options.head_dtype), nnx.Rngs(self._config.seed)
-    backbone = common.build_backbone(self._config)
+    backbone = backbone or common.build_backbone(self._config)
     head = self._make_head(backbone.feature_specs, self._head_config, dtype=dtype, rngs=rngs)
     segmenter = Segmenter(backbone, head)
     common.start_head(segmenter, self._options.init, "segmentation.init")
     return segmenter
 
   def train_batches(self, start_example: int) -> pipeline.BatchIterator:
+    return common.train_batches(self._config, self._train, self._train_transform(), start_example)
+
+  def blank_example(self) -> dict[str, np.ndarray]:
+    size = tuple(self._options.frame)
+    record = dict(image=np.zeros((*size, 3), np.uint8), label=np.zeros(size, np.uint8), name="blank")
+    return self._train_transform()(record, np.random.default_rng(0))
+
+  def _train_transform(self) -> segmentation_transforms.SegmentationTrain:
     options = self._options
     resize = segmentation_transforms.RandomShortSide(
         tuple(options.short_sides), options.long_side, options.category_max_area)
-    transform = segmentation_transforms.SegmentationTrain(
+    return segmentation_transforms.SegmentationTrain(
         tuple(options.frame), min(options.max_segments, len(self._names)), resize,
         jitter=segmentation_transforms.ColourJitter() if options.colour_jitter else None,
         flip_probability=options.flip)
-    return common.train_batches(self._config, self._train, transform, start_example)
 
   def eval_batches(self) -> pipeline.BatchIterator:
+    return common.eval_batches(self._config, self._validation, self.eval_transform())
+
+  def eval_transform(self) -> segmentation_transforms.SegmentationEval:
     options = self._options
     resize = transforms.ResizeToLimits(options.eval_short_side or None, options.eval_long_side or None)
-    transform = segmentation_transforms.SegmentationEval(
+    return segmentation_transforms.SegmentationEval(
         tuple(options.eval_frame), resize, tuple(options.test.scales))
-    return common.eval_batches(self._config, self._validation, transform)
 
   def frozen_features(self, model: Segmenter, batch: base.Batch) -> base.Features:
     return model.backbone(build.normalise(batch["image"], batch["image_size"]))
@@ -147,6 +161,14 @@ class SegmentationTask(base.Task):
   def predict(
       self, model: Segmenter, batch: base.Batch, features: base.Features
   ) -> dict[str, jax.Array]:
+    largest = tuple(self._options.eval_frame) if self._validation is None else self._validation.largest_size
+    return {"label_map": semantic_inference.label_maps(
+        self.views(model, batch, features), batch["original_size"], largest)}
+
+  def views(
+      self, model: Segmenter, batch: base.Batch, features: base.Features
+  ) -> list[semantic_inference.View]:
+    """Class scores of every view of testing, each at the size of its own frame."""
     test = self._options.test
 
     def whole(images: jax.Array, sizes: jax.Array, features: base.Features = None) -> jax.Array:
@@ -170,8 +192,7 @@ class SegmentationTask(base.Task):
       views.append(semantic_inference.View(scores, sizes))
       if test.flip:
         views.append(semantic_inference.View(semantic_inference.mirrored(scorer)(images, sizes), sizes))
-    return {"label_map": semantic_inference.label_maps(
-        views, batch["original_size"], self._validation.largest_size)}
+    return views
 
   def evaluator(self) -> mean_iou.MeanIoUEvaluator:
     return mean_iou.MeanIoUEvaluator(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from frozen_vision import sharding
 from frozen_vision.ops.mirror import mirror
 
 # images [b, h, w, 3] uint8, sizes [b, 2] (h, w) of the content -> scores [b, h, w, k] of the whole frame
@@ -130,7 +131,7 @@ def label_maps(
 
     return jax.lax.fori_loop(0, tiles[0], row_of_tiles, jnp.zeros(padded, jnp.uint8))
 
-  return jax.lax.map(one, (list(views), original_size))
+  return sharding.per_device(lambda *arrays: jax.lax.map(one, arrays))(list(views), original_size)
 
 
 def _resize_rows(

@@ -44,7 +44,7 @@ def test_equal_features(size):
   folded = fold.fold(backbone)
   assert folded.stages[0]["repeated"] is None and len(folded.stages[0]["blocks"]) == 2
   assert len(folded.stages[1]["repeated"]) == 2 and len(folded.stages[1]["blocks"]) == 1
-  assert folded.stages[1]["repeated"][0]["table"].shape == (2, 49, 4)
+  assert folded.stages[1]["repeated"][0]["table"].shape == (2, 64, 4)
   for found, level in zip(_features(folded, images), wanted):
     assert found.shape == level.shape
     assert np.abs(found - level).max() <= 1e-5 * np.abs(level).max()

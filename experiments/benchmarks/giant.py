@@ -1,0 +1,124 @@
+"""One frozen HTC train step of the 3-billion-parameter SwinV2-G on this machine: memory and time.
+
+  PYTHONPATH=. python experiments/random_backbone.py --name=swinv2_g --out=/tmp/swinv2_g_random.safetensors
+  PYTHONPATH=. python experiments/benchmarks/giant.py --weights=/tmp/swinv2_g_random.safetensors \
+    --out=experiments/results/giant.md
+
+The recipe is configs/coco_htc.py:swinv2_g at 256 px, window 16, one image with twenty boxes. Weights are held as bfloat16
+and as int8, each in a process of its own: peak resident memory is the process's, from its start through reading the
+file, compiling and two steps.
+"""
+
+import json
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+import time
+
+from absl import app
+from absl import flags
+import jax
+import numpy as np
+
+from frozen_vision import config as config_lib
+from frozen_vision import freeze
+from frozen_vision import optimizer
+from frozen_vision import sharding
+from frozen_vision import train
+from frozen_vision import train_step
+from frozen_vision.tasks import base
+from frozen_vision.tasks import build as tasks_build
+
+_WEIGHTS = flags.DEFINE_string("weights", None, "File of the backbone, in our format.", required=True)
+_SIDE = flags.DEFINE_integer("side", 256, "Of the image.")
+_HELD_AS = flags.DEFINE_list("held_as", ["bfloat16", "int8"], "How weights are held, one row each.")
+_OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
+_ONE = flags.DEFINE_string("one", None, "Internal: measure this one.")
+
+
+def measure(held_as: str) -> dict[str, float]:
+  side = _SIDE.value
+  config = config_lib.load_config(
+      pathlib.Path(__file__).parents[2] / "configs" / "coco_htc.py:swinv2_g", {
+          "backbone.weights": _WEIGHTS.value, "backbone.dtype": "float32", "frozen_dtype": held_as, "batch_size": 1,
+          "accumulate": 1, "backbone.overrides.window_sizes": (16, 16, 16, 8),
+          "detection.frame": (side, side), "detection.head_dtype": "float32"})
+  task = tasks_build.build_task(config, base.named_classes(f"class {index}" for index in range(80)))
+  mesh = sharding.make_mesh(1, 1)
+  started = time.perf_counter()
+  model = train.build_model(task, config, mesh)
+  loaded = time.perf_counter() - started
+  loaded_peak = _peak_gib()
+  tx = optimizer.build(
+      config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of)
+  state = train_step.init_state(model.trainable, tx, seed=0, ema=False)
+  batch = train_step.device_batch({key: value[None] for key, value in _example(task, side).items()})
+  step = train_step.make_train_step(task, model.graphdef, tx, frozen_pass=model.frozen_pass)
+  started = time.perf_counter()
+  compiled = jax.jit(step, donate_argnums=0).lower(state, model.frozen, batch).compile()
+  compile_s = time.perf_counter() - started
+  seconds = []
+  for _ in range(2):
+    started = time.perf_counter()
+    state, scalars = compiled(state, model.frozen, batch)
+    loss = float(scalars["loss"])
+    seconds.append(time.perf_counter() - started)
+    if not np.isfinite(loss):
+      raise FloatingPointError(f"The loss is {loss}.")
+  memory = compiled.memory_analysis()
+  return dict(
+      held_as=held_as, frozen_gib=freeze.num_bytes(model.frozen) / 2**30,
+      state_gib=freeze.num_bytes(state) / 2**30, temporary_gib=memory.temp_size_in_bytes / 2**30, load_s=loaded,
+      loaded_peak_gib=loaded_peak, compile_s=compile_s, step_s=min(seconds), loss=loss, peak_gib=_peak_gib())
+
+
+def _example(task: base.Task, side: int) -> dict[str, np.ndarray]:
+  """Noise, and boxes with whole masks at random places."""
+  example = task.blank_example()
+  rng = np.random.default_rng(0)
+  example["image"] = rng.integers(0, 256, example["image"].shape, np.uint8)
+  example["image_size"] = np.array([side, side], np.int32)
+  corners = rng.uniform(0, side * 0.7, (20, 2))
+  example["boxes"][:20] = np.concatenate([corners, corners + rng.uniform(16, side * 0.3, (20, 2))], axis=1)
+  example["labels"][:20] = rng.integers(0, 80, 20)
+  example["valid"][:20] = True
+  example["masks"][:20] = 255
+  return example
+
+
+def _peak_gib() -> float:
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+  if _ONE.value:
+    print(json.dumps(measure(_ONE.value)))
+    return
+  rows = []
+  for held_as in _HELD_AS.value:
+    output = subprocess.run(
+        [sys.executable, *sys.argv, f"--one={held_as}"], check=True, stdout=subprocess.PIPE, text=True).stdout
+    rows.append(json.loads(output.splitlines()[-1]))
+  lines = [
+      f"Made by `experiments/benchmarks/giant.py`: SwinV2-G (random weights), window 16, frozen under HTC, batch 1 at "
+      f"{_SIDE.value} px, on {platform.processor() or platform.machine()} with {jax.device_count()} device; jax {jax.__version__}.",
+      "",
+      "| held as | frozen GiB | trainable, optimizer GiB | temporaries GiB | peak resident GiB, loading | "
+      "peak resident GiB, all | load s | compile s | step s |",
+      "|---|---|---|---|---|---|---|---|---|"]
+  lines += [
+      f"| {row['held_as']} | {row['frozen_gib']:.2f} | {row['state_gib']:.2f} | {row['temporary_gib']:.2f} | "
+      f"{row['loaded_peak_gib']:.2f} | {row['peak_gib']:.2f} | {row['load_s']:.0f} | {row['compile_s']:.0f} | "
+      f"{row['step_s']:.1f} |" for row in rows]
+  text = "\n".join(lines) + "\n"
+  print(text)
+  if _OUT.value:
+    pathlib.Path(_OUT.value).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,119 @@
+"""One training step of a tiny task on meshes of 8 virtual devices, compared with one device.
+
+Run as a program, because the number of devices is fixed when jax starts: python -m tests.mesh_run TASK. It prints
+JSON: for each mesh what differs most.
+"""
+
+import json
+import sys
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from frozen_vision import freeze
+from frozen_vision import sharding
+from frozen_vision import train
+from frozen_vision import train_step as step_lib
+from frozen_vision.tasks import build as tasks_build
+from tests import tiny
+
+MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
+
+
+def main(task_name: str, head: str = "") -> None:
+  config = tiny.get_config(task_name)
+  config.batch_size = config.eval_batch_size = 8
+  config.accumulate = 1
+  config.ema_decay = 0.0
+  if task_name == "detection":
+    config.detection.head = "htc"
+    config.detection.head_options.update(dict(mask_convs=1))
+  if head:
+    config[task_name].head = head
+  task = tasks_build.build_task(config)
+  model = train.build_model(task, config)
+  tx = optax.sgd(1.0)  # an update is the gradient, negated
+  with task.train_batches(0) as batches:
+    batch = step_lib.device_batch(next(batches))
+  with task.eval_batches() as batches:
+    example = step_lib.device_batch(next(batches))
+
+  def run(mesh: jax.sharding.Mesh, over: str) -> dict[str, dict[str, np.ndarray]]:
+    config.mesh.frozen = over
+    placed = train.build_model(task, config, mesh)
+    state = step_lib.init_state(placed.trainable, tx, seed=3, ema=False)
+    layout = sharding.state_shardings(state, mesh, over)
+    state = sharding.put(state, layout)
+    whole = sharding.replicated(mesh)
+    step = step_lib.make_train_step(task, model.graphdef, tx, frozen_pass=model.frozen_pass)
+    predict = step_lib.make_predict_step(task, model.graphdef, frozen_pass=model.frozen_pass)
+    with jax.set_mesh(mesh):
+      on_mesh = sharding.put_batch(batch, mesh)
+      new, scalars = jax.jit(step, out_shardings=(layout, whole))(state, placed.frozen, on_mesh)
+      predictions = jax.jit(predict, out_shardings=sharding.batch_sharding(mesh))(
+          state["trainable"], placed.frozen, sharding.put_batch(example, mesh))
+      rois = jax.jit(_selected_rois(task, model), out_shardings=whole)(
+          state["trainable"], placed.frozen, on_mesh) if task_name == "detection" else {}
+    held = sum(
+        leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed.frozen))
+    return dict(
+        scalars=scalars, updated=freeze.flatten(new["trainable"]), predictions=predictions, rois=rois,
+        frozen_bytes={"held": np.array(held)})
+
+  to_host = lambda tree: jax.tree.map(np.asarray, tree)
+  wanted = to_host(run(sharding.make_mesh(1, 1, jax.devices()[:1]), "all"))
+  before = to_host(freeze.flatten(model.trainable))
+  report = {}
+  for sizes in MESHES:
+    over = "model" if sizes == (2, 4) else "all"
+    found = to_host(run(sharding.make_mesh(*sizes), over))
+    gradients = {name: before[name] - value for name, value in found["updated"].items()}
+    report[f"{sizes[0]}x{sizes[1]}"] = dict(
+        scalars=_difference(found["scalars"], wanted["scalars"]),
+        updated=_difference(found["updated"], wanted["updated"]),
+        gradients=_difference(
+            gradients, {name: before[name] - value for name, value in wanted["updated"].items()}),
+        predictions=_difference(found["predictions"], wanted["predictions"]),
+        rois_equal=all(np.array_equal(found["rois"][name], value) for name, value in wanted["rois"].items()),
+        num_rois=int(sum(np.sum(value) for name, value in wanted["rois"].items() if name == "positive")),
+        frozen_share=float(found["frozen_bytes"]["held"] / wanted["frozen_bytes"]["held"]))
+  print(json.dumps(report))
+
+
+def _selected_rois(task, model):
+  """The rois of the first stage and which are positive, as the loss of the step samples them."""
+
+  def select(trainable, frozen, batch):
+    module = nnx.merge(model.graphdef, trainable, frozen)
+    head_rng, _ = jax.random.split(jax.random.fold_in(jax.random.key(3), 0))
+    _, roi_key = jax.random.split(head_rng)
+    features = module.neck(task.frozen_features(module, batch))
+    head = module.head
+    proposals = head.rpn.proposals(
+        head.rpn(features), batch["image_size"], pre_nms=head.config.train_pre_nms,
+        count=head.config.train_proposals)
+    box_key, _ = jax.random.split(jax.random.fold_in(roi_key, 0))
+    samples = head._sample(box_key, 0, proposals.boxes, proposals.valid, head._truth(batch))
+    # Coordinates come from sums of floating point numbers: the indices of what was chosen are exact.
+    return dict(gt_index=samples.gt_index, positive=samples.positive, valid=samples.valid)
+
+  return select
+
+
+def _difference(found: dict, wanted: dict) -> float:
+  """The largest difference of any array, in parts of that array's largest magnitude."""
+  assert found.keys() == wanted.keys()
+  parts = []
+  for name, value in wanted.items():
+    value, other = value.astype(np.float64), found[name].astype(np.float64)
+    scale = max(np.abs(value).max(), np.finfo(np.float32).tiny)
+    parts.append(float(np.abs(value - other).max() / scale))
+  return max(parts)
+
+
+if __name__ == "__main__":
+  jax.config.update("jax_num_cpu_devices", 8)
+  main(*sys.argv[1:])
