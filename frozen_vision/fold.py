@@ -63,12 +63,12 @@ class FoldedSwinV2:
       if stage["repeated"] is not None:
         def period(x, blocks, index=index):
           for position, block in enumerate(blocks):
-            x = self._block(x, sharding.gathered(block), index, shifted=position % 2 == 1)
+            x = self._block(x, block, index, shifted=position % 2 == 1)
           return x, None
         x, _ = jax.lax.scan(period, x, stage["repeated"])
       # A period has an even number of blocks, so the parity of what follows is its own.
       for position, block in enumerate(stage["blocks"]):
-        x = self._block(x, sharding.gathered(block), index, shifted=position % 2 == 1)
+        x = self._block(x, block, index, shifted=position % 2 == 1)
       features.append(x)
       if stage["downsample"] is not None:
         down = sharding.gathered(stage["downsample"])
@@ -80,6 +80,7 @@ class FoldedSwinV2:
     return jnp.mean(_norm(self(images)[-1], _arrays(self.norm)), axis=(1, 2))
 
   def _block(self, x: Float[Array, "b h w c"], block: Tree, stage: int, *, shifted: bool):
+    block = sharding.gathered(block)
     def attention(x, window, mask):
       bias = self._bias(block, window, stage)
       x = windows.cosine_attention(_linear(x, block["qkv"]), block["scale"], bias, mask)
