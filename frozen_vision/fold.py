@@ -21,6 +21,9 @@ from frozen_vision.backbones.features import FeatureSpec
 
 Tree = Any
 HELD_AS = ("float32", "bfloat16", "int8")
+# Of what a block does at once on CPU: cells at least, and cells times channels. Measured with float32.
+_STRIP_CELLS = 512
+_STRIP_NUMBERS = 192 * 1024
 
 
 class Folded(nnx.Variable):
@@ -81,18 +84,33 @@ class FoldedSwinV2:
 
   def _block(self, x: Float[Array, "b h w c"], block: Tree, stage: int, *, shifted: bool):
     block = sharding.gathered(block)
-    def attention(x, window, mask):
-      bias = self._bias(block, window, stage)
-      x = windows.cosine_attention(_linear(x, block["qkv"]), block["scale"], bias, mask)
-      return _linear(x, block["proj"])
-
     size = self.config.window_sizes[stage]
     if self.config.whole_windows:
       swinv2.check_map(x.shape[1:3], size)
-    x = x + _norm(windows.attend_in_windows(x, size, shifted, attention), block["norm1"])
-    hidden = swinv2.gelu(_linear(x, block["fc1"]))
-    x = x + _norm(_linear(hidden, block["fc2"]), block["norm2"])
-    return x if block["extra_norm"] is None else _norm(x, block["extra_norm"])
+    bias = self._bias(block, tuple(min(size, length) for length in x.shape[1:3]), stage)
+
+    def attention(x, window, mask):
+      x = windows.cosine_attention(_linear(x, block["qkv"]), window, block["scale"], bias, mask)
+      return _linear(x, block["proj"])
+
+    def after(x, update):
+      x = x + _norm(update, block["norm1"])
+      hidden = _gelu(_linear(x, block["fc1"]))
+      x = x + _norm(_linear(hidden, block["fc2"]), block["norm2"])
+      return x if block["extra_norm"] is None else _norm(x, block["extra_norm"])
+
+    def at_once(x):
+      return after(x, windows.attend_in_windows(x, size, shifted, attention))
+
+    def in_strips(x):
+      part = lambda x, window, mask: after(x, attention(x, window, mask))
+      return windows.map_in_strips(x, size, shifted, part, max(_STRIP_CELLS, _STRIP_NUMBERS // x.shape[-1]))
+
+    # XLA on CPU writes and reads whole layers; strips stay in the cache, and their memory is used again.
+    # Of a sharded batch, a strip would be on one device.
+    if sharding.num_devices() == 1 and windows.whole_windows(x.shape[1:3], size):
+      return jax.lax.platform_dependent(x, cpu=in_strips, default=at_once)
+    return at_once(x)
 
   def _bias(self, block: Tree, window: tuple[int, int], stage: int) -> Float[Array, "heads n n"]:
     """The bias of every pair of a window: from the table, or its middle where a map is smaller.
@@ -150,6 +168,14 @@ def fold(
     bias = module.bias[...] if bias is None and module.bias is not None else bias
     return dict(kernel=matrix(module.kernel[...]), bias=None if bias is None else bias.astype(dtype))
 
+  def feed_forward(module):
+    # With y = x sqrt(1/2), gelu(x) = sqrt(1/2) (y + y erf(y)): its constants go into the weights.
+    root = math.sqrt(0.5)
+    fc1, fc2 = module.fc1, module.fc2
+    return dict(
+        fc1=dict(kernel=matrix(root * fc1.kernel[...]), bias=(root * fc1.bias[...]).astype(dtype)),
+        fc2=dict(kernel=matrix(root * fc2.kernel[...]), bias=fc2.bias[...].astype(dtype)))
+
   def padded(table, side):
     # One more row and column than distances: an odd number of rows cannot be spread over devices.
     table = table.reshape(2 * side - 1, 2 * side - 1, -1)
@@ -164,7 +190,7 @@ def fold(
         table=padded(mlp.table((side, side), pretrained), side), position_bias=None if pretrained else mlp.weights(),
         scale=jnp.exp(jnp.minimum(attn.logit_scale[...].astype(jnp.float32), swinv2.MAX_LOGIT_SCALE)),
         qkv=linear(attn.qkv, jnp.concatenate([attn.q_bias[...], jnp.zeros_like(v_bias), v_bias])),
-        proj=linear(attn.proj), fc1=linear(module.mlp.fc1), fc2=linear(module.mlp.fc2),
+        proj=linear(attn.proj), **feed_forward(module.mlp),
         norm1=_norm_leaves(module.norm1), norm2=_norm_leaves(module.norm2),
         extra_norm=None if module.extra_norm is None else _norm_leaves(module.extra_norm))
 
@@ -252,6 +278,12 @@ def _linear(x: Float[Array, "... i"], weights: Tree) -> Float[Array, "... o"]:
       kernel = jax.lax.bitcast_convert_type(kernel, jnp.bfloat16)
     x = x @ kernel.astype(x.dtype)
   return x if bias is None else x + bias
+
+
+def _gelu(y: Float[Array, "..."]) -> Float[Array, "..."]:
+  """Of what folded weights make, see `fold`; in float32."""
+  z = y.astype(jnp.float32)
+  return (z + z * jax.lax.erf(z)).astype(y.dtype)
 
 
 def _norm(x: Float[Array, "... c"], weights: Tree) -> Float[Array, "... c"]:

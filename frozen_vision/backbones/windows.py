@@ -72,24 +72,48 @@ def _unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
 
 
 def cosine_attention(
-    qkv: Float[Array, "b windows n 3c"], scale: Float[Array, "heads"], bias: Float[Array, "heads n n"],
-    mask: np.ndarray | None,
-) -> Float[Array, "b windows n c"]:
-  """Attention by cosine similarity times `scale`, plus `bias`; logits and softmax in float32."""
-  b, windows, n, c = qkv.shape
+    qkv: Float[Array, "b h w 3c"], window: tuple[int, int], scale: Float[Array, "heads"],
+    bias: Float[Array, "heads n n"], mask: Float[Array, "windows n n"] | None,
+) -> Float[Array, "b h w c"]:
+  """Attention inside every window of a map, by cosine similarity times `scale`, plus `bias`.
+
+  Logits and softmax are float32.
+
+  Args:
+    qkv: queries, keys and values of a map of whole windows.
+    window: (height, width).
+    mask: is added to the logits of each window of an image; or None.
+  """
   heads = scale.shape[0]
-  q, k, v = jnp.unstack(qkv.reshape(b * windows, n, 3, heads, -1), axis=2)
-  q, k = (_unit(q) * scale[:, None]).astype(qkv.dtype), _unit(k).astype(qkv.dtype)
-  logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) + bias
+  q, k, v = (_windows(x, window, heads) for x in jnp.split(qkv, 3, axis=-1))
+  q, k = (_unit(q) * scale[:, None, None]).astype(qkv.dtype), _unit(k).astype(qkv.dtype)
+  logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) + bias
   if mask is not None:
-    logits = logits.reshape(b, windows, heads, n, n) + mask[:, None]
-    logits = logits.reshape(b * windows, heads, n, n)
+    shape = logits.shape
+    logits = (logits.reshape(-1, mask.shape[0], *shape[1:]) + mask[:, None]).reshape(shape)
   # Softmax, with its division after the product instead of before it: on d instead of n numbers a query.
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
   weights = jnp.exp(logits - largest)
-  total = jnp.swapaxes(jnp.sum(weights, axis=-1), 1, 2)[..., None]
-  x = jnp.einsum("bhnm,bmhd->bnhd", weights.astype(qkv.dtype), v, preferred_element_type=jnp.float32)
-  return (x / total).astype(qkv.dtype).reshape(b, windows, n, c // 3)
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  x = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(qkv.dtype), v, preferred_element_type=jnp.float32)
+  return _map((x / total).astype(qkv.dtype), qkv.shape[:3], window)
+
+
+def _windows(x: Float[Array, "b h w c"], window: tuple[int, int], heads: int) -> Float[Array, "bw heads n d"]:
+  """Cuts windows and heads in one transposition; each alone would copy the map."""
+  b, height, width, c = x.shape
+  rows, columns = height // window[0], width // window[1]
+  x = x.reshape(b, rows, window[0], columns, window[1], heads, c // heads).transpose(0, 1, 3, 5, 2, 4, 6)
+  return x.reshape(b * rows * columns, heads, window[0] * window[1], c // heads)
+
+
+def _map(
+    x: Float[Array, "bw heads n d"], size: tuple[int, int, int], window: tuple[int, int],
+) -> Float[Array, "b h w c"]:
+  """Undoes `_windows`."""
+  b, height, width = size
+  x = x.reshape(b, height // window[0], width // window[1], x.shape[1], *window, x.shape[-1])
+  return x.transpose(0, 1, 4, 2, 5, 3, 6).reshape(b, height, width, -1)
 
 
 def attend_in_windows(
@@ -98,23 +122,65 @@ def attend_in_windows(
   """Pads right and bottom to whole windows, shifts, attends, and undoes both.
 
   Args:
-    attention: of (x [b, windows, n, c], window (height, width) in effect, mask or None).
+    attention: of (x [b, h, w, c] of whole windows, window (height, width) in effect, mask or None).
   """
-  b, height, width, c = x.shape
-  window = (min(window_size, height), min(window_size, width))
-  rows, columns = -(-height // window[0]), -(-width // window[1])
-  padded = (rows * window[0], columns * window[1])
-  shift = tuple(
-      side // 2 if shifted and side < length else 0 for side, length in zip(window, (height, width)))
+  height, width = x.shape[1:3]
+  window, padded, shift = _grid((height, width), window_size, shifted)
   if padded != (height, width):
     x = jnp.pad(x, ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0)))
-  if any(shift):
-    x = jnp.roll(x, (-shift[0], -shift[1]), axis=(1, 2))
-  x = x.reshape(b, rows, window[0], columns, window[1], c).transpose(0, 1, 3, 2, 4, 5)
-  x = x.reshape(b, rows * columns, window[0] * window[1], c)
-  x = attention(x, window, shift_mask(padded, window, shift))
-  x = x.reshape(b, rows, columns, window[0], window[1], c).transpose(0, 1, 3, 2, 4, 5)
-  x = x.reshape(b, *padded, c)
-  if any(shift):
-    x = jnp.roll(x, shift, axis=(1, 2))
+  x = _roll(x, shift, -1)
+  x = _roll(attention(x, window, shift_mask(padded, window, shift)), shift, 1)
   return x[:, :height, :width]
+
+
+def whole_windows(size: tuple[int, int], window_size: int) -> bool:
+  """Whether a map of this (height, width) needs no padding."""
+  return _grid(size, window_size, False)[1] == tuple(size)
+
+
+def map_in_strips(
+    x: Float[Array, "b h w c"], window_size: int, shifted: bool, function: Callable[..., Array], cells: int,
+) -> Float[Array, "b h w c"]:
+  """Shifts, applies a function to some rows of windows after the others, and undoes the shift.
+
+  What the function makes on its way is then as large as a strip, not as the batch.
+
+  Args:
+    x: a map of whole windows.
+    function: of (x [b, h, w, c] of whole windows, window, mask or None); no window depends on another.
+    cells: of one strip, about; a strip is rows of windows of one image, or whole images.
+  """
+  b, height, width, c = x.shape
+  window, _, shift = _grid((height, width), window_size, shifted)
+  mask = shift_mask((height, width), window, shift)
+  rows, wanted = height // window[0], max(cells // (window[0] * width), 1)
+  at_once, images = _divisor(rows, wanted), _divisor(b, wanted // rows)
+  strips = _roll(x, shift, -1).reshape(-1, images, at_once * window[0], width, c)
+  masks = None if mask is None else jnp.asarray(mask.reshape(rows // at_once, -1, *mask.shape[1:]))
+
+  def strip(inputs):
+    index, x = inputs
+    return function(x, window, None if masks is None else masks[index % masks.shape[0]])
+
+  if len(strips) == 1:
+    strips = function(strips[0], window, mask)
+  else:
+    strips = jax.lax.map(strip, (jnp.arange(len(strips)), strips))
+  return _roll(strips.reshape(x.shape), shift, 1)
+
+
+def _divisor(number: int, most: int) -> int:
+  """The largest divisor that is not above `most`; 1 at least."""
+  return max(divisor for divisor in range(1, max(min(number, most), 1) + 1) if number % divisor == 0)
+
+
+def _grid(size: tuple[int, int], window_size: int, shifted: bool) -> tuple[tuple[int, int], ...]:
+  """(window in effect, size padded to whole windows, shift), each (height, width)."""
+  window = tuple(min(window_size, length) for length in size)
+  padded = tuple(-(-length // side) * side for length, side in zip(size, window))
+  shift = tuple(side // 2 if shifted and side < length else 0 for side, length in zip(window, size))
+  return window, padded, shift
+
+
+def _roll(x: Float[Array, "b h w c"], shift: tuple[int, int], sign: int) -> Float[Array, "b h w c"]:
+  return jnp.roll(x, (sign * shift[0], sign * shift[1]), axis=(1, 2)) if any(shift) else x

@@ -65,6 +65,20 @@ def test_extra_norms_are_scanned_in_whole_periods():
     assert np.abs(features - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
+# Of stage 0, 16 x 8 cells in windows of 4: a strip is one row of windows, two, or both images. Stage 1 has a
+# shift along one axis only.
+@pytest.mark.parametrize("cells", [32, 80, 256])
+def test_strips_of_windows_change_nothing(cells, monkeypatch):
+  monkeypatch.setattr(fold, "_STRIP_CELLS", cells)
+  monkeypatch.setattr(fold, "_STRIP_NUMBERS", 0)
+  backbone, images = _backbone(), _images(64, 32)
+  folded = fold.fold(backbone)
+  loops = str(jax.make_jaxpr(lambda m, x: m(x))(folded, images)).count("length=")
+  assert (loops > 1) == (cells < 256)  # one loop is that of the stacked blocks
+  for found, level in zip(_features(folded, images), _features(backbone, images)):
+    assert np.abs(found - level).max() <= 1e-5 * np.abs(level).max()
+
+
 # Stage 1: 5 x 3 and 2 x 2 in windows of 4; stage 0 as well in the second.
 @pytest.mark.parametrize("size", [(40, 24), (12, 16)])
 def test_bias_relative_to_the_map(size):
@@ -92,9 +106,10 @@ def test_smaller_weights_drift_little():
   backbone, images = _backbone(), _images(32, 32)
   wanted = _features(backbone, images)
   sizes = {}
+  # Twice what the worst of eight draws of weights lost: 0.0009 of the cosine, 0.00024, and 0.0030 with int8.
   for name, options, least in (
-      ("float32", dict(), 0.99999), ("bfloat16", dict(dtype=jnp.bfloat16), 0.999),
-      ("held bfloat16", dict(held_as="bfloat16"), 0.999), ("int8", dict(held_as="int8"), 0.998)):
+      ("float32", dict(), 0.99999), ("bfloat16", dict(dtype=jnp.bfloat16), 0.998),
+      ("held bfloat16", dict(held_as="bfloat16"), 0.9995), ("int8", dict(held_as="int8"), 0.994)):
     folded = fold.fold(backbone, **options)
     assert folded.held_as == name.split()[-1] and folded.dtype == options.get("dtype", jnp.float32)
     sizes[name] = sum(
