@@ -89,8 +89,8 @@ class FoldedSwinV2:
       swinv2.check_map(x.shape[1:3], size)
     bias = self._bias(block, tuple(min(size, length) for length in x.shape[1:3]), stage)
 
-    def attention(x, window, mask):
-      x = windows.cosine_attention(_linear(x, block["qkv"]), window, block["scale"], bias, mask)
+    def attention(x, window, regions):
+      x = windows.cosine_attention(_linear(x, block["qkv"]), window, block["scale"], bias, regions)
       return _linear(x, block["proj"])
 
     def after(x, update):
@@ -100,10 +100,11 @@ class FoldedSwinV2:
       return x if block["extra_norm"] is None else _norm(x, block["extra_norm"])
 
     def at_once(x):
-      return after(x, windows.attend_in_windows(x, size, shifted, attention))
+      heads = self.config.num_heads[stage]
+      return after(x, windows.attend_in_windows(x, size, shifted, attention, heads))
 
     def in_strips(x):
-      part = lambda x, window, mask: after(x, attention(x, window, mask))
+      part = lambda x, window, regions: after(x, attention(x, window, regions))
       return windows.map_in_strips(x, size, shifted, part, max(_STRIP_CELLS, _STRIP_NUMBERS // x.shape[-1]))
 
     # XLA on CPU writes and reads whole layers; strips stay in the cache, and their memory is used again.

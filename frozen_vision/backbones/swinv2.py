@@ -153,13 +153,13 @@ class WindowAttention(nnx.Module):
     self.proj = linear(channels, channels, dtype=dtype, rngs=rngs)
 
   def __call__(
-      self, x: Float[Array, "b h w c"], window: tuple[int, int], pretrained: int, mask: np.ndarray | None,
+      self, x: Float[Array, "b h w c"], window: tuple[int, int], pretrained: int, regions: Array | np.ndarray | None,
   ) -> Float[Array, "b h w c"]:
     q_bias, v_bias = self.q_bias[...], self.v_bias[...]
     qkv_bias = jnp.concatenate([q_bias, jnp.zeros_like(v_bias), v_bias]).astype(x.dtype)
     scale = jnp.exp(jnp.minimum(self.logit_scale[...].astype(jnp.float32), MAX_LOGIT_SCALE))
     bias = self.position_bias(window, pretrained)
-    return self.proj(cosine_attention(self.qkv(x) + qkv_bias, window, scale, bias, mask))
+    return self.proj(cosine_attention(self.qkv(x) + qkv_bias, window, scale, bias, regions))
 
 
 class Mlp(nnx.Module):
@@ -219,8 +219,10 @@ class Block(nnx.Module):
   def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     if self.whole_windows:
       check_map(x.shape[1:3], self.window_size)
-    return attend_in_windows(x, self.window_size, self.shifted, lambda x, window, mask: self.attn(
-        x, window, self.pretrained_window_size, mask))
+    return attend_in_windows(
+        x, self.window_size, self.shifted,
+        lambda x, window, regions: self.attn(x, window, self.pretrained_window_size, regions),
+        self.attn.num_heads)
 
 
 def check_map(size: tuple[int, int], window_size: int) -> None:

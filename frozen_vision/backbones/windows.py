@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 import numpy as np
 
 _MASKED = -100.0  # not -inf: the released code adds -100, and its weights were trained with it.
+# Of an image, the most scores that exist at once: those of all windows of 32 x 32 in a map of 384 x 384 are 2.4 billion.
+_MOST_SCORES = 2**27
 
 
 @functools.lru_cache(maxsize=None)
@@ -39,10 +42,10 @@ def position_index(window: tuple[int, int]) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=None)
-def shift_mask(
+def shift_regions(
     size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
 ) -> np.ndarray | None:
-  """What keeps pixels apart that only the cyclic shift made neighbours.
+  """What keeps pixels apart that only the cyclic shift made neighbours: they see those of their region.
 
   Args:
     size: (height, width) of the padded map, multiples of the window.
@@ -50,7 +53,8 @@ def shift_mask(
     shift: cells the map was rolled by, up and left; 0 on an axis that is a single window.
 
   Returns:
-    [windows, h*w, h*w] float32 of 0 and -100, or None without a shift.
+    The region of each pixel of each window, [windows, h*w] int32, or None without a shift. As a mask of pairs it
+    would be a constant of hundreds of megabytes in the programs of large windows.
   """
   if not any(shift):
     return None
@@ -61,8 +65,8 @@ def shift_mask(
         (position >= length - side).astype(int) + (position >= length - rolled) if rolled else position * 0)
   region = regions[0][:, None] * 3 + regions[1][None, :]
   (height, width), (rows, columns) = window, (size[0] // window[0], size[1] // window[1])
-  region = region.reshape(rows, height, columns, width).transpose(0, 2, 1, 3).reshape(rows * columns, -1)
-  return np.where(region[:, :, None] == region[:, None, :], 0.0, _MASKED).astype(np.float32)
+  region = region.reshape(rows, height, columns, width).transpose(0, 2, 1, 3)
+  return region.reshape(rows * columns, -1).astype(np.int32)
 
 
 def _unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
@@ -73,7 +77,7 @@ def _unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
 
 def cosine_attention(
     qkv: Float[Array, "b h w 3c"], window: tuple[int, int], scale: Float[Array, "heads"],
-    bias: Float[Array, "heads n n"], mask: Float[Array, "windows n n"] | None,
+    bias: Float[Array, "heads n n"], regions: Int[Array, "windows n"] | None,
 ) -> Float[Array, "b h w c"]:
   """Attention inside every window of a map, by cosine similarity times `scale`, plus `bias`.
 
@@ -82,14 +86,14 @@ def cosine_attention(
   Args:
     qkv: queries, keys and values of a map of whole windows.
     window: (height, width).
-    mask: is added to the logits of each window of an image; or None.
+    regions: of each window of an image, see `shift_regions`; or None.
   """
   heads = scale.shape[0]
   q, k, v = (_windows(x, window, heads) for x in jnp.split(qkv, 3, axis=-1))
   q, k = (_unit(q) * scale[:, None, None]).astype(qkv.dtype), _unit(k).astype(qkv.dtype)
   logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) + bias
-  if mask is not None:
-    shape = logits.shape
+  if regions is not None:
+    shape, mask = logits.shape, jnp.where(regions[:, :, None] == regions[:, None, :], 0.0, _MASKED)
     logits = (logits.reshape(-1, mask.shape[0], *shape[1:]) + mask[:, None]).reshape(shape)
   # Softmax, with its division after the product instead of before it: on d instead of n numbers a query.
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
@@ -117,20 +121,38 @@ def _map(
 
 
 def attend_in_windows(
-    x: Float[Array, "b h w c"], window_size: int, shifted: bool, attention: Callable[..., Array]
+    x: Float[Array, "b h w c"], window_size: int, shifted: bool, attention: Callable[..., Array], heads: int,
 ) -> Float[Array, "b h w c"]:
   """Pads right and bottom to whole windows, shifts, attends, and undoes both.
 
+  Windows so large that their scores would fill a device are attended to in groups, one after the other.
+
   Args:
-    attention: of (x [b, h, w, c] of whole windows, window (height, width) in effect, mask or None).
+    attention: of (x [b, h, w, c] of whole windows, window (height, width) in effect, regions or None).
+    heads: of it.
   """
   height, width = x.shape[1:3]
   window, padded, shift = _grid((height, width), window_size, shifted)
   if padded != (height, width):
     x = jnp.pad(x, ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0)))
   x = _roll(x, shift, -1)
-  x = _roll(attention(x, window, shift_mask(padded, window, shift)), shift, 1)
-  return x[:, :height, :width]
+  regions, (rows, columns) = shift_regions(padded, window, shift), (p // w for p, w in zip(padded, window))
+  most = max(_MOST_SCORES // (heads * math.prod(window) ** 2), 1)  # windows of a group
+  down, right = _divisor(rows, most // columns), _divisor(columns, most)
+  if rows * columns <= most:
+    x = attention(x, window, regions)
+  else:
+    # The batch's axis stays where it is: it may be cut over devices.
+    b, c = x.shape[0], x.shape[-1]
+    parts = x.reshape(b, rows // down, down * window[0], columns // right, right * window[1], c)
+    parts = parts.transpose(1, 3, 0, 2, 4, 5).reshape(-1, b, *parts.shape[2:3], *parts.shape[4:])
+    if regions is not None:
+      regions = regions.reshape(rows // down, down, columns // right, right, -1).swapaxes(1, 2)
+      regions = jnp.asarray(regions.reshape(len(parts), down * right, -1))
+    parts = jax.lax.map(lambda part: attention(part[0], window, part[1]), (parts, regions))
+    parts = parts.reshape(rows // down, columns // right, *parts.shape[1:])
+    x = parts.transpose(2, 0, 3, 1, 4, 5).reshape(b, *padded, parts.shape[-1])
+  return _roll(x, shift, 1)[:, :height, :width]
 
 
 def whole_windows(size: tuple[int, int], window_size: int) -> bool:
@@ -147,23 +169,23 @@ def map_in_strips(
 
   Args:
     x: a map of whole windows.
-    function: of (x [b, h, w, c] of whole windows, window, mask or None); no window depends on another.
+    function: of (x [b, h, w, c] of whole windows, window, regions or None); no window depends on another.
     cells: of one strip, about; a strip is rows of windows of one image, or whole images.
   """
   b, height, width, c = x.shape
   window, _, shift = _grid((height, width), window_size, shifted)
-  mask = shift_mask((height, width), window, shift)
+  regions = shift_regions((height, width), window, shift)
   rows, wanted = height // window[0], max(cells // (window[0] * width), 1)
   at_once, images = _divisor(rows, wanted), _divisor(b, wanted // rows)
   strips = _roll(x, shift, -1).reshape(-1, images, at_once * window[0], width, c)
-  masks = None if mask is None else jnp.asarray(mask.reshape(rows // at_once, -1, *mask.shape[1:]))
+  each = None if regions is None else jnp.asarray(regions.reshape(rows // at_once, -1, regions.shape[-1]))
 
   def strip(inputs):
     index, x = inputs
-    return function(x, window, None if masks is None else masks[index % masks.shape[0]])
+    return function(x, window, None if each is None else each[index % each.shape[0]])
 
   if len(strips) == 1:
-    strips = function(strips[0], window, mask)
+    strips = function(strips[0], window, regions)
   else:
     strips = jax.lax.map(strip, (jnp.arange(len(strips)), strips))
   return _roll(strips.reshape(x.shape), shift, 1)

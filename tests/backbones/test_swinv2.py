@@ -105,8 +105,8 @@ def test_position_index_against_a_plain_loop(window):
 @pytest.mark.parametrize("size, window, shift", [
     ((8, 8), (4, 4), (2, 2)), ((8, 12), (4, 4), (2, 2)), ((4, 12), (4, 4), (0, 2)),
     ((6, 9), (2, 3), (1, 1)), ((3, 10), (3, 5), (0, 2))])
-def test_shift_mask_against_a_plain_loop(size, window, shift):
-  mask = windows.shift_mask(size, window, shift)
+def test_shift_regions_against_a_plain_loop(size, window, shift):
+  regions = windows.shift_regions(size, window, shift)
 
   def apart(p, q, length, rolled):
     """Whether the cyclic shift, and nothing else, brought two positions into one window."""
@@ -119,13 +119,41 @@ def test_shift_mask_against_a_plain_loop(size, window, shift):
       for i, (y, x) in enumerate(cells):
         for j, (y2, x2) in enumerate(cells):
           masked = apart(y, y2, size[0], shift[0]) or apart(x, x2, size[1], shift[1])
-          assert mask[number, i, j] == (-100 if masked else 0)
+          assert (regions[number, i] != regions[number, j]) == masked
       number += 1
-  assert mask.shape[0] == number and mask.dtype == np.float32
+  assert regions.shape == (number, len(cells)) and regions.dtype == np.int32
 
 
-def test_no_mask_without_a_shift():
-  assert windows.shift_mask((8, 8), (4, 4), (0, 0)) is None
+def test_no_regions_without_a_shift():
+  assert windows.shift_regions((8, 8), (4, 4), (0, 0)) is None
+
+
+@pytest.mark.parametrize("most", [1, 4, 6, 12, 24])
+@pytest.mark.parametrize("size", [(16, 24), (15, 22), (3, 24)])
+def test_large_windows_in_groups_change_nothing(size, most, monkeypatch):
+  window = (min(4, size[0]), 4)
+  qkv = jax.random.normal(jax.random.key(0), (2, *size, 12))
+  bias = jax.random.normal(jax.random.key(1), (2, window[0] * 4, window[0] * 4))
+  scale = jnp.array([3.0, 5.0])
+  groups = []
+
+  def attention(x, found, regions):
+    groups.append(x.shape)
+    assert found == window
+    return windows.cosine_attention(x, found, scale, bias, regions)
+
+  run = lambda x: windows.attend_in_windows(x, 4, True, attention, 2)
+  wanted, wanted_gradient = run(qkv), jax.grad(lambda x: jnp.sum(jnp.sin(run(x))))(qkv)
+  whole = set(groups)
+  groups.clear()
+  monkeypatch.setattr(windows, "_MOST_SCORES", most * 2 * (window[0] * 4) ** 2)
+  np.testing.assert_allclose(run(qkv), wanted, atol=1e-6)
+  np.testing.assert_allclose(
+      jax.grad(lambda x: jnp.sum(jnp.sin(run(x))))(qkv), wanted_gradient, atol=5e-5)
+  in_group = {shape[1] * shape[2] // (window[0] * 4) for shape in groups}
+  assert max(in_group) <= most and all(shape[0] == 2 for shape in groups)
+  if most < 6:  # every map here has more windows
+    assert not whole & set(groups)
 
 
 def _small(**changes):
