@@ -5,7 +5,11 @@
 is the demo: generated scenes and the backbone that ships with the package; minutes on two CPU cores. The real
 recipes are the variants :swinv2_t, :swinv2_b, :swinv2_l and :swinv2_g, which need COCO below
 config.detection.root and backbone weights at config.backbone.weights. :photos overfits the built-in
-photographs.
+photographs. :files trains a small head on your own data, any COCO JSON and the folder of its images, a fifth of
+which is held out for validation unless detection.validation.annotations and .images are given too:
+
+  python -m frozen_vision.main --config=configs/coco_htc.py:files --workdir=MINE \
+    --config.detection.train.annotations=FILE.json --config.detection.train.images=FOLDER
 
 The largest backbone learns to detect on Objects365 first, without a mask branch, :objects365_swinv2_g, which
 needs a COCO JSON and a folder of images of each split (config.detection.train.annotations, .images, and
@@ -37,8 +41,8 @@ from frozen_vision import config as config_lib
 from frozen_vision.tasks import detection
 
 VARIANTS = (
-    "", "photos", "swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g", "objects365_swinv2_g", "swinv2_g_finetune",
-    "objects365_swinv2_g_finetune")
+    "", "photos", "files", "swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g", "objects365_swinv2_g",
+    "swinv2_g_finetune", "objects365_swinv2_g_finetune")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -54,6 +58,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       _demo(config)
     case "photos":
       _photos(config)
+    case "files":
+      _files(config)
     case _:
       name = variant.removeprefix("objects365_").removesuffix("_finetune")
       _full(config, name)
@@ -120,6 +126,27 @@ def _photos(config: ml_collections.ConfigDict) -> None:
   options.neck.update(dict(channels=64))
   _small_head(options)
   options.head_options.update(dict(anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0))
+
+
+def _files(config: ml_collections.ConfigDict) -> None:
+  """All [ours]: a first run on one's own photographs, at a size that a laptop trains; not tuned on any data."""
+  config.headline = (
+      "Your own data with the shipped swinv2_nano and a small head; for a large backbone take :swinv2_b with "
+      "--config.detection.data=files.")
+  config.steps = 1000
+  config.batch_size = config.eval_batch_size = 4
+  config.ema_decay = 0.99
+  config.log_every = 50
+  config.eval_every = config.checkpoint_every = 250
+  config.optimizer.update(dict(learning_rate=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0))
+  options = config.detection
+  options.data = "files"
+  options.validation_share = 0.2
+  options.frame = options.eval_frame = (384, 384)
+  options.scale_range = (0.5, 2.0)
+  options.neck.update(dict(channels=64))
+  _small_head(options)
+  options.head_options.update(dict(anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0, max_detections=100))
 
 
 def _full(config: ml_collections.ConfigDict, name: str) -> None:

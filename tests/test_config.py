@@ -101,10 +101,10 @@ def test_every_variant_is_a_config_that_is_read():
     backbone = build.backbone_config(config.backbone.name, **config.backbone.overrides)
     assert len(backbone.window_sizes) == 4
     assert set(config.detection.head_options) <= set(fields)
-    is_demo = variant in ("", "photos")
-    assert is_demo == (config.detection.data in ("scenes", "photos"))
-    assert is_demo == (config.backbone.weights == "shipped")
-    if not is_demo:
+    is_small = variant in ("", "photos", "files")
+    assert (config.detection.data in ("scenes", "photos")) == (variant in ("", "photos"))
+    assert is_small == (config.backbone.weights == "shipped")
+    if not is_small:
       assert config.backbone.name in variant and config.backbone.name in config.backbone.weights
   assert module.get_config("").headline.startswith("DEMO")
   for name in module.VARIANTS[2:]:
@@ -170,3 +170,32 @@ def test_the_pretraining_is_a_config_that_is_read():
   config = _load("cifar10_swinv2_nano").get_config()
   known = _known(task="classification", classification=tiny.classification().classification)
   config_lib.check(config, known)
+
+
+def test_a_config_file_is_read_as_by_the_command_line():
+  path = _ROOT / "configs" / "coco_htc.py"
+  assert config_lib.load_config(path).to_dict() == _load("coco_htc").get_config().to_dict()
+  changes = {
+      "optimizer.learning_rate": 5e-4, "detection.frame": (64, 96), "detection.neck": dict(channels=16),
+      "detection.head_options.with_masks": False}
+  config = config_lib.load_config(f"{path}:photos", changes)
+  assert config.detection.data == "photos" and config.optimizer.learning_rate == 5e-4
+  assert tuple(config.detection.frame) == (64, 96) and config.detection.head_options.with_masks is False
+  assert config.detection.neck.channels == 16 and config.detection.neck.levels == 5
+  with pytest.raises(AttributeError):
+    config.stpes = 3
+
+
+@pytest.mark.parametrize("source, changes, error, message", [
+    ("absent.py", {}, FileNotFoundError, "absent.py: no such file"),
+    ("README.md", {}, ValueError, "README.md: expected a Python file"),
+    ("frozen_vision/ops/mirror.py", {}, ValueError, "expected a function get_config"),
+    ("configs/coco_htc.py:photo", {}, ValueError, "no variant 'photo'"),
+    ("configs/coco_htc.py", {"stpes": 3}, ValueError, "no such option; did you mean config.steps"),
+    ("configs/coco_htc.py", {"detection.frme": (1, 1)}, ValueError, "did you mean config.detection.frame"),
+    ("configs/coco_htc.py", {"steps.more": 3}, ValueError, "config.steps.more: there is no such option"),
+    ("configs/coco_htc.py", {"steps": "many"}, ValueError, "config.steps is a int, 500; 'many' does not fit"),
+])
+def test_what_load_config_refuses(source, changes, error, message):
+  with pytest.raises(error, match=message):
+    config_lib.load_config(_ROOT / source, changes)

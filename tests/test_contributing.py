@@ -1,0 +1,60 @@
+"""CONTRIBUTING.md is true: its paths exist, what it names is there, and its example of a head works."""
+
+import pathlib
+import re
+import textwrap
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import frozen_vision as fv
+from frozen_vision.heads import linear
+from frozen_vision.tasks import base
+from tests import tiny
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_TEXT = (_ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_every_path_exists():
+  pattern = r"`((?:frozen_vision|configs|experiments|tests|docs|\.ci)/[^`\s*]*|README\.md)`"
+  paths = set(re.findall(pattern, _TEXT))
+  assert len(paths) > 30
+  assert not sorted(path for path in paths if not (_ROOT / path).exists())
+
+
+def test_what_it_says_of_a_file_is_in_it():
+  rows = re.findall(r"^\| `(frozen_vision/[\w/]+\.py)` \| (.*) \|$", _TEXT, re.MULTILINE)
+  for path, text in rows:
+    for name in re.findall(r"`(\w+)`", text):
+      assert re.search(rf"\b{name}\b", (_ROOT / path).read_text()), (path, name)
+  assert len(rows) > 5
+  for name in ("build_model", "frozen_features", "loss", "predict", "train_batches", "eval_batches", "evaluator",
+               "pictures", "write_results", "blank_example", "phase_at", "layer_of"):
+    assert hasattr(base.Task, name) and f"`{name}" in _TEXT, name
+
+
+def test_the_example_is_a_head_of_segmentation():
+  blocks = re.findall(r"```python\n(.*?)```", _TEXT, re.DOTALL)
+  assert len(blocks) == 1
+  names = {}
+  exec(textwrap.dedent(blocks[0]), names)
+  specs = (fv.FeatureSpec(4, 8), fv.FeatureSpec(8, 16))
+  head = names["FinestHead"](specs, names["FinestConfig"](num_classes=5), rngs=nnx.Rngs(0))
+  known = fv.LinearHead(specs, linear.LinearConfig(5), rngs=nnx.Rngs(0))
+  rng = np.random.default_rng(0)
+  features = [jnp.asarray(rng.standard_normal((2, 32 // s.stride, 32 // s.stride, s.channels)), "float32") for s in specs]
+  batch = {"labels": jnp.asarray(rng.integers(0, 5, (2, 32, 32)))}
+  (losses, metrics), (wanted, wanted_metrics) = (
+      h.losses(features, batch, jax.random.key(0)) for h in (head, known))
+  assert losses.keys() == wanted.keys() and metrics.keys() == wanted_metrics.keys()
+  # Against optax on logits that jax.image brings to the labels' size.
+  full = jax.image.resize(head(features), (2, 32, 32, 5), "linear")
+  expected = optax.softmax_cross_entropy_with_integer_labels(full, batch["labels"]).mean()
+  np.testing.assert_allclose(losses["loss_ce"], expected, rtol=1e-5)
+  scores = head.predict_semantic(features, (32, 32))
+  assert scores.shape == known.predict_semantic(features, (32, 32)).shape == (2, 32, 32, 5)
+  assert tiny.segmentation().segmentation.head == "linear"  # what step 2 adds a case to
