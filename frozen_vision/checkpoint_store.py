@@ -226,8 +226,8 @@ class CheckpointStore:
           leftovers.append(path)  # the deletion of an old checkpoint that was killed
         else:
           bad.add(step)
-      if jax.process_count() > 1:  # all have looked before one removes
-        multihost_utils.sync_global_devices(f"looked into {self.folder}")
+    if not self._cleaned and jax.process_count() > 1:  # all have looked before one removes
+      multihost_utils.sync_global_devices(f"looked into {self.folder}")
     self._cleaned = True
     if jax.process_index() == 0:
       for path in leftovers:

@@ -21,10 +21,11 @@ def count(function: Callable[..., Any], *args: Any) -> int:
     function: traceable by jax.
     args: arrays or `jax.ShapeDtypeStruct`s, in any tree.
   """
-  return _jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+  return count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _jaxpr(jaxpr: Any) -> int:
+def count_jaxpr(jaxpr: Any) -> int:
+  """`count` of what is traced already."""
   return sum(_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -40,14 +41,14 @@ def _equation(equation: Any) -> int:
       depth = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
       return 2 * depth * equation.outvars[0].aval.size
     case "scan":
-      return params["length"] * _jaxpr(params["jaxpr"].jaxpr)
+      return params["length"] * count_jaxpr(params["jaxpr"].jaxpr)
     case "while":
       return 0
     case "cond":
-      return max(_jaxpr(branch.jaxpr) for branch in params["branches"])
+      return max(count_jaxpr(branch.jaxpr) for branch in params["branches"])
   # Calls of every kind, forward passes of custom derivatives among them, have their bodies in their
   # parameters.
-  return sum(_jaxpr(body) for value in params.values() for body in _bodies(value))
+  return sum(count_jaxpr(body) for value in params.values() for body in _bodies(value))
 
 
 def _bodies(value: Any) -> list[Any]:

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from frozen_vision import flops
+from frozen_vision import fold
+from frozen_vision.backbones import build
 
 f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
 
@@ -49,3 +51,31 @@ def test_a_network_without_loops_has_the_flops_that_the_compiler_counts():
   found = flops.count(jax.grad(loss), *args)
   # It also counts what is done element by element, and leaves out products with padding.
   assert 0.95 < found / analysis["flops"] < 1.05
+
+
+@pytest.mark.parametrize("kind", ["forward", "gradient", "folded"])
+def test_an_unrolled_backbone_has_the_flops_that_the_compiler_counts(kind):
+  backbone = nnx.eval_shape(lambda: build.build_backbone(
+      "swinv2_nano", embed_dim=64, depths=(1, 1, 1, 1), num_heads=(2, 4, 8, 16), pretrained_window_sizes=(8, 8, 4, 2),
+      rngs=nnx.Rngs(0)))
+  graphdef, state = nnx.split(backbone)
+  forward = lambda state, images: nnx.merge(graphdef, state)(images)[-1].sum()
+  function, argument = {
+      "forward": (forward, state),
+      "gradient": (jax.grad(forward), state),
+      "folded": (lambda folded, images: folded(images)[-1].sum(), fold.shapes(backbone, scan=False)),
+  }[kind]
+  images = f32(1, 128, 128, 3)
+  found = flops.count(function, argument, images)
+  # What is done element by element is no product, and is a small part at this width.
+  analysis = jax.jit(function).lower(argument, images).cost_analysis()
+  assert 0.96 < found / analysis["flops"] < 1
+
+
+def test_a_scanned_backbone_counts_as_an_unrolled_one():
+  backbone = nnx.eval_shape(lambda: build.build_backbone(
+      "swinv2_nano", embed_dim=8, num_heads=(1, 2, 4, 8), depths=(1, 1, 6, 1), pretrained_window_sizes=(8, 8, 4, 2),
+      rngs=nnx.Rngs(0)))
+  count = lambda scan: flops.count(
+      lambda folded, images: folded(images), fold.shapes(backbone, scan=scan), f32(2, 64, 64, 3))
+  assert count(True) == count(False) > 0

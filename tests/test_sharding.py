@@ -7,6 +7,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from frozen_vision import fold
@@ -91,7 +92,6 @@ def test_wrong_meshes_and_batches_are_said():
 
 
 def test_heads_are_whole_and_open_blocks_are_spread_with_their_moments():
-  import optax  # pylint: disable=g-import-not-at-top
   trainable = nnx.State({
       "head": {"kernel": nnx.Param(jnp.zeros((8, 8)))},
       "backbone": {"block": {"kernel": nnx.Param(jnp.zeros((8, 16))), "bias": nnx.Param(jnp.zeros(16))}}})

@@ -1,0 +1,156 @@
+"""Plans of SwinV2-G with each head on slices that people rent, and what a device holds of frozen weights.
+
+  PYTHONPATH=. python experiments/plans.py --out=experiments/results/plans.md
+  PYTHONPATH=. python experiments/plans.py --only=htc --topologies=v5e:8x8
+  PYTHONPATH=. python experiments/plans.py --shares --out=experiments/results/frozen_shares.md
+
+Each row is `--mode=plan` in a process of its own; its `plan.json` stays in --workdir, and a row that is there
+already is not planned again. Needs libtpu (pip install 'frozen_vision[tpu]'), no TPU.
+"""
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import time
+
+from absl import app
+from absl import flags
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from frozen_vision import fold
+from frozen_vision import freeze
+from frozen_vision import machines
+from frozen_vision import sharding
+from frozen_vision.backbones import build
+
+_TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:8x8", "v5p:4x4x4", "v6e:4x4"], "Slices.")
+_ONLY = flags.DEFINE_list("only", [], "Rows of the table by name; all if empty.")
+_WORKDIR = flags.DEFINE_string("workdir", "/tmp/plans", "Where each plan.json stays.")
+_PER_CHIP = flags.DEFINE_integer("per_chip", 1, "Examples (images or clips) on a chip.")
+_SHARES = flags.DEFINE_bool("shares", False, "What one of 1 to 256 devices holds of frozen weights, instead.")
+_OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
+
+_WINDOWS = "--config.backbone.overrides.window_sizes=({0},{0},{0},{0})"
+# By name: what it is, and the command's options.
+ROWS = {
+    "htc": ("HTC, 1536 px, window 32", ["--config=configs/coco_htc.py:swinv2_g"]),
+    "mask2former_640": (
+        "Mask2Former, 640 px, window 40", ["--config=configs/ade20k_mask2former.py:swinv2_g"]),
+    "mask2former_896": ("Mask2Former, 896 px, window 56", [
+        "--config=configs/ade20k_mask2former.py:swinv2_g", "--config.segmentation.frame=(896,896)",
+        _WINDOWS.format(56)]),
+    "video_8": ("Video Swin, 8 frames of 384 px", [
+        "--config=configs/kinetics_video_swin.py:swinv2_g", "--config.action.frames=8"]),
+    "video_16": ("Video Swin, 16 frames of 384 px", ["--config=configs/kinetics_video_swin.py:swinv2_g"]),
+}
+# Beside --topologies, the smallest slice: fine-tuning must be told not to fit.
+_SMALL = ("htc", "v5e:2x2")
+
+
+def run(name: str, topology: str) -> tuple[dict, str]:
+  """(plan.json, command) of one row."""
+  devices = math.prod(int(side) for side in topology.split(":")[1].split("x"))
+  folder = pathlib.Path(_WORKDIR.value) / f"{name}-{topology.replace(':', '-')}"
+  command = [
+      "python", "-m", "frozen_vision.main", *ROWS[name][1],
+      f"--config.batch_size={devices * _PER_CHIP.value}", "--mode=plan", f"--topology={topology}",
+      f"--workdir={folder}"]
+  if not (folder / "plan.json").exists():
+    subprocess.run([sys.executable, *command[1:]], check=True)
+  return json.loads((folder / "plan.json").read_text()), " ".join(_quoted(part) for part in command)
+
+
+def plans() -> list[str]:
+  """Lines of the table, and its commands."""
+  rows = [
+      "| slice | head and input | what trains | frozen | trained | optimizer | batch | temporaries | other "
+      "| total | of | fits | TFLOP a step | step at 40% MFU | compiled in |", "|---" * 15 + "|"]
+  commands = []
+  wanted = [name for name in ROWS if not _ONLY.value or name in _ONLY.value]
+  pairs = [(name, topology) for topology in _TOPOLOGIES.value for name in wanted]
+  if _SMALL[0] in wanted and not _ONLY.value:
+    pairs.append(_SMALL)
+  for name, topology in pairs:
+    report, command = run(name, topology)
+    commands.append(command)
+    for what, part in (("head", report), ("everything", report["finetune"])):
+      parts = part["bytes_per_device"]
+      size = lambda *keys: f"{sum(parts[key] for key in keys) / 2**30:.2f}"
+      memory = report["device_memory_bytes"]
+      fits = "yes" if part["fits"] else f"**no**, {(parts['total'] - memory) / 2**30:.2f} too much"
+      rows.append("| " + " | ".join([
+          topology, ROWS[name][0], what, size("frozen_weights"), size("trained_parameters"),
+          size("optimizer"), size("batch"), size("temporaries"), size("layout", "program"), size("total"),
+          f"{memory / 2**30:.2f}", fits, f"{part['model_flops_per_step'] / 1e12:,.0f}",
+          f"{part['step_seconds']:.2f} s",
+          f"{part['compile_seconds']:.0f} s"]) + " |")
+      print(rows[-1], flush=True)
+  return [
+      f"GiB per chip, {_PER_CHIP.value} image or clip a chip, bfloat16 frozen weights spread over all chips. "
+      "`everything`: the same step with all parameters training in float32, blocks scanned and computed "
+      "again on the way back. Of a step that does not fit the compiler says the total only: what the "
+      "arguments do not explain stands under temporaries.", "",
+      *rows, "", "```sh", *commands, "```"]
+
+
+def shares() -> list[str]:
+  """What the compiled forward pass takes as arguments on one of N devices, beside an N-th of all."""
+  rows = ["| devices | MiB per device | an N-th of all | ratio |", "|---|---|---|---|"]
+  slices = machines.describe("v5e:16x16").devices
+  backbone = nnx.eval_shape(lambda: build.build_backbone(
+      "swinv2_g", window_size=16, pretrained_window_sizes=(12, 12, 12, 6), dtype=jnp.bfloat16,
+      rngs=nnx.Rngs(0)))
+  # Bits stand for bfloat16 on CPU alone.
+  dtype = lambda leaf: jnp.bfloat16 if leaf.dtype == jnp.uint16 else leaf.dtype
+  folded = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype(leaf)), fold.shapes(backbone, held_as="bfloat16"))
+  graphdef, state = nnx.split(folded)
+  whole = freeze.num_bytes(state)
+  for count in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+    mesh = sharding.make_mesh(devices=slices[:count])
+    placed = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state,
+        sharding.frozen_shardings(state, mesh))
+    image = jax.ShapeDtypeStruct((count, 256, 256, 3), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
+    forward = jax.jit(
+        lambda state, images: nnx.merge(graphdef, state)(images)[-1].sum(),
+        out_shardings=sharding.replicated(mesh))
+    started = time.perf_counter()
+    with jax.set_mesh(mesh):
+      compiled = forward.lower(placed, image).compile()
+    image_bytes = 2 * math.prod(image.sharding.shard_shape(image.shape))
+    held = compiled.memory_analysis().argument_size_in_bytes - image_bytes
+    share = whole / count
+    rows.append(f"| {count} | {held / 2**20:,.1f} | {share / 2**20:,.1f} | {held / share:.3f} |")
+    print(rows[-1], f"compiled in {time.perf_counter() - started:.0f} s", flush=True)
+  return [
+      "Arguments of the compiled forward pass of a frozen SwinV2-G (bfloat16, window 16, 256 px, one image a "
+      "device) on v5e chips, without the image.", "", *rows]
+
+
+def _quoted(part: str) -> str:
+  return f'"{part}"' if "(" in part else part
+
+
+def _main(argv: list[str]) -> None:
+  del argv
+  unknown = set(_ONLY.value) - set(ROWS)
+  if unknown:
+    raise app.UsageError(f"--only has {sorted(unknown)}; known: {', '.join(ROWS)}.")
+  lines = shares() if _SHARES.value else plans()
+  versions = ", ".join(f"{name} {version}" for name, version in machines.versions().items())
+  text = "\n".join([
+      f"Made by `experiments/plans.py{' --shares' if _SHARES.value else ''}` with {versions}; compiled on a "
+      "CPU, never run.", "", *lines, ""])
+  print(text)
+  if _OUT.value:
+    pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(_OUT.value).write_text(text)
+
+
+if __name__ == "__main__":
+  app.run(_main)
