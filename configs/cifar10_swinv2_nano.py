@@ -30,8 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.classification = classification.default_config()
   config.classification.update(dict(
       train="cifar10_jpeg/train.tar.xz", validation="cifar10_jpeg/test.tar.xz", decoded_cache=True,
-      image_size=32, crop_padding=4, rand_augment=dict(num_ops=1, magnitude=6.0), erasing=0.0,
-      mixup=0.0, cutmix=1.0, mix_probability=0.4, label_smoothing=0.1,
+      image_size=32, crop_padding=4, rand_augment=dict(num_ops=0), erasing=0.0,
+      mixup=0.0, cutmix=0.0, label_smoothing=0.1,
       resolutions=((0, 64),)))
   config.eval_every = 390 * 6
   config.checkpoint_every = 390
