@@ -15,13 +15,16 @@ import socket
 import subprocess
 import sys
 import time
+from typing import NoReturn
 
 import jax
+import orbax.checkpoint as ocp
 
 _COORDINATOR, _COUNT, _INDEX = (
     "FROZEN_VISION_COORDINATOR", "FROZEN_VISION_PROCESSES", "FROZEN_VISION_PROCESS")
 # A process that hears nothing of another for so long ends itself.
 HEARTBEAT_SECONDS = 60
+_COMPILING_SECONDS = 3600
 _GRACE_SECONDS = 60.0  # between SIGTERM, on which runs save, and SIGKILL
 
 
@@ -56,6 +59,23 @@ def initialize() -> None:
     raise ValueError(
         "--distributed: this is no cluster that jax knows (TPU pod, Slurm, Open MPI, Kubernetes). Set "
         f"{_COORDINATOR}=HOST:PORT of process 0, {_COUNT} and {_INDEX}.") from error
+
+
+def wait_for_all(what: str) -> None:
+  """Returns when all processes have come here, once for each `what`.
+
+  Compiling takes some of them longer than others, and the first exchange between CPUs waits for half a minute only.
+  """
+  if jax.process_count() > 1:
+    ocp.multihost.sync_global_processes(
+        f"frozen_vision: {what}", timeout=_COMPILING_SECONDS, processes=set(range(jax.process_count())))
+
+
+def leave(message: str) -> NoReturn:
+  """Ends this process at once; an ordinary exit waits for the others, who wait for this one."""
+  print(message, file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(1)
 
 
 def speaker() -> str:

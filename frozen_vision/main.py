@@ -85,7 +85,11 @@ def _main(argv: list[str]) -> None:
         plan.plan(_CONFIG.value, _WORKDIR.value, _TOPOLOGY.value, mfu=_MFU.value, name=name)
   except (OSError, ValueError, FloatingPointError) as error:
     logging.getLogger("frozen_vision").debug("", exc_info=True)
-    sys.exit(f"Error: {error}")
+    (distributed.leave if _DISTRIBUTED.value else sys.exit)(f"Error: {error}")
+  except Exception:
+    if not _DISTRIBUTED.value:
+      raise
+    distributed.leave(traceback.format_exc())
 
 
 if __name__ == "__main__":

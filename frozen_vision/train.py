@@ -1,6 +1,7 @@
 """The one training loop."""
 
 import collections
+from collections.abc import Callable
 import dataclasses
 import logging
 import math
@@ -16,6 +17,7 @@ import numpy as np
 
 from frozen_vision import checkpoint
 from frozen_vision import curves
+from frozen_vision import distributed
 from frozen_vision import evaluate as evaluate_lib
 from frozen_vision import fold
 from frozen_vision import freeze
@@ -271,10 +273,9 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float
     checkpoint.check_feature_key(meta["feature_key"], model.feature_key)
     state, meta = checkpoints.restore({weights: model.trainable}, partial=True)
     _logger.info("Evaluating step %d of %s.", meta["step"], folder)
-    predict = jax.jit(
-        step_lib.make_predict_step(task, model.graphdef, frozen_pass=model.frozen_pass),
-        out_shardings=sharding.batch_sharding(mesh))
-    return _evaluate(task, _on(mesh, predict, model), state, config, folder, log, meta["step"])
+    predict = _compile_prediction(task, model, _evaluated(state), mesh)
+    distributed.wait_for_all("evaluation")
+    return _evaluate(task, predict, state, config, folder, log, meta["step"])
 
 
 def _place(model: Model, mesh: jax.sharding.Mesh, over: sharding.Over) -> Model:
@@ -283,12 +284,6 @@ def _place(model: Model, mesh: jax.sharding.Mesh, over: sharding.Over) -> Model:
   return dataclasses.replace(
       model, trainable=sharding.put(model.trainable, trainable),
       frozen=sharding.put(model.frozen, sharding.frozen_shardings(model.frozen, mesh, over)))
-
-
-def _on(mesh: jax.sharding.Mesh, predict: Any, model: Model) -> Any:
-  """(parameters, batch of this process) -> predictions on the devices."""
-  return lambda parameters, batch: predict(
-      parameters, model.frozen, sharding.put_batch(step_lib.device_batch(batch), mesh))
 
 
 def _describe(model: Model, state: step_lib.State, mesh: jax.sharding.Mesh) -> None:
@@ -325,15 +320,25 @@ def _compile(
             state, model.frozen, sharding.put_batch(step_lib.device_batch(batch), mesh))
     steps[phase] = lowered.compile()
     flops = (steps[phase].cost_analysis() or {}).get("flops", 0.0)
-  with task.eval_batches() as batches:
-    example = next(batches)
-  predict_step = step_lib.make_predict_step(task, model.graphdef, frozen_pass=model.frozen_pass)
-  predict = jax.jit(predict_step, out_shardings=sharding.batch_sharding(mesh)).lower(
-      _evaluated(state), model.frozen, sharding.put_batch(step_lib.device_batch(example), mesh)).compile()
+  predict = _compile_prediction(task, model, _evaluated(state), mesh)
   _logger.info(
       "Compiled %d programs in %.1f s; a training step is %.1f GFLOP by the compiler's count (a scanned "
       "body counts once).", len(steps) + 1, time.perf_counter() - started, flops / 1e9)
-  return steps, _on(mesh, predict, model)
+  distributed.wait_for_all("training")
+  return steps, predict
+
+
+def _compile_prediction(
+    task: base.Task, model: Model, parameters: nnx.State, mesh: jax.sharding.Mesh
+) -> Callable[[nnx.State, base.Batch], Any]:
+  """(parameters, batch of this process) -> predictions on the devices."""
+  place = lambda batch: sharding.put_batch(step_lib.device_batch(batch), mesh)
+  with task.eval_batches() as batches:
+    example = next(batches)
+  step = step_lib.make_predict_step(task, model.graphdef, frozen_pass=model.frozen_pass)
+  compiled = jax.jit(step, out_shardings=sharding.batch_sharding(mesh)).lower(
+      parameters, model.frozen, place(example)).compile()
+  return lambda parameters, batch: compiled(parameters, model.frozen, place(batch))
 
 
 def _evaluated(state: step_lib.State) -> nnx.State:
