@@ -1,9 +1,9 @@
 """Action recognition in several seeds or folds, with several heads; writes a table.
 
-  python experiments/action_runs.py --study=motion --workdir=/tmp/motion \
+  PYTHONPATH=. python experiments/action_runs.py --study=motion --workdir=/tmp/motion \
     --out=experiments/results/motion_seeds.md
-  python experiments/action_runs.py --study=fights --data=FOLDER/fight_video --workdir=/tmp/fights \
-    --out=experiments/results/fights_folds.md
+  PYTHONPATH=. python experiments/action_runs.py --study=fights --data=FOLDER/fight_video \
+    --workdir=/tmp/fights --out=experiments/results/fights_folds.md
 
 `motion` is the demo on generated clips in seeds 0, 1, 2 with three heads, and a linear layer on one frame.
 `fights` is a five-fold cross-validation by scene over real clips: every clip is predicted once, by a head
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import json
 import math
 import pathlib
-import platform
 import subprocess
 import sys
 import time
@@ -23,6 +22,8 @@ import time
 from absl import app
 from absl import flags
 import numpy as np
+
+from frozen_vision import machines
 
 _STUDY = flags.DEFINE_enum("study", None, ["motion", "fights"], "What is run.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.")
@@ -112,7 +113,7 @@ def _write(rows: list[str]) -> None:
   more = f", with {' '.join(_OPTIONS.value)}" if _OPTIONS.value else ""
   text = (
       f"Made by `experiments/action_runs.py --study={_STUDY.value}`{more}; minutes are those of the whole "
-      f"command on {platform.processor() or platform.machine()}.\n\n" + "\n".join(rows) + "\n")
+      f"command on {machines.processor()}.\n\n" + "\n".join(rows) + "\n")
   pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
   pathlib.Path(_OUT.value).write_text(text)
   print(rows[-1], flush=True)

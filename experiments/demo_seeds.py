@@ -1,7 +1,9 @@
 """The demo in several seeds, in variants that differ in one thing; writes a table.
 
-  python experiments/demo_seeds.py --workdir=/tmp/demo_seeds --seeds=0,1,2 --out=experiments/results/demo_seeds.md
-  python experiments/demo_seeds.py --study=heads --workdir=/tmp/heads --out=experiments/results/head_comparison.md
+  PYTHONPATH=. python experiments/demo_seeds.py --workdir=/tmp/demo_seeds --seeds=0,1,2 \
+    --out=experiments/results/demo_seeds.md
+  PYTHONPATH=. python experiments/demo_seeds.py --study=heads --workdir=/tmp/heads \
+    --out=experiments/results/head_comparison.md
 
 The study `backbones` is the shipped backbone against a random frozen one; `heads` is HTC against Cascade and
 Mask R-CNN, and BiFPN against FPN under HTC, with the same number of steps. Each run is the README's command
@@ -14,7 +16,6 @@ import contextlib
 import io
 import json
 import pathlib
-import platform
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ from absl import app
 from absl import flags
 from pycocotools import coco as pycoco
 from pycocotools import cocoeval
+
+from frozen_vision import machines
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
@@ -111,8 +114,8 @@ def _row(variant: str, seed: str, metrics: dict[str, float]) -> str:
 def _write(rows: list[str]) -> None:
   more = f", with {' '.join(_OPTIONS.value)}" if _OPTIONS.value else ""
   text = (
-      f"Made by `experiments/demo_seeds.py --study={_STUDY.value}`{more}; minutes are those of the whole command on "
-      f"{platform.processor() or platform.machine()}, each metric equal to pycocotools' to 1e-9.\n\n"
+      f"Made by `experiments/demo_seeds.py --study={_STUDY.value}`{more}; minutes are those of the whole "
+      f"command on {machines.processor()}, each metric equal to pycocotools' to 1e-9.\n\n"
       + "\n".join(rows) + "\n")
   pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
   pathlib.Path(_OUT.value).write_text(text)

@@ -1,7 +1,7 @@
 """Writes the backbone of a finished classification run as a weights file, and measures what was written.
 
-  PYTHONPATH=. python experiments/export_backbone.py --config=configs/cifar10_swinv2_nano.py --workdir=/tmp/nano \
-    --out=frozen_vision/weights/swinv2_nano.safetensors --dtype=float16
+  PYTHONPATH=. python experiments/export_backbone.py --config=configs/cifar10_swinv2_nano.py \
+    --workdir=/tmp/nano --out=frozen_vision/weights/swinv2_nano.safetensors --dtype=float16
 
 The accuracy printed is that of the written file, rounding included, under the run's own classifier.
 """
@@ -44,7 +44,8 @@ def export(config: ml_collections.ConfigDict, workdir: str, out: str, dtype: str
   module.backbone = frozen_vision.load_backbone(out)
   graphdef, parameters, rest = nnx.split(module, nnx.Param, ...)
   predict = jax.jit(train_step.make_predict_step(task, graphdef, frozen_pass=False))
-  metrics, _, _ = evaluate.evaluate(task, lambda batch: predict(parameters, rest, train_step.device_batch(batch)))
+  metrics, _, _ = evaluate.evaluate(
+      task, lambda batch: predict(parameters, rest, train_step.device_batch(batch)))
   return {"step": meta["step"], **metrics}
 
 

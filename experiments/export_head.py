@@ -1,7 +1,7 @@
 """Writes the neck and head of a detection run's newest checkpoint as a file that another run may start from.
 
-  PYTHONPATH=. python experiments/export_head.py --config=configs/coco_htc.py:objects365_swinv2_g --workdir=/tmp/objects365 \
-    --out=o365.safetensors
+  PYTHONPATH=. python experiments/export_head.py --config=configs/coco_htc.py:objects365_swinv2_g \
+    --workdir=/tmp/objects365 --out=o365.safetensors
 
 The other run reads it with --config.detection.init.path=o365.safetensors.
 """

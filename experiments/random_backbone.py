@@ -1,4 +1,4 @@
-"""Writes a backbone with random weights in our format, one tensor at a time: to try the machinery of one that is not at hand.
+"""Writes random weights of a backbone in our format, one tensor at a time: to try what one not at hand needs.
 
   PYTHONPATH=. python experiments/random_backbone.py --name=swinv2_g --out=/tmp/swinv2_g_random.safetensors
 
@@ -39,11 +39,13 @@ def main(argv: list[str]) -> None:
   config = build.backbone_config(_NAME.value, window_size=_WINDOW.value)
   module = nnx.eval_shape(lambda: swinv2.SwinV2(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
   leaves = {
-      path: weights.LazyTensor(leaf.shape, np.dtype(np.float32), lambda path=path, leaf=leaf: _draw(path, leaf.shape))
+      path: weights.LazyTensor(
+          leaf.shape, np.dtype(np.float32), lambda path=path, leaf=leaf: _draw(path, leaf.shape))
       for path, leaf in freeze.flatten(nnx.state(module, nnx.Param)).items()}
   # bfloat16 has the range of float32 and half its size on disk.
   fingerprint = build.write_leaves(leaves, _OUT.value, name=_NAME.value, config=config, dtype=jnp.bfloat16)
-  print(f"{_OUT.value}: {sum(np.prod(leaf.shape) for leaf in leaves.values()):,} numbers, fingerprint {fingerprint}")
+  count = sum(np.prod(leaf.shape) for leaf in leaves.values())
+  print(f"{_OUT.value}: {count:,} numbers, fingerprint {fingerprint}")
 
 
 if __name__ == "__main__":

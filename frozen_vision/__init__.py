@@ -7,10 +7,10 @@
     neck = fv.build_neck("fpn", backbone.feature_specs, rngs=rngs)
     head = fv.HTC(neck.feature_specs, fv.HTCConfig(num_classes=3), rngs=rngs)
 
-What is listed here is what a program needs to use backbones and heads, and to run a config. Each name is imported
-when it is first used, with the little that it needs: importing the package itself costs milliseconds, and reading
-data imports no model. `fold_backbone`, `run_training` and `run_evaluation` are `fold.fold`, `train.train` and
-`train.evaluate`; here `fold`, `train` and `evaluate` are modules.
+What is listed here is what a program needs to use backbones and heads, and to run a config. Each name is
+imported when it is first used, with the little that it needs: importing the package itself costs
+milliseconds, and reading data imports no model. `fold_backbone`, `run_training` and `run_evaluation` are
+`fold.fold`, `train.train` and `train.evaluate`; here `fold`, `train` and `evaluate` are modules.
 """
 
 import difflib
@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentiveHead", "AverageHead", "BiFPN", "FPN", "FeatureSpec", "HTC", "HTCConfig", "LinearConfig",
-    "LinearHead", "Mask2Former", "Mask2FormerConfig", "Predictor", "UPerNet", "UPerNetConfig", "VideoSwinHead",
-    "VideoSwinHeadConfig", "build_backbone", "build_neck", "cascade_mask_rcnn", "fold_backbone", "load_backbone",
-    "load_config", "mask_rcnn", "normalise", "partition", "run_evaluation", "run_training", "save_backbone",
+    "LinearHead", "Mask2Former", "Mask2FormerConfig", "Predictor", "UPerNet", "UPerNetConfig",
+    "VideoSwinHead", "VideoSwinHeadConfig", "build_backbone", "build_neck", "cascade_mask_rcnn",
+    "fold_backbone", "load_backbone", "load_config", "mask_rcnn", "normalise", "partition", "run_evaluation",
+    "run_training", "save_backbone",
 ]
 
 # Where each name comes from; the imports above say the same to type checkers and editors.

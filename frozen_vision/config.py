@@ -64,8 +64,8 @@ def load_config(
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: a file without `get_config`, a variant that it does not know, or a change of an option that does
-      not exist or is of another type.
+    ValueError: a file without `get_config`, a variant that it does not know, or a change of an option that
+      does not exist or is of another type.
   """
   match = re.fullmatch(r"(.+?\.py)(?::(.*))?", os.fspath(source), re.DOTALL)
   path = pathlib.Path(match[1] if match else source)
@@ -94,7 +94,8 @@ def _set(config: ml_collections.ConfigDict, option: str, value: Any) -> None:
   if not isinstance(section, ml_collections.ConfigDict) or not (is_open or last in section):
     close = difflib.get_close_matches(option, _paths(config), n=1)
     raise ValueError(
-        f"config.{option}: there is no such option" + (f"; did you mean config.{close[0]}?" if close else "."))
+        f"config.{option}: there is no such option"
+        + (f"; did you mean config.{close[0]}?" if close else "."))
   if isinstance(section.get(last), ml_collections.ConfigDict):
     for key, part in dict(value).items():
       _set(config, f"{option}.{key}", part)
@@ -103,7 +104,8 @@ def _set(config: ml_collections.ConfigDict, option: str, value: Any) -> None:
     section[last] = value
   except TypeError as error:
     raise ValueError(
-        f"config.{option} is a {type(section[last]).__name__}, {section[last]!r}; {value!r} does not fit.") from error
+        f"config.{option} is a {type(section[last]).__name__}, {section[last]!r}; {value!r} does not fit."
+    ) from error
 
 
 def check(config: ml_collections.ConfigDict, known: ml_collections.ConfigDict) -> None:

@@ -8,7 +8,6 @@ elsewhere from the environment variables of `initialize`.
 """
 
 from collections.abc import Sequence
-import logging
 import os
 import signal
 import socket
@@ -31,9 +30,9 @@ _GRACE_SECONDS = 60.0  # between SIGTERM, on which runs save, and SIGKILL
 def initialize() -> None:
   """Joins the run's other processes; before anything touches a device.
 
-  The environment variables FROZEN_VISION_COORDINATOR (HOST:PORT of process 0), FROZEN_VISION_PROCESSES (how many) and
-  FROZEN_VISION_PROCESS (which one this is) say how; without them jax asks the cluster, which it knows on TPU
-  pods, Slurm and others.
+  The environment variables FROZEN_VISION_COORDINATOR (HOST:PORT of process 0), FROZEN_VISION_PROCESSES (how
+  many) and FROZEN_VISION_PROCESS (which one this is) say how; without them jax asks the cluster, which it
+  knows on TPU pods, Slurm and others.
 
   Raises:
     ValueError: only some of the variables, numbers that do not fit, or no cluster that jax knows.
@@ -42,15 +41,21 @@ def initialize() -> None:
   how: dict[str, str | int] = {}
   if found:
     if len(found) < 3:
-      raise ValueError(f"Several processes: {sorted(found)} are set, but all of {_COORDINATOR}, {_COUNT}, {_INDEX} are needed.")
+      raise ValueError(
+          f"Several processes: {sorted(found)} are set, but all of {_COORDINATOR}, {_COUNT}, {_INDEX} are "
+          "needed.")
     try:
       how = dict(
-          coordinator_address=found[_COORDINATOR], num_processes=int(found[_COUNT]), process_id=int(found[_INDEX]))
+          coordinator_address=found[_COORDINATOR], num_processes=int(found[_COUNT]),
+          process_id=int(found[_INDEX]))
     except ValueError as error:
-      raise ValueError(f"Several processes: {_COUNT}={found[_COUNT]}, {_INDEX}={found[_INDEX]}; expected two numbers.") from error
+      raise ValueError(
+          f"Several processes: {_COUNT}={found[_COUNT]}, {_INDEX}={found[_INDEX]}; expected two numbers."
+      ) from error
     if not 0 <= how["process_id"] < how["num_processes"]:
       raise ValueError(
-          f"Several processes: {_INDEX}={found[_INDEX]}; expected 0 to {how['num_processes'] - 1}, since {_COUNT}={found[_COUNT]}.")
+          f"Several processes: {_INDEX}={found[_INDEX]}; expected 0 to {how['num_processes'] - 1}, since "
+          f"{_COUNT}={found[_COUNT]}.")
   try:
     jax.distributed.initialize(**how, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
   except ValueError as error:
@@ -64,7 +69,8 @@ def initialize() -> None:
 def wait_for_all(what: str) -> None:
   """Returns when all processes have come here, once for each `what`.
 
-  Compiling takes some of them longer than others, and the first exchange between CPUs waits for half a minute only.
+  Compiling takes some of them longer than others, and the first exchange between CPUs waits for half a minute
+  only.
   """
   if jax.process_count() > 1:
     ocp.multihost.sync_global_processes(
@@ -79,15 +85,15 @@ def leave(message: str) -> NoReturn:
 
 
 def speaker() -> str:
-  """What a log line begins with: which process of how many says it. Only the first one tells more than warnings."""
+  """What a log line begins with: which process of how many it is. The first alone says more than warnings."""
   return f" [{jax.process_index()}/{jax.process_count()}]"
 
 
 def launch(command: Sequence[str], processes: int) -> int:
   """Runs `processes` copies of a command that calls `initialize`, until all have ended.
 
-  When one fails, the launcher says which, asks the others to save and end (SIGTERM), and ends them by force after a
-  minute. Ctrl-C and SIGTERM are passed on.
+  When one fails, the launcher says which, asks the others to save and end (SIGTERM), and ends them by force
+  after a minute. Ctrl-C and SIGTERM are passed on.
 
   Returns:
     0 if all ended well, else the status of the one that failed first.
@@ -96,7 +102,9 @@ def launch(command: Sequence[str], processes: int) -> int:
     probe.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{probe.getsockname()[1]}"
   asked: list[int] = []
-  handlers = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+  handlers = {
+      number: signal.signal(number, lambda n, _: asked.append(n))
+      for number in (signal.SIGINT, signal.SIGTERM)}
   children = [
       subprocess.Popen(
           command, start_new_session=True,
@@ -143,5 +151,4 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  logging.basicConfig()
   _main(sys.argv[1:])

@@ -188,7 +188,8 @@ def fold(
     side, pretrained = config.window_sizes[stage], config.pretrained_window_sizes[stage]
     mlp = attn.position_bias
     return dict(
-        table=padded(mlp.table((side, side), pretrained), side), position_bias=None if pretrained else mlp.weights(),
+        table=padded(mlp.table((side, side), pretrained), side),
+        position_bias=None if pretrained else mlp.weights(),
         scale=jnp.exp(jnp.minimum(attn.logit_scale[...].astype(jnp.float32), swinv2.MAX_LOGIT_SCALE)),
         qkv=linear(attn.qkv, jnp.concatenate([attn.q_bias[...], jnp.zeros_like(v_bias), v_bias])),
         proj=linear(attn.proj), **feed_forward(module.mlp),
@@ -235,6 +236,14 @@ def shapes(backbone: swinv2.SwinV2, **options: Any) -> FoldedSwinV2:
   """What `fold` would make, as shapes; of a backbone that has only shapes too."""
   graphdef, state = nnx.split(backbone)
   return jax.eval_shape(lambda state: fold(nnx.merge(graphdef, state), **options), state)
+
+
+def describe_held(held_as: str, *, folded: bool) -> str:
+  """How frozen weights are held, as a feature key has it (`build.feature_key`): heads fit no other features.
+
+  Rounded, norms and position biases of a module are others than those that folding keeps in float32.
+  """
+  return held_as if folded or held_as == "float32" else f"{held_as}, unfolded"
 
 
 def _is_variable(leaf: Any) -> bool:

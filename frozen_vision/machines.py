@@ -1,4 +1,4 @@
-"""Machines that a plan can be made for without owning them: TPU slices, and virtual devices of this CPU."""
+"""This machine, and those that a plan can be made for without owning them: TPU slices, virtual devices."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -6,6 +6,8 @@ import importlib.metadata
 import importlib.util
 import math
 import os
+import pathlib
+import platform
 import re
 
 import jax
@@ -79,6 +81,16 @@ def describe(name: str) -> Machine:
   return Machine(name, "tpu", _tpu_devices(kind, size), chip.memory, chip.peak_flops)
 
 
+def processor() -> str:
+  """What this machine's CPU is called; its architecture where nothing says more."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:  # no Linux
+    lines = []
+  names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+  return names[0] if names else platform.processor() or platform.machine()
+
+
 def versions() -> dict[str, str]:
   """Of what compiles: a plan is theirs."""
   found = {"jax": jax.__version__}
@@ -95,8 +107,8 @@ def _tpu_devices(kind: str, size: str) -> Sequence[jax.Device]:
     raise ValueError(
         f"--topology={kind}:{size} needs libtpu, which compiles for TPUs on any x86-64 Linux machine and is "
         "not installed: pip install 'frozen_vision[tpu]'. --topology=cpu:8 needs nothing.")
-  # Read when libtpu starts. Without them it asks a metadata server for the machine that it is not on, and lets
-  # one process at a time have it.
+  # Read when libtpu starts. Without them it asks a metadata server for the machine that it is not on, and
+  # lets one process at a time have it.
   variables = dict(
       TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5litepod-1", TPU_WORKER_HOSTNAMES="localhost",
       ALLOW_MULTIPLE_LIBTPU_LOAD="1")

@@ -20,18 +20,21 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for checkpoints, metrics and pictures; an interrupted run continues there.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "plan"], "What to do.")
 _INPUTS = flags.DEFINE_multi_string(
-    "inputs", [], "To predict on: folders, files or patterns of images and videos; further arguments are too.")
+    "inputs", [],
+    "To predict on: folders, files or patterns of images and videos; further arguments are too.")
 _HEADS = flags.DEFINE_list(
     "heads", [], "Of prediction with several heads, in place of --workdir: workdirs, or NAME=WORKDIR.")
 _OUT = flags.DEFINE_string("out", None, "Folder of predictions; by default one in the workdir.")
-_BACKBONE = flags.DEFINE_string("backbone", None, "Of prediction: weights in place of those of the heads' configs.")
+_BACKBONE = flags.DEFINE_string(
+    "backbone", None, "Of prediction: weights in place of those of the heads' configs.")
 _IMAGE_SIZE = flags.DEFINE_list(
     "image_size", [], "Of prediction: side, or height,width, of one frame for the images of all heads.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of this run; see frozen_vision/distributed.py.")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Of planning: the machine, such as v5e:8x8, v5p:4x4x4, v6e:4x4 or cpu:8.")
-_MFU = flags.DEFINE_float("mfu", 0.4, "Of planning: the share of the peak FLOPs that the step time is computed with.")
+_MFU = flags.DEFINE_float(
+    "mfu", 0.4, "Of planning: the share of the peak FLOPs that the step time is computed with.")
 # What a mode cannot do without.
 _NEEDED = {
     "train": ("config", "workdir"), "evaluate": ("config", "workdir"), "predict": ("inputs",),

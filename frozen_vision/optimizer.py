@@ -105,7 +105,8 @@ def _scale_by_muon(config: ml_collections.ConfigDict, decayed: Any) -> optax.Gra
   """
 
   def kinds(updates: Any) -> Any:
-    return jax.tree.map(lambda leaf, kernel: "muon" if kernel and leaf.ndim == 2 else "adam", updates, decayed)
+    return jax.tree.map(
+        lambda leaf, kernel: "muon" if kernel and leaf.ndim == 2 else "adam", updates, decayed)
 
   def dimensions(updates: Any) -> Any:
     return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), updates)

@@ -17,6 +17,7 @@ is which. NAME is the input's path below the folder that was given, without its 
 inputs would have the same name.
 """
 
+import abc
 import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import concurrent.futures
@@ -252,7 +253,7 @@ def _draw_detections(picture: np.ndarray, result: predictions.Detections) -> np.
       image, result.boxes * scale, result.labels, result.scores, masks, result.class_names)
 
 
-class _Writer:
+class _Writer(abc.ABC):
   """Writes what a head says of one input after the other."""
 
   def __init__(
@@ -275,11 +276,11 @@ class _Writer:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
-  def _add(self, entry: Input, result: Any) -> None:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def _add(self, entry: Input, result: Any) -> None: ...
 
-  def finish(self) -> None:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def finish(self) -> None: ...
 
 
 class _DetectionWriter(_Writer):

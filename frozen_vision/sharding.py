@@ -1,12 +1,13 @@
 """Where arrays live: a mesh of devices, visible rules for frozen weights, batches cut over all devices.
 
 Every device works on its own examples. Frozen weights are spread over the devices and gathered one block at a
-time while they are used (`gathered`), heads and their optimizer state are small and whole everywhere, and sums over the batch are
-sums over all devices, because the compiled program is that of the whole batch.
+time while they are used (`gathered`), heads and their optimizer state are small and whole everywhere, and
+sums over the batch are sums over all devices, because the compiled program is that of the whole batch.
 
   mesh axis   what it is
   data        groups of devices that each hold all frozen weights, where `over="model"`
-  model       the devices of a group, among which frozen weights are spread; `over="all"` spreads them over both axes
+  model       the devices of a group, among which frozen weights are spread; `over="all"` spreads them over
+              both axes
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,8 @@ import numpy as np
 AXES = ("data", "model")
 Over = Literal["all", "model"]
 
-# Dimensions along which a leaf of the backbone may be cut, the preferred one first. Stacked blocks have the scan's axis in
-# front; it is never cut, since XLA would gather the whole stack before the loop.
+# Dimensions along which a leaf of the backbone may be cut, the preferred one first. Stacked blocks have the
+# scan's axis in front; it is never cut, since XLA would gather the whole stack before the loop.
 RULES: tuple[tuple[str, tuple[int, ...]], ...] = (
     (r".*/kernel(/values)?", (-1, -2)),  # [inputs, outputs]
     (r".*/table", (-2, -1)),  # [positions, heads]
@@ -31,8 +32,8 @@ RULES: tuple[tuple[str, tuple[int, ...]], ...] = (
     (r".*/position_bias/.*", (-2, -1)),  # the MLP that makes a table
 )
 _LARGE_BYTES = 2**20
-# The smallest leaves stay whole while they are together below this part of a device's share: gathering them costs
-# time and saves nothing.
+# The smallest leaves stay whole while they are together below this part of a device's share: gathering them
+# costs time and saves nothing.
 _WHOLE_PART = 0.02
 
 
@@ -54,8 +55,8 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
     data = max(len(devices) // model, 1)
   if data * model != len(devices):
     raise ValueError(
-        f"config.mesh is data={data}, model={model}: {data * model} devices, but there are {len(devices)}. Give "
-        "sizes whose product that is; data=-1 takes what is left.")
+        f"config.mesh is data={data}, model={model}: {data * model} devices, but there are {len(devices)}. "
+        "Give sizes whose product that is; data=-1 takes what is left.")
   return Mesh(np.array(devices).reshape(data, model), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
@@ -110,7 +111,7 @@ def frozen_shardings(state: nnx.State, mesh: Mesh, over: Over = "all") -> nnx.St
 
 
 def state_shardings(state: Mapping[str, Any], mesh: Mesh, over: Over = "all") -> dict[str, Any]:
-  """How what changes in training is spread: heads are whole everywhere, what trains of a backbone as if frozen.
+  """How what changes in training is spread: heads are whole everywhere, backbones that train as if frozen.
 
   Args:
     state: of `train_step.init_state`, arrays or shapes. Leaves of `opt_state` and `ema` are laid out as the

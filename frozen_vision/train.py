@@ -69,8 +69,8 @@ def build_model(
   """Builds a task's model with its weights and splits it by `config.trainable`.
 
   A wholly frozen backbone is folded, unless `config.backbone.fold` is off. Patterns and fingerprint are those
-  of the backbone as it was before. One that lies in a file of ours is read, folded and spread block by block: it is
-  never whole in one place.
+  of the backbone as it was before. One that lies in a file of ours is read, folded and spread block by block:
+  it is never whole in one place.
 
   Args:
     mesh: where the weights go; None leaves them on the default device.
@@ -96,8 +96,7 @@ def build_model(
     key = backbones_build.feature_key(
         module.backbone,
         source.fingerprint if on_disk else freeze.fingerprint(nnx.state(module.backbone, nnx.Param)))
-    # Rounded, norms and position biases of a module are others than those that folding keeps in float32.
-    key["held_as"] = held_as if folded or held_as == "float32" else f"{held_as}, unfolded"
+    key["held_as"] = fold.describe_held(held_as, folded=folded)
   if folded:
     canonical = module.backbone
     if on_disk:
@@ -170,7 +169,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
       start = meta["step"]
       _logger.info("Continuing from step %d in %s.", start, folder)
     if start >= config.steps:
-      if is_writer and not (folder / "curves_train.png").exists():  # the run was killed just before it drew them
+      if is_writer and not (folder / "curves_train.png").exists(
+          ):  # the run was killed just before it drew them
         curves.plot_curves(folder / "metrics.jsonl", folder / "curves.png")
       _logger.info("All %d steps are done; --mode=evaluate evaluates again.", config.steps)
       return {}

@@ -1,5 +1,6 @@
 """Heads of finished runs, ready to predict: model, classes, and how the input is prepared."""
 
+import abc
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
@@ -14,11 +15,10 @@ import ml_collections
 import numpy as np
 
 from frozen_vision import checkpoint
-from frozen_vision import fold
 from frozen_vision import freeze
+from frozen_vision import frozen_backbones
 from frozen_vision import predictions
 from frozen_vision import train_step
-from frozen_vision.backbones import build, swinv2
 from frozen_vision.data import images, video
 from frozen_vision.tasks import base, common, semantic_inference
 from frozen_vision.tasks import build as tasks_build
@@ -26,83 +26,7 @@ from frozen_vision.tasks import build as tasks_build
 Example = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class FrozenBackbone:
-  """A backbone whose weights nothing changes.
-
-  Attributes:
-    module: the canonical one.
-    held: what predicts: `module` folded, or as it is.
-    key: identifies its features.
-  """
-
-  module: swinv2.SwinV2
-  held: Any
-  key: dict[str, Any]
-
-
-class Backbones:
-  """Loads each backbone once and folds it once, however many heads stand on it.
-
-  Args:
-    given: weights that heads shall take in the place of those that their configs name: whatever
-      `load_backbone` reads, or a backbone itself. None: as the configs say.
-
-  Raises:
-    ValueError: a module that is not a `SwinV2` as `load_backbone` gives it.
-  """
-
-  def __init__(self, given: str | os.PathLike | nnx.Module | None = None):
-    if isinstance(given, nnx.Module) and not isinstance(given, swinv2.SwinV2) or isinstance(
-        given, fold.FoldedSwinV2):
-      raise ValueError(
-          f"The backbone is a {type(given).__name__}; give the canonical one, as frozen_vision.load_backbone "
-          "returns it. It is folded here.")
-    self._given = given
-    self._modules: dict[str, tuple[swinv2.SwinV2, str]] = {}
-    self._held: dict[str, Any] = {}
-
-  @property
-  def has_given(self) -> bool:
-    return self._given is not None
-
-  def of(self, config: ml_collections.ConfigDict, *, given: bool = False) -> FrozenBackbone:
-    """The backbone of a run's config; with `given`, its options on the given weights.
-
-    A given module keeps its own windows and dtype.
-    """
-    options = config.backbone
-    if given and isinstance(self._given, nnx.Module):
-      source = "given"
-    else:
-      parts = [os.fspath(self._given) if given else None, options.to_dict()]
-      # Weights by chance depend on the seed too.
-      source = json.dumps(parts + [config.seed] * (options.weights in ("init", "random")))
-    if source not in self._modules:
-      if source == "given":
-        module = self._given
-      elif given:
-        module = build.load_backbone(
-            self._given, dtype=jnp.dtype(options.dtype), **common.plain(options.overrides))
-      else:
-        module = common.build_backbone(config)
-      self._modules[source] = module, freeze.fingerprint(nnx.state(module, nnx.Param))
-    module, fingerprint = self._modules[source]
-    held_as = config.frozen_dtype
-    key = build.feature_key(module, fingerprint)
-    # As `train.build_model` names it.
-    key["held_as"] = held_as if options.fold or held_as == "float32" else f"{held_as}, unfolded"
-    name = f"{source} {key['held_as']} {options.fold}"
-    if name not in self._held:
-      if options.fold:
-        self._held[name] = fold.fold(module, held_as=held_as)
-      else:
-        graphdef, state = nnx.split(module)
-        self._held[name] = nnx.merge(graphdef, freeze.cast(state, jnp.dtype(held_as)))
-    return FrozenBackbone(module, self._held[name], key)
-
-
-class TrainedHead:
+class TrainedHead(abc.ABC):
   """The neck and head of a finished run on their backbone.
 
   Attributes:
@@ -143,8 +67,8 @@ class TrainedHead:
     self._outputs = jax.jit(self.compute_outputs)
 
   @property
-  def view(self) -> dict[str, Any]:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def view(self) -> dict[str, Any]: ...
 
   def prepare(self, source: np.ndarray | str | os.PathLike) -> tuple[np.ndarray, Example]:
     """(the input for pictures, the arrays that the model takes) of one decoded or encoded input.
@@ -171,9 +95,9 @@ class TrainedHead:
   def outputs(self, batch: base.Batch, features: base.Features) -> Any:
     return self._outputs(self.trainable, self.frozen, train_step.device_batch(batch), features)
 
+  @abc.abstractmethod
   def results(self, outputs: Any, batch: base.Batch, count: int) -> list[predictions.Result]:
     """The first `count` examples' results, from outputs on the host."""
-    raise NotImplementedError
 
 
 class DetectionHead(TrainedHead):
@@ -311,7 +235,7 @@ def named(heads: Sequence[str]) -> dict[str, str]:
 
 
 def load(
-    name: str, workdir: str | os.PathLike, backbones: Backbones, *, best: bool = False,
+    name: str, workdir: str | os.PathLike, backbones: frozen_backbones.Backbones, *, best: bool = False,
     image_size: tuple[int, int] | None = None,
 ) -> TrainedHead:
   """The head of a run's newest (or best) checkpoint, with averaged parameters where the run has them.

@@ -44,8 +44,8 @@ def draw_label_map(
   """
   if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or labels.shape != image.shape[:2]:
     raise ValueError(
-        f"The image is {image.dtype} {image.shape} and the label map {labels.shape}; expected uint8 [h, w, 3] and "
-        "[h, w].")
+        f"The image is {image.dtype} {image.shape} and the label map {labels.shape}; expected uint8 [h, w, "
+        "3] and [h, w].")
   palette = np.array([visualize.class_color(i) for i in range(256)], np.float32)
   palette[IGNORE] = _UNLABELLED
   size = size or (image.shape[1], image.shape[0])

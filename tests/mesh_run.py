@@ -1,7 +1,7 @@
 """One training step of a tiny task on meshes of 8 virtual devices, compared with one device.
 
-Run as a program, because the number of devices is fixed when jax starts: python -m tests.mesh_run TASK. It prints
-JSON: for each mesh what differs most.
+Run as a program, because the number of devices is fixed when jax starts: python -m tests.mesh_run TASK. It
+prints JSON: for each mesh what differs most.
 """
 
 import json
@@ -9,7 +9,6 @@ import sys
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -104,8 +103,8 @@ def _selected_rois(task, model):
 def _difference(found: dict, wanted: dict) -> float:
   """The largest difference of any array, in parts of that array's largest magnitude.
 
-  A key's bias moves all scores of a query alike, so its gradient is zero but for rounding: of arrays that are next
-  to nothing beside the largest one, only that is compared.
+  A key's bias moves all scores of a query alike, so its gradient is zero but for rounding: of arrays that are
+  next to nothing beside the largest one, only that is compared.
   """
   assert found.keys() == wanted.keys()
   parts = [0.0]

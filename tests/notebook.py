@@ -3,10 +3,11 @@
   python tests/notebook.py FILE.ipynb OUT [NAME=VALUE ...]
   python tests/notebook.py FILE.ipynb --store
 
-After the cell tagged `parameters`, the given values, Python literals, replace its own. OUT/cells.json lists for every
-code cell what it printed and what its last expression is: its text, or for a picture the name of a PNG in OUT.
-`--store` runs the notebook as it is and puts that into the file, as Jupyter would. Cells are plain Python: shell
-commands and magics are a syntax error here.
+After the cell tagged `parameters`, the given values, Python literals, replace its own. OUT/cells.json lists
+for every
+code cell what it printed and what its last expression is: its text, or for a picture the name of a PNG in
+OUT. `--store` runs the notebook as it is and puts that into the file, as Jupyter would. Cells are plain
+Python: shell commands and magics are a syntax error here.
 """
 
 import ast
@@ -70,7 +71,8 @@ def store(path: pathlib.Path) -> None:
     for count, (cell, entry) in enumerate(zip(cells, shown, strict=True), start=1):
       outputs = []
       if entry["printed"]:
-        outputs.append(dict(output_type="stream", name="stdout", text=entry["printed"].splitlines(keepends=True)))
+        outputs.append(
+            dict(output_type="stream", name="stdout", text=entry["printed"].splitlines(keepends=True)))
       if entry["picture"]:
         picture, file = Image.open(pathlib.Path(out, entry["picture"])).convert("RGB"), io.BytesIO()
         picture.save(file, format="JPEG", quality=85)
@@ -80,7 +82,8 @@ def store(path: pathlib.Path) -> None:
       elif entry["text"] is not None:
         entry["data"] = {"text/plain": entry["text"].splitlines(keepends=True)}
       if "data" in entry:
-        outputs.append(dict(output_type="execute_result", execution_count=count, metadata={}, data=entry["data"]))
+        outputs.append(
+            dict(output_type="execute_result", execution_count=count, metadata={}, data=entry["data"]))
       cell.update(execution_count=count, outputs=outputs)
   path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 

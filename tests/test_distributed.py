@@ -1,4 +1,4 @@
-"""Meshes of virtual devices and several processes give what one device gives; processes that die are noticed."""
+"""Meshes of virtual devices and several processes give what one device gives; processes that die are seen."""
 
 import json
 import os
@@ -25,10 +25,12 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "task, head", [("detection", ""), ("segmentation", "mask2former"), ("segmentation", "linear"), ("action", "")])
+    "task, head",
+    [("detection", ""), ("segmentation", "mask2former"), ("segmentation", "linear"), ("action", "")])
 def test_every_mesh_gives_what_one_device_gives(task, head, quick_environment):
   output = subprocess.run(
-      [sys.executable, "-m", "tests.mesh_run", task, head], cwd=_ROOT, check=True, capture_output=True, text=True,
+      [sys.executable, "-m", "tests.mesh_run", task, head], cwd=_ROOT, check=True, capture_output=True,
+      text=True,
       env=os.environ | quick_environment | {"JAX_PLATFORMS": "cpu"}).stdout
   report = json.loads(output.splitlines()[-1])
   assert list(report) == ["8x1", "4x2", "2x4", "1x8"]
@@ -48,7 +50,8 @@ def _environment(quick_environment, devices):
 
 def _command(workdir, *changes, mode="train", distributed=True):
   return [
-      sys.executable, "-m", "frozen_vision.main", "--config=tests/tiny.py", f"--workdir={workdir}", f"--mode={mode}",
+      sys.executable, "-m", "frozen_vision.main", "--config=tests/tiny.py", f"--workdir={workdir}",
+      f"--mode={mode}",
       "--config.batch_size=4", "--config.eval_batch_size=4", "--config.frozen_dtype=float32", *changes,
       *(["--distributed"] if distributed else [])]
 
@@ -102,11 +105,14 @@ def test_two_processes_equal_one(tmp_path, quick_environment):
   # What two processes began, one of one device ends, as if it had been alone from the start.
   shutil.rmtree(tmp_path / "two" / "checkpoints" / "4")
   resumed = run(_command(tmp_path / "two", *changes, distributed=False), 1)
-  assert resumed.returncode == 0 and "Continuing from step 2" in resumed.stdout, resumed.stdout + resumed.stderr
+  said = resumed.stdout + resumed.stderr
+  assert resumed.returncode == 0 and "Continuing from step 2" in resumed.stdout, said
   _assert_close(_trained(tmp_path / "two")[0], arrays)
   evaluated = run(_launch(2, _command(tmp_path / "one", *changes, mode="evaluate")), 2)
-  assert evaluated.returncode == 0 and "Evaluating step 4" in evaluated.stdout, evaluated.stdout + evaluated.stderr
-  assert tiny.metrics(tmp_path / "one")["eval/box_AP"][-1][1] == pytest.approx(wanted["eval/box_AP"][-1][1], abs=1e-6)
+  said = evaluated.stdout + evaluated.stderr
+  assert evaluated.returncode == 0 and "Evaluating step 4" in evaluated.stdout, said
+  assert tiny.metrics(tmp_path / "one")["eval/box_AP"][-1][1] == pytest.approx(
+      wanted["eval/box_AP"][-1][1], abs=1e-6)
 
 
 @pytest.mark.slow
@@ -169,7 +175,8 @@ def test_wrong_use_is_said(monkeypatch):
     with pytest.raises(SystemExit):
       distributed._main(arguments)
   assert distributed.launch([sys.executable, "-c", "import sys; sys.exit(0)"], 2) == 0
-  failing = "import os, sys, time; sys.exit(3) if os.environ['FROZEN_VISION_PROCESS'] == '1' else time.sleep(60)"
+  failing = (
+      "import os, sys, time; sys.exit(3) if os.environ['FROZEN_VISION_PROCESS'] == '1' else time.sleep(60)")
   started = time.monotonic()
   assert distributed.launch([sys.executable, "-c", failing], 2) == 3
   assert time.monotonic() - started < 30

@@ -18,8 +18,10 @@ f32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     (lambda a: jax.lax.scan(lambda x, _: (x @ x, None), a, length=9)[0], (f32(3, 3),), 9 * 2 * 27),
     (lambda a: jax.jit(jax.checkpoint(lambda x: x @ x))(a), (f32(3, 3),), 2 * 27),
     (lambda a: jax.lax.cond(a.sum() > 0, lambda x: x @ x, lambda x: x, a), (f32(3, 3),), 2 * 27),
-    (lambda n, a: jax.lax.fori_loop(0, n, lambda _, x: x @ x, a), (jax.ShapeDtypeStruct((), int), f32(3, 3)), 0),
-    (lambda n, a: jax.lax.fori_loop(0, 4, lambda _, x: x @ x, a), (jax.ShapeDtypeStruct((), int), f32(3, 3)), 4 * 54),
+    (lambda n, a: jax.lax.fori_loop(0, n, lambda _, x: x @ x, a),
+     (jax.ShapeDtypeStruct((), int), f32(3, 3)), 0),
+    (lambda n, a: jax.lax.fori_loop(0, 4, lambda _, x: x @ x, a),
+     (jax.ShapeDtypeStruct((), int), f32(3, 3)), 4 * 54),
     (jnp.sin, (f32(3, 3),), 0),
     (jax.value_and_grad(lambda a, b: (a @ b).sum(), argnums=(0, 1)), (f32(3, 4), f32(4, 5)), 3 * 2 * 60),
 ])
@@ -56,7 +58,8 @@ def test_a_network_without_loops_has_the_flops_that_the_compiler_counts():
 @pytest.mark.parametrize("kind", ["forward", "gradient", "folded"])
 def test_an_unrolled_backbone_has_the_flops_that_the_compiler_counts(kind):
   backbone = nnx.eval_shape(lambda: build.build_backbone(
-      "swinv2_nano", embed_dim=64, depths=(1, 1, 1, 1), num_heads=(2, 4, 8, 16), pretrained_window_sizes=(8, 8, 4, 2),
+      "swinv2_nano", embed_dim=64, depths=(1, 1, 1, 1), num_heads=(2, 4, 8, 16),
+      pretrained_window_sizes=(8, 8, 4, 2),
       rngs=nnx.Rngs(0)))
   graphdef, state = nnx.split(backbone)
   forward = lambda state, images: nnx.merge(graphdef, state)(images)[-1].sum()
@@ -74,7 +77,8 @@ def test_an_unrolled_backbone_has_the_flops_that_the_compiler_counts(kind):
 
 def test_a_scanned_backbone_counts_as_an_unrolled_one():
   backbone = nnx.eval_shape(lambda: build.build_backbone(
-      "swinv2_nano", embed_dim=8, num_heads=(1, 2, 4, 8), depths=(1, 1, 6, 1), pretrained_window_sizes=(8, 8, 4, 2),
+      "swinv2_nano", embed_dim=8, num_heads=(1, 2, 4, 8), depths=(1, 1, 6, 1),
+      pretrained_window_sizes=(8, 8, 4, 2),
       rngs=nnx.Rngs(0)))
   count = lambda scan: flops.count(
       lambda folded, images: folded(images), fold.shapes(backbone, scan=scan), f32(2, 64, 64, 3))

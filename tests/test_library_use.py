@@ -83,7 +83,8 @@ fresh = fv.fold_backbone(fv.load_backbone("swinv2_nano"))
 leaves = zip(jax.tree.leaves(names["backbone"]), jax.tree.leaves(fresh), strict=True)
 equal = all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in leaves)
 count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
-print(json.dumps(dict(equal=equal, head=count(names["head"]), slots=count(names["slots"]), backbone=count(fresh))))
+sizes = dict(head=count(names["head"]), slots=count(names["slots"]), backbone=count(fresh))
+print(json.dumps(dict(equal=equal, **sizes)))
 """
 
 

@@ -74,3 +74,7 @@ def test_memory_is_what_the_compiler_compares_with(name):
     jax.jit(lambda x: x * 2).lower(large).compile()
   available = float(re.search(r"available HBM \(([\d.]+)G\)", str(error.value))[1])
   assert machine.device_memory == int(available * 2**30)
+
+
+def test_the_processor_has_a_name():
+  assert machines.processor().strip()

@@ -78,7 +78,8 @@ def test_what_cannot_be_held_out(own_data):
 
 def _run(*arguments, environment):
   process = subprocess.run(
-      [sys.executable, "-m", "frozen_vision.main", "--config=configs/coco_htc.py:files", *arguments], cwd=_ROOT,
+      [sys.executable, "-m", "frozen_vision.main", "--config=configs/coco_htc.py:files", *arguments],
+      cwd=_ROOT,
       env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT, text=True, timeout=900)
   assert process.returncode == 0, process.stdout
@@ -97,7 +98,8 @@ def test_two_paths_train_and_evaluate(own_data, tmp_path, quick_environment):
       fc_channels=8, mask_channels=8, mask_convs=1, max_detections=10)
   arguments += [f"--config.detection.head_options.{name}={value}" for name, value in head.items()]
   small = {
-      "steps": 2, "batch_size": 2, "log_every": 1, "tensorboard": False, "pictures": 1, "optimizer.warmup_steps": 1,
+      "steps": 2, "batch_size": 2, "log_every": 1, "tensorboard": False, "pictures": 1,
+      "optimizer.warmup_steps": 1,
       "detection.head": "mask_rcnn", "detection.neck.channels": 8, "detection.frame": (64, 64),
       "detection.eval_frame": (64, 64)}
   arguments += [f"--config.{name}={value}" for name, value in small.items()]

@@ -288,7 +288,8 @@ def test_command_line_on_three_files_one_of_them_bad(tmp_path, quick_environment
     data = (out / "labels" / "label_maps" / f"{name}.png").read_bytes()
     assert label_format.decode(data, name=name).shape == size
     for head in ("detect", "labels"):
-      assert Image.open(out / head / "pictures" / f"{name}.jpg").size[0] >= 60
+      with Image.open(out / head / "pictures" / f"{name}.jpg") as picture:
+        assert picture.size[0] >= 60
 
   failed = _cli(
       folder / "bad.jpg", f"--inputs={folder}/bad.jpg", f"--workdir={segment}", environment=quick_environment)

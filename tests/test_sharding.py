@@ -68,7 +68,8 @@ def test_the_scanned_axis_stays_whole_and_small_leaves_too():
 
 
 def test_a_large_leaf_without_a_rule_is_an_error():
-  unknown = lambda size: nnx.State({"backbone": {"odd": nnx.Param(jax.ShapeDtypeStruct((size,), jnp.float32))}})
+  unknown = lambda size: nnx.State(
+      {"backbone": {"odd": nnx.Param(jax.ShapeDtypeStruct((size,), jnp.float32))}})
   with pytest.raises(ValueError, match="No rule .* backbone/odd"):
     sharding.frozen_shardings(unknown(2**20), _mesh(2, 1))
   (_, leaf), = nnx.to_flat_state(sharding.frozen_shardings(unknown(4), _mesh(2, 1)))
@@ -95,7 +96,8 @@ def test_heads_are_whole_and_open_blocks_are_spread_with_their_moments():
   trainable = nnx.State({
       "head": {"kernel": nnx.Param(jnp.zeros((8, 8)))},
       "backbone": {"block": {"kernel": nnx.Param(jnp.zeros((8, 16))), "bias": nnx.Param(jnp.zeros(16))}}})
-  state = dict(trainable=trainable, opt_state=optax.adam(1e-3).init(trainable), ema=trainable, step=jnp.zeros(()))
+  state = dict(
+      trainable=trainable, opt_state=optax.adam(1e-3).init(trainable), ema=trainable, step=jnp.zeros(()))
   found = sharding.state_shardings(state, _mesh(2, 2))
   kernels = [
       (jax.tree_util.keystr(path), place.spec) for path, place in jax.tree.flatten_with_path(found)[0]

@@ -16,7 +16,8 @@ from frozen_vision.tasks import segmentation as segmentation_task
 
 def get_config(task: str = "detection") -> ml_collections.ConfigDict:
   configs = {
-      "detection": detection, "classification": classification, "segmentation": segmentation, "action": action}
+      "detection": detection, "classification": classification, "segmentation": segmentation,
+      "action": action}
   return configs[task]()
 
 
@@ -79,7 +80,8 @@ def segmentation(head: str = "linear") -> ml_collections.ConfigDict:
   options.head = head
   options.upernet.update(dict(channels=8, auxiliary_channels=8, norm_groups=4))
   options.mask2former.update(dict(
-      hidden_dim=8, mask_dim=8, num_queries=8, num_points=32, num_heads=2, encoder_layers=1, encoder_ffn_dim=8,
+      hidden_dim=8, mask_dim=8, num_queries=8, num_points=32, num_heads=2, encoder_layers=1,
+      encoder_ffn_dim=8,
       decoder_layers=1, decoder_ffn_dim=8, norm_groups=2))
   return config
 
@@ -96,7 +98,8 @@ def action() -> ml_collections.ConfigDict:
   options.clips.update(dict(train_clips=50, validation_clips=7, frames=4))
   options.update(dict(frames=4, stride=1, image_size=32, crop_scale=(), flip=0.0, frames_per_pass=4))
   options.video_swin.update(dict(
-      levels=(1, 2), channels=(8, 8), depths=(1, 1), head_channels=4, window_size=(2, 2, 2), drop_path_rate=0.0,
+      levels=(1, 2), channels=(8, 8), depths=(1, 1), head_channels=4, window_size=(2, 2, 2),
+      drop_path_rate=0.0,
       dropout=0.0))
   options.attentive.update(dict(levels=(2,), channels=8, num_heads=2))
   options.average.update(dict(levels=(2,)))

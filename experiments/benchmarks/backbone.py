@@ -2,16 +2,16 @@
 
 One Python that has both, for example this project's environment with `pip install torch timm` in it:
 
-  PYTHONPATH=. python experiments/benchmarks/backbone.py --backbone=swinv2_t --image_size=256 --window=8 --batch=4 \
-    --out=experiments/results/backbone_cpu.md
-  PYTHONPATH=. python experiments/benchmarks/backbone.py --backbone=swinv2_b --image_size=256 --window=16 --batch=64 \
-    --dtype=bfloat16 --peak_tflops=989
+  PYTHONPATH=. python experiments/benchmarks/backbone.py --backbone=swinv2_t --image_size=256 --window=8 \
+    --batch=4 --out=experiments/results/backbone_cpu.md
+  PYTHONPATH=. python experiments/benchmarks/backbone.py --backbone=swinv2_b --image_size=256 --window=16 \
+    --batch=64 --dtype=bfloat16 --peak_tflops=989
 
 What is timed is the pooled vector of a batch that is on the device already. Rounds are interleaved, beginning
-with another implementation each time. A ratio is taken within each round; its interval covers the median of such
-ratios with at least 95% (order statistics, no assumption on the distribution). Memory is that of a process that
-runs one implementation alone. H and G are compared without their extra norms (every sixth block), which timm
-does not have.
+with another implementation each time. A ratio is taken within each round; its interval covers the median of
+such ratios with at least 95% (order statistics, no assumption on the distribution). Memory is that of a
+process that runs one implementation alone. H and G are compared without their extra norms (every sixth
+block), which timm does not have.
 """
 
 import os
@@ -23,7 +23,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import platform
 import subprocess
 import sys
 import tempfile
@@ -165,7 +164,7 @@ def _flops(folder: pathlib.Path) -> int:
 
   image = jax.ShapeDtypeStruct((1, _SIZE.value, _SIZE.value, 3), jnp.float32)
   backbone = _backbone(folder)
-  folded = jax.eval_shape(lambda: fold.fold(backbone))
+  folded = fold.shapes(backbone)
   return flops.count(lambda folded, image: folded.embed(image), folded, image)
 
 
@@ -302,6 +301,8 @@ def _table(
   import timm
   import torch
 
+  from frozen_vision import machines
+
   images = _BATCH.value * _REPEATS.value
   theirs = [name for name in seconds if name.startswith("timm")]
   header = ["images/s (median)", *(f"times {IMPLEMENTATIONS[name][0]} (95% interval)" for name in theirs),
@@ -318,7 +319,8 @@ def _table(
       cells.append(f"{rate * flops / _PEAK.value / 1e12:.1%}")
     rows.append("| " + " | ".join([IMPLEMENTATIONS[name][0], *cells]) + " |")
   device = jax.devices()[0]
-  where = device.device_kind if device.platform != "cpu" else f"{os.cpu_count()} cores of {_processor()}"
+  on_cpu = device.platform == "cpu"
+  where = f"{os.cpu_count()} cores of {machines.processor()}" if on_cpu else device.device_kind
   return (
       f"Made by `experiments/benchmarks/backbone.py`: {_BACKBONE.value}, {_SIZE.value} px, window "
       f"{_WINDOW.value}, batch {_BATCH.value}, {_DTYPE.value}, {_ROUNDS.value} interleaved rounds of "
@@ -326,15 +328,6 @@ def _table(
       f"{flops / 1e9:.1f} GFLOP of matrix products an image, on {where}; jax {jax.__version__}, "
       f"torch {torch.__version__}, timm {timm.__version__}. Outputs were compared before the timing.\n\n"
       + "\n".join(rows) + "\n")
-
-
-def _processor() -> str:
-  try:
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:
-    return platform.processor()
-  names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-  return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

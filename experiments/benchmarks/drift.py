@@ -7,7 +7,6 @@ load_backbone knows, then of one backbone. The image is noise, or --image=FILE.
 """
 
 import pathlib
-import platform
 import time
 
 from absl import app
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from frozen_vision import fold
+from frozen_vision import machines
 from frozen_vision.backbones import build
 
 _BACKBONES = flags.DEFINE_list("backbones", ["swinv2_b", "swinv2_l"], "Rows of the table of variants.")
@@ -75,7 +75,8 @@ def _main(argv: list[str]) -> None:
     images = jax.random.normal(jax.random.key(_SEED.value), (1, side, side, 3))
   started = time.perf_counter()
   lines = [
-      "| backbone | frozen part | stage | cosine similarity, mean over positions | smallest | relative error |",
+      "| backbone | frozen part | stage | cosine similarity, mean over positions | smallest "
+      "| relative error |",
       "|---|---|---|---|---|---|"]
   for name in _BACKBONES.value:
     for form, stage, mean, least, error in measure(name, images):
@@ -86,8 +87,9 @@ def _main(argv: list[str]) -> None:
     what = "random weights" if _WEIGHTS.value == "random" else _WEIGHTS.value
     pathlib.Path(_OUT.value).write_text(
         f"Made by `experiments/benchmarks/drift.py`: {what}, {side} px, window {_WINDOW.value}, "
-        f"{_IMAGE.value or 'noise'}, seed {_SEED.value}, {jax.devices()[0].device_kind} ({platform.machine()}), "
-        f"{time.perf_counter() - started:.0f} s. Against the same weights folded in float32.\n\n{text}")
+        f"{_IMAGE.value or 'noise'}, seed {_SEED.value}, "
+        f"{jax.devices()[0].device_kind} ({machines.processor()}), {time.perf_counter() - started:.0f} s. "
+        f"Against the same weights folded in float32.\n\n{text}")
 
 
 if __name__ == "__main__":

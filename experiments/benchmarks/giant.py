@@ -4,14 +4,13 @@
   PYTHONPATH=. python experiments/benchmarks/giant.py --weights=/tmp/swinv2_g_random.safetensors \
     --out=experiments/results/giant.md
 
-The recipe is configs/coco_htc.py:swinv2_g at 256 px, window 16, one image with twenty boxes. Weights are held as bfloat16
-and as int8, each in a process of its own: peak resident memory is the process's, from its start through reading the
-file, compiling and two steps.
+The recipe is configs/coco_htc.py:swinv2_g at 256 px, window 16, one image with twenty boxes. Weights are held
+as bfloat16 and as int8, each in a process of its own: peak resident memory is the process's, from its start
+through reading the file, compiling and two steps.
 """
 
 import json
 import pathlib
-import platform
 import resource
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 
 from frozen_vision import config as config_lib
 from frozen_vision import freeze
+from frozen_vision import machines
 from frozen_vision import optimizer
 from frozen_vision import sharding
 from frozen_vision import train
@@ -42,7 +42,8 @@ def measure(held_as: str) -> dict[str, float]:
   side = _SIDE.value
   config = config_lib.load_config(
       pathlib.Path(__file__).parents[2] / "configs" / "coco_htc.py:swinv2_g", {
-          "backbone.weights": _WEIGHTS.value, "backbone.dtype": "float32", "frozen_dtype": held_as, "batch_size": 1,
+          "backbone.weights": _WEIGHTS.value, "backbone.dtype": "float32", "frozen_dtype": held_as,
+          "batch_size": 1,
           "accumulate": 1, "backbone.overrides.window_sizes": (16, 16, 16, 8),
           "detection.frame": (side, side), "detection.head_dtype": "float32"})
   task = tasks_build.build_task(config, base.named_classes(f"class {index}" for index in range(80)))
@@ -70,7 +71,8 @@ def measure(held_as: str) -> dict[str, float]:
   memory = compiled.memory_analysis()
   return dict(
       held_as=held_as, frozen_gib=freeze.num_bytes(model.frozen) / 2**30,
-      state_gib=freeze.num_bytes(state) / 2**30, temporary_gib=memory.temp_size_in_bytes / 2**30, load_s=loaded,
+      state_gib=freeze.num_bytes(state) / 2**30, temporary_gib=memory.temp_size_in_bytes / 2**30,
+      load_s=loaded,
       loaded_peak_gib=loaded_peak, compile_s=compile_s, step_s=min(seconds), loss=loss, peak_gib=_peak_gib())
 
 
@@ -104,16 +106,17 @@ def main(argv: list[str]) -> None:
         [sys.executable, *sys.argv, f"--one={held_as}"], check=True, stdout=subprocess.PIPE, text=True).stdout
     rows.append(json.loads(output.splitlines()[-1]))
   lines = [
-      f"Made by `experiments/benchmarks/giant.py`: SwinV2-G (random weights), window 16, frozen under HTC, batch 1 at "
-      f"{_SIDE.value} px, on {platform.processor() or platform.machine()} with {jax.device_count()} device; jax {jax.__version__}.",
+      f"Made by `experiments/benchmarks/giant.py`: SwinV2-G (random weights), window 16, frozen under HTC, "
+      f"batch 1 at {_SIDE.value} px, on {machines.processor()} with {jax.device_count()} device; "
+      f"jax {jax.__version__}.",
       "",
       "| held as | frozen GiB | trainable, optimizer GiB | temporaries GiB | peak resident GiB, loading | "
       "peak resident GiB, all | load s | compile s | step s |",
       "|---|---|---|---|---|---|---|---|---|"]
   lines += [
       f"| {row['held_as']} | {row['frozen_gib']:.2f} | {row['state_gib']:.2f} | {row['temporary_gib']:.2f} | "
-      f"{row['loaded_peak_gib']:.2f} | {row['peak_gib']:.2f} | {row['load_s']:.0f} | {row['compile_s']:.0f} | "
-      f"{row['step_s']:.1f} |" for row in rows]
+      f"{row['loaded_peak_gib']:.2f} | {row['peak_gib']:.2f} | {row['load_s']:.0f} | {row['compile_s']:.0f} "
+      f"| {row['step_s']:.1f} |" for row in rows]
   text = "\n".join(lines) + "\n"
   print(text)
   if _OUT.value:

@@ -2,7 +2,8 @@
 G shapes.
 
   PYTHONPATH=. python experiments/benchmarks/head_cost.py --out=experiments/results/head_cost.md
-  PYTHONPATH=. python experiments/benchmarks/head_cost.py --measure --backbones=swinv2_t --necks=fpn,bifpn1 --image=256
+  PYTHONPATH=. python experiments/benchmarks/head_cost.py --measure --backbones=swinv2_t --necks=fpn,bifpn1 \
+    --image=256
 
 Parameters and FLOPs come from traces, nothing is compiled; --measure compiles every train step, on features
 that are given as inputs, and adds its time and its peak memory. Without the backbone in the program, the
@@ -43,7 +44,8 @@ _HEAD = flags.DEFINE_list("heads", list(_HEADS), "Presets of the head.")
 _IMAGE = flags.DEFINE_integer("image", 1536, "Image side in pixels.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Images per step.")
 _OBJECTS = flags.DEFINE_integer("objects", 100, "Rows of boxes and masks per image.")
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of features and of the head's products.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "bfloat16", ["bfloat16", "float32"], "Of features and of the head's products.")
 _MEASURE = flags.DEFINE_bool("measure", False, "Compile each train step: its time and its peak memory.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed steps.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
@@ -193,8 +195,9 @@ def _main(argv: list[str]) -> None:
   if _MEASURE.value:
     columns |= {"ms": "ms", "peak_mb": "peak MB", "features_mb": "of this features MB",
                 "state_mb": "of this parameters and optimizer MB", "compile_s": "compile s"}
-  rows = ["| frozen backbone | its M | its GFLOP, forward | neck | head | " + " | ".join(columns.values()) + " |",
-          "|---|---|---|---|---|" + "---|" * len(columns)]
+  rows = [
+      "| frozen backbone | its M | its GFLOP, forward | neck | head | " + " | ".join(columns.values()) + " |",
+      "|---|---|---|---|---|" + "---|" * len(columns)]
   print("\n".join(rows), flush=True)
   for name in _BACKBONES.value:
     specs, size, forward = backbone_forward(name)
@@ -205,9 +208,11 @@ def _main(argv: list[str]) -> None:
         rows.append(f"| {name} | {size:,.1f} | {forward:,.0f} | {neck} | {head} | {values} |")
         print(rows[-1], flush=True)
   text = (
-      f"Made by `experiments/benchmarks/head_cost.py`: a train step of {_BATCH.value} image(s) at {_IMAGE.value} px, "
-      f"{_OBJECTS.value} rows of objects, {_DTYPE.value}, on {jax.devices()[0].device_kind}.\n\n" + "\n".join(rows)
-      + "\n\nRoIAlign on one image, forward (backward costs the same):\n\n" + "\n".join(roi_align_table()) + "\n")
+      f"Made by `experiments/benchmarks/head_cost.py`: a train step of {_BATCH.value} image(s) at "
+      f"{_IMAGE.value} px, {_OBJECTS.value} rows of objects, {_DTYPE.value}, on "
+      f"{jax.devices()[0].device_kind}.\n\n" + "\n".join(rows)
+      + "\n\nRoIAlign on one image, forward (backward costs the same):\n\n" + "\n".join(roi_align_table())
+      + "\n")
   print(text.split("\n\n", 2)[2])
   if _OUT.value:
     pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
 """What freezing saves: the train step of a config as it is, and with everything training, in one run.
 
-  PYTHONPATH=. python experiments/benchmarks/train_step.py --config=configs/coco_htc.py --out=experiments/results/train_step.md
+  PYTHONPATH=. python experiments/benchmarks/train_step.py --config=configs/coco_htc.py \
+    --out=experiments/results/train_step.md
 
-Times are medians over interleaved rounds; FLOPs and memory are the compiler's figures of the same programs (the body of
-a loop counts once).
+Times are medians over interleaved rounds; FLOPs and memory are the compiler's figures of the same programs
+(the body of a loop counts once).
 """
 
 import pathlib
@@ -64,8 +65,8 @@ def _main(argv: list[str]) -> None:
       run["seconds"].append(time.perf_counter() - started)
   columns = ("gflop", "temporary_mb", "state_mb", "frozen_mb", "compile_s")
   rows = [
-      "| step | median ms (range) | GFLOP | temporaries MB | trained parameters and optimizer MB | frozen MB | "
-      "compile s |", "|---|" + "---|" * 6]
+      "| step | median ms (range) | GFLOP | temporaries MB | trained parameters and optimizer MB | frozen MB "
+      "| compile s |", "|---|" + "---|" * 6]
   for name, run in runs.items():
     times = 1e3 * np.asarray(run["seconds"])
     values = " | ".join(f"{run[column]:.1f}" for column in columns)

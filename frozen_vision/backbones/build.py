@@ -116,17 +116,11 @@ class BackboneFile:
       module: `self.module`'s part at that path.
     """
     graphdef, state = nnx.split(module)
-    filled = []
-    for path, variable in nnx.to_flat_state(state):
-      name = freeze.path_string((prefix, *path))
-      array = np.asarray(self.leaves[name].read()).astype(np.float32)
-      if self.fingerprint is not None:
-        self._digests[name] = (array.shape, freeze.leaf_digest(array))
-      filled.append((path, variable.replace(array)))
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+    digests = None if self.fingerprint is None else self._digests
+    return nnx.merge(graphdef, weights.read(state, self.leaves, prefix=prefix, digests=digests))
 
   def check(self) -> None:
-    """Raises a ValueError if what `read` gave, all in all, are not the weights that the file says it holds."""
+    """Raises a ValueError if what `read` gave, all in all, are not the weights that the file says it has."""
     if self.fingerprint is not None:
       weights.check_fingerprint(self._digests, self.fingerprint, self.path)
 

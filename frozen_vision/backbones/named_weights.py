@@ -96,6 +96,6 @@ def local_path(name: str) -> pathlib.Path:
     wanted = f"at least {entry.least_bytes:,} bytes" if small else f"the SHA-256 {entry.sha256}"
     hashed = f" with the SHA-256 {found}" if found else ""
     raise ValueError(
-        f"{path} has {size:,} bytes{hashed}, but {entry.url} has {wanted}. Remove the file to have it fetched "
-        "again.")
+        f"{path} has {size:,} bytes{hashed}, but {entry.url} has {wanted}. Remove the file to have it "
+        "fetched again.")
   return path

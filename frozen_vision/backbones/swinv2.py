@@ -78,8 +78,8 @@ class SwinV2Config:
 
 # Widths, depths and heads: T to L from the released configs; H and G from section 3.6 of the paper, H's heads
 # from SwinTransformer/MIM-Depth-Estimation, G's heads by their common size of 32 (the paper gives none).
-# nano is ours, for 8 MB of weights: a third of T's width, and one block at stride 4, where a block costs as much
-# as three at stride 16 on small images.
+# nano is ours, for 8 MB of weights: a third of T's width, and one block at stride 4, where a block costs as
+# much as three at stride 16 on small images.
 VARIANTS: dict[str, SwinV2Config] = {
     "swinv2_nano": SwinV2Config(32, (1, 2, 6, 2), (1, 2, 4, 8)),
     "swinv2_t": SwinV2Config(96, (2, 2, 6, 2), (3, 6, 12, 24), drop_path_rate=0.2),
@@ -153,7 +153,8 @@ class WindowAttention(nnx.Module):
     self.proj = linear(channels, channels, dtype=dtype, rngs=rngs)
 
   def __call__(
-      self, x: Float[Array, "b h w c"], window: tuple[int, int], pretrained: int, regions: Array | np.ndarray | None,
+      self, x: Float[Array, "b h w c"], window: tuple[int, int], pretrained: int,
+      regions: Array | np.ndarray | None,
   ) -> Float[Array, "b h w c"]:
     q_bias, v_bias = self.q_bias[...], self.v_bias[...]
     qkv_bias = jnp.concatenate([q_bias, jnp.zeros_like(v_bias), v_bias]).astype(x.dtype)
@@ -182,7 +183,7 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def drop_path(x: Float[Array, "b ..."], rate: float, key: Array | None) -> Float[Array, "b ..."]:
-  """Drops a whole residual branch per example (arXiv 1603.09382); scaled to keep the mean. Nothing without a key."""
+  """Drops whole residual branches per example (arXiv 1603.09382), none without a key; the mean stays."""
   if key is None or not rate:
     return x
   keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))

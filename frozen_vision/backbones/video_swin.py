@@ -117,7 +117,8 @@ class PatchMerging(nnx.Module):
 
   def __init__(self, channels: int, *, outputs: int | None = None, dtype: Any, rngs: nnx.Rngs):
     self.norm = swinv2.LayerNorm(4 * channels, rngs=rngs)
-    self.reduction = swinv2.linear(4 * channels, outputs or 2 * channels, use_bias=False, dtype=dtype, rngs=rngs)
+    self.reduction = swinv2.linear(
+        4 * channels, outputs or 2 * channels, use_bias=False, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 d"]:
     joined = swinv2.join_neighbours(x.reshape(-1, *x.shape[2:]))

@@ -165,25 +165,45 @@ def check_fingerprint(
         "the file was damaged or changed. Convert or copy it again.")
 
 
-def fill(
-    state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path, *, fingerprint: str | None = None
+def read(
+    state: nnx.State, leaves: Mapping[str, LazyTensor], *, prefix: str = "",
+    digests: dict[str, tuple[tuple[int, ...], str]] | None = None,
+    place: Callable[[np.ndarray], Any] = lambda array: array,
 ) -> nnx.State:
-  """Puts every tensor into its place, as float32.
+  """Reads the tensors of a network or of a part of it, one after the other, as float32.
 
   Args:
     state: abstract; every leaf is filled. `leaves` fit it (`check_shapes`).
+    prefix: path of the part, such as `stages/2/blocks/5`; empty for the whole network.
+    digests: filled with what `check_fingerprint` takes, if given.
+    place: called with each array before the next one is read; arrays stay on the host by default.
+  """
+  filled = []
+  for path, variable in nnx.to_flat_state(state):
+    name = freeze.path_string((prefix, *path) if prefix else path)
+    array = np.asarray(leaves[name].read()).astype(np.float32)
+    if digests is not None:
+      digests[name] = (array.shape, freeze.leaf_digest(array))
+    filled.append((path, variable.replace(place(array))))
+  return nnx.from_flat_state(filled)
+
+
+def fill(
+    state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path, *, fingerprint: str | None = None
+) -> nnx.State:
+  """Puts every tensor of a file into its place on the device, as float32.
+
+  Args:
+    state: abstract; every leaf is filled.
     fingerprint: what the weights must add up to; None for files that do not say.
 
   Raises:
-    ValueError: another fingerprint.
+    ValueError: keys or shapes that are not those of `state`, all listed before any is read; another
+      fingerprint.
   """
-  filled, digests = [], {}
-  for key, variable in nnx.to_flat_state(state):
-    name = freeze.path_string(key)
-    array = np.asarray(leaves[name].read()).astype(np.float32)
-    if fingerprint is not None:
-      digests[name] = (array.shape, freeze.leaf_digest(array))
-    filled.append((key, variable.replace(jnp.asarray(array))))
+  check_shapes(state, leaves, path)
+  digests = None if fingerprint is None else {}
+  filled = read(state, leaves, digests=digests, place=jnp.asarray)
   if fingerprint is not None:
     check_fingerprint(digests, fingerprint, path)
-  return nnx.from_flat_state(filled)
+  return filled

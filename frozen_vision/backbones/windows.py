@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 
 _MASKED = -100.0  # not -inf: the released code adds -100, and its weights were trained with it.
-# Of an image, the most scores that exist at once: those of all windows of 32 x 32 in a map of 384 x 384 are 2.4 billion.
+# Of an image, the most scores that exist at once: those of all windows of 32 x 32 in a map of 384 x 384 are
+# 2.4 billion.
 _MOST_SCORES = 2**27
 
 
@@ -53,8 +54,8 @@ def shift_regions(
     shift: cells the map was rolled by, up and left; 0 on an axis that is a single window.
 
   Returns:
-    The region of each pixel of each window, [windows, h*w] int32, or None without a shift. As a mask of pairs it
-    would be a constant of hundreds of megabytes in the programs of large windows.
+    The region of each pixel of each window, [windows, h*w] int32, or None without a shift. As a mask of pairs
+    it would be a constant of hundreds of megabytes in the programs of large windows.
   """
   if not any(shift):
     return None

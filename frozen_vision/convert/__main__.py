@@ -32,11 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
       prog="python -m frozen_vision.convert", description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument(
-      "source", help=".pth or .safetensors of Microsoft, SimMIM, timm, transformers or torchvision; or of mmdet")
+      "source",
+      help=".pth or .safetensors of Microsoft, SimMIM, timm, transformers or torchvision; or of mmdet")
   parser.add_argument("destination", help="the .safetensors file to write")
   parser.add_argument("--head-of", choices=["mmdet"], help=(
-      "write the FPN, RPN and RoI heads of mmdet's HTC, Cascade Mask R-CNN or Mask R-CNN instead of a backbone; no "
-      "other option applies"))
+      "write the FPN, RPN and RoI heads of mmdet's HTC, Cascade Mask R-CNN or Mask R-CNN instead of a "
+      "backbone; no other option applies"))
   parser.add_argument("--name", help="variant it must be, such as swinv2_b; inferred by default")
   parser.add_argument(
       "--window", help="window, or one per stage (16,16,16,8); by default what the source tells")
@@ -54,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if options.head_classes and not options.head:
     parser.error("--head-classes needs --head")
   if options.head_of:
-    others = ("name", "window", "image_size", "pretrained_window", "pretrained_image_size", "head", "head_classes")
+    others = (
+        "name", "window", "image_size", "pretrained_window", "pretrained_image_size", "head", "head_classes")
     given = [name for name in others if getattr(options, name)] + ["dtype"] * (options.dtype != "float32")
     if given:
       parser.error(f"--head-of takes no --{given[0].replace('_', '-')}")

@@ -1,4 +1,4 @@
-"""PyTorch's layouts of a layer's weight as ours, a function each: None where the shape is none of such a layer."""
+"""PyTorch's layouts of a layer's weight as ours, a function each: None for a shape that no such layer has."""
 
 from collections.abc import Callable
 

@@ -206,7 +206,8 @@ def convert(
         array = np.zeros(0)  # found, so not missing too
       filled[path] = array
   missing = [
-      f"{path} {tuple(leaf.shape)}" for path, leaf in leaves.items() if path not in filled and not keeps(path)]
+      f"{path} {tuple(leaf.shape)}" for path, leaf in leaves.items()
+      if path not in filled and not keeps(path)]
   if missing or unexpected or misshaped:
     raise ValueError(_report(missing, unexpected, misshaped))
   return nnx.from_flat_state([

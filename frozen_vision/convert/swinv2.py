@@ -100,9 +100,9 @@ def open_checkpoint(
   """Maps a public `.safetensors` or `.pth` file onto our parameters, without reading the weights yet.
 
   Windows are taken from `overrides`, else from the coordinates in the file, else from a `config.json` beside
-  it, else from its name (`...window12to16_192to256...`). They are the windows in effect at the image size of the
-  training: 16, 16, 16, 8 for window 16 at 256 px. Where nothing tells the pretrained windows they stay 0, the
-  window in use, as in the released code: right at the image size of the training only.
+  it, else from its name (`...window12to16_192to256...`). They are the windows in effect at the image size of
+  the training: 16, 16, 16, 8 for window 16 at 256 px. Where nothing tells the pretrained windows they stay 0,
+  the window in use, as in the released code: right at the image size of the training only.
 
   Args:
     path: a file, or a name of published weights (`named_weights.TABLE`), which are fetched.
@@ -167,16 +167,19 @@ def map_tensors(
   channels = config.stage_channels(len(config.depths) - 1)
   if any(head) and not (all(head) and head[0].shape == (head[1].shape[0], channels)):
     faults += [
-        f"classifier {key} {tensor.shape if tensor else 'missing'}, expected (classes, {channels}) and (classes,)"
+        f"classifier {key} {tensor.shape if tensor else 'missing'}, expected (classes, {channels}) and "
+        "(classes,)"
         for key, tensor in zip(source.head, head)
     ]
   if faults:
     raise ValueError(
         f"{path} ({source.name}) does not fit {name or 'the shape it was taken for'}: embed_dim "
-        f"{config.embed_dim}, depths {config.depths}, heads {config.num_heads}; {len(faults)} keys at fault:\n  "
+        f"{config.embed_dim}, depths {config.depths}, heads {config.num_heads}; "
+        f"{len(faults)} keys at fault:\n  "
         + "\n  ".join(sorted(set(faults))))
   return Checkpoint(
-      path, source.name, name, config, leaves, tuple(sorted(used)), ignored, tuple(head) if all(head) else None)
+      path, source.name, name, config, leaves, tuple(sorted(used)), ignored,
+      tuple(head) if all(head) else None)
 
 
 @functools.lru_cache(maxsize=8)
@@ -219,7 +222,8 @@ def _config(
     if not rows and not set(shape) & set(overrides):
       raise ValueError(
           f"{path} ({source.name}) has the shape of no known variant: {shape}. Give name= to see which keys "
-          f"differ from one of {sorted(swinv2.VARIANTS)}, or confirm the shape with depths={found['depths']}.")
+          f"differ from one of {sorted(swinv2.VARIANTS)}, or confirm the shape with "
+          f"depths={found['depths']}.")
     name = rows[0] if rows else None
     config = swinv2.VARIANTS[name] if name else swinv2.SwinV2Config(
         **shape, window_sizes=(0,) * stages, pretrained_window_sizes=(0,) * stages)
@@ -232,9 +236,9 @@ def _config(
       given = overrides.get(field)
       if given is not None and tuple(given) != file and overrides.get("whole_windows", True):
         raise ValueError(
-            f"{path} is torchvision's, which knows no pretrained windows and computes something else than SwinV2 "
-            f"at other windows: {field} = {tuple(given)}, its own are {file}. With whole_windows=False the "
-            "weights are used as SwinV2's, and the features are not torchvision's.")
+            f"{path} is torchvision's, which knows no pretrained windows and computes something else than "
+            f"SwinV2 at other windows: {field} = {tuple(given)}, its own are {file}. With "
+            "whole_windows=False the weights are used as SwinV2's, and the features are not torchvision's.")
     windows = windows or ((8,) * stages,) * 2
   windows = windows or windows_lib.of_surroundings(path, stages)
   if windows is None and "window_sizes" not in overrides:

@@ -32,8 +32,8 @@ FORMAT = label_maps.LabelFormat(
     CLASS_NAMES, values=tuple(range(1, len(CLASS_NAMES) + 1)), ignored=(0, label_maps.IGNORE))
 
 HOW_TO_GET = (
-    "Download ADEChallengeData2016.zip from http://data.csail.mit.edu/places/ADEchallenge/, unpack it and give the "
-    "folder that holds images/ and annotations/.")
+    "Download ADEChallengeData2016.zip from http://data.csail.mit.edu/places/ADEchallenge/, unpack it and "
+    "give the folder that holds images/ and annotations/.")
 
 
 def ade20k_root(

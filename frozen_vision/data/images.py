@@ -78,7 +78,8 @@ class FileError(ValueError):
 class ImageError(FileError):
   """An image file that cannot be used.
 
-  Its kind is "missing", "empty", "not an image", "damaged", "too many pixels", "unsupported pixels" or "wrong size".
+  Its kind is "missing", "empty", "not an image", "damaged", "too many pixels", "unsupported pixels" or "wrong
+  size".
   """
 
 

@@ -246,8 +246,8 @@ def read_segments(path: str | os.PathLike[str]) -> dict[str, dict[int, int]]:
     }
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(
-        f"{path} is no COCO panoptic JSON ({type(error).__name__}: {error}); expected annotations with file_name "
-        "and segments_info.") from error
+        f"{path} is no COCO panoptic JSON ({type(error).__name__}: {error}); expected annotations with "
+        "file_name and segments_info.") from error
 
 
 def encode(labels: UInt8[np.ndarray, "h w"], palette: Sequence[Rgb] = ()) -> bytes:
@@ -297,8 +297,8 @@ def _numbers(image: Image.Image, bits: int | None, name: str) -> np.ndarray:
   if image.mode != "P" and image.mode not in _GRAY_MODES:
     raise images.ImageError(
         name, f"has pixels of mode {image.mode}, and the classes were given by numbers; expected gray or "
-        "palette. For files in colours give every class its `color`; for COCO's panoptic files give their JSON as "
-        "segments",
+        "palette. For files in colours give every class its `color`; for COCO's panoptic files give their "
+        "JSON as segments",
         "unsupported pixels")
   values = np.asarray(image).astype(np.int32)
   # What Pillow made of 2 and 4 bits: 0..3 times 85, 0..15 times 17.

@@ -60,8 +60,8 @@ class PreparedSegmentation(segmentation.EncodedSource):
     if not is_complete(directory, split):
       state = "is incomplete" if self._folder.is_dir() else "is absent"
       raise FileNotFoundError(
-          f"{self._folder} {state}; prepare it with: python -m frozen_vision.data.prepare ade20k --root ADE20K "
-          f"--out {directory} --split {split}, or with the command segmentation for other data.")
+          f"{self._folder} {state}; prepare it with: python -m frozen_vision.data.prepare ade20k --root "
+          f"ADE20K --out {directory} --split {split}, or with the command segmentation for other data.")
     stored = json.loads((self._folder / _METADATA_FILE).read_text(encoding="utf-8"))
     self.class_names = tuple(stored["class_names"])
     self._format = label_maps.LabelFormat(self.class_names)

@@ -120,12 +120,14 @@ class LabelledImages(EncodedSource):
     without = sorted(set(found) - set(labels))
     if without and unlabelled != "keep":
       where = (
-          f"{len(without)} of {len(found)} images of {self.image_dir} have no label image in {self.label_dir}")
+          f"{len(without)} of {len(found)} images of {self.image_dir} have no label image in "
+          f"{self.label_dir}")
       listed = ", ".join(found[stem] for stem in without[:_SHOWN])
       if unlabelled == "error":
         raise ValueError(
-            f"{where}: {listed}{', ...' if len(without) > _SHOWN else ''}. Expected the same path with one of "
-            f"the endings {', '.join(label_maps.SUFFIXES)}; add them, or set unlabelled images to skip or keep.")
+            f"{where}: {listed}{', ...' if len(without) > _SHOWN else ''}. Expected the same path with one "
+            f"of the endings {', '.join(label_maps.SUFFIXES)}; add them, or set unlabelled images to skip or "
+            "keep.")
       logging.warning("%s and are skipped: %s", where, listed)
       for stem in without:
         del found[stem]

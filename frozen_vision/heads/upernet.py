@@ -81,8 +81,8 @@ class UPerNet(nnx.Module):
     specs = tuple(feature_specs)
     if len(specs) < 2 or not -len(specs) <= config.auxiliary_level < len(specs):
       raise ValueError(
-          f"UPerNet on {len(specs)} levels with the auxiliary head on level {config.auxiliary_level}; expected at "
-          "least two levels, and one of them.")
+          f"UPerNet on {len(specs)} levels with the auxiliary head on level {config.auxiliary_level}; "
+          "expected at least two levels, and one of them.")
     self.config = config
     self.dtype = dtype
     self.strides = tuple(spec.stride for spec in specs)

@@ -211,8 +211,8 @@ def _checked(features: Features, levels: tuple[int, ...]) -> Features:
   """The maps, if there is one [b, t, h, w, c] for each level; raises ValueError."""
   if len(features) != len(levels) or any(feature.ndim != 5 for feature in features):
     raise ValueError(
-        f"Feature maps {[feature.shape for feature in features]}; expected one [b, t, h, w, c] for each of the "
-        f"levels {levels}.")
+        f"Feature maps {[feature.shape for feature in features]}; expected one [b, t, h, w, c] for each of "
+        f"the levels {levels}.")
   return features
 
 

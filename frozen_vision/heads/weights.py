@@ -91,8 +91,8 @@ def load(state: nnx.State, path: str | os.PathLike, *, keep: Sequence[str] = ())
   ]
   if problems:
     raise ValueError(
-        f"{path} does not fit the neck and head; {len(problems)} keys at fault. Configure them as those of the "
-        f"file ({header.get('source', 'of unknown source')}), or name in init.keep what should start at "
+        f"{path} does not fit the neck and head; {len(problems)} keys at fault. Configure them as those of "
+        f"the file ({header.get('source', 'of unknown source')}), or name in init.keep what should start at "
         "random:\n  "
         + "\n  ".join(problems))
   _logger.info("%d parameters of the neck and head start as in %s.", len(wanted), path)

@@ -116,8 +116,8 @@ class MeanIoUEvaluator:
       index = int(batch["index"][row])
       if index in self._files:
         raise ValueError(
-            f"{self._name(index)} was given twice. Mark padding with example_valid=False; call reset() before a "
-            "second pass.")
+            f"{self._name(index)} was given twice. Mark padding with example_valid=False; call reset() "
+            "before a second pass.")
       height, width = (int(side) for side in batch["original_size"][row])
       predicted = np.asarray(predictions["label_map"][row])
       if predicted.shape[0] < height or predicted.shape[1] < width:

@@ -51,7 +51,8 @@ def default_config() -> ml_collections.ConfigDict:
       erasing=0.0,
       label_smoothing=0.0,
       test=dict(clips=1, crops=1),  # views whose probabilities are averaged: clips x crops (1 or 3)
-      # Frames of one pass through the backbone, on each device; more go through it one such batch after the other.
+      # Frames of one pass through the backbone, on each device; more go through it one such batch after the
+      # other.
       frames_per_pass=64,
       head="video_swin",  # video_swin | attentive | average
       head_dtype="float32",
@@ -87,15 +88,10 @@ class ActionTask(base.Task):
     self.headline = "Action recognition"
     if classes is None:
       self._train, self._validation = _open_sources(options, config.seed)
-      if self._train.classes != self._validation.classes:
-        raise ValueError(
-            f"Training videos have the {len(self._train.classes)} classes {self._train.classes[:5]}..., those "
-            f"for validation the {len(self._validation.classes)} classes {self._validation.classes[:5]}...; "
-            "both must have the same ones: put a classes.json beside the lists.")
-      classes = base.named_classes(self._train.classes)
-      self.headline += (
-          f": {len(self._train):,} training and {len(self._validation):,} validation videos, "
-          f"{len(classes)} classes.")
+      classes = common.shared_classes(
+          self._train.classes, self._validation.classes, (options.train, options.validation),
+          "Put a classes.json beside the lists.")
+      self.headline = common.headline(self.headline, self._train, self._validation, classes, "videos")
     self.classes = tuple(classes)
     self._names = [category["name"] for category in self.classes]
 

@@ -67,6 +67,9 @@ class Task(Protocol):
 
   def eval_batches(self) -> pipeline.BatchIterator: ...
 
+  def eval_transform(self) -> pipeline.EvalTransform:
+    """What makes an example of a record for evaluation and prediction; needs no data."""
+
   def frozen_features(self, model: Any, batch: Batch) -> Features:
     """What the frozen backbone says of a batch; called by the loop, outside of the gradient."""
 

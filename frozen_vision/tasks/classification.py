@@ -61,14 +61,9 @@ class ClassificationTask(base.Task):
     if classes is None:
       self._train = self._open(options.train)
       self._validation = self._open(options.validation)
-      if self._validation.classes != self._train.classes:
-        raise ValueError(
-            f"{options.validation} has classes {self._validation.classes}, but {options.train} has "
-            f"{self._train.classes}; both must list the same ones.")
-      classes = base.named_classes(self._train.classes)
-      self.headline += (
-          f": {len(self._train):,} training and {len(self._validation):,} validation images, "
-          f"{len(classes)} classes.")
+      classes = common.shared_classes(
+          self._train.classes, self._validation.classes, (options.train, options.validation))
+      self.headline = common.headline(self.headline, self._train, self._validation, classes)
     self.classes = tuple(classes)
     self._starts = tuple(int(start) for start, _ in options.resolutions)
     self.phases = tuple(int(side) for _, side in options.resolutions) or (None,)

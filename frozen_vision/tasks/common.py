@@ -1,5 +1,6 @@
 """What tasks share: the backbone of a config, and paths that must exist."""
 
+from collections.abc import Sequence, Sized
 import dataclasses
 import difflib
 import os
@@ -12,15 +13,15 @@ import jax.numpy as jnp
 import ml_collections
 
 from frozen_vision.backbones import build
+from frozen_vision.backbones import named_weights
 from frozen_vision.data import pipeline
 from frozen_vision.heads import weights as head_weights
-from frozen_vision.backbones import named_weights
-
+from frozen_vision.tasks import base
 
 _HOW_TO_GET_WEIGHTS = (
-    "Download a SwinV2 checkpoint (Microsoft's, SimMIM's, timm's or transformers'; SwinV2-G was never published) and "
-    "write it in our format with python -m frozen_vision.convert SOURCE FILE, or give it as it is with "
-    "--config.backbone.weights=SOURCE; or give the name of published weights, such as "
+    "Download a SwinV2 checkpoint (Microsoft's, SimMIM's, timm's or transformers'; SwinV2-G was never "
+    "published) and write it in our format with python -m frozen_vision.convert SOURCE FILE, or give it as "
+    "it is with --config.backbone.weights=SOURCE; or give the name of published weights, such as "
     "--config.backbone.weights=swinv2_base_window12_192_22k, to have them fetched; "
     "--config.backbone.weights=random trains on a random backbone.")
 
@@ -34,7 +35,8 @@ def backbone_config() -> ml_collections.ConfigDict:
       # a name of backbones/named_weights.py, fetched once; or a file, ours or a public SwinV2 checkpoint.
       weights="shipped",
       dtype="float32",
-      # Where nothing of it trains: position biases, logit scales and biases are computed once, blocks scanned.
+      # Where nothing of it trains: position biases, logit scales and biases are computed once, blocks
+      # scanned.
       fold=True,
       overrides=ml_collections.ConfigDict(dict(), type_safe=False),  # fields of SwinV2Config
   ))
@@ -73,8 +75,8 @@ def open_backbone(config: ml_collections.ConfigDict) -> nnx.Module | build.Backb
     if found != wanted:
       raise ValueError(
           f"config.backbone.weights: {source} holds a network with {field} = {found}, but "
-          f"config.backbone.name = {options.name} has {wanted}. Give the weights of that backbone, or the name of "
-          "the backbone of these weights.")
+          f"config.backbone.name = {options.name} has {wanted}. Give the weights of that backbone, or the "
+          "name of the backbone of these weights.")
   return backbone
 
 
@@ -132,6 +134,29 @@ def eval_batches(
       source, transform, batch_size=config.eval_batch_size, num_workers=num_workers,
       num_threads=config.loader.threads, process_index=jax.process_index(),
       process_count=jax.process_count())
+
+
+def shared_classes(
+    train: Sequence[str], validation: Sequence[str], names: tuple[str, str], how: str = ""
+) -> base.Classes:
+  """The classes of the training data, if the data for validation have the same ones in the same order.
+
+  Args:
+    names: what the two are called in the error, and `how` to mend it.
+
+  Raises:
+    ValueError: they differ.
+  """
+  if list(train) != list(validation):
+    found = [f"{name} has the {len(classes)} classes {list(classes[:5])}{'...' if len(classes) > 5 else ''}"
+             for name, classes in zip(names, (train, validation))]
+    raise ValueError(f"{', but '.join(found)}; both must have the same ones in the same order. {how}".strip())
+  return base.named_classes(train)
+
+
+def headline(task: str, train: Sized, validation: Sized, classes: Sized, what: str = "images") -> str:
+  """`Detection: 20,000 training and 200 validation images, 6 classes.`"""
+  return f"{task}: {len(train):,} training and {len(validation):,} validation {what}, {len(classes)} classes."
 
 
 def existing_path(path: str | os.PathLike, option: str, how: str = "") -> pathlib.Path:

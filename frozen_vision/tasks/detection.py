@@ -43,7 +43,7 @@ def default_config() -> ml_collections.ConfigDict:
       root="data/coco",
       train=dict(annotations="", images=""),
       validation=dict(annotations="", images=""),
-      validation_share=0.0,  # of files without validation paths: this share of the images is held out of training
+      validation_share=0.0,  # of files without validation paths: part of the images held out of training
       train_image_ids=(),  # only these; all if empty
       validation_image_ids=(),
       max_objects=100,
@@ -111,9 +111,8 @@ class DetectionTask(base.Task):
       self._train, self._validation = _open_sources(config, require_masks=with_masks)
       classes = [
           {"id": int(category["id"]), "name": category["name"]} for category in self._train.categories]
-      self.headline += (
-          f": {len(self._train):,} training and {len(self._validation):,} validation images"
-          f"{', held out of one file' if _holds_out(self._options) else ''}, {len(classes)} classes.")
+      what = "images, held out of one file" if _holds_out(self._options) else "images"
+      self.headline = common.headline(self.headline, self._train, self._validation, classes, what)
     self.classes = tuple(classes)
     self._names = tuple(category["name"] for category in self.classes)
     self._head_config = _head_config(self._options, len(self._names))
@@ -123,8 +122,8 @@ class DetectionTask(base.Task):
     if bool(semantic_classes) != bool(semantic.maps):
       raise ValueError(
           f"detection.head_options.semantic_classes is {semantic_classes}, detection.semantic.maps is "
-          f"{semantic.maps!r}: the semantic branch needs both, the number of classes and the folder of label maps "
-          "of the training images.")
+          f"{semantic.maps!r}: the semantic branch needs both, the number of classes and the folder of label "
+          "maps of the training images.")
     if semantic_classes:
       if self._train is not None:
         self._train = semantic_maps.WithSemanticMaps(
@@ -135,8 +134,8 @@ class DetectionTask(base.Task):
     pasting, with_masks = self._options.copy_paste, self._head_config.with_masks
     if not 0 <= pasting <= 1 or (pasting and not with_masks):
       raise ValueError(
-          f"detection.copy_paste is {pasting}, with_masks of the head is {with_masks}: expected a probability, and "
-          "masks, by which objects are cut out.")
+          f"detection.copy_paste is {pasting}, with_masks of the head is {with_masks}: expected a "
+          "probability, and masks, by which objects are cut out.")
 
   def phase_at(self, step: int) -> None:
     return None
@@ -165,7 +164,8 @@ class DetectionTask(base.Task):
   def blank_example(self) -> dict[str, np.ndarray]:
     size = tuple(self._options.frame)
     record = dict(
-        image=np.zeros((*size, 3), np.uint8), boxes=np.zeros((0, 4), np.float32), labels=np.zeros(0, np.int32),
+        image=np.zeros((*size, 3), np.uint8), boxes=np.zeros((0, 4), np.float32),
+        labels=np.zeros(0, np.int32),
         masks=np.zeros((0, *size), bool), semantic=np.zeros(size, np.uint8))
     return self._train_transform()(record, np.random.default_rng(0))
 
@@ -261,8 +261,8 @@ def _test_scales(
     short_sides, frames = (options.eval_short_side,), (options.eval_frame,)
   if not len(short_sides) == len(frames) == len(sizes):
     raise ValueError(
-        f"detection.test has {len(short_sides)} short_sides, {len(frames)} frames and {len(sizes)} sizes; expected "
-        "one frame for each short side, and one text of sizes for each or none at all.")
+        f"detection.test has {len(short_sides)} short_sides, {len(frames)} frames and {len(sizes)} sizes; "
+        "expected one frame for each short side, and one text of sizes for each or none at all.")
   for letters in sizes:
     if not letters or set(letters) - set(everything):
       raise ValueError(f"detection.test.sizes has {letters!r}; expected some of the letters {everything!r}.")

@@ -95,13 +95,9 @@ class SegmentationTask(base.Task):
     self.headline = "Segmentation"
     if classes is None:
       self._train, self._validation = _open_sources(config)
-      if self._validation.class_names != self._train.class_names:
-        raise ValueError(
-            f"{self._validation!r} has other classes than {self._train!r}; both must have the same list.")
-      classes = base.named_classes(self._train.class_names)
-      self.headline += (
-          f": {len(self._train):,} training and {len(self._validation):,} validation images, "
-          f"{len(classes)} classes.")
+      classes = common.shared_classes(
+          self._train.class_names, self._validation.class_names, (repr(self._train), repr(self._validation)))
+      self.headline = common.headline(self.headline, self._train, self._validation, classes)
     self.classes = tuple(classes)
     self._names = tuple(category["name"] for category in self.classes)
     self._head_config = dataclasses.replace(self._head_config, num_classes=len(self._names))

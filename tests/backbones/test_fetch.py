@@ -91,7 +91,8 @@ def test_what_breaks_off_is_continued(server, path):
 
 def test_a_later_call_continues_what_an_earlier_one_kept(server, path):
   server.cuts = [1000]
-  with pytest.raises(ConnectionError, match=r"1,000 of 5,000 bytes came.*1,000 bytes are kept.*put it at .*weights.pth"):
+  with pytest.raises(
+      ConnectionError, match=r"1,000 of 5,000 bytes came.*1,000 bytes are kept.*put it at .*weights.pth"):
     fetch.fetch(server.url, path, sha256=_HASH, attempts=1)
   assert not path.exists() and _left(path) == ["weights.pth.partial", "weights.pth.partial.version"]
   fetch.fetch(server.url, path, sha256=_HASH)
@@ -133,7 +134,8 @@ def test_a_version_that_cannot_be_held_together_is_not_continued(server, path):
 
 
 def test_another_file_is_refused_and_removed(server, path):
-  with pytest.raises(ValueError, match=f"gave 5,000 bytes with the SHA-256 {_HASH}, expected the SHA-256 {'0' * 64}"):
+  with pytest.raises(
+      ValueError, match=f"gave 5,000 bytes with the SHA-256 {_HASH}, expected the SHA-256 {'0' * 64}"):
     fetch.fetch(server.url, path, sha256="0" * 64)
   with pytest.raises(ValueError, match="gave 5,000 bytes .* expected at least 6,000 bytes"):
     fetch.fetch(server.url, path, least_bytes=6000)
@@ -144,7 +146,8 @@ def test_what_cannot_be_reached(server, path, tmp_path):
   with pytest.raises(ConnectionError, match=r"absent could not be fetched \(HTTP Error 404"):
     fetch.fetch(server.url.replace("weights.pth", "absent"), path)
   assert len(server.requests) == 1  # asking again would not help
-  with pytest.raises(ConnectionError, match=r"http://127.0.0.1:9/x could not be fetched.*Without a network.*put it at "):
+  with pytest.raises(
+      ConnectionError, match=r"http://127.0.0.1:9/x could not be fetched.*Without a network.*put it at "):
     fetch.fetch("http://127.0.0.1:9/x", path)
   with pytest.raises(ConnectionError, match="No such file"):
     fetch.fetch((tmp_path / "absent").as_uri(), path)

@@ -10,7 +10,7 @@ import pytest
 
 from frozen_vision import fold
 from frozen_vision import freeze
-from frozen_vision.backbones import swinv2
+from frozen_vision.backbones import build, swinv2
 
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -113,7 +113,8 @@ def test_smaller_weights_drift_little():
     folded = fold.fold(backbone, **options)
     assert folded.held_as == name.split()[-1] and folded.dtype == options.get("dtype", jnp.float32)
     sizes[name] = sum(
-        leaf.nbytes for leaf in jax.tree.leaves(folded.stages[1]) if leaf.ndim >= 2 and leaf.dtype != jnp.float32)
+        leaf.nbytes for leaf in jax.tree.leaves(folded.stages[1])
+        if leaf.ndim >= 2 and leaf.dtype != jnp.float32)
     for found, level in zip(_features(folded, images), wanted):
       cosine = (found * level).sum() / np.sqrt((found**2).sum() * (level**2).sum())
       assert cosine >= least, (name, cosine)
@@ -133,3 +134,32 @@ def test_in_the_place_of_the_backbone_nothing_of_it_trains():
   wanted = _features(model.backbone, images)
   found = jax.jit(lambda *parts: nnx.merge(graphdef, *parts).backbone(images))(trainable, frozen)
   np.testing.assert_allclose(found[-1], wanted[-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def saved(tmp_path):
+  build.save_backbone(_backbone(), tmp_path / "small.safetensors", name="small")
+  return tmp_path / "small.safetensors"
+
+
+@pytest.mark.parametrize("held_as", fold.HELD_AS)
+def test_read_from_its_file_block_by_block_it_is_that_of_the_loaded_one(saved, held_as):
+  file = build.open_backbone(saved)
+  found = fold.fold(file.module, held_as=held_as, read=file.read)
+  file.check()
+  wanted = fold.fold(file.load(), held_as=held_as)
+  assert jax.tree.structure(found) == jax.tree.structure(wanted)
+  for (path, leaf), (_, other) in zip(
+      *map(jax.tree_util.tree_leaves_with_path, (found, wanted)), strict=True):
+    assert leaf.dtype == other.dtype, path
+    np.testing.assert_array_equal(leaf, other, err_msg=str(path))
+
+
+def test_a_damaged_file_is_noticed_when_all_of_it_was_read(saved):
+  content = bytearray(saved.read_bytes())
+  content[-100] ^= 1
+  saved.write_bytes(content)
+  file = build.open_backbone(saved)
+  fold.fold(file.module, read=file.read)
+  with pytest.raises(ValueError, match="small.safetensors: its weights have the fingerprint .* was damaged"):
+    file.check()

@@ -77,7 +77,8 @@ def test_files_in_the_cache_that_are_others(cache, published, monkeypatch):
   assert path.parent == cache
   entry = dataclasses.replace(named_weights.TABLE[_NAME], sha256="0" * 64)
   monkeypatch.setitem(named_weights.TABLE, _NAME, entry)
-  with pytest.raises(ValueError, match=f"{path} has .* with the SHA-256 .*Remove the file to have it fetched again"):
+  with pytest.raises(
+      ValueError, match=f"{path} has .* with the SHA-256 .*Remove the file to have it fetched again"):
     build.load_backbone(_NAME)
   monkeypatch.setitem(named_weights.TABLE, _NAME, dataclasses.replace(entry, sha256=None))
   path.write_bytes(path.read_bytes()[:entry.least_bytes - 1])
@@ -87,7 +88,8 @@ def test_files_in_the_cache_that_are_others(cache, published, monkeypatch):
 
 def test_without_a_network(cache, published):
   published.unlink()
-  with pytest.raises(ConnectionError, match=rf"window8_256.pth could not be fetched.*put it at {cache}/swinv2_tiny"):
+  with pytest.raises(
+      ConnectionError, match=rf"window8_256.pth could not be fetched.*put it at {cache}/swinv2_tiny"):
     build.load_backbone(_NAME)
   with pytest.raises(FileNotFoundError, match="or of published ones: .*swinv2_base_window12_192_22k"):
     build.load_backbone("swinv2_base_window12_192_23k")

@@ -1,4 +1,4 @@
-"""Writes PyTorch's zip format without PyTorch, opcode by opcode, so that tests can write what torch would not."""
+"""Writes PyTorch's zip format without PyTorch, opcode by opcode, so that tests write what torch would not."""
 
 import pathlib
 import struct
@@ -8,7 +8,8 @@ import zipfile
 import numpy as np
 
 _STORAGES = {
-    "float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage", "int64": "LongStorage"}
+    "float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage",
+    "int64": "LongStorage"}
 
 
 class Call:

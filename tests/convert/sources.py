@@ -36,7 +36,8 @@ def timm(embed_dim: int, depths, heads, *, classes: int = 1000, extra_norm: int 
       state |= {f"layers.{s}.blocks.{b}.{name}": shape for name, shape in names.items()}
   last = embed_dim * 2**(len(depths) - 1)
   state |= {
-      "norm.weight": (last,), "norm.bias": (last,), "head.fc.weight": (classes, last), "head.fc.bias": (classes,)}
+      "norm.weight": (last,), "norm.bias": (last,), "head.fc.weight": (classes, last),
+      "head.fc.bias": (classes,)}
   return {key: np.broadcast_to(np.float32(0), shape) for key, shape in state.items()}
 
 
@@ -49,17 +50,19 @@ def microsoft(state: State, windows=None, pretrained=None) -> State:
 
 
 def simmim(state: State) -> State:
-  """SimMIM's pretraining: an encoder without a classifier, the decoder of pixels, the older name of the MLP."""
+  """SimMIM's pretraining: an encoder without a classifier, a decoder of pixels, the older name of the MLP."""
   state = {
       f"encoder.{key}".replace("cpb_mlp", "rpe_mlp"): value for key, value in microsoft(state).items()
       if not key.startswith("head.")}
-  state |= {"encoder.mask_token": np.zeros((1, 1, 8), np.float32), "decoder.0.weight": np.zeros((3072, 8, 1, 1)),
-            "decoder.0.bias": np.zeros(3072)}
+  state |= {
+      "encoder.mask_token": np.zeros((1, 1, 8), np.float32),
+      "decoder.0.weight": np.zeros((3072, 8, 1, 1)), "decoder.0.bias": np.zeros(3072)}
   return state | {"encoder.layers.0.blocks.1.attn_mask": np.zeros((4, 16, 16))}
 
 
 _TRANSFORMERS = (
-    (r"patch_embed\.proj", "embeddings.patch_embeddings.projection"), (r"patch_embed\.norm", "embeddings.norm"),
+    (r"patch_embed\.proj", "embeddings.patch_embeddings.projection"),
+    (r"patch_embed\.norm", "embeddings.norm"),
     (r"attn\.cpb_mlp", "attention.self.continuous_position_bias_mlp"),
     (r"attn\.logit_scale", "attention.self.logit_scale"), (r"attn\.q_bias", "attention.self.query.bias"),
     (r"attn\.v_bias", "attention.self.value.bias"), (r"attn\.proj", "attention.output.dense"),
@@ -79,7 +82,8 @@ def transformers(state: State, *, prefix: str = "swinv2.") -> State:
     if "attn.qkv." in key:
       for index, part in enumerate(("query", "key", "value")):
         size = value.shape[0] // 3
-        found[prefix + key.replace("attn.qkv", f"attention.self.{part}")] = value[index * size:(index + 1) * size]
+        name = prefix + key.replace("attn.qkv", f"attention.self.{part}")
+        found[name] = value[index * size:(index + 1) * size]
     else:
       found[prefix + key] = value
   return found
@@ -97,7 +101,8 @@ def torchvision(state: State, windows) -> State:
     if key.endswith("v_bias"):
       continue
     if key.endswith("q_bias"):
-      v = state[re.sub(r"features\.(\d)\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.", key).replace("q_b", "v_b")]
+      name = re.sub(r"features\.(\d)\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.", key)
+      v = state[name.replace("q_b", "v_b")]
       # What stands in the place of the keys is set to zero in every forward pass.
       key, value = key.replace("q_bias", "qkv.bias"), np.concatenate([value, np.full_like(value, 7), v])
     found[key] = value.reshape(-1) if key.endswith("relative_position_index") else value

@@ -86,13 +86,14 @@ def test_names_and_shapes_of_full_sizes(references):
   for case, shapes in found.items():
     source, variant = case.split("-")
     tensors = {
-        key: weights.LazyTensor(tuple(shape), np.dtype(np.float32), lambda: None) for key, shape in shapes.items()
-        if not key.endswith("relative_coords_table")}
+        key: weights.LazyTensor(tuple(shape), np.dtype(np.float32), lambda: None)
+        for key, shape in shapes.items() if not key.endswith("relative_coords_table")}
     checkpoint = convert.map_tensors(tensors, pathlib.Path("window8_256.pth"))
     assert (checkpoint.source, checkpoint.name) == (source, variant)
     # The states that run without these packages have the same names and shapes.
     config = checkpoint.config
     state = sources.timm(config.embed_dim, config.depths, config.num_heads)
     if source != "timm":
-      state = sources.transformers(state) if source == "transformers" else sources.torchvision(state, (8,) * 4)
+      transformers = source == "transformers"
+      state = sources.transformers(state) if transformers else sources.torchvision(state, (8,) * 4)
     assert {k: list(v.shape) for k, v in state.items()} == shapes

@@ -139,7 +139,8 @@ def test_wrong_variants_and_no_variants(small):
     ("swinv2_base_patch4_window12to16_192to256_22kto1k_ft.pth", (16, 16, 16, 8), (12, 12, 12, 6)),
     ("swinv2_large_patch4_window12to24_192to384_22kto1k_ft.pth", (24, 24, 24, 12), (12, 12, 12, 6)),
     ("swinv2_base_window12_192.ms_in22k/model.safetensors", (12, 12, 12, 6), (12, 12, 12, 6)),
-    ("swinv2-base-patch4-window12to24-192to384-22kto1k-ft/model.safetensors", (24, 24, 24, 12), (12, 12, 12, 6)),
+    ("swinv2-base-patch4-window12to24-192to384-22kto1k-ft/model.safetensors", (24, 24, 24, 12),
+     (12, 12, 12, 6)),
     ("simmim_pretrain__swinv2_base__img192_window12__800ep.pth", (12, 12, 12, 6), (12, 12, 12, 6)),
 ])
 def test_windows_of_names(name, window_sizes, pretrained):
@@ -183,7 +184,8 @@ def test_torchvision_is_refused_where_it_computes_something_else(small, tmp_path
   with pytest.raises(ValueError, match="whole patch"):
     backbone(np.zeros((1, 42, 40, 3), np.float32))
   for overrides in (dict(window_sizes=(8, 4)), dict(pretrained_window_sizes=(8, 4))):
-    with pytest.raises(ValueError, match=r"torchvision's.*\(8, 4\), its own are \(4, 4\).*whole_windows=False"):
+    with pytest.raises(
+        ValueError, match=r"torchvision's.*\(8, 4\), its own are \(4, 4\).*whole_windows=False"):
       build.load_backbone(path, **_SMALL, **overrides)
     other = build.load_backbone(path, **_SMALL, **overrides, whole_windows=False)
     other(np.zeros((1, 10, 10, 3), np.float32))

@@ -47,7 +47,8 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path, name):
   argument = f"open({str(target)!r}, 'w')" if function == "eval" else f"touch {target}"
   attack = pth_file.Call(module, function, argument)
   path = pth_file.write(tmp_path / "a.pth", attack)
-  with pytest.raises(ValueError, match=rf"holds no dictionary of tensors.*neither imported nor called: \['{name}'\]"):
+  with pytest.raises(
+      ValueError, match=rf"holds no dictionary of tensors.*neither imported nor called: \['{name}'\]"):
     build.load_backbone(path)
   # Beside real weights it is ignored, by name.
   path = pth_file.write(tmp_path / "b.pth", {"model": {"x": np.ones(2, np.float32)}, "config": attack})
@@ -71,13 +72,15 @@ _OS = b"cos\nsystem\n"
     lambda name, text: name(b"os") + name(b"system") + b"\x93(" + text + b"tR",
     lambda name, text: b"(" + text + b"ios\nsystem\n",
     lambda name, text: b"(" + _OS + text + b"o", lambda name, text: _OS + b"(" + text + b"t\x81",
-    lambda name, text: _OS + b"(" + text + b"t}\x92"], ids=["STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"])
+    lambda name, text: _OS + b"(" + text + b"t}\x92",
+], ids=["STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"])
 def test_no_opcode_calls_anything(tmp_path, program):
   target = tmp_path / "executed"
   string = lambda text: b"X" + len(text).to_bytes(4, "little") + text
   path = tmp_path / "a.pth"
   with zipfile.ZipFile(path, "w") as archive:
-    archive.writestr("archive/data.pkl", b"\x80\x04" + program(string, string(f"touch {target}".encode())) + b".")
+    archive.writestr(
+        "archive/data.pkl", b"\x80\x04" + program(string, string(f"touch {target}".encode())) + b".")
   with pytest.raises(ValueError, match=r"holds no dictionary of tensors.*\['os.system'\]"):
     build.load_backbone(path)
   assert not target.exists()

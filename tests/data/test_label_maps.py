@@ -34,7 +34,9 @@ def gray_png(values, bits):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
   header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
-  return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+  return (
+      b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
+      + chunk(b"IEND", b""))
 
 
 def test_gray_palette_and_16_bits_are_numbers():
@@ -48,7 +50,8 @@ def test_gray_palette_and_16_bits_are_numbers():
     found = FORMAT.decode(data, name="a.png")
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, LABEL)
-  assert Image.open(io.BytesIO(label_maps.encode(LABEL, [(1, 2, 3)] * 3))).convert("RGB").getpixel((0, 0)) == (1, 2, 3)
+  image = Image.open(io.BytesIO(label_maps.encode(LABEL, [(1, 2, 3)] * 3)))
+  assert image.convert("RGB").getpixel((0, 0)) == (1, 2, 3)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -65,7 +68,8 @@ def test_values_of_16_bits_that_a_byte_would_cut():
 
 def test_colours():
   form = label_maps.LabelFormat(
-      ("road", "car", "sky"), colours=((128, 64, 128), (0, 0, 142), (70, 130, 180)), ignored_colours=((0, 0, 0),))
+      ("road", "car", "sky"), colours=((128, 64, 128), (0, 0, 142), (70, 130, 180)),
+      ignored_colours=((0, 0, 0),))
   colours = np.zeros((256, 3), np.uint8)
   colours[:3] = form.colours
   palette = Image.fromarray(LABEL)
@@ -74,7 +78,8 @@ def test_colours():
     np.testing.assert_array_equal(form.decode(encoded(picture), name="a.png"), LABEL)
   pixels = np.array(palette.convert("RGB"))
   pixels[0, 0] = (1, 2, 3)
-  with pytest.raises(images.ImageError, match=r"a.png: has labels outside .* rgb\(1, 2, 3\) \(1 pixels\).*3 classes"):
+  with pytest.raises(
+      images.ImageError, match=r"a.png: has labels outside .* rgb\(1, 2, 3\) \(1 pixels\).*3 classes"):
     form.decode(encoded(pixels), name="a.png")
   with pytest.raises(images.ImageError, match="mode L, and the labels were said to be colours"):
     form.decode(encoded(LABEL), name="a.png")
@@ -87,7 +92,8 @@ def test_labels_outside_of_the_list_are_named_or_ignored():
   with pytest.raises(images.ImageError) as caught:
     FORMAT.decode(encoded(stored), name="x/a.png")
   assert caught.value.kind == "unknown labels"
-  assert str(caught.value).startswith("x/a.png: has labels outside of the class list: 7 (3 pixels), 9 (1 pixels)")
+  assert str(caught.value).startswith(
+      "x/a.png: has labels outside of the class list: 7 (3 pixels), 9 (1 pixels)")
   assert "3 classes (0, 1, 2; ignored: 255)" in str(caught.value)
   lenient = label_maps.LabelFormat(FORMAT.class_names, unknown="ignore")
   np.testing.assert_array_equal(lenient.decode(encoded(stored), name="a"), [[255] * 4, [255, 2, 0, 1]])
@@ -100,8 +106,10 @@ def test_what_is_no_label_image_is_refused():
   Image.fromarray(LABEL).save(jpeg, "JPEG")
   png = encoded(np.random.default_rng(0).integers(0, 3, (64, 64), dtype=np.uint8))
   for data, message in (
-      (b"", "is empty"), (jpeg.getvalue(), "lossless PNG"), (b"text", "lossless PNG"), (png[:200], "cannot be decoded"),
-      (encoded(np.stack([LABEL] * 3, axis=-1)), "mode RGB, .* give every class its `color`; for COCO's panoptic"),
+      (b"", "is empty"), (jpeg.getvalue(), "lossless PNG"), (b"text", "lossless PNG"),
+      (png[:200], "cannot be decoded"),
+      (encoded(np.stack([LABEL] * 3, axis=-1)),
+       "mode RGB, .* give every class its `color`; for COCO's panoptic"),
       (encoded(Image.merge("LA", [Image.fromarray(LABEL)] * 2)), "mode LA")):
     with pytest.raises(images.ImageError, match=f"b.png:? ?.*{message}"):
       FORMAT.decode(data, name="b.png")
@@ -112,7 +120,8 @@ def test_panoptic_segments():
   ids = np.array([[0, 70000, 300], [300, 5, 5]])
   pixels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
   segments = {70000: 187, 300: 1, 5: 1}
-  np.testing.assert_array_equal(form.decode(encoded(pixels), name="a", segments=segments), [[255, 1, 0], [0, 0, 0]])
+  np.testing.assert_array_equal(
+      form.decode(encoded(pixels), name="a", segments=segments), [[255, 1, 0], [0, 0, 0]])
   with pytest.raises(images.ImageError, match=r"outside of the class list: segment 5 \(2 pixels\)"):
     form.decode(encoded(pixels), name="a", segments={70000: 187, 300: 1})
   with pytest.raises(images.ImageError, match=r"segment 5 of category 3 \(2 pixels\)"):
@@ -138,7 +147,8 @@ def test_class_lists(tmp_path):
   assert coloured.class_names == ("road",) and coloured.colours == ((9, 9, 9),)
   assert coloured.ignored_colours == ((0, 0, 0),)
   for content, message in (
-      ({"names": []}, "no class list; expected"), (["a", 3], "entry 1 is 3"), (["a", "a"], "class name 'a' twice"),
+      ({"names": []}, "no class list; expected"), (["a", 3], "entry 1 is 3"),
+      (["a", "a"], "class name 'a' twice"),
       ([{"name": "a", "color": [0, 0, 0]}, "b"], "'b' has no color"), ([], "0 classes; expected 1 to 255"),
       ([str(i) for i in range(257)], "256 classes"), ([{"name": "a", "value": 70000}], "pixel value 70000"),
       ("{", "is no JSON")):

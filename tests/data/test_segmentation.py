@@ -1,4 +1,4 @@
-"""Sources of labelled images: pairs of files, ADE20K's layout, real data as it lies on disk, generated scenes."""
+"""Sources of labelled images: pairs of files, ADE20K's layout, real data as on disk, generated scenes."""
 
 import json
 import pickle
@@ -64,7 +64,8 @@ def test_unlabelled_images(tmp_path):
   write(tmp_path, "a")
   for name in ("b", "c"):
     write(tmp_path, name, label=False)
-  with pytest.raises(ValueError, match="2 of 3 images of .* have no label image in .*: b.jpg, c.jpg. Expected the same"):
+  with pytest.raises(
+      ValueError, match="2 of 3 images of .* have no label image in .*: b.jpg, c.jpg. Expected the same"):
     open_(tmp_path)
   assert len(open_(tmp_path, unlabelled="skip")) == 1
   kept = open_(tmp_path, unlabelled="keep")
@@ -84,7 +85,8 @@ def test_sizes_that_differ_are_named(tmp_path):
   exif[274] = 6
   turned.save(tmp_path / "images/a.jpg", exif=exif)
   Image.new("L", (8, 6)).save(tmp_path / "labels/a.png")
-  with pytest.raises(images.ImageError, match="is 6 x 8 pixels .* rotation that the file's EXIF tag asks for"):
+  with pytest.raises(
+      images.ImageError, match="is 6 x 8 pixels .* rotation that the file's EXIF tag asks for"):
     open_(tmp_path)[0]
 
 

@@ -13,7 +13,8 @@ _PLAIN = dict(jitter=None, flip_probability=0.0)
 
 
 # Of classes 0 to 4, and of pixels without one; no mixture of two of them is near a third.
-_COLOURS = np.array([[255, 0, 0], [0, 255, 0], [255, 255, 0], [255, 0, 255], [0, 255, 255], [0, 0, 255]], np.uint8)
+_COLOURS = np.array(
+    [[255, 0, 0], [0, 255, 0], [255, 255, 0], [255, 0, 255], [0, 255, 255], [0, 0, 255]], np.uint8)
 
 
 def make_record(size=(80, 120), seed=0):
@@ -86,7 +87,8 @@ def test_a_crop_of_one_class_is_drawn_again():
     resize = seg.RandomShortSide((64,), 640, limit)
     crops = [resize(label, (64, 64), np.random.default_rng(seed)) for seed in tries]
     shares[limit] = np.mean([crop.left + 64 > 600 + 16 for crop in crops])  # at least a quarter is class 1
-  # A crop is varied with probability 1 / 36 per try or so: ten tries do not always find one, and then take the last.
+  # A crop is varied with probability 1 / 36 per try or so: ten tries do not always find one, and then take
+  # the last.
   assert shares[1.0] < 0.15 < shares[0.75] < 1
   unlabelled = np.full((64, 640), 255, np.uint8)
   assert resize(unlabelled, (64, 64), np.random.default_rng(0)).size == (64, 64)

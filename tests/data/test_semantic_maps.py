@@ -59,7 +59,8 @@ def test_labels_move_with_the_image(tmp_path, flip):
   padding[:5, :7] = False
   assert (found["semantic"][padding] == 255).all()
   # At another scale too, every label is that of its pixel, away from the borders between blocks.
-  place = transforms.DetectionTrain((120, 120), 1, transforms.ResizeToLimits(), with_masks=False, semantic_stride=4)
+  place = transforms.DetectionTrain(
+      (120, 120), 1, transforms.ResizeToLimits(), with_masks=False, semantic_stride=4)
   found = place(source[0], np.random.default_rng(0))
   height, width = found["image_size"]
   seen = found["image"][:height:4, :width:4, 0]
@@ -73,7 +74,8 @@ def test_pasted_pixels_bring_their_labels():
     mask[0, box[1]:box[3], box[0]:box[2]] = True
     return {
         "image": np.full((36, 50, 3), label, np.uint8), "image_size": np.array([36, 50]),
-        "boxes": np.array([box], np.float32), "labels": np.array([label]), "masks": np.packbits(mask, axis=-1),
+        "boxes": np.array([box], np.float32), "labels": np.array([label]),
+        "masks": np.packbits(mask, axis=-1),
         "valid": np.array([True]), "semantic": np.full((5, 7), label, np.uint8)}
 
   target, source = example(1, [0, 0, 4, 4]), example(2, [8, 8, 33, 17])
@@ -92,10 +94,13 @@ def test_pasted_pixels_bring_their_labels():
 
 
 def test_errors_name_the_map(tmp_path):
-  with pytest.raises(images.ImageError, match=r"one.png \(the semantic map of folder/one.jpg\).*outside of the class list: 4"):
+  with pytest.raises(
+      images.ImageError,
+      match=r"one.png \(the semantic map of folder/one.jpg\).*outside of the class list: 4"):
     _source(tmp_path, np.full((2, 2), 4), num_classes=4)[0]
   assert (_source(tmp_path, np.full((2, 2), 4), num_classes=4, ignored=(4,))[0]["semantic"] == 255).all()
-  with pytest.raises(images.ImageError, match=r"is 16 x 8 pixels \(height x width\), and its image is 16 x 16"):
+  with pytest.raises(
+      images.ImageError, match=r"is 16 x 8 pixels \(height x width\), and its image is 16 x 16"):
     _source(tmp_path, np.zeros((2, 2)), labels=np.zeros((16, 8), np.uint8))[0]
   source = _source(tmp_path, np.zeros((2, 2)))
   (tmp_path / "folder" / "one.png").unlink()
@@ -166,7 +171,8 @@ def test_a_step_learns_from_the_maps():
   graphdef, state = nnx.split(nnx.eval_shape(task.build_model))
   shape = jax.ShapeDtypeStruct
   batch = dict(
-      image=shape((1, 64, 64, 3), "uint8"), image_size=shape((1, 2), "int32"), boxes=shape((1, 8, 4), "float32"),
+      image=shape((1, 64, 64, 3), "uint8"), image_size=shape((1, 2), "int32"),
+      boxes=shape((1, 8, 4), "float32"),
       labels=shape((1, 8), "int32"), masks=shape((1, 8, 64, 8), "uint8"), valid=shape((1, 8), "bool"),
       semantic=shape((1, 8, 8), "uint8"))
   loss = lambda state, batch: task.loss(nnx.merge(graphdef, state), batch, None, jax.random.key(0), None)

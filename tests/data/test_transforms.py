@@ -246,8 +246,9 @@ def test_every_scale_is_loaded_as_it_would_be_alone():
       for frame, short in (((80, 120), None), ((160, 200), 100), ((64, 64), 30)))
   record = make_record()
   found = transforms.MultiScaleEval(scales)(record)
-  assert set(found) == {"image", "image_size", "original_size", "image_id", "image.1", "image_size.1", "image.2",
-                        "image_size.2"}
+  assert set(found) == {
+      "image", "image_size", "original_size", "image_id", "image.1", "image_size.1", "image.2",
+      "image_size.2"}
   for i, scale in enumerate(scales):
     alone = scale(record)
     for name in ("image", "image_size"):

@@ -29,9 +29,8 @@ _IMAGE = (48, 80)  # no multiple of 32: the last level reaches beyond it
 
 def make_features(seed=0):
   rng = np.random.default_rng(seed)
-  return [
-      rng.standard_normal((2, *(-(-side // spec.stride) for side in _IMAGE), spec.channels)).astype(np.float32) * 3
-      for spec in _SPECS]
+  shapes = [(2, *(-(-side // spec.stride) for side in _IMAGE), spec.channels) for spec in _SPECS]
+  return [rng.standard_normal(shape).astype(np.float32) * 3 for shape in shapes]
 
 
 def make_batch(seed=0, classes=5):
@@ -68,7 +67,8 @@ def test_cross_entropy_counts_labelled_pixels_only():
   full = np.asarray(resize.upsample(logits, 4, _IMAGE), np.float64)
   log_probabilities = full - np.log(np.exp(full).sum(-1, keepdims=True))
   known = labels != 255
-  picked = np.take_along_axis(log_probabilities, np.where(known, labels, 0)[..., None].astype(int), -1)[..., 0]
+  picked = np.take_along_axis(
+      log_probabilities, np.where(known, labels, 0)[..., None].astype(int), -1)[..., 0]
   assert loss == pytest.approx(-picked[known].mean(), rel=1e-5)
   assert accuracy == pytest.approx((full.argmax(-1) == labels)[known].mean(), abs=1e-6)
   nothing, _ = pixel_classification.cross_entropy(logits, np.full_like(labels, 255), stride=4)
@@ -160,9 +160,10 @@ def _compare(folder):
       norm_groups=spec["groups"], auxiliary_channels=spec["auxiliary_channels"], input_norm=False)
   head = upernet.UPerNet(specs, config, rngs=nnx.Rngs(0))
   _our_weights(head, golden_values.state_dict(spec))
+  shapes = [(2, s.channels, *(side // s.stride for side in spec["image"])) for s in specs]
   features = [
-      golden_values.values(spec["seed"], f"features.{i}", (2, s.channels, *(side // s.stride for side in spec["image"])))
-      .transpose(0, 2, 3, 1) for i, s in enumerate(specs)]
+      golden_values.values(spec["seed"], f"features.{i}", shape).transpose(0, 2, 3, 1)
+      for i, shape in enumerate(shapes)]
   graphdef, state = nnx.split(head)
   run = jax.jit(lambda state, x: (
       nnx.merge(graphdef, state)(x), nnx.merge(graphdef, state).auxiliary_logits(x)))

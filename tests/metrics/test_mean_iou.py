@@ -1,4 +1,4 @@
-"""mIoU against a few independent lines, with ignored pixels, absent classes, padding and several processes."""
+"""mIoU against a few independent lines: ignored pixels, absent classes, padding and several processes."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ _NAMES = ("a", "b", "c", "d", "never")
 
 
 def make_images(count=5, seed=0):
-  """Label maps of different sizes with ignored pixels; class 3 is never true, class 4 neither true nor predicted."""
+  """Maps of many sizes with ignored pixels; class 3 is never true, class 4 neither true nor predicted."""
   rng = np.random.default_rng(seed)
   truth, predicted = [], []
   for _ in range(count):
@@ -92,7 +92,8 @@ def test_processes_are_added(monkeypatch):
   parts[0].update(*batch_of(predicted, [0, 2, 4]))
   parts[1].update(*batch_of(predicted, [1, 3]))
   states = []
-  monkeypatch.setattr(gather, "gather_objects", lambda value: states.append(json.loads(json.dumps(value))) or states)
+  monkeypatch.setattr(
+      gather, "gather_objects", lambda value: states.append(json.loads(json.dumps(value))) or states)
   parts[0].counts()
   result = parts[1].result()
   wanted = independent(truth, predicted, 5)

@@ -2,9 +2,9 @@
 
   python tests/references/swinv2.py FOLDER
 
-For every case: `CASE.pth` (torch.save, of small networks only) and `CASE.safetensors`, and `CASE.npz` with the depths,
-images [b, h, w, 3], the raw output of every stage [b, h, w, c] and the logits. `shapes.json` has names and shapes of
-the full sizes.
+For every case: `CASE.pth` (torch.save, of small networks only) and `CASE.safetensors`, and `CASE.npz` with
+the depths, images [b, h, w, 3], the raw output of every stage [b, h, w, c] and the logits. `shapes.json` has
+names and shapes of the full sizes.
 """
 
 import json
@@ -34,8 +34,8 @@ _SIZES = {  # embed_dim, depths, heads
     "swinv2_b": (128, (2, 2, 18, 2), (4, 8, 16, 32)), "swinv2_l": (192, (2, 2, 18, 2), (6, 12, 24, 48))}
 
 
-# Widths and heads of the published networks at images and windows that they are used at: T as it is, the others with
-# fewer blocks, since the blocks of a stage are alike and a full L at 384 px is 231 GFLOP.
+# Widths and heads of the published networks at images and windows that they are used at: T as it is, the
+# others with fewer blocks, since the blocks of a stage are alike and a full L at 384 px is 231 GFLOP.
 _FULL_CASES = {  # (embed_dim, depths, heads), image, window, pretrained windows
     "t_window8_256": (_SIZES["swinv2_t"], 256, 8, (0,) * 4),
     "s_window16_256": ((96, (2, 2, 4, 2), (3, 6, 12, 24)), 256, 16, (0,) * 4),
@@ -49,7 +49,8 @@ _FULL_SOURCES = {
 
 def _timm(image, window, pretrained, embed_dim, depths, num_heads, classes=5):
   return SwinTransformerV2(
-      img_size=image, window_size=window, pretrained_window_sizes=pretrained, embed_dim=embed_dim, depths=depths,
+      img_size=image, window_size=window, pretrained_window_sizes=pretrained, embed_dim=embed_dim,
+      depths=depths,
       num_heads=num_heads, num_classes=classes)
 
 
@@ -99,14 +100,16 @@ def main(folder: pathlib.Path) -> None:
   cases = {}
   for name, build, run in (("timm", _timm, _run_timm), ("transformers", _transformers, _run_transformers)):
     cases |= {
-        f"{name}-window8_128": (build(128, 8, (0,) * 4, **_SHAPE), run, 128),  # late maps smaller than windows
+        # Late maps are smaller than windows.
+        f"{name}-window8_128": (build(128, 8, (0,) * 4, **_SHAPE), run, 128),
         f"{name}-window6to8_96to128": (build(128, 8, (6, 6, 6, 3), **_SHAPE), run, 128),
         f"{name}-window16_128": (build(128, 16, (0,) * 4, **_SHAPE), run, 128),
         f"{name}-window12to24_192to192": (build(192, 24, (12, 12, 12, 6), **_SHAPE), run, 192),
     }
-  cases["transformers-window4_112"] = (_transformers(112, 4, (0,) * 4, **_SHAPE), _run_transformers, 112)  # padding
+  # With padding: 112 and 136.
+  cases["transformers-window4_112"] = (_transformers(112, 4, (0,) * 4, **_SHAPE), _run_transformers, 112)
   cases["torchvision-window4_128"] = (_torchvision(4, **_SHAPE), _run_torchvision, 128)
-  cases["torchvision-window4_136"] = (_torchvision(4, **_SHAPE), _run_torchvision, 136)  # padding
+  cases["torchvision-window4_136"] = (_torchvision(4, **_SHAPE), _run_torchvision, 136)
   for case, ((embed_dim, depths, heads), image, window, pretrained) in _FULL_CASES.items():
     shape = dict(embed_dim=embed_dim, depths=depths, num_heads=heads)
     for source in _FULL_SOURCES[case]:
@@ -136,17 +139,22 @@ def main(folder: pathlib.Path) -> None:
       features, logits = run(model, images)
     if is_small:
       torch.save(model.state_dict(), folder / f"{name}.pth")
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / f"{name}.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in model.state_dict().items()},
+        folder / f"{name}.safetensors")
     arrays = {f"stage{index}": feature.numpy() for index, feature in enumerate(features)}
     depths = _SHAPE["depths"] if is_small else _FULL_CASES[name.split("-")[1]][0][1]
     np.savez(
-        folder / f"{name}.npz", depths=depths, images=images.permute(0, 2, 3, 1).numpy(), logits=logits.numpy(),
+        folder / f"{name}.npz", depths=depths, images=images.permute(0, 2, 3, 1).numpy(),
+        logits=logits.numpy(),
         **arrays)
   shapes = {}
   with torch.device("meta"):
     for variant, (embed_dim, depths, heads) in _SIZES.items():
       shape = dict(embed_dim=embed_dim, depths=depths, num_heads=heads, classes=1000)
-      models = {"timm": _timm(256, 8, (0,) * 4, **shape), "transformers": _transformers(256, 8, (0,) * 4, **shape)}
+      models = {
+          "timm": _timm(256, 8, (0,) * 4, **shape),
+          "transformers": _transformers(256, 8, (0,) * 4, **shape)}
       try:
         models["torchvision"] = _torchvision(8, **shape)
       except RuntimeError:

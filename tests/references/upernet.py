@@ -2,8 +2,9 @@
 
   python tests/references/upernet.py FOLDER [SEED]
 
-`upernet.npz` holds the logits of the head and of the auxiliary head, `upernet.json` how weights and features are generated
-from their names (tests/golden_values.py). Batch norms are replaced by group norms, which is the one difference to ours.
+`upernet.npz` holds the logits of the head and of the auxiliary head, `upernet.json` how weights and features
+are generated from their names (tests/golden_values.py). Batch norms are replaced by group norms, which is the
+one difference to ours.
 """
 
 import json
@@ -69,8 +70,10 @@ def main(folder, seed):
   folder = pathlib.Path(folder)
   np.savez_compressed(folder / "upernet.npz", **outputs)
   description = dict(
-      seed=seed, channels=CHANNELS, strides=STRIDES, image=IMAGE, groups=GROUPS, pool_scales=CONFIG.pool_scales,
-      hidden_size=CONFIG.hidden_size, num_labels=CONFIG.num_labels, auxiliary_channels=CONFIG.auxiliary_channels,
+      seed=seed, channels=CHANNELS, strides=STRIDES, image=IMAGE, groups=GROUPS,
+      pool_scales=CONFIG.pool_scales,
+      hidden_size=CONFIG.hidden_size, num_labels=CONFIG.num_labels,
+      auxiliary_channels=CONFIG.auxiliary_channels,
       state_dict=spec)
   (folder / "upernet.json").write_text(json.dumps(description, indent=1))
 

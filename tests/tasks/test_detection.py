@@ -86,7 +86,8 @@ def test_one_scale_is_plain_prediction():
     model = nnx.merge(graphdef, state)
     pyramid = model.neck(model.backbone(build.normalise(image, image_size)))
     detections = model.head.predict_boxes(pyramid, image_size)
-    return detections | {"masks": model.head.predict_masks(pyramid, detections["boxes"], detections["labels"])}
+    masks = model.head.predict_masks(pyramid, detections["boxes"], detections["labels"])
+    return detections | {"masks": masks}
 
   wanted = plain(state, alone["image"], alone["image_size"])
   assert wanted["valid"].any() and len(np.unique(wanted["scores"])) > 3
@@ -192,7 +193,8 @@ def test_absent_objects_send_no_gradient(hard_steps, name):
     if path.startswith(silent):
       assert not np.any(leaf), path
   # What says "there is nothing here" still learns.
-  for path in ("head/rpn/objectness/kernel", "head/box_heads/0/classes/kernel", "head/box_heads/1/fcs/0/kernel"):
+  for path in (
+      "head/rpn/objectness/kernel", "head/box_heads/0/classes/kernel", "head/box_heads/1/fcs/0/kernel"):
     assert np.any(gradients[path]), path
   # A crowd is no target: it is as if it were not there.
   _, wanted, expected = hard_steps[0]["no objects"]
@@ -211,7 +213,8 @@ def _boxes_only(tmp_path):
   for i in range(2):
     Image.fromarray(_pixels(i)).save(tmp_path / f"{i}.png")
     images.append(dict(id=i + 1, file_name=f"{i}.png", height=SIZE[0], width=SIZE[1]))
-    annotations.append(dict(id=i + 1, image_id=i + 1, category_id=7, bbox=[4, 4, 30, 30], area=900, iscrowd=0))
+    annotations.append(
+        dict(id=i + 1, image_id=i + 1, category_id=7, bbox=[4, 4, 30, 30], area=900, iscrowd=0))
   path = tmp_path / "boxes.json"
   path.write_text(json.dumps(dict(
       images=images, annotations=annotations, categories=[dict(id=7, name="thing")])))
@@ -267,7 +270,9 @@ def test_a_run_starts_from_a_head_file(tmp_path, caplog):
   keep = ("neck/laterals/.*", "head/.*/(classes|logits)/.*")
   with caplog.at_level("INFO"):
     found = freeze.flatten(nnx.state(_task(**{"init.path": str(path), "init.keep": keep}).build_model()))
-  kept = {name for name in arrays if name.startswith("neck/laterals/") or "/classes/" in name or "/logits/" in name}
+  kept = {
+      name for name in arrays
+      if name.startswith("neck/laterals/") or "/classes/" in name or "/logits/" in name}
   assert kept and set(found) == set(before)
   for name, leaf in found.items():
     wanted = before[name] if name in kept or name.startswith("backbone/") else arrays[name]

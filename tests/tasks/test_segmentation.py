@@ -50,7 +50,8 @@ def test_a_run_leaves_label_maps_that_say_what_the_metrics_say(tmp_path, head):
     assert entry["IoU"] == pytest.approx(iou, abs=1e-12)
   known = [iou for iou in wanted if iou is not None]
   assert metrics["mIoU"] == pytest.approx(sum(known) / len(known), abs=1e-12)
-  assert metrics["pixel_accuracy"] == pytest.approx(np.mean(np.stack(truth) == np.stack(predicted)), abs=1e-12)
+  assert metrics["pixel_accuracy"] == pytest.approx(
+      np.mean(np.stack(truth) == np.stack(predicted)), abs=1e-12)
   assert list((tmp_path / "pictures").glob("*.png"))
   losses = [value for _, value in tiny.metrics(tmp_path)["train/loss"]]
   assert len(losses) == 4 and np.isfinite(losses).all()
@@ -89,7 +90,8 @@ def _evaluated(config):
 def _camvid(config):
   root = paths.data_dir("camvid")
   config.segmentation.update(dict(
-      data="files", root=str(root), classes="meta.json", train=dict(images="train/images", labels="train/labels"),
+      data="files", root=str(root), classes="meta.json",
+      train=dict(images="train/images", labels="train/labels"),
       validation=dict(images="val/images", labels="val/labels")))
 
 
@@ -145,7 +147,8 @@ def test_options_that_do_not_fit_are_named(tmp_path):
     tasks_build.build_task(config)
   config.segmentation.classes = "classes.json"
   config.segmentation.train.update(dict(images="i", labels="l"))
-  with pytest.raises(FileNotFoundError, match="segmentation.classes: .*classes.json does not exist.*root=FOLDER"):
+  with pytest.raises(
+      FileNotFoundError, match="segmentation.classes: .*classes.json does not exist.*root=FOLDER"):
     tasks_build.build_task(config)
   config.segmentation.update(dict(data="ade20k", root=str(tmp_path / "absent")))
   with pytest.raises(FileNotFoundError, match="segmentation.root.*absent does not exist. Download ADE"):
@@ -182,5 +185,6 @@ def test_unlabelled_images_are_predicted_and_not_scored(tmp_path):
   for name, size in (("0", (60, 40)), ("1", (48, 64)), ("2", (30, 30))):
     with Image.open(tmp_path / "run" / "label_maps" / f"{name}.png") as written:
       assert written.size == size
-  pixels = [entry["pixels"] for entry in json.loads((tmp_path / "run" / "per_class.json").read_text()).values()]
+  per_class = json.loads((tmp_path / "run" / "per_class.json").read_text())
+  pixels = [entry["pixels"] for entry in per_class.values()]
   assert sum(pixels) == 40 * 60

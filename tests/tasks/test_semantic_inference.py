@@ -100,4 +100,5 @@ def test_label_maps_at_original_sizes():
   # Pillow's own bilinear filter, for enlarging.
   enlarged = Image.fromarray(views[0].scores[0, :20, :31, 0]).resize((129, 33), Image.Resampling.BILINEAR)
   np.testing.assert_allclose(
-      _resized(views[0].scores[0, :20, :31, :1].astype(np.float64), (33, 129))[..., 0], np.asarray(enlarged), atol=1e-5)
+      _resized(views[0].scores[0, :20, :31, :1].astype(np.float64), (33, 129))[..., 0], np.asarray(enlarged),
+      atol=1e-5)
