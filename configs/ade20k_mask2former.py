@@ -55,7 +55,8 @@ def _demo(config: ml_collections.ConfigDict) -> None:
   config.log_every = 50
   config.eval_every = 500
   config.checkpoint_every = 250
-  config.optimizer.update(dict(learning_rate=1e-3, weight_decay=0.05, warmup_steps=50, clip_norm=1.0))
+  config.optimizer.update(dict(
+      name="muon", learning_rate=3e-3, weight_decay=0.05, warmup_steps=50, clip_norm=1.0))
   options = config.segmentation
   options.data = "scenes"
   options.frame = options.eval_frame = (128, 128)
@@ -64,7 +65,7 @@ def _demo(config: ml_collections.ConfigDict) -> None:
   options.category_max_area = 1.0
   options.colour_jitter = False
   options.max_segments = 7
-  _small_heads(options, queries=20, points=1024)
+  _small_heads(options, queries=12, points=192)
 
 
 def _camvid(config: ml_collections.ConfigDict) -> None:

@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import av
+from flax import nnx
 import jax
 import numpy as np
 from PIL import Image
@@ -176,6 +178,48 @@ def test_videos_go_to_heads_for_videos(tmp_path):
   assert top[0][1] == first.probabilities.max()
   assert {name for name, _ in first.top()} == {"left", "right", "up", "down"}
   assert not np.array_equal(first.probabilities, results["act"][2].probabilities)
+
+
+@pytest.mark.slow
+def test_files_for_an_action_recogniser_and_a_classifier(tmp_path):
+  act = _run(tmp_path / "act", tiny.action())
+  classify = _run(tmp_path / "classify", tiny.classification())
+  folder, out = tmp_path / "in", tmp_path / "out"
+  folder.mkdir()
+  clips = [np.random.default_rng(seed).integers(0, 256, (6, 32, 44, 3)).astype(np.uint8) for seed in (0, 1)]
+  for name, clip in zip("ab", clips):
+    with av.open(str(folder / f"{name}.avi"), "w") as container:
+      stream = container.add_stream("ffv1", rate=10, options={"level": "3"})  # lossless
+      stream.width, stream.height, stream.pix_fmt = 44, 32, "bgr0"
+      for frame in clip:
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+      container.mux(stream.encode())
+  (folder / "bad.mp4").write_bytes(b"no video")
+  pixels = _picture(20, 30)
+  Image.fromarray(pixels).save(folder / "c.png")
+
+  predictor = predict.Predictor(None, dict(act=act, classify=classify))
+  summary = predict_files.predict_files(predictor, [folder], out)
+  assert (summary["inputs"], summary["done"]) == (4, 3)
+  assert [row["file"] for row in summary["skipped"]] == [str(folder / "bad.mp4")]
+  direct = predictor([*clips, pixels])
+  rows = json.loads((out / "act" / "actions.json").read_text())
+  assert [row["file"] for row in rows] == ["a.avi", "b.avi"]
+  for row, result in zip(rows, direct["act"]):
+    assert [(entry["class"], entry["probability"]) for entry in row["top"]] == [
+        (name, pytest.approx(probability, abs=1e-5)) for name, probability in result.top(5)]
+  row, = json.loads((out / "classify" / "top_classes.json").read_text())
+  assert row["file"] == "c.png" and {entry["class"] for entry in row["top"]} == {"cat", "dog"}
+  assert row["top"][0]["probability"] == pytest.approx(direct["classify"][2].probabilities.max(), abs=1e-5)
+  # What the classifier says is what its model says of the same pixels.
+  head = predictor.heads["classify"]
+  image = {"image": head.transform({"image": pixels, "image_id": 0, "label": 0})["image"][None]}
+  logits = head.task.predict(nnx.merge(head.graphdef, head.trainable, head.frozen), image, None)["logits"]
+  np.testing.assert_allclose(
+      direct["classify"][2].probabilities, jax.nn.softmax(logits[0]), atol=1e-5)
+  for head, name in (("act", "a"), ("act", "b"), ("classify", "c")):
+    with Image.open(out / head / "pictures" / f"{name}.jpg") as picture:
+      assert picture.size[0] >= 30
 
 
 def test_results_are_drawn_in_the_inputs_coordinates():

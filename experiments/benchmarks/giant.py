@@ -14,13 +14,16 @@ import pathlib
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 
 from absl import app
 from absl import flags
 import jax
+import ml_collections
 import numpy as np
 
+from frozen_vision import checkpoint
 from frozen_vision import config as config_lib
 from frozen_vision import freeze
 from frozen_vision import machines
@@ -43,8 +46,7 @@ def measure(held_as: str) -> dict[str, float]:
   config = config_lib.load_config(
       pathlib.Path(__file__).parents[2] / "configs" / "coco_htc.py:swinv2_g", {
           "backbone.weights": _WEIGHTS.value, "backbone.dtype": "float32", "frozen_dtype": held_as,
-          "batch_size": 1,
-          "accumulate": 1, "backbone.overrides.window_sizes": (16, 16, 16, 8),
+          "batch_size": 1, "accumulate": 1, "backbone.overrides.window_sizes": (16, 16, 16, 8),
           "detection.frame": (side, side), "detection.head_dtype": "float32"})
   task = tasks_build.build_task(config, base.named_classes(f"class {index}" for index in range(80)))
   mesh = sharding.make_mesh(1, 1)
@@ -72,8 +74,20 @@ def measure(held_as: str) -> dict[str, float]:
   return dict(
       held_as=held_as, frozen_gib=freeze.num_bytes(model.frozen) / 2**30,
       state_gib=freeze.num_bytes(state) / 2**30, temporary_gib=memory.temp_size_in_bytes / 2**30,
-      load_s=loaded,
-      loaded_peak_gib=loaded_peak, compile_s=compile_s, step_s=min(seconds), loss=loss, peak_gib=_peak_gib())
+      load_s=loaded, loaded_peak_gib=loaded_peak, compile_s=compile_s, step_s=min(seconds), loss=loss,
+      peak_gib=_peak_gib(), checkpoint_gib=_checkpoint_bytes(state, config, task, model) / 2**30)
+
+
+def _checkpoint_bytes(
+    state: train_step.State, config: ml_collections.ConfigDict, task: base.Task, model: train.Model
+) -> int:
+  """What a checkpoint takes on disk, as a run saves it."""
+  meta = checkpoint.make_meta(
+      config=config.to_dict(), feature_key=model.feature_key, examples=2, classes=list(task.classes))
+  with tempfile.TemporaryDirectory() as folder:
+    with checkpoint.Checkpoints(folder, asynchronous=False) as checkpoints:
+      checkpoints.save(2, state, meta)
+    return sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
 
 
 def _example(task: base.Task, side: int) -> dict[str, np.ndarray]:
@@ -110,11 +124,12 @@ def main(argv: list[str]) -> None:
       f"batch 1 at {_SIDE.value} px, on {machines.processor()} with {jax.device_count()} device; "
       f"jax {jax.__version__}.",
       "",
-      "| held as | frozen GiB | trainable, optimizer GiB | temporaries GiB | peak resident GiB, loading | "
-      "peak resident GiB, all | load s | compile s | step s |",
-      "|---|---|---|---|---|---|---|---|---|"]
+      "| held as | frozen GiB | trained state GiB | checkpoint / trained state | temporaries GiB | "
+      "peak resident GiB, loading | peak resident GiB, all | load s | compile s | step s |",
+      "|---" * 10 + "|"]
   lines += [
-      f"| {row['held_as']} | {row['frozen_gib']:.2f} | {row['state_gib']:.2f} | {row['temporary_gib']:.2f} | "
+      f"| {row['held_as']} | {row['frozen_gib']:.2f} | {row['state_gib']:.2f} | "
+      f"{row['checkpoint_gib'] / row['state_gib']:.3f} | {row['temporary_gib']:.2f} | "
       f"{row['loaded_peak_gib']:.2f} | {row['peak_gib']:.2f} | {row['load_s']:.0f} | {row['compile_s']:.0f} "
       f"| {row['step_s']:.1f} |" for row in rows]
   text = "\n".join(lines) + "\n"
