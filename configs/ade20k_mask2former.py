@@ -48,12 +48,12 @@ def _demo(config: ml_collections.ConfigDict) -> None:
   config.headline = (
       "DEMO on generated scenes with the shipped swinv2_nano. Real recipes: "
       "--config=configs/ade20k_mask2former.py:swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g.")
-  config.steps = 1000
+  config.steps = 2000
   config.batch_size = 8
   config.eval_batch_size = 20
   config.ema_decay = 0.99
   config.log_every = 50
-  config.eval_every = 500
+  config.eval_every = 1000
   config.checkpoint_every = 250
   config.optimizer.update(dict(
       name="muon", learning_rate=3e-3, weight_decay=0.05, warmup_steps=50, clip_norm=1.0))

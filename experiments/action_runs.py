@@ -12,18 +12,14 @@ scene are not independent, so it is rather too narrow.
 """
 
 from collections.abc import Sequence
-import json
 import math
 import pathlib
-import subprocess
-import sys
-import time
 
 from absl import app
 from absl import flags
 import numpy as np
 
-from frozen_vision import machines
+from experiments import study as study_lib
 
 _STUDY = flags.DEFINE_enum("study", None, ["motion", "fights"], "What is run.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.")
@@ -33,7 +29,6 @@ _VARIANTS = flags.DEFINE_list("variants", [], "Only these heads.")
 _OPTIONS = flags.DEFINE_multi_string("option", [], "One more option of every run, such as config.steps=100.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write.")
 
-_REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 _VARIANTS_OF = {
     "motion": {
         "Video Swin": ("action.head=video_swin",),
@@ -51,17 +46,9 @@ _VARIANTS_OF = {
 
 def run(folder: pathlib.Path, config: str, options: Sequence[str]) -> tuple[dict[str, float], np.ndarray]:
   """One run: its last evaluation with the minutes that the command took, and its confusion matrix."""
-  started = time.perf_counter()
-  subprocess.run(
-      [sys.executable, "-m", "frozen_vision.main", f"--config={config}", f"--workdir={folder}",
-       *(f"--config.{option}" for option in options), *(f"--{option}" for option in _OPTIONS.value)],
-      cwd=_REPOSITORY, check=True)
-  minutes = (time.perf_counter() - started) / 60
-  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-  last = [line for line in lines if "eval/top1" in line][-1]
-  metrics = {key.removeprefix("eval/"): value for key, value in last.items() if key.startswith("eval/")}
+  metrics = study_lib.run(config, folder, options, "top1")
   rows = (folder / "confusion.csv").read_text().splitlines()[1:]
-  return {**metrics, "minutes": minutes}, np.array([[int(x) for x in row.split(",")[1:]] for row in rows])
+  return metrics, np.array([[int(x) for x in row.split(",")[1:]] for row in rows])
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
@@ -93,7 +80,8 @@ def _main(argv: list[str]) -> None:
     total = 0
     for value in runs:
       folder = pathlib.Path(_WORKDIR.value) / f"{study}_{number}_{value}"
-      metrics, confusion = run(folder, config, [f"{option}={value}", *fixed, *variants[variant]])
+      options = [f"{option}={value}", *fixed, *variants[variant], *_OPTIONS.value]
+      metrics, confusion = run(folder, config, options)
       total = total + confusion
       rows.append(_row(variant, value, confusion, f"{metrics['minutes']:.1f}"))
       _write(rows)
@@ -110,13 +98,7 @@ def _row(variant: str, name: str, confusion: np.ndarray, minutes: str) -> str:
 
 
 def _write(rows: list[str]) -> None:
-  more = f", with {' '.join(_OPTIONS.value)}" if _OPTIONS.value else ""
-  text = (
-      f"Made by `experiments/action_runs.py --study={_STUDY.value}`{more}; minutes are those of the whole "
-      f"command on {machines.processor()}.\n\n" + "\n".join(rows) + "\n")
-  pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
-  pathlib.Path(_OUT.value).write_text(text)
-  print(rows[-1], flush=True)
+  study_lib.write(_OUT.value, f"experiments/action_runs.py --study={_STUDY.value}", _OPTIONS.value, rows)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,14 @@ scenes, the head's initial weights and the order of examples.
 from collections.abc import Sequence
 import contextlib
 import io
-import json
 import pathlib
-import subprocess
-import sys
-import time
 
 from absl import app
 from absl import flags
 from pycocotools import coco as pycoco
 from pycocotools import cocoeval
 
-from frozen_vision import machines
+from experiments import study as study_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
@@ -34,7 +30,6 @@ _VARIANTS = flags.DEFINE_list("variants", [], "Only these of the study, separate
 _OPTIONS = flags.DEFINE_multi_string("option", [], "One more option of every run, such as config.steps=100.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write.")
 
-_REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 _STUDIES = {
     "backbones": {"shipped": ("backbone.weights=shipped",), "random": ("backbone.weights=random",)},
     "heads": {
@@ -67,19 +62,11 @@ def pycocotools_metrics(folder: pathlib.Path) -> dict[str, float]:
 
 def run(folder: pathlib.Path, options: Sequence[str]) -> dict[str, float]:
   """One run of the demo; its last evaluation, with the minutes that the command took."""
-  started = time.perf_counter()
-  subprocess.run(
-      [sys.executable, "-m", "frozen_vision.main", "--config=configs/coco_htc.py", f"--workdir={folder}",
-       *(f"--{option}" for option in options)],
-      cwd=_REPOSITORY, check=True)
-  minutes = (time.perf_counter() - started) / 60
-  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-  last = [line for line in lines if "eval/box_AP" in line][-1]
-  metrics = {key.removeprefix("eval/"): value for key, value in last.items() if key.startswith("eval/")}
+  metrics = study_lib.run("configs/coco_htc.py", folder, options, "box_AP")
   for name, value in pycocotools_metrics(folder).items():
     if abs(value - metrics[name]) > 1e-9:
       raise ValueError(f"{folder}: {name} is {metrics[name]}, but pycocotools finds {value}.")
-  return {**metrics, "minutes": minutes}
+  return metrics
 
 
 def _main(argv: list[str]) -> None:
@@ -96,7 +83,7 @@ def _main(argv: list[str]) -> None:
       continue
     found = []
     for seed in _SEEDS.value:
-      options = [f"config.seed={seed}", *(f"config.{option}" for option in study[variant]), *_OPTIONS.value]
+      options = [f"seed={seed}", *study[variant], *_OPTIONS.value]
       found.append(run(pathlib.Path(_WORKDIR.value) / f"{_STUDY.value}_{number}_{seed}", options))
       rows.append(_row(variant, seed, found[-1]))
       _write(rows)
@@ -112,14 +99,9 @@ def _row(variant: str, seed: str, metrics: dict[str, float]) -> str:
 
 
 def _write(rows: list[str]) -> None:
-  more = f", with {' '.join(_OPTIONS.value)}" if _OPTIONS.value else ""
-  text = (
-      f"Made by `experiments/demo_seeds.py --study={_STUDY.value}`{more}; minutes are those of the whole "
-      f"command on {machines.processor()}, each metric equal to pycocotools' to 1e-9.\n\n"
-      + "\n".join(rows) + "\n")
-  pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
-  pathlib.Path(_OUT.value).write_text(text)
-  print(rows[-1], flush=True)
+  study_lib.write(
+      _OUT.value, f"experiments/demo_seeds.py --study={_STUDY.value}", _OPTIONS.value, rows,
+      ", each metric equal to pycocotools' to 1e-9")
 
 
 if __name__ == "__main__":
