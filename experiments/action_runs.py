@@ -22,12 +22,8 @@ import numpy as np
 from experiments import study as study_lib
 
 _STUDY = flags.DEFINE_enum("study", None, ["motion", "fights"], "What is run.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.")
 _DATA = flags.DEFINE_string("data", "fight_video", "Folder with train.csv and val.csv, for the study fights.")
 _RUNS = flags.DEFINE_list("runs", None, "Seeds (motion, default 0,1,2) or folds (fights, default 0 to 4).")
-_VARIANTS = flags.DEFINE_list("variants", [], "Only these heads.")
-_OPTIONS = flags.DEFINE_multi_string("option", [], "One more option of every run, such as config.steps=100.")
-_OUT = flags.DEFINE_string("out", None, "Markdown file to write.")
 
 _VARIANTS_OF = {
     "motion": {
@@ -63,10 +59,6 @@ def _main(argv: list[str]) -> None:
   del argv
   study = _STUDY.value
   config = "configs/kinetics_video_swin.py" + (":fights" if study == "fights" else "")
-  variants = _VARIANTS_OF[study]
-  chosen = _VARIANTS.value or list(variants)
-  if set(chosen) - set(variants):
-    raise app.UsageError(f"--variants has {sorted(set(chosen) - set(variants))}; known: {sorted(variants)}.")
   option, runs = ("seed", _RUNS.value or ["0", "1", "2"])
   fixed = []
   if study == "fights":
@@ -74,14 +66,11 @@ def _main(argv: list[str]) -> None:
     data = pathlib.Path(_DATA.value).absolute()
     fixed = [f"action.lists=('{data}/train.csv','{data}/val.csv')"]
   rows = [f"| head | {option} | top-1 | mean class accuracy | clips | minutes |", "|---|---|---|---|---|---|"]
-  for number, variant in enumerate(variants):
-    if variant not in chosen:
-      continue
+  for number, variant, changes in study_lib.chosen(_VARIANTS_OF[study]):
     total = 0
     for value in runs:
-      folder = pathlib.Path(_WORKDIR.value) / f"{study}_{number}_{value}"
-      options = [f"{option}={value}", *fixed, *variants[variant], *_OPTIONS.value]
-      metrics, confusion = run(folder, config, options)
+      folder = pathlib.Path(study_lib.WORKDIR.value) / f"{study}_{number}_{value}"
+      metrics, confusion = run(folder, config, [f"{option}={value}", *fixed, *changes])
       total = total + confusion
       rows.append(_row(variant, value, confusion, f"{metrics['minutes']:.1f}"))
       _write(rows)
@@ -98,9 +87,9 @@ def _row(variant: str, name: str, confusion: np.ndarray, minutes: str) -> str:
 
 
 def _write(rows: list[str]) -> None:
-  study_lib.write(_OUT.value, f"experiments/action_runs.py --study={_STUDY.value}", _OPTIONS.value, rows)
+  study_lib.write(f"experiments/action_runs.py --study={_STUDY.value}", rows)
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["study", "workdir", "out"])
+  flags.mark_flag_as_required("study")
   app.run(_main)

@@ -23,12 +23,8 @@ from pycocotools import cocoeval
 
 from experiments import study as study_lib
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 _STUDY = flags.DEFINE_enum("study", "backbones", ["backbones", "heads"], "What is compared.")
-_VARIANTS = flags.DEFINE_list("variants", [], "Only these of the study, separated by commas.")
-_OPTIONS = flags.DEFINE_multi_string("option", [], "One more option of every run, such as config.steps=100.")
-_OUT = flags.DEFINE_string("out", None, "Markdown file to write.")
 
 _STUDIES = {
     "backbones": {"shipped": ("backbone.weights=shipped",), "random": ("backbone.weights=random",)},
@@ -71,20 +67,13 @@ def run(folder: pathlib.Path, options: Sequence[str]) -> dict[str, float]:
 
 def _main(argv: list[str]) -> None:
   del argv
-  study = _STUDIES[_STUDY.value]
-  variants = _VARIANTS.value or list(study)
-  unknown = sorted(set(variants) - set(study))
-  if unknown:
-    raise app.UsageError(f"--variants has {unknown}; known: {sorted(study)}.")
   rows = [f"| {_STUDY.value} | seed | " + " | ".join(_COLUMNS) + " | minutes |",
           "|---|---|" + "---|" * (len(_COLUMNS) + 1)]
-  for number, variant in enumerate(study):
-    if variant not in variants:
-      continue
+  for number, variant, changes in study_lib.chosen(_STUDIES[_STUDY.value]):
     found = []
     for seed in _SEEDS.value:
-      options = [f"seed={seed}", *study[variant], *_OPTIONS.value]
-      found.append(run(pathlib.Path(_WORKDIR.value) / f"{_STUDY.value}_{number}_{seed}", options))
+      folder = pathlib.Path(study_lib.WORKDIR.value) / f"{_STUDY.value}_{number}_{seed}"
+      found.append(run(folder, [f"seed={seed}", *changes]))
       rows.append(_row(variant, seed, found[-1]))
       _write(rows)
     if len(found) > 1:
@@ -100,10 +89,9 @@ def _row(variant: str, seed: str, metrics: dict[str, float]) -> str:
 
 def _write(rows: list[str]) -> None:
   study_lib.write(
-      _OUT.value, f"experiments/demo_seeds.py --study={_STUDY.value}", _OPTIONS.value, rows,
+      f"experiments/demo_seeds.py --study={_STUDY.value}", rows,
       ", each metric equal to pycocotools' to 1e-9")
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["workdir", "out"])
   app.run(_main)

@@ -21,12 +21,8 @@ from PIL import Image
 from experiments import study as study_lib
 
 _STUDY = flags.DEFINE_enum("study", None, ["scenes", "camvid"], "What is run.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.")
 _DATA = flags.DEFINE_string("data", "camvid", "Folder with meta.json, train and val, for the study camvid.")
 _SEEDS = flags.DEFINE_list("seeds", None, "Seeds; by default 0,1,2 (scenes) or 0,1 (camvid).")
-_VARIANTS = flags.DEFINE_list("variants", [], "Only these heads.")
-_OPTIONS = flags.DEFINE_multi_string("option", [], "One more option of every run, such as config.steps=100.")
-_OUT = flags.DEFINE_string("out", None, "Markdown file to write.")
 
 _VARIANTS_OF = {
     "scenes": {"Mask2Former": ("segmentation.head=mask2former",)},
@@ -61,29 +57,25 @@ def check_from_files(folder: pathlib.Path) -> None:
 
 def _main(argv: list[str]) -> None:
   del argv
-  study, variants = _STUDY.value, _VARIANTS_OF[_STUDY.value]
-  chosen = _VARIANTS.value or list(variants)
-  if set(chosen) - set(variants):
-    raise app.UsageError(f"--variants has {sorted(set(chosen) - set(variants))}; known: {sorted(variants)}.")
+  study = _STUDY.value
   config, fixed = "configs/ade20k_mask2former.py", []
   if study == "camvid":
     config, fixed = f"{config}:camvid", [f"segmentation.root={pathlib.Path(_DATA.value).absolute()}"]
   seeds = _SEEDS.value or (["0", "1", "2"] if study == "scenes" else ["0", "1"])
   rows = ["| head | seed | " + " | ".join(_COLUMNS) + " | minutes |", "|---" * (len(_COLUMNS) + 3) + "|"]
-  for number, variant in enumerate(variants):
-    for seed in seeds if variant in chosen else ():
-      folder = pathlib.Path(_WORKDIR.value) / f"{study}_{number}_{seed}"
-      options = [f"seed={seed}", *fixed, *variants[variant], *_OPTIONS.value]
-      metrics = study_lib.run(config, folder, options, "mIoU")
+  for number, variant, changes in study_lib.chosen(_VARIANTS_OF[study]):
+    for seed in seeds:
+      folder = pathlib.Path(study_lib.WORKDIR.value) / f"{study}_{number}_{seed}"
+      metrics = study_lib.run(config, folder, [f"seed={seed}", *fixed, *changes], "mIoU")
       if study == "scenes":
         check_from_files(folder)
       values = " | ".join(f"{metrics[name]:.3f}" for name in _COLUMNS)
       rows.append(f"| {variant} | {seed} | {values} | {metrics['minutes']:.1f} |")
       study_lib.write(
-          _OUT.value, f"experiments/segmentation_runs.py --study={study}", _OPTIONS.value, rows,
+          f"experiments/segmentation_runs.py --study={study}", rows,
           ", each class's IoU recomputed from the written label images to 1e-9" * (study == "scenes"))
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["study", "workdir", "out"])
+  flags.mark_flag_as_required("study")
   app.run(_main)

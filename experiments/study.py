@@ -1,15 +1,37 @@
-"""What the scripts share that run one config several times and write a table: one run, and the file."""
+"""What the scripts share that run one config several times and write a table: flags, one run, the file."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import json
 import pathlib
 import subprocess
 import sys
 import time
 
+from absl import app
+from absl import flags
+
 from frozen_vision import machines
 
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.", required=True)
+_VARIANTS = flags.DEFINE_list("variants", [], "Only these of the study, separated by commas.")
+_OPTIONS = flags.DEFINE_multi_string("option", [], "One more option of every run, such as config.steps=100.")
+_OUT = flags.DEFINE_string("out", None, "Markdown file to write.", required=True)
+
 _REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def chosen(variants: Mapping[str, Sequence[str]]) -> list[tuple[int, str, Sequence[str]]]:
+  """(number, name, options) of those variants of a study that --variants names, or of all.
+
+  Raises:
+    app.UsageError: a name that is none of them.
+  """
+  unknown = sorted(set(_VARIANTS.value) - set(variants))
+  if unknown:
+    raise app.UsageError(f"--variants has {unknown}; known: {sorted(variants)}.")
+  return [
+      (number, name, options) for number, (name, options) in enumerate(variants.items())
+      if not _VARIANTS.value or name in _VARIANTS.value]
 
 
 def run(config: str, folder: pathlib.Path, options: Iterable[str], metric: str) -> dict[str, float]:
@@ -18,7 +40,7 @@ def run(config: str, folder: pathlib.Path, options: Iterable[str], metric: str) 
   Args:
     config: such as `configs/coco_htc.py:photos`.
     folder: the workdir.
-    options: of the config, such as `seed=1`.
+    options: of the config, such as `seed=1`; those of --option come last.
     metric: that an evaluation has, such as `mIoU`.
 
   Returns:
@@ -27,7 +49,7 @@ def run(config: str, folder: pathlib.Path, options: Iterable[str], metric: str) 
   started = time.perf_counter()
   subprocess.run(
       [sys.executable, "-m", "frozen_vision.main", f"--config={config}", f"--workdir={folder}",
-       *(f"--config.{option.removeprefix('config.')}" for option in options)],
+       *(f"--config.{option}" for option in options), *(f"--{option}" for option in _OPTIONS.value)],
       cwd=_REPOSITORY, check=True)
   minutes = (time.perf_counter() - started) / 60
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -36,20 +58,19 @@ def run(config: str, folder: pathlib.Path, options: Iterable[str], metric: str) 
   return {**metrics, "minutes": minutes}
 
 
-def write(path: str, made_by: str, options: Sequence[str], rows: Sequence[str], more: str = "") -> None:
-  """Writes the table as far as it is, and prints its last row.
+def write(made_by: str, rows: Sequence[str], more: str = "") -> None:
+  """Writes the table to --out as far as it is, and prints its last row.
 
   Args:
-    path: of the markdown file.
     made_by: the command, without what only says where files are.
-    options: that every run was given beyond those of the study.
     rows: lines of the table.
     more: what else is to be said of the numbers.
   """
-  with_options = f", with {' '.join(options)}" if options else ""
+  with_options = f", with {' '.join(_OPTIONS.value)}" if _OPTIONS.value else ""
   text = (
       f"Made by `{made_by}`{with_options}; minutes are those of the whole command on {machines.processor()}"
       f"{more}.\n\n" + "\n".join(rows) + "\n")
-  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-  pathlib.Path(path).write_text(text)
+  out = pathlib.Path(_OUT.value)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  out.write_text(text)
   print(rows[-1], flush=True)

@@ -4,10 +4,9 @@
   python tests/notebook.py FILE.ipynb --store
 
 After the cell tagged `parameters`, the given values, Python literals, replace its own. OUT/cells.json lists
-for every
-code cell what it printed and what its last expression is: its text, or for a picture the name of a PNG in
-OUT. `--store` runs the notebook as it is and puts that into the file, as Jupyter would. Cells are plain
-Python: shell commands and magics are a syntax error here.
+for every code cell what it printed and what its last expression is: its text, or for a picture the name of
+a PNG in OUT. `--store` runs the notebook as it is and puts that into the file, as Jupyter would. Cells are
+plain Python: shell commands and magics are a syntax error here.
 """
 
 import ast

@@ -21,8 +21,7 @@ _NAMES = ("modules", "own_data", "quick_start")
 _SMALL_HEAD = {
     f"detection.head_options.{name}": value for name, value in dict(
         rpn_channels=8, train_pre_nms=20, train_proposals=10, test_pre_nms=20, test_proposals=10,
-        roi_samples=8,
-        fc_channels=8, mask_channels=8, mask_convs=1, max_detections=10).items()}
+        roi_samples=8, fc_channels=8, mask_channels=8, mask_convs=1, max_detections=10).items()}
 
 
 def _run(name, folder, environment, **parameters):

@@ -99,8 +99,7 @@ def action() -> ml_collections.ConfigDict:
   options.update(dict(frames=4, stride=1, image_size=32, crop_scale=(), flip=0.0, frames_per_pass=4))
   options.video_swin.update(dict(
       levels=(1, 2), channels=(8, 8), depths=(1, 1), head_channels=4, window_size=(2, 2, 2),
-      drop_path_rate=0.0,
-      dropout=0.0))
+      drop_path_rate=0.0, dropout=0.0))
   options.attentive.update(dict(levels=(2,), channels=8, num_heads=2))
   options.average.update(dict(levels=(2,)))
   return config

@@ -3,6 +3,7 @@
 from collections.abc import Sequence, Sized
 import dataclasses
 import difflib
+import itertools
 import os
 import pathlib
 from typing import Any
@@ -150,7 +151,10 @@ def shared_classes(
   if list(train) != list(validation):
     found = [f"{name} has the {len(classes)} classes {list(classes[:5])}{'...' if len(classes) > 5 else ''}"
              for name, classes in zip(names, (train, validation))]
-    raise ValueError(f"{', but '.join(found)}; both must have the same ones in the same order. {how}".strip())
+    first = next(pair for pair in itertools.zip_longest(train, validation) if pair[0] != pair[1])
+    raise ValueError(
+        f"{', but '.join(found)}; the first to differ is {first[0]!r} against {first[1]!r}. Both must have "
+        f"the same ones in the same order. {how}".strip())
   return base.named_classes(train)
 
 
