@@ -13,7 +13,7 @@ def grid_anchors(
     stride: int,
     scales: Sequence[float] = (8,),
     ratios: Sequence[float] = (0.5, 1, 2),
-) -> Float[np.ndarray, "height*width*anchors 4"]:
+) -> Float[Array, "height*width*anchors 4"]:
   """All anchors of one pyramid level.
 
   An anchor of scale s and ratio r (height / width) has the area of (stride * s)^2 and is centred at
@@ -27,17 +27,20 @@ def grid_anchors(
     ratios: height over width.
 
   Returns:
-    float32 xyxy in input pixels, a constant on the host. Order: row, column, ratio, scale (slowest
-    to fastest), the order of a [height, width, anchors] map of predictions.
+    float32 xyxy in input pixels. Order: row, column, ratio, scale (slowest to fastest), the order of
+    a [height, width, anchors] map of predictions. Computed where it is used: as constants, those of
+    large images would be tens of megabytes of program.
   """
   root = np.sqrt(np.asarray(ratios, np.float32))[:, None]
   sides = np.float32(stride) * np.asarray(scales, np.float32)[None, :]
   half_width = 0.5 * (sides / root).reshape(-1)
   half_height = 0.5 * (sides * root).reshape(-1)
   base = np.stack([-half_width, -half_height, half_width, half_height], axis=-1)
-  y, x = np.meshgrid(np.arange(height) * stride, np.arange(width) * stride, indexing="ij")
-  centers = np.stack([x, y, x, y], axis=-1).astype(np.float32)
-  return (centers[:, :, None, :] + base).reshape(-1, 4).astype(np.float32)
+  y, x = jnp.meshgrid(
+      jnp.arange(height, dtype=jnp.float32) * stride, jnp.arange(width, dtype=jnp.float32) * stride,
+      indexing="ij")
+  centers = jnp.stack([x, y, x, y], axis=-1)
+  return (centers[:, :, None, :] + base).reshape(-1, 4)
 
 
 def inside_flags(

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from frozen_vision.ops import boxes as box_ops
+from frozen_vision.ops import select
 
 _TILE = 16  # cells per side of a tile of features
 
@@ -188,8 +189,8 @@ def tiled_order(y: Line, x: Line, chunk: int) -> tuple[Array, Array, Array]:
   """
   n = y.tiles.shape[1]
   need = y.tiles * x.tiles
-  order = jnp.argsort(-need, axis=1)
-  inverse = jnp.argsort(order, axis=1)
+  inverse = select.falling_rank(need)
+  order = select.inverse(inverse)
   padded = -(-n // chunk) * chunk
   order = jnp.pad(order, ((0, 0), (0, padded - n)), mode="edge")
   sorted_need = jnp.take_along_axis(need, order, axis=1)

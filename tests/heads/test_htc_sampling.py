@@ -82,7 +82,7 @@ def test_sample_counts(positives, negatives, expected):
 
 def test_sampling_is_random_uniform_and_repeatable():
   mask = jnp.arange(20) < 10
-  draw = jax.vmap(lambda key: sampling.random_subset(key, mask, 3, 3))
+  draw = jax.vmap(lambda key: sampling.random_subset(key, mask, 3))
   chosen = draw(jax.random.split(jax.random.key(1), 2000))
   assert (chosen.sum(1) == 3).all()
   np.testing.assert_allclose(chosen.mean(0), np.where(mask, 0.3, 0.0), atol=0.05)

@@ -63,18 +63,6 @@ def test_sampling_maps_and_segments():
   np.testing.assert_allclose(found[0, 0, :2], maps[0, 0, [0, -1], [0, -1]] / 4, rtol=1e-6)
 
 
-@pytest.mark.parametrize("k", (1, 7, 50))
-def test_smallest(k):
-  rng = np.random.default_rng(0)
-  values = rng.random((3, 2, 50), np.float32) * np.float32(10) ** rng.integers(-30, 30, (3, 2, 50))
-  values[0, 0] = 0.0
-  values[1] = np.float32(rng.integers(0, 4, (2, 50)))
-  values[2, 0, :3] = np.inf
-  found = np.asarray(points.smallest(values, k))
-  expected = np.sort(np.argsort(values, axis=-1, kind="stable")[..., :k], axis=-1)
-  np.testing.assert_array_equal(found, expected)
-
-
 def test_points_lie_where_the_mask_is_least_certain():
   maps = np.broadcast_to(np.linspace(-7, 7, 8, dtype=np.float32), (1, 1, 8, 8))  # undecided in the middle
   rng = np.random.default_rng(0)

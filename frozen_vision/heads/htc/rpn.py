@@ -16,6 +16,7 @@ from frozen_vision.heads.htc.config import HTCConfig
 from frozen_vision.ops import anchors as anchor_ops
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import nms as nms_ops
+from frozen_vision.ops import select
 
 _UNIT_STDS = (1.0, 1.0, 1.0, 1.0)
 _NORMAL = nnx.initializers.normal(0.01)
@@ -76,7 +77,7 @@ class RPN(nnx.Module):
           (
               logits.reshape(batch, -1).astype(jnp.float32),
               deltas.reshape(batch, -1, 4).astype(jnp.float32),
-              jnp.asarray(anchors),
+              anchors,
           )
       )
     return flat
@@ -149,7 +150,9 @@ class RPN(nnx.Module):
     sizes = [min(pre_nms, level[0].shape[1]) for level in levels]
     boxes, scores = [], []
     for (logits, deltas, anchors), size in zip(levels, sizes):
-      level_scores, index = jax.lax.top_k(jax.nn.sigmoid(logits), size)
+      level_scores = jax.nn.sigmoid(logits)
+      index = select.indices(select.largest(level_scores, size), size)
+      level_scores = jnp.take_along_axis(level_scores, index, axis=1)
       level_boxes = box_ops.decode_deltas(
           anchors[index],
           jnp.take_along_axis(deltas, index[..., None], axis=1),

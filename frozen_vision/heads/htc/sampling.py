@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from frozen_vision.ops import boxes as box_ops
+from frozen_vision.ops import select
 
 NEGATIVE = -1
 IGNORED = -2
@@ -59,14 +60,12 @@ def assign_max_iou(
 
 
 def random_subset(
-    key: PRNGKeyArray, mask: Bool[Array, "n"], count: Int[Array, ""] | int, limit: int
+    key: PRNGKeyArray, mask: Bool[Array, "n"], count: Int[Array, ""] | int
 ) -> Bool[Array, "n"]:
-  """A uniformly random subset of `mask` with min(count, sum(mask)) members; count <= `limit`."""
-  limit = min(limit, mask.shape[0])
-  priority = jnp.where(mask, jax.random.uniform(key, mask.shape), -1.0)
-  values, indices = jax.lax.top_k(priority, limit)
-  chosen = (jnp.arange(limit) < count) & (values >= 0)
-  return jnp.zeros_like(mask).at[indices].set(chosen)
+  """A uniformly random subset of `mask` with min(count, sum(mask)) members."""
+  # Those outside of the mask come after all others.
+  order = jnp.where(mask, jax.random.uniform(key, mask.shape), jnp.inf)
+  return mask & select.smallest(order, count)
 
 
 def sample(
@@ -75,8 +74,8 @@ def sample(
   """(positive, negative): at most num * positive_fraction positives; negatives fill up to `num`."""
   positive_key, negative_key = jax.random.split(key)
   max_positive = int(num * positive_fraction)
-  positive = random_subset(positive_key, assigned >= 0, max_positive, max_positive)
-  negative = random_subset(negative_key, assigned == NEGATIVE, num - positive.sum(), num)
+  positive = random_subset(positive_key, assigned >= 0, max_positive)
+  negative = random_subset(negative_key, assigned == NEGATIVE, num - positive.sum())
   return positive, negative
 
 
@@ -127,8 +126,9 @@ def sample_rois(
   candidates = jnp.concatenate([gt_boxes, boxes])
   is_gt = jnp.arange(candidates.shape[0]) < count
   positive, negative = sample(key, assigned, num=num, positive_fraction=positive_fraction)
-  rank = jnp.where(positive, 0, jnp.where(negative, 1, 2))
-  order = jnp.argsort(rank, stable=True)[: min(num, candidates.shape[0])]
+  # Positives, then negatives, then the rest, each in the order that they have.
+  kind = jnp.where(positive, 2, jnp.where(negative, 1, 0))
+  order = select.inverse(select.falling_rank(kind))[: min(num, candidates.shape[0])]
   used = positive[order] | negative[order]
   return RoiSamples(
       boxes=jnp.where(used[:, None], candidates[order], 0.0),

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+from frozen_vision.ops import select
+
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column)
 
 
@@ -59,29 +61,6 @@ def sample_segments(
   return sum(jnp.where(same(index), weight, 0.0) for index, weight in _corners(points, *labels.shape[1:]))
 
 
-def smallest(values: Float[Array, "*s n"], k: int) -> Int[Array, "*s k"]:
-  """Indices of the k smallest of n values >= 0, in no order of size; of equal ones, the first.
-
-  Sorting would dominate the loss (`lax.top_k` of thousands sorts everything): the k-th value is found by
-  bisection over the bits, in 31 passes, and the indices by counting.
-  """
-  # Of numbers that are not negative, the bits are ordered as the numbers.
-  bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
-
-  def halve(step, threshold):
-    candidate = threshold | (1 << (30 - step))
-    below = jnp.sum(bits < candidate[..., None], axis=-1)
-    return jnp.where(below < k, candidate, threshold)
-
-  threshold = jax.lax.fori_loop(0, 31, halve, jnp.zeros(bits.shape[:-1], jnp.int32))[..., None]
-  below, equal = bits < threshold, bits == threshold
-  room = k - below.sum(axis=-1, keepdims=True)
-  chosen = below | (equal & (jnp.cumsum(equal, axis=-1) <= room))
-  count = jnp.cumsum(chosen, axis=-1).reshape(-1, values.shape[-1])
-  find = jax.vmap(lambda count: jnp.searchsorted(count, jnp.arange(1, k + 1)))
-  return find(count).reshape(*values.shape[:-1], k)
-
-
 def choose_points(
     maps: Float[Array, "b s h w"],
     candidates: Float[Array, "b s c 2"],
@@ -91,6 +70,7 @@ def choose_points(
   """The `num_important` candidates where the logits are nearest to zero, and all `others`."""
   if not num_important:
     return others
-  uncertain = smallest(jnp.abs(sample_maps(maps, candidates)), num_important)
+  certainty = jnp.abs(sample_maps(maps, candidates))
+  uncertain = select.indices(select.smallest(certainty, num_important), num_important)
   important = jnp.take_along_axis(candidates, uncertain[..., None], axis=2)
   return jnp.concatenate([important, others], axis=2)
