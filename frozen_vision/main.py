@@ -1,5 +1,11 @@
 """Command line: python -m frozen_vision.main --config=configs/FILE.py[:variant] --workdir=DIR."""
 
+from frozen_vision import huge_pages
+
+if __name__ == "__main__":
+  huge_pages.restart()  # before the imports below, which take seconds
+
+# pylint: disable=wrong-import-position
 import logging
 import sys
 import traceback

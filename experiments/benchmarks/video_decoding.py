@@ -4,16 +4,31 @@
     --out=experiments/results/video_decoding.md
 
 Per file, in one thread: up to 300 frames in order; and a clip of 16 frames at stride 4 from the middle,
-resized to a short side of 256 (frames given per second, those decoded in vain not counted).
+resized to a short side of 256 (frames given per second, those decoded in vain not counted). With --prepared,
+which needs TensorFlow, the same clip also from the file as `frozen_vision.data.prepare videos` writes it by
+default, and what both take on disk.
 """
 
 import argparse
+from collections.abc import Callable
+import csv
 import pathlib
+import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
-from frozen_vision.data import clips, video
+from frozen_vision.data import clips, prepare, prepared_videos, video
+
+
+def _clips_per_second(opened: Callable[[], video.Frames]) -> float:
+  """Frames per second of clips, in processor time; each opens the video anew."""
+  started, count = time.process_time(), 0
+  while time.process_time() - started < 0.5:
+    with opened() as frames:
+      count += len(frames.read(clips.Sampler(16, 4).test(len(frames), 1)[0], short_side=256))
+  return count / (time.process_time() - started)
 
 
 def _measure(path: pathlib.Path) -> tuple[int, str, float, float]:
@@ -23,34 +38,59 @@ def _measure(path: pathlib.Path) -> tuple[int, str, float, float]:
     frames = opened.read(range(min(len(opened), 300)))
     whole = len(frames) / (time.process_time() - started)
     length = len(opened)
-  started, count = time.process_time(), 0
-  while time.process_time() - started < 0.5:
-    with video.Video(path) as opened:
-      count += len(opened.read(clips.Sampler(16, 4).test(length, 1)[0], short_side=256))
-  return length, f"{frames.shape[2]} x {frames.shape[1]}", whole, count / (time.process_time() - started)
+  return length, f"{frames.shape[2]} x {frames.shape[1]}", whole, _clips_per_second(lambda: video.Video(path))
+
+
+def _prepare(files: list[pathlib.Path], folder: str) -> dict[str, Any]:
+  """{path: record} of the files that can be used, prepared in a folder."""
+  listing = pathlib.Path(folder) / "list.csv"
+  with open(listing, "w", newline="", encoding="utf-8") as file:
+    csv.writer(file).writerows([["path", "label"], *[[path.absolute(), 0] for path in files]])
+  if prepare.main(["videos", "--videos", str(listing), "--out", folder, "--split", "all"]):
+    raise SystemExit("none of the videos can be prepared")
+  source = prepared_videos.PreparedVideos(folder, "all")
+  return {source.paths[i]: source[i] for i in range(len(source))}
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("folder", type=pathlib.Path, help="read with everything below it")
   parser.add_argument("--limit", type=int, default=20, help="most files that are measured")
+  parser.add_argument("--prepared", action="store_true", help="measure prepared videos too")
   parser.add_argument("--out", type=pathlib.Path, help="Markdown file to write")
   options = parser.parse_args()
-  rows = ["| file | frames | size | frames/s, whole file | frames/s, clips |", "|---|---|---|---|---|"]
-  rates = []
+  columns = ["file", "frames", "size", "frames/s, whole file", "frames/s, clips"]
+  columns += ["frames/s, prepared clips"] * options.prepared
   files = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in video.SUFFIXES)
-  for path in files[:options.limit]:
-    try:
-      frames, size, whole, clip = _measure(path)
-    except video.VideoError as error:
-      rows.append(f"| {path.name} | {error.kind} | | | |")
-      continue
-    rates.append((whole, clip))
-    rows.append(f"| {path.name} | {frames} | {size} | {whole:.0f} | {clip:.0f} |")
-  if rates:
-    rows.append("| **median** | | | " + " | ".join(f"{rate:.0f}" for rate in np.median(rates, axis=0)) + " |")
+  files = files[:options.limit]
   head = "Made by `experiments/benchmarks/video_decoding.py`, per core, in processor time."
-  text = "\n".join([head, "", *rows, ""])
+  rows, rates = [], []
+  with tempfile.TemporaryDirectory() as folder:
+    records = _prepare(files, folder) if options.prepared else {}
+    if records:
+      shards = pathlib.Path(folder, prepared_videos.KIND.builder).rglob("*")
+      stored = sum(path.stat().st_size for path in shards if path.is_file())
+      original = sum(pathlib.Path(path).stat().st_size for path in records)
+      count = sum(len(record["video"]) for record in records.values())
+      head += (f" On disk the files take {original / 1e6:.1f} MB, prepared {stored / 1e6:.1f} MB, which is "
+               f"{stored / count / 1e3:.1f} kB for a frame.")
+    for path in files:
+      try:
+        frames, size, *speeds = _measure(path)
+      except video.VideoError as error:
+        rows.append([path.name, error.kind, *[""] * (len(columns) - 2)])
+        continue
+      if records:
+        if str(path.absolute()) not in records:  # damaged behind the frames that were measured
+          rows.append([path.name, "damaged", *[""] * (len(columns) - 2)])
+          continue
+        speeds.append(_clips_per_second(lambda: records[str(path.absolute())]["video"]))
+      rates.append(speeds)
+      rows.append([path.name, str(frames), size, *[f"{speed:.0f}" for speed in speeds]])
+  if rates:
+    rows.append(["**median**", "", "", *[f"{rate:.0f}" for rate in np.median(rates, axis=0)]])
+  table = [columns, ["---"] * len(columns), *rows]
+  text = "\n".join([head, "", *[f"| {' | '.join(row)} |" for row in table], ""])
   print(text)
   if options.out:
     options.out.write_text(text)
