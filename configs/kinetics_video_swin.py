@@ -4,9 +4,10 @@
 
 is the demo: generated clips whose classes differ only in motion, and the backbone that ships with the
 package; minutes on two CPU cores. The real recipes are the variants :swinv2_t, :swinv2_b, :swinv2_l and
-:swinv2_g, which need Kinetics-400 at config.action.train and config.action.validation and backbone weights at
-config.backbone.weights. :fights trains on one fold, by scene, of real surveillance clips listed in
-config.action.lists. --config.action.head=average or =attentive puts another head on the same features.
+:swinv2_g, which need Kinetics-400 at config.action.train and config.action.validation (or prepared once, with
+--config.action.data=prepared --config.action.root=SHARDS) and backbone weights at config.backbone.weights.
+:fights trains on one fold, by scene, of real surveillance clips listed in config.action.lists.
+--config.action.head=average or =attentive puts another head on the same features.
 
 Tags of the values: [vswin] the released Video Swin configs for Kinetics-400, with all of the network trained;
 [sw2] arXiv 2111.09883 (SwinV2), appendix, Video-SwinV2-G, likewise; [ours] our choice. The frozen study

@@ -46,9 +46,9 @@ def _prepare(files: list[pathlib.Path], folder: str) -> dict[str, Any]:
   listing = pathlib.Path(folder) / "list.csv"
   with open(listing, "w", newline="", encoding="utf-8") as file:
     csv.writer(file).writerows([["path", "label"], *[[path.absolute(), 0] for path in files]])
-  if prepare.main(["videos", "--videos", str(listing), "--out", folder, "--split", "all"]):
+  if prepare.main(["videos", "--videos", str(listing), "--out", folder, "--split", "train"]):
     raise SystemExit("none of the videos can be prepared")
-  source = prepared_videos.PreparedVideos(folder, "all")
+  source = prepared_videos.PreparedVideos(folder, "train")
   return {source.paths[i]: source[i] for i in range(len(source))}
 
 

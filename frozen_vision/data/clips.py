@@ -80,23 +80,24 @@ def read_clip(
     record: dict[str, Any], choose: Callable[[int], Int[np.ndarray, "... t"]], *, rate: float = 0.0,
     short_side: int | None = None,
 ) -> Clip:
-  """Frames of a record, decoded if it names a file.
+  """Frames of a record; of a file or of a prepared video, these frames are decoded.
 
   Args:
-    record: `frames` [n, h, w, 3], or `path`.
+    record: `frames` [n, h, w, 3], a prepared `video`, or `path`.
     choose: frame numbers from the number of frames.
-    rate: resample to so many frames per second before choosing; files only.
-    short_side: what frames of files are resized to.
+    rate: resample to so many frames per second before choosing; not of `frames`.
+    short_side: what decoded frames are resized to.
 
   Raises:
     VideoError: the file cannot be used; names it.
   """
   if "frames" in record:
     return record["frames"][choose(len(record["frames"])).reshape(-1)]
-  with video.Video(record["path"]) as opened:
-    length = max(int(opened.duration * rate + 1e-6), 1) if rate else len(opened)
-    indices = choose(length).reshape(-1)
-    return opened.read(opened.frames_at(indices / rate) if rate else indices, short_side=short_side)
+  with record["video"] if "video" in record else video.Video(record["path"]) as opened:
+    if rate:
+      numbers = opened.resampled(rate)
+      return opened.read(numbers[choose(len(numbers)).reshape(-1)], short_side=short_side)
+    return opened.read(choose(len(opened)).reshape(-1), short_side=short_side)
 
 
 @functools.lru_cache(maxsize=None)

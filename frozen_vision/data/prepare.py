@@ -1,4 +1,4 @@
-"""Checks image data once, names every file that cannot be used, and writes ArrayRecord shards.
+"""Checks image and video data once, names every file that cannot be used, and writes ArrayRecord shards.
 
     python -m frozen_vision.data.prepare images --images DIR
     python -m frozen_vision.data.prepare coco --images DIR --annotations FILE --out DIR --split NAME
@@ -6,10 +6,14 @@
     python -m frozen_vision.data.prepare ade20k --root ADE20K --out DIR
     python -m frozen_vision.data.prepare segmentation --images DIR --labels DIR --classes FILE --out DIR \
       --split training
+    python -m frozen_vision.data.prepare videos --videos FOLDER_OR_LIST --out DIR --split train
 
 The first only checks. With `--check` the others do too, and need no TensorFlow; writing does. Bad
 files are named and left out, and the exit code is 0, unless nothing usable is left or `--strict`
 is given: then anything bad is an error and nothing is written.
+
+Images keep their files' bytes. Videos are decoded once (twice with `--strict`) and become JPEG frames
+of a limited size; while they are written, about twice their final space is needed.
 """
 
 import argparse
@@ -30,13 +34,18 @@ from frozen_vision.data import ade20k
 from frozen_vision.data import coco
 from frozen_vision.data import images as image_io
 from frozen_vision.data import label_maps
+from frozen_vision.data import prepared
 from frozen_vision.data import prepared_coco
 from frozen_vision.data import prepared_segmentation
+from frozen_vision.data import prepared_videos
 from frozen_vision.data import segmentation
+from frozen_vision.data import video
+from frozen_vision.data import video_jpegs
+from frozen_vision.data import videos
 
 _PROGRESS_SECONDS = 10.0
 # Notes of these kinds may point at a mistake, so the files are named.
-_NAMED_NOTES = ("dark", "unreadable EXIF ignored")
+_NAMED_NOTES = ("dark", "unreadable EXIF ignored", "ends early")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +60,8 @@ class _Task:
 @dataclasses.dataclass(frozen=True)
 class _Result:
   name: str
-  info: image_io.ImageInfo | None
-  error: image_io.ImageError | None
+  info: image_io.ImageInfo | video_jpegs.EncodedVideo | None
+  error: image_io.FileError | None
 
 
 def check_images(
@@ -104,17 +113,56 @@ def _check_labelled(source: segmentation.LabelledImages, index: int) -> _Result:
   return _Result(name, info, None)
 
 
+def _encode(encoding: video_jpegs.Encoding, name: str, file: pathlib.Path | None) -> _Result:
+  try:
+    encoded = video_jpegs.encode(name, encoding, file)
+  except video.VideoError as error:
+    return _Result(name, None, error)
+  return _Result(name, encoded, None)
+
+
+def _encode_all(
+    source: videos.VideoList, encoding: video_jpegs.Encoding, workers: int, spool: pathlib.Path | None = None
+) -> Iterator[_Result]:
+  """Decodes every video in order, into files below `spool` if it is given.
+
+  With workers, few videos are ahead of the one that is asked for, since each takes space.
+  """
+  encode = functools.partial(_encode, encoding)
+  files = (spool / str(index) if spool else None for index in range(len(source)))
+  if workers <= 1:
+    yield from map(encode, source.paths, files)
+    return
+  spawn = multiprocessing.get_context("spawn")  # as in `check_images`
+  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+    pending: collections.deque[concurrent.futures.Future[_Result]] = collections.deque()
+    try:
+      for task in zip(source.paths, files):
+        pending.append(pool.submit(encode, *task))
+        if len(pending) >= 2 * workers:
+          yield pending.popleft().result()
+      while pending:
+        yield pending.popleft().result()
+    finally:
+      pool.shutdown(cancel_futures=True)
+
+
 class _Tally:
   """Prints what is worth naming as it comes, and counts everything for the summary."""
 
-  def __init__(self, total: int):
+  def __init__(self, total: int, what: str = "images"):
     self.total = total
+    self.what = what
     self.good: list[int] = []
     self.bad: collections.Counter[str] = collections.Counter()
     self.formats: collections.Counter[str] = collections.Counter()
     self.notes: collections.Counter[str] = collections.Counter()
 
   def run(self, results: Iterable[_Result]) -> None:
+    collections.deque(self.watch(results), maxlen=0)
+
+  def watch(self, results: Iterable[_Result]) -> Iterator[tuple[int, Any]]:
+    """(position, info) of the usable ones, as they come."""
     next_progress = time.monotonic() + _PROGRESS_SECONDS
     for index, result in enumerate(results):
       if result.error is not None:
@@ -123,11 +171,12 @@ class _Tally:
       else:
         self.good.append(index)
         self._count(result.name, result.info)
+        yield index, result.info
       if time.monotonic() >= next_progress:
-        print(f"{index + 1} of {self.total} images checked", file=sys.stderr)
+        print(f"{index + 1} of {self.total} {self.what} checked", file=sys.stderr)
         next_progress = time.monotonic() + _PROGRESS_SECONDS
 
-  def _count(self, name: str, info: image_io.ImageInfo) -> None:
+  def _count(self, name: str, info: image_io.ImageInfo | video_jpegs.EncodedVideo) -> None:
     self.formats[f"{info.format} {info.mode}"] += 1
     for note in info.notes:
       kind = note.partition(":")[0]
@@ -136,7 +185,7 @@ class _Tally:
         print(f"note: {name}: {note}")
 
   def print_summary(self) -> None:
-    print(f"images: {self.total} checked, {len(self.good)} usable, {self.bad.total()} bad")
+    print(f"{self.what}: {self.total} checked, {len(self.good)} usable, {self.bad.total()} bad")
     for title, counter in (("bad", self.bad), ("read", self.formats), ("notes", self.notes)):
       if counter:
         parts = ", ".join(f"{key} {count}" for key, count in counter.most_common())
@@ -177,7 +226,7 @@ def prepare_coco(options: argparse.Namespace) -> int:
   if options.root is None and len(splits) != 1:
     raise ValueError("--images and --annotations make one split; give one name to --split.")
   if not options.check:
-    _require_writing(options, splits, prepared_coco)
+    _require_writing(options, splits, prepared_coco.KIND)
   return max(_prepare_split(options, split) for split in splits)
 
 
@@ -185,7 +234,7 @@ def prepare_ade20k(options: argparse.Namespace) -> int:
   """Checks, and unless `--check` is given writes, each split of ADE20K; returns the exit code."""
   splits = options.split or list(ade20k.SPLITS)
   if not options.check:
-    _require_writing(options, splits, prepared_segmentation)
+    _require_writing(options, splits, prepared_segmentation.KIND)
   opened = {split: ade20k.ade20k_root(options.root, split, unlabelled="keep") for split in splits}
   return max(_prepare_labelled(options, source, split) for split, source in opened.items())
 
@@ -193,12 +242,56 @@ def prepare_ade20k(options: argparse.Namespace) -> int:
 def prepare_segmentation(options: argparse.Namespace) -> int:
   """The same of any folder of images and folder of label images; returns the exit code."""
   if not options.check:
-    _require_writing(options, [options.split], prepared_segmentation)
+    _require_writing(options, [options.split], prepared_segmentation.KIND)
   label_format = label_maps.read_format(options.classes, ignored=options.ignore, unknown=options.unknown)
   source = segmentation.LabelledImages(
       options.images, options.labels, label_format, segments=options.segments, unlabelled="keep",
       image_suffix=options.image_suffix, label_suffix=options.label_suffix)
   return _prepare_labelled(options, source, options.split)
+
+
+def prepare_videos(options: argparse.Namespace) -> int:
+  """Checks, and unless `--check` is given writes, the videos of a folder or list; returns the exit code."""
+  if not options.check:
+    _require_writing(options, [options.split], prepared_videos.KIND)
+  encoding = video_jpegs.Encoding(options.short_side, options.quality, options.rate)
+  source = videos.open_videos(
+      options.videos, root=options.root, group_column=options.group_column, keep_missing=True)
+  tally = _Tally(len(source), "videos")
+  if options.check or options.strict:  # which writes nothing where anything is bad
+    tally.run(_encode_all(source, encoding, options.workers))
+    code = _exit_code(usable=bool(tally.good), defects=tally.bad.total(), strict=options.strict)
+    if options.check or code:
+      _print_videos(options, source, tally)
+      return code
+    tally = _Tally(len(source), "videos")
+  from frozen_vision.data import video_builder  # needs TensorFlow, checked before
+
+  sizes = []
+
+  def encode_all(spool: pathlib.Path) -> Iterator[tuple[int, video_jpegs.EncodedVideo]]:
+    for index, encoded in tally.watch(_encode_all(source, encoding, options.workers, spool)):
+      sizes.append((len(encoded.sizes), int(encoded.sizes.sum())))
+      yield index, encoded
+
+  try:
+    target = video_builder.write(source, encoding, encode_all, options.split, pathlib.Path(options.out))
+  finally:
+    if tally.good or tally.bad:  # what was found before anything else went wrong is worth knowing
+      _print_videos(options, source, tally)
+  frames, size = map(sum, zip(*sizes))
+  print(f"  written: {target}: {frames} frames, {size / 1e6:.1f} MB, {size / frames / 1e3:.1f} kB per frame")
+  return 0
+
+
+def _print_videos(options: argparse.Namespace, source: videos.VideoList, tally: _Tally) -> None:
+  print(f"Summary of {options.videos}, split {options.split}")
+  tally.print_summary()
+  print(f"  usable: {len(tally.good)} videos, {len(source.classes)} classes")
+  unseen = set(range(len(source.classes))) - set(source.labels[tally.good].tolist())
+  if unseen:
+    names = [source.classes[label] for label in sorted(unseen)]
+    print(f"  classes without a usable video: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
 
 
 def _prepare_labelled(options: argparse.Namespace, source: segmentation.LabelledImages, split: str) -> int:
@@ -247,8 +340,7 @@ def _prepare_split(options: argparse.Namespace, split: str) -> int:
   return code
 
 
-def _require_writing(options: argparse.Namespace, splits: Sequence[str], prepared: Any) -> None:
-  """`prepared` is the module that reads what will be written."""
+def _require_writing(options: argparse.Namespace, splits: Sequence[str], kind: prepared.Kind) -> None:
   if options.out is None:
     raise ValueError("give --out, the folder to write to, or --check to only check.")
   if importlib.util.find_spec("tensorflow") is None:
@@ -257,9 +349,9 @@ def _require_writing(options: argparse.Namespace, splits: Sequence[str], prepare
         " Checking (--check) and reading them do not."
     )
   for split in splits:
-    if prepared.is_complete(options.out, split) and not options.overwrite:
+    if kind.is_complete(options.out, split) and not options.overwrite:
       raise FileExistsError(
-          f"{prepared.folder(options.out, split)} is there already; --overwrite makes it anew."
+          f"{kind.folder(options.out, split)} is there already; --overwrite makes it anew."
       )
 
 
@@ -302,11 +394,25 @@ def _parser() -> argparse.ArgumentParser:
   pixels.add_argument("--image-suffix", default="", help="end of the image names before their ending")
   pixels.add_argument("--label-suffix", default="", help="the same of the label images")
   pixels.add_argument("--split", required=True, help="name of what is written: training or validation")
-  for command in (write, scenes, pixels):
+  clips = commands.add_parser("videos", help="check labelled videos and write their frames as shards")
+  clips.add_argument("--videos", required=True, help="folder of class folders, or .csv or .txt list")
+  clips.add_argument("--root", default="", help="what paths in the list are relative to")
+  clips.add_argument("--group-column", default="", help="column of the list that says what belongs together")
+  clips.add_argument("--split", required=True, help="name of what is written: train or validation")
+  encoding = video_jpegs.Encoding()
+  clips.add_argument(
+      "--short-side", type=int, default=encoding.short_side,
+      help="pixels that longer short sides are resized to (default: %(default)s)")
+  clips.add_argument(
+      "--quality", type=int, default=encoding.quality, help="of the JPEGs (default: %(default)s)")
+  clips.add_argument(
+      "--rate", type=float, default=encoding.rate,
+      help="keep so many frames per second only, by time stamp; 0 keeps all (default)")
+  for command in (write, scenes, pixels, clips):
     command.add_argument("--out", help="folder to write to")
     command.add_argument("--check", action="store_true", help="only check, write nothing")
     command.add_argument("--overwrite", action="store_true", help="replace shards that are there")
-  for command in (check, write, scenes, pixels):
+  for command in (check, write, scenes, pixels, clips):
     command.add_argument("--strict", action="store_true", help="anything bad is an error")
     command.add_argument("--workers", type=int, default=1, help="processes that decode")
   return parser
@@ -317,7 +423,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   options = _parser().parse_args(arguments)
   run = {
       "images": prepare_images, "coco": prepare_coco, "ade20k": prepare_ade20k,
-      "segmentation": prepare_segmentation,
+      "segmentation": prepare_segmentation, "videos": prepare_videos,
   }[options.command]
   try:
     return run(options)

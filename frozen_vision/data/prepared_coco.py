@@ -10,23 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from frozen_vision.data import coco
+from frozen_vision.data import coco, prepared
 
-BUILDER_NAME = "frozen_vision_coco"
-VERSION = "1.0.0"
-_METADATA_FILE = "metadata.json"  # TFDS's name for it
+KIND = prepared.Kind(
+    "frozen_vision_coco", "coco --images DIR --annotations FILE --out {out} --split {split}")
 _GROUND_TRUTH_FILE = "ground_truth.json"
-# Written last: a folder that has it is complete.
-_INDEX_FILE = "index.npz"
-
-
-def folder(out: str | os.PathLike[str], split: str) -> pathlib.Path:
-  """Where the shards of `split` lie below the folder given to `prepare`."""
-  return pathlib.Path(out) / BUILDER_NAME / split / VERSION
-
-
-def is_complete(out: str | os.PathLike[str], split: str) -> bool:
-  return (folder(out, split) / _INDEX_FILE).is_file()
 
 
 def metadata(source: coco.CocoSource) -> dict[str, Any]:
@@ -41,11 +29,9 @@ def metadata(source: coco.CocoSource) -> dict[str, Any]:
 
 def write_index(source: coco.CocoSource, out: str | os.PathLike[str], split: str) -> None:
   """Adds the ground truth and the index to finished shards, and so completes them."""
-  target = folder(out, split)
-  (target / _GROUND_TRUTH_FILE).write_text(json.dumps(source.ground_truth), encoding="utf-8")
-  partial = target / f"partial_{_INDEX_FILE}"
-  np.savez(partial, image_ids=source.image_ids, objects=source.objects_per_image())
-  partial.rename(target / _INDEX_FILE)
+  truth = KIND.folder(out, split) / _GROUND_TRUTH_FILE
+  truth.write_text(json.dumps(source.ground_truth), encoding="utf-8")
+  KIND.complete(out, split, image_ids=source.image_ids, objects=source.objects_per_image())
 
 
 class PreparedCoco(coco.InstanceSource):
@@ -76,18 +62,12 @@ class PreparedCoco(coco.InstanceSource):
     """
     self.directory = pathlib.Path(directory)
     self.split = split
-    self._folder = folder(directory, split)
-    if not is_complete(directory, split):
-      state = "is incomplete" if self._folder.is_dir() else "is absent"
-      raise FileNotFoundError(
-          f"{self._folder} {state}; prepare it with: python -m frozen_vision.data.prepare coco"
-          f" --images DIR --annotations FILE --out {directory} --split {split}"
-      )
-    stored = json.loads((self._folder / _METADATA_FILE).read_text(encoding="utf-8"))
+    self._shards = prepared.Shards(KIND, directory, split)
+    self._folder = self._shards.folder
+    stored, index = self._shards.metadata(), self._shards.index()
     self.categories = tuple(stored["categories"])
     self.labelled = stored["labelled"]
-    with np.load(self._folder / _INDEX_FILE) as index:
-      ids, objects = index["image_ids"], index["objects"]
+    ids, objects = index["image_ids"], index["objects"]
     keep = np.ones(len(ids), bool)
     if image_ids is not None:
       chosen = {int(identity) for identity in image_ids}
@@ -110,13 +90,7 @@ class PreparedCoco(coco.InstanceSource):
     return f"PreparedCoco({self._folder}, {len(self)} images, {self.num_classes} classes)"
 
   def __getstate__(self) -> dict[str, Any]:
-    return {k: v for k, v in self.__dict__.items() if k not in ("ground_truth", "_shards")}
-
-  @functools.cached_property
-  def _shards(self) -> Any:
-    import tensorflow_datasets as tfds  # takes seconds; those who only look up paths need it not
-
-    return tfds.builder_from_directory(self._folder).as_data_source(self.split)
+    return {key: value for key, value in self.__dict__.items() if key != "ground_truth"}
 
   def read(self, index: int) -> tuple[dict[str, Any], bytes]:
     if not 0 <= index < len(self):

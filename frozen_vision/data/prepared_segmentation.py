@@ -1,30 +1,16 @@
 """Reads labelled images that `python -m frozen_vision.data.prepare` has written; no TensorFlow."""
 
-import functools
-import json
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from frozen_vision.data import label_maps, segmentation
+from frozen_vision.data import label_maps, prepared, segmentation
 
-BUILDER_NAME = "frozen_vision_segmentation"
-VERSION = "1.0.0"
-_METADATA_FILE = "metadata.json"  # TFDS's name for it
-# Written last: a folder that has it is complete.
-_INDEX_FILE = "index.npz"
-
-
-def folder(out: str | os.PathLike[str], split: str) -> pathlib.Path:
-  """Where the shards of `split` lie below the folder given to `prepare`."""
-  return pathlib.Path(out) / BUILDER_NAME / split / VERSION
-
-
-def is_complete(out: str | os.PathLike[str], split: str) -> bool:
-  return (folder(out, split) / _INDEX_FILE).is_file()
+KIND = prepared.Kind(
+    "frozen_vision_segmentation",
+    "ade20k --root ADE20K --out {out} --split {split}, or with the command segmentation for other data.")
 
 
 def metadata(source: segmentation.SegmentationSource) -> dict[str, Any]:
@@ -34,12 +20,9 @@ def metadata(source: segmentation.SegmentationSource) -> dict[str, Any]:
 
 def write_index(source: segmentation.SegmentationSource, out: str | os.PathLike[str], split: str) -> None:
   """Adds the index to finished shards, and so completes them."""
-  target = folder(out, split)
-  partial = target / f"partial_{_INDEX_FILE}"
-  np.savez(
-      partial, names=np.array([source.name(i) for i in range(len(source))]),
+  KIND.complete(
+      out, split, names=np.array([source.name(i) for i in range(len(source))]),
       largest_size=np.array(source.largest_size))
-  partial.rename(target / _INDEX_FILE)
 
 
 class PreparedSegmentation(segmentation.EncodedSource):
@@ -56,33 +39,18 @@ class PreparedSegmentation(segmentation.EncodedSource):
       FileNotFoundError: nothing complete is there.
     """
     self.split = split
-    self._folder = folder(directory, split)
-    if not is_complete(directory, split):
-      state = "is incomplete" if self._folder.is_dir() else "is absent"
-      raise FileNotFoundError(
-          f"{self._folder} {state}; prepare it with: python -m frozen_vision.data.prepare ade20k --root "
-          f"ADE20K --out {directory} --split {split}, or with the command segmentation for other data.")
-    stored = json.loads((self._folder / _METADATA_FILE).read_text(encoding="utf-8"))
-    self.class_names = tuple(stored["class_names"])
+    self._shards = prepared.Shards(KIND, directory, split)
+    index = self._shards.index()
+    self.class_names = tuple(self._shards.metadata()["class_names"])
     self._format = label_maps.LabelFormat(self.class_names)
-    with np.load(self._folder / _INDEX_FILE) as index:
-      self._names = index["names"]
-      self.largest_size = tuple(index["largest_size"].tolist())
+    self._names = index["names"]
+    self.largest_size = tuple(index["largest_size"].tolist())
 
   def __len__(self) -> int:
     return len(self._names)
 
   def __repr__(self) -> str:
-    return f"PreparedSegmentation({self._folder}, {len(self)} images, {self.num_classes} classes)"
-
-  def __getstate__(self) -> dict[str, Any]:
-    return {key: value for key, value in self.__dict__.items() if key != "_shards"}
-
-  @functools.cached_property
-  def _shards(self) -> Any:
-    import tensorflow_datasets as tfds  # takes seconds; those who only look up paths need it not
-
-    return tfds.builder_from_directory(self._folder).as_data_source(self.split)
+    return f"PreparedSegmentation({self._shards.folder}, {len(self)} images, {self.num_classes} classes)"
 
   def name(self, index: int) -> str:
     return str(self._names[index])

@@ -13,7 +13,8 @@ What is done with the less usual kinds, so that nothing is read silently wrong:
 * A file that ends early without damage, though its container promises more frames, repeats its last frame.
 """
 
-from collections.abc import Sequence
+import abc
+from collections.abc import Iterator, Sequence
 import dataclasses
 import os
 from types import TracebackType
@@ -33,7 +34,10 @@ _WORTH_A_SEEK = 12
 
 
 class VideoError(images.FileError):
-  """A video file that cannot be used. Its kind is "missing", "empty", "not a video" or "damaged"."""
+  """A video file that cannot be used.
+
+  Its kind is "missing", "empty", "not a video", "damaged" or "changing size".
+  """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +48,84 @@ class _Packet:
   is_keyframe: bool
 
 
-class Video:
-  """An open video file; use it in a `with`.
+class Frames(abc.ABC):
+  """The frames of a video by number, from 0; use it in a `with`.
 
   Attributes:
     name: the file's path.
-    times: when each frame is shown, in seconds from the first frame; its length is the number of frames.
+    times: when each frame is shown, in seconds from the first frame.
     duration: seconds, the last frame included.
   """
 
+  name: str
   times: Float[np.ndarray, "frames"]
   duration: float
+
+  @abc.abstractmethod
+  def __len__(self) -> int: ...
+
+  @abc.abstractmethod
+  def read(
+      self, indices: Sequence[int], *, short_side: int | None = None
+  ) -> UInt8[np.ndarray, "n h w 3"]:
+    """Frames by number, RGB, upright.
+
+    Args:
+      indices: in any order, repetitions allowed.
+      short_side: resize so that the shorter side has so many pixels; None keeps the size.
+
+    Raises:
+      IndexError: a number that the video does not have.
+      VideoError: the file is damaged at or before one of these frames.
+    """
+
+  def frames_at(self, seconds: Sequence[float]) -> Int[np.ndarray, "n"]:
+    """Numbers of the frames that are shown at these times; times outside give the first or last frame."""
+    # A nanosecond of tolerance: n / rate must find frame n though neither is exact.
+    begun = np.searchsorted(self.times, np.asarray(seconds) + 1e-9, side="right")
+    return np.clip(begun - 1, 0, len(self) - 1)
+
+  def resampled(self, rate: float) -> Int[np.ndarray, "n"]:
+    """Numbers of the frames that are shown at the times 0, 1 / rate, 2 / rate, ... seconds."""
+    count = max(int(self.duration * rate + 1e-6), 1)
+    return self.frames_at(np.arange(count) / rate)
+
+  def _numbers(self, indices: Sequence[int]) -> list[int]:
+    """Each number once, ascending; raises IndexError."""
+    wanted = sorted({int(index) for index in indices})
+    if not wanted or wanted[0] < 0 or wanted[-1] >= len(self):
+      raise IndexError(f"{self.name} has {len(self)} frames, asked for {list(indices)}.")
+    return wanted
+
+  def close(self) -> None:
+    """Lets go of what is open."""
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+      self, error_type: type[BaseException] | None, error: BaseException | None,
+      traceback: TracebackType | None,
+  ) -> None:
+    self.close()
+
+
+def resized(height: int, width: int, short_side: int) -> tuple[int, int]:
+  """(height, width) with the shorter side of so many pixels, in the same proportions."""
+  scale = short_side / min(height, width)
+  height, width = max(short_side, round(height * scale)), max(short_side, round(width * scale))
+  return (short_side, width) if height < width else (height, short_side)
+
+
+class Video(Frames):
+  """An open video file.
+
+  Attributes:
+    codec: FFmpeg's name of it, and of the `pixel_format`.
+  """
+
+  codec: str
+  pixel_format: str
 
   def __init__(self, path: str | os.PathLike):
     """Opens the file and lists its frames, without decoding any.
@@ -85,7 +156,9 @@ class Video:
     if not self._container.streams.video:
       raise VideoError(self.name, "has no video stream", "not a video")
     self._stream = self._container.streams.video[0]
-    self._stream.codec_context.thread_count = 1  # loaders run in parallel by themselves
+    context = self._stream.codec_context
+    context.thread_count = 1  # loaders run in parallel by themselves
+    self.codec, self.pixel_format = context.name, str(context.pix_fmt)
 
   def _list(self) -> None:
     packets = [
@@ -111,35 +184,31 @@ class Video:
   def __len__(self) -> int:
     return len(self.times)
 
-  def frames_at(self, seconds: Sequence[float]) -> Int[np.ndarray, "n"]:
-    """Numbers of the frames that are shown at these times; times outside give the first or last frame."""
-    # A nanosecond of tolerance: n / rate must find frame n though neither is exact.
-    begun = np.searchsorted(self.times, np.asarray(seconds) + 1e-9, side="right")
-    return np.clip(begun - 1, 0, len(self) - 1)
-
   def read(
       self, indices: Sequence[int], *, short_side: int | None = None
   ) -> UInt8[np.ndarray, "n h w 3"]:
-    """Frames by number, RGB, upright.
-
-    Args:
-      indices: in any order, repetitions allowed.
-      short_side: resize so that the shorter side has so many pixels; None keeps the size.
-
-    Raises:
-      IndexError: a number that the video does not have.
-      VideoError: the file is damaged at or before one of these frames.
-    """
-    wanted = sorted({int(index) for index in indices})
-    if not wanted or wanted[0] < 0 or wanted[-1] >= len(self):
-      raise IndexError(f"{self.name} has {len(self)} frames, asked for {list(indices)}.")
+    """See `Frames.read`."""
+    wanted = self._numbers(indices)
     found = None
     start = self._key_frame(wanted[0])
     if start > _WORTH_A_SEEK:
       found = self._read_by_stamp(wanted, start, short_side)
     if found is None:
       found = self._read_in_order(wanted, short_side)
+    for number in wanted:
+      check_size(self.name, number, found[number], found[wanted[0]])
     return np.stack([found[int(index)] for index in indices])
+
+  def stream(self, indices: Sequence[int], *, short_side: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Frames of ascending numbers one after the other, so that memory holds one only; see `read`.
+
+    The last frame of a file that ends early comes again as the same array. Nothing else may be read
+    meanwhile.
+
+    Args:
+      short_side: resize frames whose shorter side has more pixels.
+    """
+    return self._in_order(self._numbers(indices), short_side, enlarge=False)
 
   def _key_frame(self, index: int) -> int:
     """The last key frame that is not after a frame; 0 where time stamps say nothing."""
@@ -169,35 +238,41 @@ class Video:
     return None
 
   def _read_in_order(self, wanted: list[int], short_side: int | None) -> dict[int, np.ndarray]:
-    targets, found = set(wanted), {}
-    number, last = 0, None
+    return dict(zip(wanted, self._in_order(wanted, short_side)))
+
+  def _in_order(
+      self, wanted: list[int], short_side: int | None, *, enlarge: bool = True
+  ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Frames of ascending numbers by decoding from the start."""
+    number, given, last, pixels = 0, 0, None, None
     try:
       self._open()
       for frame in self._container.decode(self._stream):
-        last = frame
-        if number in targets:
-          found[number] = self._pixels(frame, short_side)
-          if len(found) == len(wanted):
-            return found
+        last, pixels = frame, None
+        if number == wanted[given]:
+          pixels = self._pixels(frame, short_side, enlarge)
+          yield pixels
+          given += 1
+          if given == len(wanted):
+            return
         number += 1
     except (av.FFmpegError, MemoryError) as error:
       raise VideoError(
-          self.name, f"damaged: {number} of {len(self)} frames can be decoded, frame {wanted[len(found)]} "
+          self.name, f"damaged: {number} of {len(self)} frames can be decoded, frame {wanted[given]} "
           f"was asked for ({type(error).__name__}: {error})", "damaged") from error
     if last is None:
       raise VideoError(self.name, "no frame can be decoded", "damaged")
-    pixels = self._pixels(last, short_side)
-    return {index: found.get(index, pixels) for index in wanted}
+    if pixels is None:
+      pixels = self._pixels(last, short_side, enlarge)
+    for _ in wanted[given:]:
+      yield pixels
 
-  def _pixels(self, frame: Any, short_side: int | None) -> UInt8[np.ndarray, "h w 3"]:
+  def _pixels(
+      self, frame: Any, short_side: int | None, enlarge: bool = True
+  ) -> UInt8[np.ndarray, "h w 3"]:
     height, width = frame.height, frame.width
-    if short_side is not None:
-      scale = short_side / min(height, width)
-      height, width = max(short_side, round(height * scale)), max(short_side, round(width * scale))
-      if height < width:
-        height = short_side
-      else:
-        width = short_side
+    if short_side is not None and (enlarge or min(height, width) > short_side):
+      height, width = resized(height, width, short_side)
     pixels = frame.to_ndarray(width=width, height=height, format="rgb24", interpolation="BICUBIC")
     # Degrees counter-clockwise, as is numpy's quarter turn.
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
@@ -207,11 +282,11 @@ class Video:
       self._container.close()
       self._container = None
 
-  def __enter__(self) -> Self:
-    return self
 
-  def __exit__(
-      self, error_type: type[BaseException] | None, error: BaseException | None,
-      traceback: TracebackType | None,
-  ) -> None:
-    self.close()
+def check_size(name: str, number: int, frame: np.ndarray, first: np.ndarray) -> None:
+  """Raises VideoError where a frame has not the size of the one before."""
+  if frame.shape != first.shape:
+    size = lambda array: f"{array.shape[1]} x {array.shape[0]}"
+    raise VideoError(
+        name, f"its frames change from {size(first)} to {size(frame)} pixels by frame {number}; cut it there",
+        "changing size")

@@ -39,15 +39,35 @@ class VideoList:
     """The record {path, label: int32, name}."""
     return {"path": self.paths[index], "label": self.labels[index], "name": self.paths[index]}
 
-  def select(self, indices: Sequence[int]) -> "VideoList":
-    return VideoList(
-        [pathlib.Path(self.paths[i]) for i in indices], self.labels[np.asarray(indices, np.int64)],
-        self.classes, [self.groups[i] for i in indices])
+
+class Selection:
+  """Some records of one source, or of several of the same classes; attributes as `VideoList`'s."""
+
+  def __init__(self, parts: Sequence[Any], indices: Sequence[int] | None = None):
+    """Positions count through all parts; by default all records, part after part."""
+    self._parts = list(parts)
+    lengths = [len(part) for part in parts]
+    self._starts = np.cumsum([0, *lengths[:-1]])
+    self._indices = np.asarray(range(sum(lengths)) if indices is None else indices, np.int64)
+    every = lambda name: [value for part in parts for value in getattr(part, name)]
+    paths, groups = every("paths"), every("groups")
+    self.classes = list(parts[0].classes)
+    self.paths = [paths[i] for i in self._indices]
+    self.groups = [groups[i] for i in self._indices]
+    self.labels = np.array(every("labels"), np.int32)[self._indices]
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    position = int(self._indices[index])
+    part = int(np.searchsorted(self._starts, position, side="right")) - 1
+    return self._parts[part][position - int(self._starts[part])]
 
 
 def open_videos(
     path: str | pathlib.Path, *, root: str | pathlib.Path = "", classes: Sequence[str] = (),
-    group_column: str = "",
+    group_column: str = "", keep_missing: bool = False,
 ) -> VideoList:
   """The videos of a folder of class folders, or of a list.
 
@@ -62,6 +82,7 @@ def open_videos(
     classes: class names in the order of their labels; by default those of `classes.json` in the folder or
       beside the list, else the folders' names, the labels' names in order, or "0", "1", ...
     group_column: column of a `.csv` file that says which videos belong together.
+    keep_missing: list files that are missing too; opening them is an error then.
 
   Raises:
     FileNotFoundError: no such folder or list, or listed files that are missing; the first are named.
@@ -79,10 +100,10 @@ def open_videos(
   names, labels, groups = zip(*rows)
   labels, classes = _number(labels, list(classes) or _read_classes(path.parent), path)
   folder = pathlib.Path(root) if root else path.parent
-  if not root and not (folder / names[0]).exists() and (folder / path.stem).is_dir():
+  if not root and (folder / path.stem).is_dir() and not any((folder / name).exists() for name in names):
     folder = folder / path.stem
   files = [folder / name for name in names]
-  missing = [file for file in files if not file.is_file()]
+  missing = [] if keep_missing else [file for file in files if not file.is_file()]
   if missing:
     raise FileNotFoundError(
         f"{path} lists {len(files)} videos, {len(missing)} of which are missing, such as "
@@ -166,21 +187,18 @@ def _number(
   return [position[label] for label in labels], classes
 
 
-def concatenate(lists: Sequence[VideoList]) -> VideoList:
-  """Several lists as one.
+def concatenate(lists: Sequence[Any]) -> Selection:
+  """Several sources of labelled videos as one.
 
   Raises:
     ValueError: lists of different classes.
   """
   if any(part.classes != lists[0].classes for part in lists):
     raise ValueError(f"The lists have different classes: {[part.classes for part in lists]}.")
-  return VideoList(
-      [pathlib.Path(path) for part in lists for path in part.paths],
-      np.concatenate([part.labels for part in lists]), lists[0].classes,
-      [group for part in lists for group in part.groups])
+  return Selection(lists)
 
 
-def split_fold(videos: VideoList, fold: int, num_folds: int) -> tuple[VideoList, VideoList]:
+def split_fold(videos: Any, fold: int, num_folds: int) -> tuple[Selection, Selection]:
   """(training, validation) videos of one fold of a cross-validation; a group is never on both sides.
 
   A video without a group is one of its own.
@@ -204,4 +222,5 @@ def split_fold(videos: VideoList, fold: int, num_folds: int) -> tuple[VideoList,
     chosen = min(range(num_folds), key=lambda f: (counts[f, own.argmax()], counts[f].sum()))
     counts[chosen] += own
     fold_of[members] = chosen
-  return videos.select(np.flatnonzero(fold_of != fold)), videos.select(np.flatnonzero(fold_of == fold))
+  parts = [np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)]
+  return tuple(Selection([videos], part) for part in parts)

@@ -16,25 +16,28 @@ from frozen_vision import sharding
 from frozen_vision import visualize
 from frozen_vision import visualize_action
 from frozen_vision.backbones import build
-from frozen_vision.data import augment, clips, motion_clips, pipeline, videos
+from frozen_vision.data import augment, clips, motion_clips, pipeline, prepared_videos, videos
 from frozen_vision.heads import video_swin
 from frozen_vision.metrics import action as action_metrics
 from frozen_vision.tasks import base, common
 
 _HEADS = ("video_swin", "attentive", "average")
-_DATA = ("clips", "videos", "folds")
+_DATA = ("clips", "videos", "folds", "prepared")
+_SPLITS = ("train", "validation")
 
 
 def default_config() -> ml_collections.ConfigDict:
   """All options of the task's own."""
   return ml_collections.ConfigDict(dict(
       # clips: generated ones, see data/motion_clips.py; videos: `train` and `validation`, each a folder of
-      # class folders or a list (data/videos.py); folds: one fold of a cross-validation over all of `lists`.
+      # class folders or a list (data/videos.py); folds: one fold of a cross-validation over all of `lists`;
+      # prepared: what frozen_vision.data.prepare wrote below `root`, splits train and validation. The folder
+      # of one prepared split is taken wherever a folder or list is.
       data="videos",
       clips=dict(train_clips=6000, validation_clips=200, frames=8),
       train="kinetics400/train.csv",
       validation="kinetics400/val.csv",
-      root="",  # what paths in lists are relative to; by default the list's own folder
+      root="",  # of lists, what paths in them are relative to; by default the list's own folder
       lists=(),
       group_column="",  # column of the lists that says which videos belong together, such as one scene
       fold=0,
@@ -89,8 +92,9 @@ class ActionTask(base.Task):
     if classes is None:
       self._train, self._validation = _open_sources(options, config.seed)
       classes = common.shared_classes(
-          self._train.classes, self._validation.classes, (options.train, options.validation),
-          "Put a classes.json beside the lists.")
+          self._train.classes, self._validation.classes, _data_names(options),
+          "Put a classes.json beside the lists" + (
+              ", and prepare them again." if options.data == "prepared" else "."))
       self.headline = common.headline(self.headline, self._train, self._validation, classes, "videos")
     self.classes = tuple(classes)
     self._names = [category["name"] for category in self.classes]
@@ -264,19 +268,46 @@ def _open_sources(options: ml_collections.ConfigDict, seed: int) -> tuple[Any, A
       return make("train", options.clips.train_clips), make("validation", options.clips.validation_clips)
     case "videos":
       return tuple(
-          videos.open_videos(
-              common.existing_path(options[name], f"action.{name}", _HOW_TO_GET_KINETICS), root=options.root)
-          for name in ("train", "validation"))
+          _open_videos(
+              common.existing_path(options[name], f"action.{name}", _HOW_TO_GET_KINETICS), options)
+          for name in _SPLITS)
     case "folds":
       if not options.lists:
         raise ValueError("config.action.data=folds needs config.action.lists, one list of videos or more.")
       parts = [
-          videos.open_videos(
-              common.existing_path(path, "action.lists"), root=options.root,
-              group_column=options.group_column)
+          _open_videos(common.existing_path(path, "action.lists"), options, options.group_column)
           for path in options.lists]
       return videos.split_fold(videos.concatenate(parts), options.fold, options.num_folds)
+    case "prepared":
+      root = common.existing_path(
+          options.root, "action.root",
+          "Make it with python -m frozen_vision.data.prepare videos --videos FOLDER_OR_LIST --out FOLDER "
+          "--split train, and again for --split validation.")
+      return tuple(
+          _fitting(prepared_videos.PreparedVideos(root, split), options) for split in _SPLITS)
   raise ValueError(f"config.action.data is {options.data!r}; known: {', '.join(_DATA)}.")
+
+
+def _open_videos(path: pathlib.Path, options: ml_collections.ConfigDict, group_column: str = "") -> Any:
+  """The videos of a folder, a list, or the folder of a prepared split."""
+  prepared = prepared_videos.open_split(path)
+  if prepared is not None:
+    return _fitting(prepared, options)
+  return videos.open_videos(path, root=options.root, group_column=group_column)
+
+
+def _fitting(
+    prepared: prepared_videos.PreparedVideos, options: ml_collections.ConfigDict
+) -> prepared_videos.PreparedVideos:
+  prepared.require(rate=options.rate, short_side=max(options.short_side, options.image_size))
+  return prepared
+
+
+def _data_names(options: ml_collections.ConfigDict) -> tuple[str, str]:
+  """What errors call the training and the validation data."""
+  if options.data == "prepared":
+    return tuple(f"{options.root}, split {split}," for split in _SPLITS)
+  return options.train, options.validation
 
 
 _HOW_TO_GET_KINETICS = (

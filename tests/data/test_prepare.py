@@ -121,7 +121,7 @@ def test_preparing_twice_asks_first(part, written, capsys):
   assert prepare.main(command) == 1
   assert "--overwrite" in capsys.readouterr().err
   # An interrupted run: shards, but no index yet.
-  folder = prepared_coco.folder(written, "val")
+  folder = prepared_coco.KIND.folder(written, "val")
   (folder / "index.npz").unlink()
   with pytest.raises(FileNotFoundError, match="is incomplete; prepare it with"):
     prepared_coco.PreparedCoco(written, "val")

@@ -170,3 +170,42 @@ def test_resizing(made, short_side):
   with video.Video(made[0]) as opened:
     assert opened.read([4], short_side=short_side).shape == (1, short_side, round(48 * short_side / 32), 3)
     assert abs(opened.read([4], short_side=short_side).mean() - 20) < 4
+
+
+def test_frames_one_after_the_other(made):
+  with video.Video(made[0]) as opened:
+    whole = opened.read(range(48), short_side=16)
+    numbers = [0, 3, 4, 40, 47]
+    for frame, number in zip(opened.stream(numbers, short_side=16), numbers, strict=True):
+      np.testing.assert_array_equal(frame, whole[number])
+    assert next(opened.stream([5], short_side=64)).shape == (32, 48, 3)  # never enlarged
+    with pytest.raises(IndexError):
+      opened.stream([48], short_side=16)
+
+
+def test_frames_that_change_their_size_are_an_error(tmp_path):
+  path = tmp_path / "two.ts"
+  with open(path, "wb") as joined:
+    for width, height in ((48, 32), (64, 48)):
+      part = tmp_path / "part.ts"
+      with av.open(str(part), "w") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for _ in range(5):
+          pixels = np.full((height, width, 3), 90, np.uint8)
+          container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+      joined.write(part.read_bytes())
+  with video.Video(path) as opened:
+    assert opened.read([0, 1]).shape == (2, 32, 48, 3)
+    with pytest.raises(video.VideoError, match="two.ts: its frames change from 48 x 32 to 64 x 48") as caught:
+      opened.read([0, len(opened) - 1])
+  assert caught.value.kind == "changing size"
+
+
+def test_resampling_by_time_takes_the_frame_that_is_shown(made):
+  with video.Video(made[0]) as opened:
+    numbers = opened.resampled(10)
+    assert len(numbers) == int(opened.duration * 10 + 1e-6)
+    np.testing.assert_array_equal(numbers, opened.frames_at(np.arange(len(numbers)) / 10))
+    assert len(opened.resampled(0.01)) == 1

@@ -1,6 +1,8 @@
 """Action recognition as the loops see it: micro-batches, views, unreadable videos, and a whole tiny run."""
 
+import json
 import pickle
+import shutil
 
 from flax import nnx
 import jax
@@ -11,7 +13,7 @@ import pytest
 from frozen_vision import train
 from frozen_vision import train_step
 from frozen_vision import visualize_action
-from frozen_vision.data import clips
+from frozen_vision.data import clips, prepare, prepared_videos
 from frozen_vision.tasks import action
 from frozen_vision.tasks import build as tasks_build
 from tests import paths, tiny
@@ -176,9 +178,74 @@ def test_videos_and_folds(tmp_path):
   assert "100 training and 40 validation videos" in tasks_build.build_task(config).headline
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """Four real clips for each of two splits, as lists and prepared: (folder of both, folder of the videos)."""
+  pytest.importorskip("tensorflow", reason="writing shards needs TensorFlow")
+  folder, root = paths.data_dir("fight_video"), tmp_path_factory.mktemp("prepared")
+  for split, name in (("train", "train"), ("validation", "val")):
+    header, *rows = (folder / f"{name}.csv").read_text().splitlines()
+    (root / f"{split}.csv").write_text("\n".join([header, *rows[:2], *rows[-2:]]))
+    assert prepare.main([
+        "videos", "--videos", str(root / f"{split}.csv"), "--root", str(folder / name), "--split", split,
+        "--out", str(root), "--short-side", "48", "--group-column", "scene_group"]) == 0
+  return root, folder
+
+
+def test_prepared_videos_in_place_of_lists_and_folds(prepared):
+  root, folder = prepared
+  shape = dict(frames=3, stride=5, image_size=32, short_side=48)
+  task, config = _task(data="prepared", root=str(root), **shape)
+  assert "4 training and 4 validation videos, 2 classes" in task.headline
+  assert config.loader.workers == 0
+  splits = tuple(str(root / "frozen_vision_videos" / name) for name in ("train", "validation"))
+  files = dict(data="videos", train=str(root / "train.csv"), validation=str(root / "train.csv"))
+  direct, _ = _task(**files, root=str(folder / "train"), **shape)
+  mixed, _ = _task(**files | dict(train=splits[0]), root=str(folder / "train"), **shape)
+  found = []
+  for each in (direct, task, mixed):
+    with each.train_batches(0) as batches:
+      found.append(next(batches))
+  assert found[0]["readable"].all() and found[0]["clip"].std() > 10
+  for other in found[1:]:
+    np.testing.assert_array_equal(other["label"], found[0]["label"])
+    assert np.abs(other["clip"].astype(float) - found[0]["clip"]).mean() < 6
+  np.testing.assert_array_equal(found[1]["clip"], found[2]["clip"])
+  with task.eval_batches() as batches:
+    assert next(batches)["readable"].all()
+  fold, _ = _task(data="folds", lists=splits, num_folds=2, **shape)
+  assert "training and " in fold.headline and len(fold._train) + len(fold._validation) == 8
+  assert not set(fold._train.groups) & set(fold._validation.groups)
+  with fold.train_batches(0) as batches:
+    assert next(batches)["readable"].all()
+
+
+def test_prepared_videos_that_do_not_fit(prepared, tmp_path):
+  root, _ = prepared
+  for name in ("train", "validation"):
+    (tmp_path / "frozen_vision_videos").mkdir(exist_ok=True)
+    shutil.copytree(root / "frozen_vision_videos" / name, tmp_path / "frozen_vision_videos" / name)
+  options = dict(data="prepared", root=str(tmp_path))
+  metadata = prepared_videos.KIND.folder(tmp_path, "validation") / "metadata.json"
+  stored = json.loads(metadata.read_text())
+  metadata.write_text(json.dumps(stored | {"class_names": stored["class_names"][::-1]}))
+  with pytest.raises(ValueError, match="split validation, has the 2 classes .* to differ .*prepare them"):
+    _task(**options)
+  metadata.write_text(json.dumps(stored | {"rate": 12.0}))
+  with pytest.raises(ValueError, match="keeps 12 frames per second; 0 "):
+    _task(**options)
+  (metadata.parent / "index.npz").unlink()
+  with pytest.raises(FileNotFoundError, match="is incomplete; prepare it with.* --split validation"):
+    _task(**options)
+  with pytest.raises(FileNotFoundError, match="config.action.root: .*does not exist. Make it with"):
+    _task(data="prepared", root=str(tmp_path / "absent"))
+  with pytest.raises(ValueError, match="holds the prepared splits frozen_vision_videos/train; give"):
+    _task(data="videos", train=str(tmp_path), validation=str(tmp_path))
+
+
 @pytest.mark.parametrize("options, message", [
     (dict(head="linear"), "'linear'; known: video_swin, attentive, average"),
-    (dict(data="ucf"), "'ucf'; known: clips, videos, folds"),
+    (dict(data="ucf"), "'ucf'; known: clips, videos, folds, prepared"),
     (dict(data="folds"), "needs config.action.lists"),
     (dict(sampling="random"), "'random'; known: dense, uniform"),
     (dict(frames_per_pass=0), "expected 1 or more"),
