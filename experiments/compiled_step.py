@@ -23,12 +23,13 @@ def prepare(config: ml_collections.ConfigDict) -> dict[str, Any]:
   with task.train_batches(0) as batches:
     batch = jax.device_put(train_step.device_batch(next(batches)))
   step = train_step.make_train_step(
-      task, model.graphdef, tx, ema_decay=config.ema_decay, frozen_pass=model.frozen_pass)
+      task, model.graphdef, tx, phase=task.phases[-1], ema_decay=config.ema_decay,
+      frozen_pass=model.frozen_pass)
   started = time.perf_counter()
   compiled = jax.jit(step, donate_argnums=0).lower(state, model.frozen, batch).compile()
   memory = compiled.memory_analysis()
   return dict(
-      compiled=compiled, state=state, frozen=model.frozen, batch=batch, seconds=[],
+      compiled=compiled, state=state, frozen=model.frozen, batch=batch,
       compile_s=time.perf_counter() - started, gflop=compiled.cost_analysis()["flops"] / 1e9,
       temporary_mb=memory.temp_size_in_bytes / 1e6,
       state_mb=freeze.num_bytes([state[name] for name in ("trainable", "opt_state")]) / 1e6,

@@ -30,7 +30,7 @@ def _main(argv: list[str]) -> None:
   for name, trainable in (("backbone frozen", _CONFIG.value.trainable), ("everything trains", (".*",))):
     config = ml_collections.ConfigDict(_CONFIG.value.to_dict())
     config.trainable = trainable
-    runs[name] = compiled_step.prepare(config)
+    runs[name] = {**compiled_step.prepare(config), "seconds": []}
   for _ in range(_ROUNDS.value):
     for run in runs.values():
       started = time.perf_counter()

@@ -21,8 +21,6 @@ class FrozenVisionCoco(prepared_builder.Builder):
 
   KIND = prepared_coco.KIND
   DESCRIPTION = "Instances in COCO format, as prepared by frozen_vision."
-  name = KIND.builder
-  VERSION = tfds.core.Version(KIND.version)
 
   def features(self) -> dict[str, Any]:
     return {

@@ -22,12 +22,16 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """One split, its examples in the order of the source; the config of the split's name holds it.
 
   Attributes:
-    KIND: of the data. Subclasses also set TFDS's `name` and `VERSION`, from it.
+    KIND: of the data; TFDS's `name` and `VERSION` follow from it.
     DESCRIPTION: one sentence.
   """
 
   KIND: ClassVar[prepared.Kind]
   DESCRIPTION: ClassVar[str]
+
+  def __init_subclass__(cls, **options: Any):
+    cls.name, cls.VERSION = cls.KIND.builder, tfds.core.Version(cls.KIND.version)
+    super().__init_subclass__(**options)
 
   def __init__(self, *, source: Any, split: str, data_dir: str):
     self._source = source

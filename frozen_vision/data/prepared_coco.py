@@ -63,7 +63,6 @@ class PreparedCoco(coco.InstanceSource):
     self.directory = pathlib.Path(directory)
     self.split = split
     self._shards = prepared.Shards(KIND, directory, split)
-    self._folder = self._shards.folder
     stored, index = self._shards.metadata(), self._shards.index()
     self.categories = tuple(stored["categories"])
     self.labelled = stored["labelled"]
@@ -73,12 +72,12 @@ class PreparedCoco(coco.InstanceSource):
       chosen = {int(identity) for identity in image_ids}
       absent = sorted(chosen - set(ids.tolist()))
       if absent:
-        raise coco.CocoError(f"{self._folder}: has no images with these ids: {absent[:5]}.")
+        raise coco.CocoError(f"{self._shards.folder}: has no images with these ids: {absent[:5]}.")
       keep &= np.isin(ids, list(chosen))
     if drop_empty:
       keep &= objects > 0
     if not keep.any():
-      raise coco.CocoError(f"{self._folder}: no image is left of {len(ids)}.")
+      raise coco.CocoError(f"{self._shards.folder}: no image is left of {len(ids)}.")
     self._positions = np.flatnonzero(keep)
     self._image_ids = ids[keep]
     self._objects = objects[keep]
@@ -87,7 +86,7 @@ class PreparedCoco(coco.InstanceSource):
     return len(self._positions)
 
   def __repr__(self) -> str:
-    return f"PreparedCoco({self._folder}, {len(self)} images, {self.num_classes} classes)"
+    return f"PreparedCoco({self._shards.folder}, {len(self)} images, {self.num_classes} classes)"
 
   def __getstate__(self) -> dict[str, Any]:
     return {key: value for key, value in self.__dict__.items() if key != "ground_truth"}
@@ -122,7 +121,7 @@ class PreparedCoco(coco.InstanceSource):
   @functools.cached_property
   def ground_truth(self) -> dict[str, Any]:
     """As `CocoSource.ground_truth` of the source that was prepared."""
-    truth = json.loads((self._folder / _GROUND_TRUTH_FILE).read_text(encoding="utf-8"))
+    truth = json.loads((self._shards.folder / _GROUND_TRUTH_FILE).read_text(encoding="utf-8"))
     kept = set(self._image_ids.tolist())
     truth["images"] = [image for image in truth["images"] if image["id"] in kept]
     truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in kept]

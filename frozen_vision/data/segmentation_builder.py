@@ -19,8 +19,6 @@ class FrozenVisionSegmentation(prepared_builder.Builder):
 
   KIND = prepared_segmentation.KIND
   DESCRIPTION = "Images with a class for every pixel, as prepared by frozen_vision."
-  name = KIND.builder
-  VERSION = tfds.core.Version(KIND.version)
 
   def features(self) -> dict[str, Any]:
     return {

@@ -284,7 +284,7 @@ class Video(Frames):
 
 
 def check_size(name: str, number: int, frame: np.ndarray, first: np.ndarray) -> None:
-  """Raises VideoError where a frame has not the size of the one before."""
+  """Raises VideoError where a frame has not the size of the first."""
   if frame.shape != first.shape:
     size = lambda array: f"{array.shape[1]} x {array.shape[0]}"
     raise VideoError(

@@ -38,8 +38,6 @@ class FrozenVisionVideos(prepared_builder.Builder):
 
   KIND = prepared_videos.KIND
   DESCRIPTION = "Videos with one class each, as JPEG frames, as prepared by frozen_vision."
-  name = KIND.builder
-  VERSION = tfds.core.Version(KIND.version)
 
   def features(self) -> dict[str, Any]:
     return {
