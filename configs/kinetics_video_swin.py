@@ -54,7 +54,8 @@ def _demo(config: ml_collections.ConfigDict) -> None:
   config.log_every = 25
   config.eval_every = 300
   config.checkpoint_every = 150
-  config.optimizer.update(dict(learning_rate=1e-3, weight_decay=0.05, warmup_steps=40, clip_norm=1.0))
+  config.optimizer.update(dict(
+      name="muon", learning_rate=3e-3, weight_decay=0.05, warmup_steps=40, clip_norm=1.0))
   options = config.action
   options.data = "clips"
   options.clips.update(dict(train_clips=6000, validation_clips=200, frames=8))
@@ -63,8 +64,8 @@ def _demo(config: ml_collections.ConfigDict) -> None:
       frames_per_pass=160))
   # Motion of a few pixels is seen at stride 8; stride 16 joins it.
   options.video_swin.update(dict(
-      levels=(1, 2), channels=(96, 128), depths=(2, 2), window_size=(8, 4, 4), drop_path_rate=0.0,
-      dropout=0.0))
+      levels=(1, 2), channels=(32, 64), depths=(1, 1), window_size=(8, 4, 4), motion_radius=2,
+      drop_path_rate=0.0, dropout=0.0))
   options.attentive.update(dict(levels=(1, 2), channels=128, num_heads=4))
   options.average.update(dict(levels=(1, 2)))
 

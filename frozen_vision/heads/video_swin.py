@@ -18,6 +18,7 @@ import numpy as np
 
 from frozen_vision.backbones import swinv2, video_swin
 from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.ops import self_similarity
 
 Features = tuple[Float[Array, "b t hl wl cl"], ...]
 
@@ -32,6 +33,8 @@ class VideoSwinHeadConfig:
     depths: blocks at each of these levels.
     head_channels: channels per attention head.
     window_size: (frames, rows, columns).
+    motion_radius: cells around it in the next frame with which each cell is compared (`Motion`), in each
+      direction, before the first block of a level; 0 leaves that out.
     drop_path_rate: stochastic depth of the last block, growing linearly from 0, in training.
     dropout: of the pooled vector, in training.
   """
@@ -42,6 +45,7 @@ class VideoSwinHeadConfig:
   head_channels: int = 32
   window_size: tuple[int, int, int] = (8, 7, 7)
   mlp_ratio: int = 4
+  motion_radius: int = 0
   drop_path_rate: float = 0.1
   dropout: float = 0.5
 
@@ -50,6 +54,8 @@ class VideoSwinHeadConfig:
       raise ValueError(
           f"VideoSwinHeadConfig: levels = {self.levels}, channels = {self.channels} and depths = "
           f"{self.depths} must have one entry per level.")
+    if self.motion_radius < 0:
+      raise ValueError(f"VideoSwinHeadConfig.motion_radius = {self.motion_radius}; expected 0 or more.")
     if any(b - a != 1 for a, b in zip(self.levels, self.levels[1:])):
       raise ValueError(f"VideoSwinHeadConfig.levels = {self.levels}: expected neighbours, fine to coarse.")
     if any(width % self.head_channels for width in self.channels):
@@ -74,6 +80,28 @@ class Classifier(nnx.Module):
     return self.linear(x)
 
 
+class Motion(nnx.Module):
+  """Where each cell is found again in the next frame, by similarity, as `channels` numbers per cell.
+
+  Blocks of attention move what cells hold. Which way something went is in no frozen frame's cell, only in
+  which cell of the next frame resembles it, and that is what the similarities say (arXiv 2102.07092). The
+  layers on them, and that a level adds the result to its projected features, are our choice.
+  """
+
+  def __init__(self, radius: int, channels: int, *, dtype: Any, rngs: nnx.Rngs):
+    self.radius = radius
+    neighbours = (2 * radius + 1)**2
+    # Weights as large as keep the variance: unlike content, what the similarities say is small, and blocks
+    # could not hear it under the rest.
+    self.norm = swinv2.LayerNorm(neighbours, rngs=rngs)
+    self.fc1 = nnx.Linear(neighbours, channels, dtype=dtype, rngs=rngs)
+    self.fc2 = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
+
+  def __call__(self, features: Float[Array, "b t h w c"]) -> Float[Array, "b t h w channels"]:
+    x = self.norm(self_similarity.to_next_frame(features, self.radius)).astype(features.dtype)
+    return self.fc2(swinv2.gelu(self.fc1(x)))
+
+
 class _Level(nnx.Module):
   """Frozen features into the head's width, what comes from the finer level, and blocks on both."""
 
@@ -83,6 +111,8 @@ class _Level(nnx.Module):
   ):
     self.norm = swinv2.LayerNorm(inputs, rngs=rngs)
     self.proj = swinv2.linear(inputs, channels, dtype=dtype, rngs=rngs)
+    self.motion = Motion(
+        config.motion_radius, channels, dtype=dtype, rngs=rngs) if config.motion_radius else None
     self.merge = None if finer is None else video_swin.PatchMerging(
         finer, outputs=channels, dtype=dtype, rngs=rngs)
     self.blocks = nnx.List([
@@ -93,7 +123,10 @@ class _Level(nnx.Module):
     ])
 
   def __call__(self, feature: Array, finer: Array | None, keys: list[Array | None]) -> Array:
-    x = self.proj(self.norm(feature))
+    normed = self.norm(feature)
+    x = self.proj(normed)
+    if self.motion is not None:
+      x = x + self.motion(normed)
     if self.merge is not None:
       x = x + self.merge(finer)
     for block, key in zip(self.blocks, keys, strict=True):

@@ -32,13 +32,14 @@ def _video_swin(**changes):
 def _heads():
   return {
       "video_swin": _video_swin(),
+      "video_swin with motion": _video_swin(motion_radius=1),
       "average": video_swin.AverageHead(_SPECS, 5, levels=(1, 2), dropout=0.5, rngs=nnx.Rngs(0)),
       "attentive": video_swin.AttentiveHead(
           _SPECS, 5, levels=(1, 2), channels=8, num_heads=2, dropout=0.5, rngs=nnx.Rngs(0)),
   }
 
 
-@pytest.mark.parametrize("name", ["video_swin", "average", "attentive"])
+@pytest.mark.parametrize("name", ["video_swin", "video_swin with motion", "average", "attentive"])
 def test_logits_are_float32_and_only_a_key_makes_them_random(name):
   head = _heads()[name]
   head = nnx.merge(nnx.graphdef(head), jax.tree.map(  # a fresh classifier hides the rest: it starts near zero
@@ -73,6 +74,14 @@ def test_which_heads_see_the_order_of_frames(name, sees_order):
     assert difference < 1e-5
 
 
+def test_motion_hears_only_which_cell_of_the_next_frame_is_alike():
+  motion = video_swin.Motion(1, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  features = _features()[1]
+  signs = jnp.where(jnp.arange(features.shape[-1]) % 2, 1.0, -1.0)
+  np.testing.assert_allclose(motion(features), motion(features * signs * 3), atol=1e-4)
+  assert np.abs(motion(features) - motion(features[:, ::-1])[:, ::-1]).max() > 0.1
+
+
 def test_the_average_is_the_mean_of_normed_cells():
   head = video_swin.AverageHead(_SPECS, 5, levels=(2,), rngs=nnx.Rngs(0))
   feature = _features()[2]
@@ -100,6 +109,7 @@ def test_only_the_levels_that_are_read_are_taken():
     (dict(levels=(1, 3)), "expected neighbours"),
     (dict(depths=(2,)), "one entry per level"),
     (dict(head_channels=3), "does not divide"),
+    (dict(motion_radius=-1), "motion_radius = -1; expected 0 or more"),
     (dict(levels=(2, 3)), "levels = .2, 3. of a backbone with 3 levels"),
 ])
 def test_options_that_do_not_fit(changes, message):
