@@ -71,14 +71,15 @@ def _demo(config: ml_collections.ConfigDict) -> None:
 def _camvid(config: ml_collections.ConfigDict) -> None:
   """All [ours]: real road scenes of 480 x 360 px at their own size."""
   config.headline = "CamVid: 184 road scenes, 11 classes, with the shipped swinv2_nano frozen."
-  config.steps = 1500
+  config.steps = 1000
   config.batch_size = 4
   config.eval_batch_size = 3
-  config.ema_decay = 0.995
+  config.ema_decay = 0.99
   config.log_every = 50
   config.eval_every = 500
   config.checkpoint_every = 250
-  config.optimizer.update(dict(learning_rate=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=1.0))
+  config.optimizer.update(dict(
+      name="muon", learning_rate=3e-3, weight_decay=0.05, warmup_steps=50, clip_norm=1.0))
   options = config.segmentation
   options.data = "files"
   options.root = "data/camvid"
