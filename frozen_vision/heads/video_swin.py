@@ -33,8 +33,9 @@ class VideoSwinHeadConfig:
     depths: blocks at each of these levels.
     head_channels: channels per attention head.
     window_size: (frames, rows, columns).
-    motion_radius: cells around it in the next frame with which each cell is compared (`Motion`), in each
+    motion_radius: cells around it in later frames with which each cell is compared (`Motion`), in each
       direction, before the first block of a level; 0 leaves that out.
+    motion_lags: these later frames, counted from the cell's own.
     drop_path_rate: stochastic depth of the last block, growing linearly from 0, in training.
     dropout: of the pooled vector, in training.
   """
@@ -46,6 +47,7 @@ class VideoSwinHeadConfig:
   window_size: tuple[int, int, int] = (8, 7, 7)
   mlp_ratio: int = 4
   motion_radius: int = 0
+  motion_lags: tuple[int, ...] = (1, 2, 4)
   drop_path_rate: float = 0.1
   dropout: float = 0.5
 
@@ -54,8 +56,10 @@ class VideoSwinHeadConfig:
       raise ValueError(
           f"VideoSwinHeadConfig: levels = {self.levels}, channels = {self.channels} and depths = "
           f"{self.depths} must have one entry per level.")
-    if self.motion_radius < 0:
-      raise ValueError(f"VideoSwinHeadConfig.motion_radius = {self.motion_radius}; expected 0 or more.")
+    if self.motion_radius < 0 or not self.motion_lags or min(self.motion_lags) < 1:
+      raise ValueError(
+          f"VideoSwinHeadConfig.motion_radius = {self.motion_radius}, motion_lags = {self.motion_lags}; "
+          "expected 0 or more, and frames ahead from 1.")
     if any(b - a != 1 for a, b in zip(self.levels, self.levels[1:])):
       raise ValueError(f"VideoSwinHeadConfig.levels = {self.levels}: expected neighbours, fine to coarse.")
     if any(width % self.head_channels for width in self.channels):
@@ -81,25 +85,30 @@ class Classifier(nnx.Module):
 
 
 class Motion(nnx.Module):
-  """Where each cell is found again in the next frame, by similarity, as `channels` numbers per cell.
+  """Where each cell is found again in later frames, by similarity, as `channels` numbers per cell.
 
   Blocks of attention move what cells hold. Which way something went is in no frozen frame's cell, only in
-  which cell of the next frame resembles it, and that is what the similarities say (arXiv 2102.07092). The
-  layers on them, and that a level adds the result to its projected features, are our choice.
+  which cell of a later frame resembles it, and that is what the similarities say; a convolution over
+  neighbours tells what moves apart from what moves along. As in arXiv 2102.07092; the layers, and that a
+  level adds the result to its projected features, are our choice.
   """
 
-  def __init__(self, radius: int, channels: int, *, dtype: Any, rngs: nnx.Rngs):
-    self.radius = radius
-    neighbours = (2 * radius + 1)**2
-    # Weights as large as keep the variance: unlike content, what the similarities say is small, and blocks
-    # could not hear it under the rest.
+  def __init__(self, radius: int, lags: tuple[int, ...], channels: int, *, dtype: Any, rngs: nnx.Rngs):
+    self.radius, self.lags = radius, tuple(lags)
+    neighbours = len(self.lags) * (2 * radius + 1)**2
+    # The default weights, which keep the variance, and not small ones as elsewhere: beside content the
+    # similarities are faint, and blocks could not hear them.
     self.norm = swinv2.LayerNorm(neighbours, rngs=rngs)
     self.fc1 = nnx.Linear(neighbours, channels, dtype=dtype, rngs=rngs)
+    self.conv = nnx.Conv(channels, channels, (3, 3), dtype=dtype, rngs=rngs)
     self.fc2 = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
 
   def __call__(self, features: Float[Array, "b t h w c"]) -> Float[Array, "b t h w channels"]:
-    x = self.norm(self_similarity.to_next_frame(features, self.radius)).astype(features.dtype)
-    return self.fc2(swinv2.gelu(self.fc1(x)))
+    x = self.norm(self_similarity.to_later_frames(features, self.radius, self.lags)).astype(features.dtype)
+    x = swinv2.gelu(self.fc1(x))
+    b, t, h, w, channels = x.shape
+    x = swinv2.gelu(self.conv(x.reshape(b * t, h, w, channels)))
+    return self.fc2(x).reshape(b, t, h, w, channels)
 
 
 class _Level(nnx.Module):
@@ -112,7 +121,8 @@ class _Level(nnx.Module):
     self.norm = swinv2.LayerNorm(inputs, rngs=rngs)
     self.proj = swinv2.linear(inputs, channels, dtype=dtype, rngs=rngs)
     self.motion = Motion(
-        config.motion_radius, channels, dtype=dtype, rngs=rngs) if config.motion_radius else None
+        config.motion_radius, config.motion_lags, channels, dtype=dtype, rngs=rngs,
+    ) if config.motion_radius else None
     self.merge = None if finer is None else video_swin.PatchMerging(
         finer, outputs=channels, dtype=dtype, rngs=rngs)
     self.blocks = nnx.List([

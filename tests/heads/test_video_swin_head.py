@@ -74,8 +74,8 @@ def test_which_heads_see_the_order_of_frames(name, sees_order):
     assert difference < 1e-5
 
 
-def test_motion_hears_only_which_cell_of_the_next_frame_is_alike():
-  motion = video_swin.Motion(1, 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
+def test_motion_hears_only_which_cell_of_a_later_frame_is_alike():
+  motion = video_swin.Motion(1, (1, 2), 8, dtype=jnp.float32, rngs=nnx.Rngs(0))
   features = _features()[1]
   signs = jnp.where(jnp.arange(features.shape[-1]) % 2, 1.0, -1.0)
   np.testing.assert_allclose(motion(features), motion(features * signs * 3), atol=1e-4)
@@ -109,7 +109,8 @@ def test_only_the_levels_that_are_read_are_taken():
     (dict(levels=(1, 3)), "expected neighbours"),
     (dict(depths=(2,)), "one entry per level"),
     (dict(head_channels=3), "does not divide"),
-    (dict(motion_radius=-1), "motion_radius = -1; expected 0 or more"),
+    (dict(motion_radius=-1), "motion_radius = -1, motion_lags .* expected 0 or more"),
+    (dict(motion_lags=(0, 1)), "frames ahead from 1"),
     (dict(levels=(2, 3)), "levels = .2, 3. of a backbone with 3 levels"),
 ])
 def test_options_that_do_not_fit(changes, message):
