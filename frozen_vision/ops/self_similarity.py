@@ -31,6 +31,8 @@ def to_later_frames(
   """
   x = features.astype(jnp.float32)
   x = x - x.mean((2, 3), keepdims=True)
+  # Added, unlike the far smaller floor of cosine attention: what rounding leaves of an even map, such as a
+  # black frame's, points nowhere and must not become unit vectors.
   x = x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
   t, h, w = x.shape[1:4]
   offsets = np.arange(-radius, radius + 1)
