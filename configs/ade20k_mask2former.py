@@ -66,8 +66,8 @@ def _demo(config: ml_collections.ConfigDict) -> None:
   options.colour_jitter = False
   options.max_segments = 7
   _small_heads(options, queries=12, points=192)
-  # Which class a shape has is harder to learn here than where it is. With the source's 2.0, queries find shapes
-  # first and mix up their classes for a thousand steps; like this, each keeps to a class from the start.
+  # Here the class of a shape is harder to learn than its place. With the source's 2.0, queries find shapes first
+  # and mix up their classes for a thousand steps; like this, each keeps to a class from the start.
   options.mask2former.update(dict(num_heads=8, class_weight=6.0))
 
 
