@@ -32,14 +32,16 @@ def position_coordinates(window: tuple[int, int], pretrained: int) -> np.ndarray
   return np.stack([rows, columns], axis=-1).reshape(-1, 2).astype(np.float32)
 
 
-@functools.lru_cache(maxsize=None)
-def position_index(window: tuple[int, int]) -> np.ndarray:
-  """Row of the bias table for each (query, key) pair of a window, [h*w, h*w] int32."""
+def position_index(window: tuple[int, int]) -> Int[Array, "n n"]:
+  """Row of the bias table for each (query, key) pair of a window of n = h*w cells.
+
+  Computed in the program: as a constant it would be megabytes of each program with large windows.
+  """
   height, width = window
-  rows, columns = (axis.reshape(-1) for axis in np.mgrid[:height, :width])
+  rows, columns = jnp.divmod(jnp.arange(height * width), width)
   down = rows[:, None] - rows[None, :] + height - 1
   right = columns[:, None] - columns[None, :] + width - 1
-  return (down * (2 * width - 1) + right).astype(np.int32)
+  return down * (2 * width - 1) + right
 
 
 @functools.lru_cache(maxsize=None)
@@ -94,6 +96,7 @@ def cosine_attention(
   q, k = (_unit(q) * scale[:, None, None]).astype(qkv.dtype), _unit(k).astype(qkv.dtype)
   logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) + bias
   if regions is not None:
+    regions = jnp.asarray(regions)  # of a numpy array, the mask of all pairs would be a constant
     shape, mask = logits.shape, jnp.where(regions[:, :, None] == regions[:, None, :], 0.0, _MASKED)
     logits = (logits.reshape(-1, mask.shape[0], *shape[1:]) + mask[:, None]).reshape(shape)
   # Softmax, with its division after the product instead of before it: on d instead of n numbers a query.

@@ -22,13 +22,12 @@ def table_rows(window: Size) -> int:
   return math.prod(2 * side - 1 for side in window)
 
 
-@functools.lru_cache(maxsize=None)
-def position_index(window: Size) -> Int[np.ndarray, "n n"]:
-  """Row of the bias table for each (query, key) pair of a window."""
-  cells = np.indices(window).reshape(3, -1)
-  offsets = cells[:, :, None] - cells[:, None, :] + np.array(window)[:, None, None] - 1
+def position_index(window: Size) -> Int[Array, "n n"]:
+  """Row of the bias table for each (query, key) pair of a window; computed in the program, not a constant."""
+  cells = jnp.stack(jnp.unravel_index(jnp.arange(math.prod(window)), window))
+  offsets = cells[:, :, None] - cells[:, None, :] + jnp.array(window)[:, None, None] - 1
   _, rows, columns = (2 * side - 1 for side in window)
-  return ((offsets[0] * rows + offsets[1]) * columns + offsets[2]).astype(np.int32)
+  return (offsets[0] * rows + offsets[1]) * columns + offsets[2]
 
 
 def effective_window(size: Size, window: Size, shifted: bool) -> tuple[Size, Size]:

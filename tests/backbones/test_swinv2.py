@@ -95,7 +95,7 @@ def test_position_coordinates_of_flat_windows_are_finite():
 def test_position_index_against_a_plain_loop(window):
   height, width = window
   cells = [(y, x) for y in range(height) for x in range(width)]
-  index = windows.position_index(window)
+  index = np.asarray(windows.position_index(window))
   table = [(dy, dx) for dy in range(1 - height, height) for dx in range(1 - width, width)]
   for i, (y, x) in enumerate(cells):
     for j, (y2, x2) in enumerate(cells):

@@ -91,7 +91,7 @@ def test_position_index_against_a_plain_loop(window):
   cells = [(t, y, x) for t in range(window[0]) for y in range(window[1]) for x in range(window[2])]
   offsets = [range(1 - side, side) for side in window]
   table = [(t, y, x) for t in offsets[0] for y in offsets[1] for x in offsets[2]]
-  index = windows3d.position_index(window)
+  index = np.asarray(windows3d.position_index(window))
   assert windows3d.table_rows(window) == len(table)
   for i, cell in enumerate(cells):
     for j, other in enumerate(cells):

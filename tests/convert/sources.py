@@ -119,5 +119,5 @@ def _buffers(state: State, windows, pretrained) -> State:
     place = key.removesuffix("logit_scale")
     table = window_lib.position_coordinates(window, (pretrained or windows)[stage])
     found[place + "relative_coords_table"] = table.reshape(1, 2 * window[0] - 1, 2 * window[0] - 1, 2)
-    found[place + "relative_position_index"] = window_lib.position_index(window).astype(np.int64)
+    found[place + "relative_position_index"] = np.asarray(window_lib.position_index(window), np.int64)
   return found
