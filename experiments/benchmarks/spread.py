@@ -5,8 +5,8 @@
 Compiles a plain and a shifted block of the third stage of SwinV2-G, forward, with one image a chip, for TPU
 slices that nobody has to own (libtpu). `gathered` is what the library does: images are cut over all chips,
 weights too, and every block's are gathered before it works. `tensor parallel` leaves weights in parts, as
-Megatron-LM does (arXiv 1909.08053): heads and hidden units are cut over the chips of a group, all of which work
-on all images of the group, and two sums over the group a block put the parts together.
+Megatron-LM does (arXiv 1909.08053): heads and hidden units are cut over the chips of a group, all of which
+work on all images of the group, and two sums over the group a block put the parts together.
 
 What a chip receives is counted in the compiled program.
 """
@@ -115,8 +115,8 @@ def received_bytes(text: str, group: int) -> dict[str, float]:
 def _main(argv: list[str]) -> None:
   del argv
   rows = [
-      "| slice | layout | chips in a group | weights of a block MiB | temporaries MiB | received a block MiB |",
-      "|---" * 6 + "|"]
+      "| slice | layout | chips in a group | weights of a block MiB | temporaries MiB "
+      "| received a block MiB |", "|---" * 6 + "|"]
   for topology in _TOPOLOGIES.value:
     devices = machines.describe(topology).devices
     for layout, model in (("gathered", 1), ("tensor parallel", 8), ("tensor parallel", 4)):
