@@ -4,8 +4,9 @@
   PYTHONPATH=. python experiments/plans.py --only=htc --topologies=v5e:8x8
   PYTHONPATH=. python experiments/plans.py --shares --out=experiments/results/frozen_shares.md
 
-Each row is `--mode=plan` in a process of its own; its `plan.json` stays in --workdir, and a row that is there
-already is not planned again. Needs libtpu (pip install 'frozen_vision[tpu]'), no TPU.
+Each row is `--mode=plan` in a process of its own, which takes 5 to 20 minutes; its `plan.json` stays in
+--workdir, and a row that is there already is not planned again. The table has all rows that are there. Needs
+libtpu (pip install 'frozen_vision[tpu]'), no TPU.
 """
 
 import json
@@ -29,7 +30,7 @@ from frozen_vision.backbones import build
 
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:8x8", "v5p:4x4x4", "v6e:4x4"], "Slices.")
 _ONLY = flags.DEFINE_list("only", [], "Rows of the table by name; all if empty.")
-_WORKDIR = flags.DEFINE_string("workdir", "/tmp/plans", "Where each plan.json stays.")
+_WORKDIR = flags.DEFINE_string("workdir", "experiments/results/plans", "Where each plan.json stays.")
 _PER_CHIP = flags.DEFINE_integer("per_chip", 1, "Examples (images or clips) on a chip.")
 _SHARES = flags.DEFINE_bool("shares", False, "What one of 1 to 256 devices holds of frozen weights, instead.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
@@ -51,32 +52,43 @@ ROWS = {
 _SMALL = ("htc", "v5e:2x2")
 
 
-def run(name: str, topology: str) -> tuple[dict, str]:
-  """(plan.json, command) of one row."""
+def command(name: str, topology: str, folder: pathlib.Path) -> list[str]:
+  """What plans one row."""
   devices = math.prod(int(side) for side in topology.split(":")[1].split("x"))
-  folder = pathlib.Path(_WORKDIR.value) / f"{name}-{topology.replace(':', '-')}"
-  command = [
+  return [
       "python", "-m", "frozen_vision.main", *ROWS[name][1],
       f"--config.batch_size={devices * _PER_CHIP.value}", "--mode=plan", f"--topology={topology}",
       f"--workdir={folder}"]
-  if not (folder / "plan.json").exists():
-    subprocess.run([sys.executable, *command[1:]], check=True)
-  return json.loads((folder / "plan.json").read_text()), " ".join(_quoted(part) for part in command)
 
 
-def plans() -> list[str]:
-  """Lines of the table, and its commands."""
+def plans() -> None:
+  """Makes the plans that are asked for and not there, and writes the table after each."""
+  names = _ONLY.value or list(ROWS)
+  pairs = [(name, topology) for topology in _TOPOLOGIES.value for name in names]
+  if not _ONLY.value:
+    pairs.append(_SMALL)
+  for name, topology in pairs:
+    folder = _folder(name, topology)
+    if not (folder / "plan.json").exists():
+      subprocess.run([sys.executable, *command(name, topology, folder)[1:]], check=True)
+    _write(table())
+
+
+def table() -> list[str]:
+  """Of all plans in --workdir: made with what, rows, commands."""
   rows = [
       "| slice | head and input | what trains | frozen | trained | optimizer | batch | temporaries | other "
       "| total | of | fits | TFLOP a step | step at 40% MFU | compiled in |", "|---" * 15 + "|"]
-  commands = []
-  wanted = [name for name in ROWS if not _ONLY.value or name in _ONLY.value]
-  pairs = [(name, topology) for topology in _TOPOLOGIES.value for name in wanted]
-  if _SMALL[0] in wanted and not _ONLY.value:
-    pairs.append(_SMALL)
-  for name, topology in pairs:
-    report, command = run(name, topology)
-    commands.append(command)
+  commands, versions = [], set()
+  topologies = [*dict.fromkeys([*_TOPOLOGIES.default, *_TOPOLOGIES.value, _SMALL[1]])]
+  for name, topology in [(name, topology) for topology in topologies for name in ROWS]:
+    path = _folder(name, topology) / "plan.json"
+    if not path.exists():
+      continue
+    report = json.loads(path.read_text())
+    versions |= set(report["versions"].items())
+    commands.append(" ".join(
+        _quoted(part) for part in command(name, topology, pathlib.Path("/tmp/plan"))))
     for what, part in (("head", report), ("everything", report["finetune"])):
       parts = part["bytes_per_device"]
       size = lambda *keys: f"{sum(parts[key] for key in keys) / 2**30:.2f}"
@@ -88,8 +100,9 @@ def plans() -> list[str]:
           f"{memory / 2**30:.2f}", fits, f"{part['model_flops_per_step'] / 1e12:,.0f}",
           f"{part['step_seconds']:.2f} s",
           f"{part['compile_seconds']:.0f} s"]) + " |")
-      print(rows[-1], flush=True)
   return [
+      f"Made by `experiments/plans.py` with {', '.join(' '.join(pair) for pair in sorted(versions))}; "
+      "compiled on a CPU, never run.", "",
       f"GiB per chip, {_PER_CHIP.value} image or clip a chip, bfloat16 frozen weights spread over all chips. "
       "`everything`: the same step with all parameters training in float32, blocks scanned and computed "
       "again on the way back. Of a step that does not fit the compiler says the total only: what the "
@@ -127,13 +140,28 @@ def shares() -> list[str]:
     share = whole / count
     rows.append(f"| {count} | {held / 2**20:,.1f} | {share / 2**20:,.1f} | {held / share:.3f} |")
     print(rows[-1], f"compiled in {time.perf_counter() - started:.0f} s", flush=True)
+  versions = ", ".join(f"{name} {version}" for name, version in machines.versions().items())
   return [
+      f"Made by `experiments/plans.py --shares` with {versions}; compiled on a CPU, never run.", "",
       "Arguments of the compiled forward pass of a frozen SwinV2-G (bfloat16, window 16, 256 px, one image a "
       "device) on v5e chips, without the image.", "", *rows]
 
 
+def _folder(name: str, topology: str) -> pathlib.Path:
+  more = f"-x{_PER_CHIP.value}" if _PER_CHIP.value > 1 else ""
+  return pathlib.Path(_WORKDIR.value) / f"{name}-{topology.replace(':', '-')}{more}"
+
+
 def _quoted(part: str) -> str:
   return f'"{part}"' if "(" in part else part
+
+
+def _write(lines: list[str]) -> None:
+  text = "\n".join([*lines, ""])
+  print(text, flush=True)
+  if _OUT.value:
+    pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(_OUT.value).write_text(text)
 
 
 def _main(argv: list[str]) -> None:
@@ -141,15 +169,10 @@ def _main(argv: list[str]) -> None:
   unknown = set(_ONLY.value) - set(ROWS)
   if unknown:
     raise app.UsageError(f"--only has {sorted(unknown)}; known: {', '.join(ROWS)}.")
-  lines = shares() if _SHARES.value else plans()
-  versions = ", ".join(f"{name} {version}" for name, version in machines.versions().items())
-  text = "\n".join([
-      f"Made by `experiments/plans.py{' --shares' if _SHARES.value else ''}` with {versions}; compiled on a "
-      "CPU, never run.", "", *lines, ""])
-  print(text)
-  if _OUT.value:
-    pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(_OUT.value).write_text(text)
+  if _SHARES.value:
+    _write(shares())
+  else:
+    plans()
 
 
 if __name__ == "__main__":
