@@ -5,6 +5,13 @@
   PYTHONPATH=. python experiments/action_runs.py --study=fights --data=FOLDER/fight_video \
     --workdir=/tmp/fights --out=experiments/results/fights_folds.md
 
+Decoding takes half of a step of `fights`. With --data=SHARDS it is done once before, for both lists:
+
+  python -m frozen_vision.data.prepare videos --videos FOLDER/fight_video/train.csv \
+    --group-column scene_group --out SHARDS --split train
+  python -m frozen_vision.data.prepare videos --videos FOLDER/fight_video/val.csv \
+    --group-column scene_group --out SHARDS --split validation
+
 `motion` is the demo on generated clips in seeds 0, 1, 2 with three heads, and a linear layer on one frame.
 `fights` is a five-fold cross-validation by scene over real clips: every clip is predicted once, by a head
 that saw none of its scene. The interval is the 95% one of a share of that many clips (Wilson); clips of a
@@ -20,9 +27,12 @@ from absl import flags
 import numpy as np
 
 from experiments import study as study_lib
+from frozen_vision.data import prepared_videos
 
 _STUDY = flags.DEFINE_enum("study", None, ["motion", "fights"], "What is run.")
-_DATA = flags.DEFINE_string("data", "fight_video", "Folder with train.csv and val.csv, for the study fights.")
+_DATA = flags.DEFINE_string(
+    "data", "fight_video",
+    "For the study fights: folder with train.csv and val.csv, or what `prepare videos` has made of them.")
 _RUNS = flags.DEFINE_list("runs", None, "Seeds (motion, default 0,1,2) or folds (fights, default 0 to 4).")
 
 _VARIANTS_OF = {
@@ -64,7 +74,10 @@ def _main(argv: list[str]) -> None:
   if study == "fights":
     option, runs = "action.fold", _RUNS.value or [str(fold) for fold in range(5)]
     data = pathlib.Path(_DATA.value).absolute()
-    fixed = [f"action.lists=('{data}/train.csv','{data}/val.csv')"]
+    lists = [data / "train.csv", data / "val.csv"]
+    if (data / prepared_videos.KIND.builder).is_dir():
+      lists = [data / prepared_videos.KIND.builder / split for split in ("train", "validation")]
+    fixed = [f"action.lists=('{lists[0]}','{lists[1]}')"]
   rows = [f"| head | {option} | top-1 | mean class accuracy | clips | minutes |", "|---|---|---|---|---|---|"]
   for number, variant, changes in study_lib.chosen(_VARIANTS_OF[study]):
     total = 0
