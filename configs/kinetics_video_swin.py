@@ -73,14 +73,14 @@ def _demo(config: ml_collections.ConfigDict) -> None:
 def _fights(config: ml_collections.ConfigDict) -> None:
   """All [ours]: 140 real clips of about two seconds, five folds by scene, chosen by --config.action.fold."""
   config.headline = "Real clips, one fold by scene, with the shipped swinv2_nano frozen."
-  config.steps = 300
+  config.steps = 200
   config.batch_size = 8
   config.eval_batch_size = 4
   config.ema_decay = 0.98
   config.log_every = 25
-  config.eval_every = 300
+  config.eval_every = 200
   config.checkpoint_every = 100
-  config.optimizer.update(dict(learning_rate=3e-4, weight_decay=0.05, warmup_steps=30, clip_norm=1.0))
+  config.optimizer.update(dict(learning_rate=1e-3, weight_decay=0.05, warmup_steps=30, clip_norm=1.0))
   options = config.action
   options.data = "folds"
   options.lists = ("fight_video/train.csv", "fight_video/val.csv")
@@ -89,11 +89,14 @@ def _fights(config: ml_collections.ConfigDict) -> None:
       frames=12, stride=2, rate=12.0, image_size=112, short_side=128, crop_scale=(0.4, 1.0),
       frames_per_pass=96))
   options.test.update(dict(clips=2, crops=3))
+  # Later levels say where a clip was filmed, which is another place in validation. Logistic regressions over
+  # the same folds: means over time and space of stride 16 and 32 gave 0.51 to 0.60, of stride 8 up to 0.65,
+  # statistics of how similar its cells stay from frame to frame 0.67 to 0.71.
   options.video_swin.update(dict(
-      levels=(2, 3), channels=(96, 128), depths=(2, 2), window_size=(8, 7, 7), drop_path_rate=0.1,
+      levels=(1,), channels=(32,), depths=(1,), window_size=(8, 7, 7), motion_radius=2, drop_path_rate=0.0,
       dropout=0.5))
-  options.attentive.update(dict(levels=(2, 3), channels=128, num_heads=4, dropout=0.5))
-  options.average.update(dict(levels=(2, 3), dropout=0.5))
+  options.attentive.update(dict(levels=(1,), channels=128, num_heads=4, dropout=0.5))
+  options.average.update(dict(levels=(1,), dropout=0.5))
 
 
 # All [ours]: side in pixels, windows of the backbone's stages, width of the head.
