@@ -5,7 +5,7 @@
   PYTHONPATH=. python experiments/action_runs.py --study=fights --data=FOLDER/fight_video \
     --workdir=/tmp/fights --out=experiments/results/fights_folds.md
 
-Decoding takes half of a step of `fights`. With --data=SHARDS it is done once before, for both lists:
+With --data=SHARDS the clips of `fights` are decoded once before, for both lists:
 
   python -m frozen_vision.data.prepare videos --videos FOLDER/fight_video/train.csv \
     --group-column scene_group --out SHARDS --split train

@@ -206,7 +206,8 @@ def _main(argv: list[str]) -> None:
   print("\n".join(rows), flush=True)
   # A kind of CPU is called cpu.
   kind = jax.devices()[0].device_kind
-  where = f"{len(os.sched_getaffinity(0))} cores of {machines.processor()}" if kind == "cpu" else kind
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  where = f"{cores} core{'s' * (cores > 1)} of {machines.processor()}" if kind == "cpu" else kind
   made_by = (
       "Made by `experiments/benchmarks/head_cost.py`: a train step of neck and head on given features of "
       f"{_BATCH.value} image(s) at {_IMAGE.value} px, {_OBJECTS.value} rows of objects, {_DTYPE.value}, on "

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from frozen_vision import machines
 from frozen_vision.data import clips, prepare, prepared_videos, video
 
 
@@ -63,7 +64,9 @@ def main() -> None:
   columns += ["frames/s, prepared clips"] * options.prepared
   files = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in video.SUFFIXES)
   files = files[:options.limit]
-  head = "Made by `experiments/benchmarks/video_decoding.py`, per core, in processor time."
+  head = (
+      "Made by `experiments/benchmarks/video_decoding.py`, per core, in processor time, on "
+      f"{machines.processor()}.")
   rows, rates = [], []
   with tempfile.TemporaryDirectory() as folder:
     records = _prepare(files, folder) if options.prepared else {}
