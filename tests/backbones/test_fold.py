@@ -163,3 +163,12 @@ def test_a_damaged_file_is_noticed_when_all_of_it_was_read(saved):
   fold.fold(file.module, read=file.read)
   with pytest.raises(ValueError, match="small.safetensors: its weights have the fingerprint .* was damaged"):
     file.check()
+
+
+def test_large_windows_put_no_large_constants_into_the_program():
+  backbone = nnx.eval_shape(lambda: build.build_backbone("swinv2_nano", window_size=16, rngs=nnx.Rngs(0)))
+  graphdef, state = nnx.split(fold.shapes(backbone))
+  images = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
+  lowered = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images)).lower(state, images)
+  # Regions of 64 windows of 256 cells are 131,000 digits; which pairs are in one region, 8,400,000.
+  assert max(map(len, lowered.as_text().splitlines())) < 200_000
