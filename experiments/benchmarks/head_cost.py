@@ -1,9 +1,9 @@
 """What head capacity costs on a frozen backbone: {FPN, BiFPN x 1..9} x {Mask R-CNN, Cascade, HTC} on T, B and
 G shapes.
 
-  PYTHONPATH=. python experiments/benchmarks/head_cost.py --out=experiments/results/head_cost.md
+  PYTHONPATH=. python experiments/benchmarks/head_cost.py
   PYTHONPATH=. python experiments/benchmarks/head_cost.py --measure --image=512 --dtype=float32 --rounds=1 \
-    --out=experiments/results/head_cost_measured.md
+    --out=experiments/results/head_cost.md
 
 Parameters and FLOPs come from traces, nothing is compiled; --measure compiles every train step, on features
 that are given as inputs, and adds its time and its peak memory: at 512 px about a minute a row on one core.
