@@ -33,7 +33,9 @@ class Checkpoints:
   """Saves and restores training state below one directory.
 
   Every process of a multi-process run makes the same calls. Saves are atomic: a process killed in
-  the middle of one leaves the checkpoint before it usable.
+  the middle of one leaves the checkpoint before it usable. A save waits for the one before it, also for
+  that of the other folder: the barriers by which Orbax's background threads agree across processes have the
+  same names for all of its managers, and two saves at once can wait for each other for ever.
 
   Args:
     directory: the workdir; `checkpoints/` and `best/` are created in it by the first save of each.
@@ -79,6 +81,7 @@ class Checkpoints:
       ValueError: `step` exists or is not after the latest, or Orbax refused for another reason.
       TypeError: a leaf or a value of `meta` that cannot be saved, by path.
     """
+    self._best.wait()
     self._latest.save(step, state, meta)
 
   def save_best(
@@ -104,6 +107,7 @@ class Checkpoints:
       best = None
     if math.isnan(value) or (best and self._sign * value <= self._quality(best[1])):
       return False
+    self._latest.wait()
     self._best.save(step, state, meta, metrics=metrics, quality=self._sign * value)
     return True
 

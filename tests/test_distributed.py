@@ -115,6 +115,32 @@ def test_two_processes_equal_one(tmp_path, quick_environment):
       wanted["eval/box_AP"][-1][1], abs=1e-6)
 
 
+# What a run does after an evaluation, many times: keeps the best, and saves.
+_SAVES = """
+import faulthandler, sys
+from frozen_vision import checkpoint, distributed, sharding
+faulthandler.dump_traceback_later(120, exit=True)  # processes that wait for each other say where
+distributed.initialize()
+import jax, numpy as np
+weights = {"weights": np.ones(8, np.float32)}
+mesh = sharding.make_mesh()
+state = {"trainable": sharding.put(weights, {"weights": sharding.replicated(mesh)})}
+with checkpoint.Checkpoints(sys.argv[1], best_metric="quality") as checkpoints:
+  for step in range(20):
+    checkpoints.save_best(step, state, {}, {"quality": step})
+    checkpoints.save(step, state, {})
+"""
+
+
+def test_saves_of_two_folders_do_not_meet(tmp_path, quick_environment):
+  result = subprocess.run(
+      _launch(2, [sys.executable, "-c", _SAVES, str(tmp_path)]), cwd=_ROOT,
+      env=_environment(quick_environment, 1), capture_output=True, text=True, timeout=300)
+  assert result.returncode == 0, result.stdout + result.stderr
+  with checkpoint.Checkpoints(tmp_path, best_metric="quality") as checkpoints:
+    assert checkpoints.latest_step() == checkpoints.best_step() == 19
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_that_ends_takes_the_others_along_and_both_resume(tmp_path, quick_environment, how):
