@@ -22,6 +22,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from experiments import tables
 from frozen_vision import fold
 from frozen_vision import freeze
 from frozen_vision import machines
@@ -71,7 +72,7 @@ def plans() -> None:
     folder = _folder(name, topology)
     if not (folder / "plan.json").exists():
       subprocess.run([sys.executable, *command(name, topology, folder)[1:]], check=True)
-    _write(table())
+    tables.publish("\n".join([*table(), ""]), _OUT.value)
 
 
 def table() -> list[str]:
@@ -140,9 +141,8 @@ def shares() -> list[str]:
     share = whole / count
     rows.append(f"| {count} | {held / 2**20:,.1f} | {share / 2**20:,.1f} | {held / share:.3f} |")
     print(rows[-1], f"compiled in {time.perf_counter() - started:.0f} s", flush=True)
-  versions = ", ".join(f"{name} {version}" for name, version in machines.versions().items())
   return [
-      f"Made by `experiments/plans.py --shares` with {versions}; compiled on a CPU, never run.", "",
+      f"Made by `experiments/plans.py --shares` with {tables.versions()}; compiled on a CPU, never run.", "",
       "Arguments of the compiled forward pass of a frozen SwinV2-G (bfloat16, window 16, 256 px, one image a "
       "device) on v5e chips, without the image.", "", *rows]
 
@@ -156,21 +156,13 @@ def _quoted(part: str) -> str:
   return f'"{part}"' if "(" in part else part
 
 
-def _write(lines: list[str]) -> None:
-  text = "\n".join([*lines, ""])
-  print(text, flush=True)
-  if _OUT.value:
-    pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(_OUT.value).write_text(text)
-
-
 def _main(argv: list[str]) -> None:
   del argv
   unknown = set(_ONLY.value) - set(ROWS)
   if unknown:
     raise app.UsageError(f"--only has {sorted(unknown)}; known: {', '.join(ROWS)}.")
   if _SHARES.value:
-    _write(shares())
+    tables.publish("\n".join([*shares(), ""]), _OUT.value)
   else:
     plans()
 

@@ -10,6 +10,7 @@ import time
 from absl import app
 from absl import flags
 
+from experiments import tables
 from frozen_vision import machines
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.", required=True)
@@ -70,7 +71,5 @@ def write(made_by: str, rows: Sequence[str], more: str = "") -> None:
   text = (
       f"Made by `{made_by}`{with_options}; minutes are those of the whole command on {machines.processor()}"
       f"{more}.\n\n" + "\n".join(rows) + "\n")
-  out = pathlib.Path(_OUT.value)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(text)
+  tables.write(text, _OUT.value)
   print(rows[-1], flush=True)

@@ -262,9 +262,8 @@ def _main(argv: list[str]) -> None:
     raise ValueError(f"--run: two or more of {sorted(IMPLEMENTATIONS)}, found {_RUN.value}.")
   with tempfile.TemporaryDirectory() as folder:
     text = _compare(pathlib.Path(folder))
-  print(text)
-  if _OUT.value:
-    pathlib.Path(_OUT.value).write_text(text)
+  from experiments import tables  # not before: it brings jax, which timm's memory does not count
+  tables.publish(text, _OUT.value)
 
 
 def _compare(folder: pathlib.Path) -> str:

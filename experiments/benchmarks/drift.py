@@ -6,7 +6,6 @@ Random weights (--weights=random), whose blocks are not the identity, or --weigh
 load_backbone knows, then of one backbone. The image is noise, or --image=FILE.
 """
 
-import pathlib
 import time
 
 from absl import app
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from experiments import tables
 from frozen_vision import fold
 from frozen_vision import machines
 from frozen_vision.backbones import build
@@ -83,13 +83,12 @@ def _main(argv: list[str]) -> None:
       lines.append(f"| {name} | {form} | {stage} | {mean:.6f} | {least:.6f} | {error:.5f} |")
   text = "\n".join(lines) + "\n"
   print(text)
-  if _OUT.value:
-    what = "random weights" if _WEIGHTS.value == "random" else _WEIGHTS.value
-    pathlib.Path(_OUT.value).write_text(
-        f"Made by `experiments/benchmarks/drift.py`: {what}, {side} px, window {_WINDOW.value}, "
-        f"{_IMAGE.value or 'noise'}, seed {_SEED.value}, "
-        f"{jax.devices()[0].device_kind} ({machines.processor()}), {time.perf_counter() - started:.0f} s. "
-        f"Against the same weights folded in float32.\n\n{text}")
+  what = "random weights" if _WEIGHTS.value == "random" else _WEIGHTS.value
+  tables.write(
+      f"Made by `experiments/benchmarks/drift.py`: {what}, {side} px, window {_WINDOW.value}, "
+      f"{_IMAGE.value or 'noise'}, seed {_SEED.value}, "
+      f"{jax.devices()[0].device_kind} ({machines.processor()}), {time.perf_counter() - started:.0f} s. "
+      f"Against the same weights folded in float32.\n\n{text}", _OUT.value)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from experiments import tables
 from frozen_vision import checkpoint
 from frozen_vision import config as config_lib
 from frozen_vision import freeze
@@ -133,9 +134,7 @@ def main(argv: list[str]) -> None:
       f"{row['loaded_peak_gib']:.2f} | {row['peak_gib']:.2f} | {row['load_s']:.0f} | {row['compile_s']:.0f} "
       f"| {row['step_s']:.1f} |" for row in rows]
   text = "\n".join(lines) + "\n"
-  print(text)
-  if _OUT.value:
-    pathlib.Path(_OUT.value).write_text(text, encoding="utf-8")
+  tables.publish(text, _OUT.value)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ that `sample_rois` draws, and stand in a column and a table of their own.
 """
 
 import os
-import pathlib
 import re
 import time
 from typing import Any
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import tables
 from frozen_vision import flops
 from frozen_vision import freeze
 from frozen_vision import machines
@@ -221,16 +221,8 @@ def _main(argv: list[str]) -> None:
         values = " | ".join(f"{row[key]:,.1f}" for key in columns)
         rows.append(f"| {name} | {size:,.1f} | {forward:,.0f} | {neck} | {head} | {values} |")
         print(rows[-1], flush=True)
-        if _OUT.value:
-          _write([made_by, "", *rows, "", *pooling])
+        tables.write("\n".join([made_by, "", *rows, "", *pooling, ""]), _OUT.value)
   print("\n".join(pooling))
-
-
-def _write(lines: list[str]) -> None:
-  """The table as far as it is."""
-  out = pathlib.Path(_OUT.value)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ when a process starts.
 
 import json
 import os
-import pathlib
 import resource
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from ml_collections import config_flags
 import numpy as np
 
 from experiments import compiled_step
+from experiments import tables
 from frozen_vision import machines
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration; its data is read.")
@@ -72,10 +72,7 @@ def _main(argv: list[str]) -> None:
       f"Made by `experiments/benchmarks/huge_pages.py --config={name}` on {machines.processor()}: the train "
       f"step, median (smallest to largest) of {_ROUNDS.value} processes each, taking turns.\n\n"
       + "\n".join(lines) + "\n")
-  print(text)
-  if _OUT.value:
-    pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(_OUT.value).write_text(text)
+  tables.publish(text, _OUT.value)
 
 
 if __name__ == "__main__":

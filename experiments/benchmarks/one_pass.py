@@ -24,6 +24,7 @@ import ml_collections
 import numpy as np
 
 from configs import ade20k_mask2former, coco_htc
+from experiments import tables
 from frozen_vision import checkpoint
 from frozen_vision import export
 from frozen_vision import predict
@@ -127,9 +128,7 @@ def _main(argv: list[str]) -> None:
       f"{_IMAGE_SIZE.value} px on {device.device_kind} ({device.platform}), medians of {_ROUNDS.value} "
       f"calls.\n\n"
       f"{table(rows)}\n")
-  print(text)
-  if _OUT.value:
-    pathlib.Path(_OUT.value).write_text(text)
+  tables.publish(text, _OUT.value)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ and :swinv2_g at 640 px, one image. Masks enter each loss at 12,544 points, so a
 points and its layer, not its maps.
 """
 
-import pathlib
 import time
 
 from absl import app
 from absl import flags
 
+from experiments import tables
 from frozen_vision import config as config_lib
 from frozen_vision import machines
 from frozen_vision import plan
@@ -56,14 +56,11 @@ def _main(argv: list[str]) -> None:
           f"| {backbone} | {layers + 1} | {parts['arguments']:,.0f} | {parts['temporaries']:,.0f} | {growth} "
           f"| {seconds:.0f} s |")
       print(rows[-1], flush=True)
-  versions = ", ".join(f"{name} {version}" for name, version in machines.versions().items())
   text = (
-      f"Made by `experiments/benchmarks/predictions_memory.py` with {versions}: MiB of Mask2Former's train "
+      f"Made by `experiments/benchmarks/predictions_memory.py` with {tables.versions()}: MiB of Mask2Former's train "
       f"step on one image of {_SIZE.value} px, compiled for {_TOPOLOGY.value}. Arguments are frozen weights, "
       "head, optimizer and batch.\n\n" + "\n".join(rows) + "\n")
-  if _OUT.value:
-    pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(_OUT.value).write_text(text)
+  tables.write(text, _OUT.value)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ What a chip receives is counted in the compiled program.
 
 from collections.abc import Callable
 import math
-import pathlib
 import re
 from typing import Any
 
@@ -23,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from experiments import tables
 from frozen_vision import machines
 from frozen_vision import sharding
 from frozen_vision.backbones import swinv2
@@ -128,15 +128,11 @@ def _main(argv: list[str]) -> None:
           f"| {topology} | {layout} | {group} | {held / 2 / 2**20:.1f} "
           f"| {program.memory_analysis().temp_size_in_bytes / 2**20:.0f} | {parts} |")
       print(rows[-1], flush=True)
-  versions = ", ".join(f"{name} {version}" for name, version in machines.versions().items())
   text = "\n".join([
-      f"Made by `experiments/benchmarks/spread.py` with {versions}: a block of SwinV2-G's third stage, "
+      f"Made by `experiments/benchmarks/spread.py` with {tables.versions()}: a block of SwinV2-G's third stage, "
       f"forward, bfloat16, one image of {_IMAGE.value} px a chip, window {_WINDOW.value}; a plain and a "
       "shifted block compiled together, halved. Per chip; compiled on a CPU, never run.", "", *rows, ""])
-  print(text)
-  if _OUT.value:
-    pathlib.Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(_OUT.value).write_text(text)
+  tables.publish(text, _OUT.value)
 
 
 if __name__ == "__main__":

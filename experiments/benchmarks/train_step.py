@@ -7,7 +7,6 @@ Times are medians over interleaved rounds; FLOPs and memory are the compiler's f
 (the body of a loop counts once).
 """
 
-import pathlib
 import time
 
 from absl import app
@@ -18,6 +17,7 @@ from ml_collections import config_flags
 import numpy as np
 
 from experiments import compiled_step
+from experiments import tables
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration; its data is read.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
@@ -47,10 +47,9 @@ def _main(argv: list[str]) -> None:
     rows.append(f"| {name} | {np.median(times):.0f} ({times.min():.0f} to {times.max():.0f}) | {values} |")
   text = "\n".join(rows) + "\n"
   print(text)
-  if _OUT.value:
-    pathlib.Path(_OUT.value).write_text(
-        f"Made by `experiments/benchmarks/train_step.py`, {_ROUNDS.value} rounds, batch "
-        f"{_CONFIG.value.batch_size}, on {jax.devices()[0].device_kind}.\n\n{text}")
+  tables.write(
+      f"Made by `experiments/benchmarks/train_step.py`, {_ROUNDS.value} rounds, batch "
+      f"{_CONFIG.value.batch_size}, on {jax.devices()[0].device_kind}.\n\n{text}", _OUT.value)
 
 
 if __name__ == "__main__":

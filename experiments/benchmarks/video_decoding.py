@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import tables
 from frozen_vision import machines
 from frozen_vision.data import clips, prepare, prepared_videos, video
 
@@ -94,9 +95,7 @@ def main() -> None:
     rows.append(["**median**", "", "", *[f"{rate:.0f}" for rate in np.median(rates, axis=0)]])
   table = [columns, ["---"] * len(columns), *rows]
   text = "\n".join([head, "", *[f"| {' | '.join(row)} |" for row in table], ""])
-  print(text)
-  if options.out:
-    options.out.write_text(text)
+  tables.publish(text, options.out)
 
 
 if __name__ == "__main__":

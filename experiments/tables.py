@@ -1,0 +1,24 @@
+"""Where the tables of the scripts go."""
+
+import os
+import pathlib
+
+from frozen_vision import machines
+
+
+def publish(text: str, out: str | os.PathLike | None) -> None:
+  """Prints a table, and writes it to the file `out`, whose folder is made, if there is one."""
+  print(text, flush=True)
+  write(text, out)
+
+
+def write(text: str, out: str | os.PathLike | None) -> None:
+  """Only writes."""
+  if out:
+    pathlib.Path(out).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(out).write_text(text, encoding="utf-8")
+
+
+def versions() -> str:
+  """Of what compiles, in words: `jax 0.10.2, libtpu 0.0.52`."""
+  return ", ".join(f"{name} {version}" for name, version in machines.versions().items())
