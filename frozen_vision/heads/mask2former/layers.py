@@ -30,10 +30,11 @@ def group_norm(channels: int, groups: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) 
       channels, num_groups=groups, epsilon=EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
-def sine_positions(height: int, width: int, channels: int) -> np.ndarray:
+def sine_positions(height: int, width: int, channels: int) -> Float[Array, "n c"]:
   """Position embedding [height * width, channels] of a map: rows in the first half, columns in the second.
 
   DETR's, normalised: positions count from 1 and are scaled to 2 pi; wave lengths grow geometrically to 10000.
+  A program holds the waves along both sides as constants, not the map.
   """
   half = channels // 2
   period = np.float32(10000) ** (2 * (np.arange(half) // 2) / half).astype(np.float32)
@@ -43,9 +44,9 @@ def sine_positions(height: int, width: int, channels: int) -> np.ndarray:
     angle = position[:, None] / period
     return np.where(np.arange(half) % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
 
-  rows = np.broadcast_to(waves(height)[:, None], (height, width, half))
-  columns = np.broadcast_to(waves(width)[None], (height, width, half))
-  return np.concatenate([rows, columns], axis=-1).reshape(height * width, channels)
+  rows = jnp.broadcast_to(waves(height)[:, None], (height, width, half))
+  columns = jnp.broadcast_to(waves(width)[None], (height, width, half))
+  return jnp.concatenate([rows, columns], axis=-1).reshape(height * width, channels)
 
 
 class FeedForward(nnx.Module):

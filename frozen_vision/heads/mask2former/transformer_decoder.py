@@ -81,7 +81,7 @@ class TransformerDecoder(nnx.Module):
         level.reshape(b, -1, channels) + jnp.asarray(self.level_embed[i], self.dtype)
         for i, level in enumerate(levels)]
     memory_positions = [
-        jnp.asarray(layers.sine_positions(*level.shape[1:3], channels), self.dtype) for level in levels]
+        layers.sine_positions(*level.shape[1:3], channels).astype(self.dtype) for level in levels]
     # A resized mask is a mask of resized features: resizing is linear. This way it is done once per level.
     fixed = jax.lax.stop_gradient(features.masks.astype(jnp.float32))
     coarse_features = [resize_bilinear(fixed, level.shape[1:3]) for level in levels]
