@@ -169,8 +169,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
       start = meta["step"]
       _logger.info("Continuing from step %d in %s.", start, folder)
     if start >= config.steps:
-      # Without them the run was killed just before it drew them.
-      if is_writer and not (folder / "curves_train.png").exists():
+      # Without them the run was killed just before it drew them; without metrics only checkpoints were kept.
+      if (is_writer and (folder / "metrics.jsonl").exists()
+          and not (folder / "curves_train.png").exists()):
         curves.plot_curves(folder / "metrics.jsonl", folder / "curves.png")
       _logger.info("All %d steps are done; --mode=evaluate evaluates again.", config.steps)
       return {}
