@@ -144,7 +144,7 @@ def test_saves_of_two_folders_do_not_meet(tmp_path, quick_environment):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_that_ends_takes_the_others_along_and_both_resume(tmp_path, quick_environment, how):
-  changes = ("--config.steps=150", "--config.checkpoint_every=5", "--config.log_every=5")
+  changes = ("--config.steps=60", "--config.checkpoint_every=5", "--config.log_every=5")
   command = _launch(2, _command(tmp_path / "run", *changes))
   environment = _environment(quick_environment, 1)
   log = tmp_path / "log.txt"
