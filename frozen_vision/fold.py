@@ -113,8 +113,8 @@ class FoldedSwinV2:
       return jax.lax.platform_dependent(x, cpu=in_strips, default=at_once)
     return at_once(x)
 
-  def _bias(self, block: Tree, window: tuple[int, int], stage: int) -> Float[Array, "heads n n"]:
-    """The bias of every pair of a window: from the table, or its middle where a map is smaller.
+  def _bias(self, block: Tree, window: tuple[int, int], stage: int) -> Float[Array, "heads _ _"]:
+    """`windows.pair_bias` of the table, or of its middle where a map is smaller.
 
     Without a pretrained window, positions in a smaller map are relative to the map: its table is computed.
     """
@@ -125,7 +125,7 @@ class FoldedSwinV2:
       table = table[rows, columns].reshape(-1, table.shape[-1])
     else:
       table = swinv2.position_table(**block["position_bias"], window=window, pretrained=0)
-    return jnp.moveaxis(table[windows.position_index(window)], -1, 0)
+    return windows.pair_bias(table, window)
 
 
 def fold(

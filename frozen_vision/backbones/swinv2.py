@@ -19,7 +19,7 @@ import numpy as np
 
 from frozen_vision.backbones.features import FeatureSpec
 from frozen_vision.backbones.windows import (
-    attend_in_windows, cosine_attention, position_coordinates, position_index)
+    attend_in_windows, cosine_attention, pair_bias, position_coordinates)
 
 _PATCH_SIZE = 4
 _CPB_HIDDEN = 512
@@ -125,9 +125,9 @@ class PositionBias(nnx.Module):
     leaves = dict(kernel1=self.fc1.kernel, bias1=self.fc1.bias, kernel2=self.fc2.kernel)
     return {name: leaf[...].astype(jnp.float32) for name, leaf in leaves.items()}
 
-  def __call__(self, window: tuple[int, int], pretrained: int) -> Float[Array, "heads n n"]:
-    """The bias of every (query, key) pair of a window, float32."""
-    return jnp.moveaxis(self.table(window, pretrained)[position_index(window)], -1, 0)
+  def __call__(self, window: tuple[int, int], pretrained: int) -> Float[Array, "heads _ _"]:
+    """What `cosine_attention` adds to its logits, float32; see `pair_bias`."""
+    return pair_bias(self.table(window, pretrained), window)
 
 
 def position_table(

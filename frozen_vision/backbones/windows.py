@@ -13,6 +13,9 @@ _MASKED = -100.0  # not -inf: the released code adds -100, and its weights were 
 # Of an image, the most scores that exist at once: those of all windows of 32 x 32 in a map of 384 x 384 are
 # 2.4 billion.
 _MOST_SCORES = 2**27
+# Of a window, the most pairs of cells that all heads attend to at once. What `position_index` gathers has the
+# heads innermost, which a TPU pads to 128: 5 GB where windows are 56 x 56.
+_MOST_PAIRS = 2**22
 
 
 @functools.lru_cache(maxsize=None)
@@ -42,6 +45,39 @@ def position_index(window: tuple[int, int]) -> Int[Array, "n n"]:
   down = rows[:, None] - rows[None, :] + height - 1
   right = columns[:, None] - columns[None, :] + width - 1
   return down * (2 * width - 1) + right
+
+
+def pair_bias(
+    table: Float[Array, "offsets heads"], window: tuple[int, int],
+) -> Float[Array, "heads n n"] | Float[Array, "heads y x"]:
+  """The bias of every (query, key) pair of a window; of a large window, its table by head, y = 2h-1, x = 2w-1.
+
+  `cosine_attention` takes both, and makes pairs of a table for some heads after the others.
+
+  Args:
+    table: the bias of every relative position, in the order of `position_coordinates`.
+  """
+  height, width = window
+  if math.prod(window) ** 2 > _MOST_PAIRS:
+    return table.T.reshape(-1, 2 * height - 1, 2 * width - 1)
+  return jnp.moveaxis(table[position_index(window)], -1, 0)
+
+
+def _pairs_of_table(table: Float[Array, "heads y x"]) -> Float[Array, "heads n n"]:
+  """What `position_index` would gather, by slices: axes are (query's row, key's row, its column, the key's)."""
+  pairs = _differences(_differences(table, 2), 1).transpose(0, 1, 3, 2, 4)
+  return pairs.reshape(table.shape[0], pairs.shape[1] * pairs.shape[2], -1)
+
+
+def _differences(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+  """Two axes i and j for one of length 2m-1: its entries i - j + m-1."""
+  m = (x.shape[axis] + 1) // 2
+  before, after = x.shape[:axis], x.shape[axis + 1:]
+  x = jnp.pad(jnp.flip(x, axis), [(0, int(i == axis)) for i in range(x.ndim)])
+  # Repeated with a period of 2m and cut into rows of 2m-1, each row begins one entry earlier than that above.
+  x = jnp.broadcast_to(jnp.expand_dims(x, axis), (*before, m, 2 * m, *after)).reshape(*before, -1, *after)
+  x = jax.lax.slice_in_dim(x, 0, m * (2 * m - 1), axis=axis).reshape(*before, m, 2 * m - 1, *after)
+  return jax.lax.slice_in_dim(x, m - 1, 2 * m - 1, axis=axis + 1)
 
 
 @functools.lru_cache(maxsize=None)
@@ -80,7 +116,7 @@ def _unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
 
 def cosine_attention(
     qkv: Float[Array, "b h w 3c"], window: tuple[int, int], scale: Float[Array, "heads"],
-    bias: Float[Array, "heads n n"], regions: Int[Array, "windows n"] | None,
+    bias: Float[Array, "heads n n"] | Float[Array, "heads y x"], regions: Int[Array, "windows n"] | None,
 ) -> Float[Array, "b h w c"]:
   """Attention inside every window of a map, by cosine similarity times `scale`, plus `bias`.
 
@@ -89,11 +125,30 @@ def cosine_attention(
   Args:
     qkv: queries, keys and values of a map of whole windows.
     window: (height, width).
+    bias: see `pair_bias`.
     regions: of each window of an image, see `shift_regions`; or None.
   """
   heads = scale.shape[0]
   q, k, v = (_windows(x, window, heads) for x in jnp.split(qkv, 3, axis=-1))
   q, k = (_unit(q) * scale[:, None, None]).astype(qkv.dtype), _unit(k).astype(qkv.dtype)
+  pairs = math.prod(window) ** 2
+  if bias.shape[1] * bias.shape[2] == pairs:
+    x = _attend(q, k, v, bias, regions)
+  else:
+    at_once = _divisor(heads, _MOST_SCORES // pairs)
+    cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, at_once, *x.shape[2:]), 1, 0)
+    # On the way back too, the scores of one group exist at a time.
+    some = jax.checkpoint(
+        lambda part: _attend(*part[:3], _pairs_of_table(part[3]), regions), prevent_cse=False)
+    parts = cut(q), cut(k), cut(v), bias.reshape(-1, at_once, *bias.shape[1:])
+    x = jnp.moveaxis(jax.lax.map(some, parts), 0, 1).reshape(q.shape)
+  return _map(x, qkv.shape[:3], window)
+
+
+def _attend(
+    q: Float[Array, "bw heads n d"], k: Float[Array, "bw heads n d"], v: Float[Array, "bw heads n d"],
+    bias: Float[Array, "heads n n"], regions: Int[Array, "windows n"] | None,
+) -> Float[Array, "bw heads n d"]:
   logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) + bias
   if regions is not None:
     regions = jnp.asarray(regions)  # of a numpy array, the mask of all pairs would be a constant
@@ -103,8 +158,8 @@ def cosine_attention(
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
   weights = jnp.exp(logits - largest)
   total = jnp.sum(weights, axis=-1, keepdims=True)
-  x = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(qkv.dtype), v, preferred_element_type=jnp.float32)
-  return _map((x / total).astype(qkv.dtype), qkv.shape[:3], window)
+  x = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+  return (x / total).astype(v.dtype)
 
 
 def _windows(x: Float[Array, "b h w c"], window: tuple[int, int], heads: int) -> Float[Array, "bw heads n d"]:

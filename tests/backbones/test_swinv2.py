@@ -156,6 +156,41 @@ def test_large_windows_in_groups_change_nothing(size, most, monkeypatch):
     assert not whole & set(groups)
 
 
+@pytest.mark.parametrize("window", [(2, 5), (4, 3), (1, 1)])
+def test_pairs_by_slices_are_those_that_are_gathered(window, monkeypatch):
+  table = jax.random.normal(jax.random.key(0), ((2 * window[0] - 1) * (2 * window[1] - 1), 3))
+  wanted = windows.pair_bias(table, window)
+  assert wanted.shape == (3, window[0] * window[1], window[0] * window[1])
+  monkeypatch.setattr(windows, "_MOST_PAIRS", 0)
+  by_head = windows.pair_bias(table, window)
+  assert by_head.shape == (3, 2 * window[0] - 1, 2 * window[1] - 1)
+  np.testing.assert_array_equal(windows._pairs_of_table(by_head), wanted)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+@pytest.mark.parametrize("size", [(8, 12), (7, 9), (3, 12)])
+def test_heads_in_groups_change_nothing(size, at_once, monkeypatch):
+  window = (min(4, size[0]), 4)
+  qkv = jax.random.normal(jax.random.key(0), (2, *size, 24))
+  table = jax.random.normal(jax.random.key(1), ((2 * window[0] - 1) * 7, 4))
+  scale = jnp.array([3.0, 5.0, 2.0, 4.0])
+
+  def run(qkv, table):
+    attention = lambda x, found, regions: windows.cosine_attention(
+        x, found, scale, windows.pair_bias(table, found), regions)
+    return windows.attend_in_windows(qkv, 4, True, attention, 4)
+
+  gradients = jax.grad(lambda *arguments: jnp.sum(jnp.sin(run(*arguments))), argnums=(0, 1))
+  wanted, wanted_gradients = run(qkv, table), gradients(qkv, table)
+  monkeypatch.setattr(windows, "_MOST_PAIRS", 0)
+  monkeypatch.setattr(windows, "_MOST_SCORES", at_once * (window[0] * 4) ** 2)
+  scores = f"f32[2,{at_once},{window[0] * 4},{window[0] * 4}]"  # a window of both images
+  assert scores in str(jax.make_jaxpr(run)(qkv, table))
+  np.testing.assert_allclose(run(qkv, table), wanted, atol=1e-6)
+  for found, gradient in zip(gradients(qkv, table), wanted_gradients):
+    np.testing.assert_allclose(found, gradient, atol=5e-5)
+
+
 def _small(**changes):
   options = dict(
       embed_dim=8, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8), window_sizes=(4, 4, 4, 2),
