@@ -33,7 +33,7 @@ _TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:8x8", "v5p:4x4x4", "v6e:4x4"
 _ONLY = flags.DEFINE_list("only", [], "Rows of the table by name; all if empty.")
 _WORKDIR = flags.DEFINE_string("workdir", "experiments/results/plans", "Where each plan.json stays.")
 _PER_CHIP = flags.DEFINE_integer("per_chip", 1, "Examples (images or clips) on a chip.")
-_SHARES = flags.DEFINE_bool("shares", False, "What one of 1 to 256 devices holds of frozen weights, instead.")
+_SHARES = flags.DEFINE_bool("shares", False, "What one of 1 to 256 chips holds of frozen weights, instead.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
 
 _WINDOWS = "--config.backbone.overrides.window_sizes=({0},{0},{0},{0})"
@@ -112,9 +112,10 @@ def table() -> list[str]:
 
 
 def shares() -> list[str]:
-  """What the compiled forward pass takes as arguments on one of N devices, beside an N-th of all."""
-  rows = ["| devices | MiB per device | an N-th of all | ratio |", "|---|---|---|---|"]
-  slices = machines.describe("v5e:16x16").devices
+  """What the compiled forward pass takes as arguments on one of N chips, beside an N-th of all."""
+  rows = ["| slice | chips | MiB per chip | an N-th of all | ratio |", "|---" * 5 + "|"]
+  topologies = [f"v5e:{size}" for size in machines.CHIPS["v5e"].slices]
+  machines.describe(topologies[0])  # before anything else uses jax
   backbone = nnx.eval_shape(lambda: build.build_backbone(
       "swinv2_g", window_size=16, pretrained_window_sizes=(12, 12, 12, 6), dtype=jnp.bfloat16,
       rngs=nnx.Rngs(0)))
@@ -124,8 +125,9 @@ def shares() -> list[str]:
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype(leaf)), fold.shapes(backbone, held_as="bfloat16"))
   graphdef, state = nnx.split(folded)
   whole = freeze.num_bytes(state)
-  for count in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-    mesh = sharding.make_mesh(devices=slices[:count])
+  for topology in topologies:
+    devices = machines.describe(topology).devices
+    count, mesh = len(devices), sharding.make_mesh(devices=devices)
     placed = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state,
         sharding.frozen_shardings(state, mesh))
@@ -139,12 +141,13 @@ def shares() -> list[str]:
     image_bytes = 2 * math.prod(image.sharding.shard_shape(image.shape))
     held = compiled.memory_analysis().argument_size_in_bytes - image_bytes
     share = whole / count
-    rows.append(f"| {count} | {held / 2**20:,.1f} | {share / 2**20:,.1f} | {held / share:.3f} |")
+    rows.append(
+        f"| {topology} | {count} | {held / 2**20:,.1f} | {share / 2**20:,.1f} | {held / share:.3f} |")
     print(rows[-1], f"compiled in {time.perf_counter() - started:.0f} s", flush=True)
   return [
       f"Made by `experiments/plans.py --shares` with {tables.versions()}; compiled on a CPU, never run.", "",
       "Arguments of the compiled forward pass of a frozen SwinV2-G (bfloat16, window 16, 256 px, one image a "
-      "device) on v5e chips, without the image.", "", *rows]
+      "chip), without the image.", "", *rows]
 
 
 def _folder(name: str, topology: str) -> pathlib.Path:
