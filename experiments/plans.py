@@ -4,7 +4,7 @@
   PYTHONPATH=. python experiments/plans.py --only=htc --topologies=v5e:8x8
   PYTHONPATH=. python experiments/plans.py --shares --out=experiments/results/frozen_shares.md
 
-Each row is `--mode=plan` in a process of its own, which takes 5 to 20 minutes; its `plan.json` stays in
+Each row is `--mode=plan` in a process of its own, which takes 5 to 40 minutes; its `plan.json` stays in
 --workdir, and a row that is there already is not planned again. The table has all rows that are there. Needs
 libtpu (pip install 'frozen_vision[tpu]'), no TPU.
 """
