@@ -57,9 +57,9 @@ def _main(argv: list[str]) -> None:
           f"| {seconds:.0f} s |")
       print(rows[-1], flush=True)
   text = (
-      f"Made by `experiments/benchmarks/predictions_memory.py` with {tables.versions()}: MiB of Mask2Former's "
-      f"train step on one image of {_SIZE.value} px, compiled for {_TOPOLOGY.value}. Arguments are frozen "
-      "weights, head, optimizer and batch.\n\n" + "\n".join(rows) + "\n")
+      f"Made by `experiments/benchmarks/predictions_memory.py` with {tables.versions()}: MiB of "
+      f"Mask2Former's train step on one image of {_SIZE.value} px, compiled for {_TOPOLOGY.value}. "
+      "Arguments are frozen weights, head, optimizer and batch.\n\n" + "\n".join(rows) + "\n")
   tables.write(text, _OUT.value)
 
 

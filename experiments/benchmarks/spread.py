@@ -129,9 +129,10 @@ def _main(argv: list[str]) -> None:
           f"| {program.memory_analysis().temp_size_in_bytes / 2**20:.0f} | {parts} |")
       print(rows[-1], flush=True)
   text = "\n".join([
-      f"Made by `experiments/benchmarks/spread.py` with {tables.versions()}: a block of SwinV2-G's third "
-      f"stage, forward, bfloat16, one image of {_IMAGE.value} px a chip, window {_WINDOW.value}; a plain and a "
-      "shifted block compiled together, halved. Per chip; compiled on a CPU, never run.", "", *rows, ""])
+      f"Made by `experiments/benchmarks/spread.py` with {tables.versions()}: a block of SwinV2-G's "
+      f"third stage, forward, bfloat16, one image of {_IMAGE.value} px a chip, window {_WINDOW.value}; a "
+      "plain and a shifted block compiled together, halved. Per chip; compiled on a CPU, never "
+      "run.", "", *rows, ""])
   tables.publish(text, _OUT.value)
 
 

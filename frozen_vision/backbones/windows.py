@@ -50,7 +50,7 @@ def position_index(window: tuple[int, int]) -> Int[Array, "n n"]:
 def pair_bias(
     table: Float[Array, "offsets heads"], window: tuple[int, int],
 ) -> Float[Array, "heads n n"] | Float[Array, "heads y x"]:
-  """The bias of every (query, key) pair of a window; of a large window, its table by head, y = 2h-1, x = 2w-1.
+  """The bias of every (query, key) pair of a window; of a large one, its table by head, y = 2h-1, x = 2w-1.
 
   `cosine_attention` takes both, and makes pairs of a table for some heads after the others.
 
@@ -64,8 +64,9 @@ def pair_bias(
 
 
 def _pairs_of_table(table: Float[Array, "heads y x"]) -> Float[Array, "heads n n"]:
-  """What `position_index` would gather, by slices: axes are (query's row, key's row, its column, the key's)."""
-  pairs = _differences(_differences(table, 2), 1).transpose(0, 1, 3, 2, 4)
+  """What `position_index` would gather, by slices."""
+  pairs = _differences(_differences(table, 2), 1)  # by head, query's and key's row, query's and key's column
+  pairs = pairs.transpose(0, 1, 3, 2, 4)
   return pairs.reshape(table.shape[0], pairs.shape[1] * pairs.shape[2], -1)
 
 
