@@ -119,7 +119,7 @@ def test_two_processes_equal_one(tmp_path, quick_environment):
 _SAVES = """
 import faulthandler, sys
 from frozen_vision import checkpoint, distributed, sharding
-faulthandler.dump_traceback_later(120, exit=True)  # processes that wait for each other say where
+faulthandler.dump_traceback_later(240, exit=True)  # processes that wait for each other say where
 distributed.initialize()
 import jax, numpy as np
 weights = {"weights": np.ones(8, np.float32)}
@@ -132,6 +132,7 @@ with checkpoint.Checkpoints(sys.argv[1], best_metric="quality") as checkpoints:
 """
 
 
+@pytest.mark.slow
 def test_saves_of_two_folders_do_not_meet(tmp_path, quick_environment):
   result = subprocess.run(
       _launch(2, [sys.executable, "-c", _SAVES, str(tmp_path)]), cwd=_ROOT,

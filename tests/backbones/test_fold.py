@@ -10,7 +10,7 @@ import pytest
 
 from frozen_vision import fold
 from frozen_vision import freeze
-from frozen_vision.backbones import build, swinv2
+from frozen_vision.backbones import build, swinv2, windows
 
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -163,6 +163,16 @@ def test_a_damaged_file_is_noticed_when_all_of_it_was_read(saved):
   fold.fold(file.module, read=file.read)
   with pytest.raises(ValueError, match="small.safetensors: its weights have the fingerprint .* was damaged"):
     file.check()
+
+
+def test_large_windows_attend_in_groups_of_heads(monkeypatch):
+  backbone, images = _backbone(), _images(32, 40)
+  wanted = _features(backbone, images)
+  monkeypatch.setattr(windows, "_MOST_PAIRS", 0)
+  monkeypatch.setattr(windows, "_MOST_SCORES", 4**4)  # one head at a time
+  for module in (backbone, fold.fold(backbone)):
+    for found, level in zip(_features(module, images), wanted, strict=True):
+      np.testing.assert_allclose(found, level, rtol=1e-5, atol=2e-5)
 
 
 def test_large_windows_put_no_large_constants_into_the_program():
