@@ -72,10 +72,10 @@ def plans() -> None:
     folder = _folder(name, topology)
     if not (folder / "plan.json").exists():
       subprocess.run([sys.executable, *command(name, topology, folder)[1:]], check=True)
-    tables.publish("\n".join([*table(), ""]), _OUT.value)
+    tables.publish(table(), _OUT.value)
 
 
-def table() -> list[str]:
+def table() -> str:
   """Of all plans in --workdir: made with what, rows, commands."""
   rows = [
       "| slice | head and input | what trains | frozen | trained | optimizer | batch | temporaries | other "
@@ -101,21 +101,21 @@ def table() -> list[str]:
           f"{memory / 2**30:.2f}", fits, f"{part['model_flops_per_step'] / 1e12:,.0f}",
           f"{part['step_seconds']:.2f} s",
           f"{part['compile_seconds']:.0f} s"]) + " |")
-  return [
+  return "\n".join([
       f"Made by `experiments/plans.py` with {', '.join(' '.join(pair) for pair in sorted(versions))}; "
       "compiled on a CPU, never run.", "",
       f"GiB per chip, {_PER_CHIP.value} image or clip a chip, bfloat16 frozen weights spread over all chips. "
       "`everything`: the same step with all parameters training in float32, blocks scanned and computed "
       "again on the way back. Of a step that does not fit the compiler says the total only: what the "
       "arguments do not explain stands under temporaries.", "",
-      *rows, "", "```sh", *commands, "```"]
+      *rows, "", "```sh", *commands, "```", ""])
 
 
-def shares() -> list[str]:
+def shares() -> str:
   """What the compiled forward pass takes as arguments on one of N chips, beside an N-th of all."""
   rows = ["| slice | chips | MiB per chip | an N-th of all | ratio |", "|---" * 5 + "|"]
-  topologies = [f"v5e:{size}" for size in machines.CHIPS["v5e"].slices]
-  machines.describe(topologies[0])  # before anything else uses jax
+  # Before anything else uses jax.
+  slices = [machines.describe(f"v5e:{size}") for size in machines.CHIPS["v5e"].slices]
   backbone = nnx.eval_shape(lambda: build.build_backbone(
       "swinv2_g", window_size=16, pretrained_window_sizes=(12, 12, 12, 6), dtype=jnp.bfloat16,
       rngs=nnx.Rngs(0)))
@@ -125,9 +125,8 @@ def shares() -> list[str]:
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype(leaf)), fold.shapes(backbone, held_as="bfloat16"))
   graphdef, state = nnx.split(folded)
   whole = freeze.num_bytes(state)
-  for topology in topologies:
-    devices = machines.describe(topology).devices
-    count, mesh = len(devices), sharding.make_mesh(devices=devices)
+  for part in slices:
+    count, mesh = len(part.devices), sharding.make_mesh(devices=part.devices)
     placed = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state,
         sharding.frozen_shardings(state, mesh))
@@ -142,12 +141,12 @@ def shares() -> list[str]:
     held = compiled.memory_analysis().argument_size_in_bytes - image_bytes
     share = whole / count
     rows.append(
-        f"| {topology} | {count} | {held / 2**20:,.1f} | {share / 2**20:,.1f} | {held / share:.3f} |")
+        f"| {part.name} | {count} | {held / 2**20:,.1f} | {share / 2**20:,.1f} | {held / share:.3f} |")
     print(rows[-1], f"compiled in {time.perf_counter() - started:.0f} s", flush=True)
-  return [
+  return "\n".join([
       f"Made by `experiments/plans.py --shares` with {tables.versions()}; compiled on a CPU, never run.", "",
       "Arguments of the compiled forward pass of a frozen SwinV2-G (bfloat16, window 16, 256 px, one image a "
-      "chip), without the image.", "", *rows]
+      "chip), without the image.", "", *rows, ""])
 
 
 def _folder(name: str, topology: str) -> pathlib.Path:
@@ -165,7 +164,7 @@ def _main(argv: list[str]) -> None:
   if unknown:
     raise app.UsageError(f"--only has {sorted(unknown)}; known: {', '.join(ROWS)}.")
   if _SHARES.value:
-    tables.publish("\n".join([*shares(), ""]), _OUT.value)
+    tables.publish(shares(), _OUT.value)
   else:
     plans()
 

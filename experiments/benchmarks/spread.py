@@ -131,8 +131,8 @@ def _main(argv: list[str]) -> None:
   text = "\n".join([
       f"Made by `experiments/benchmarks/spread.py` with {tables.versions()}: a block of SwinV2-G's "
       f"third stage, forward, bfloat16, one image of {_IMAGE.value} px a chip, window {_WINDOW.value}; a "
-      "plain and a shifted block compiled together, halved. Per chip; compiled on a CPU, never "
-      "run.", "", *rows, ""])
+      "plain and a shifted block compiled together, halved. Per chip; compiled on a CPU, never run.", "",
+      *rows, ""])
   tables.publish(text, _OUT.value)
 
 

@@ -132,11 +132,11 @@ def cosine_attention(
   heads = scale.shape[0]
   q, k, v = (_windows(x, window, heads) for x in jnp.split(qkv, 3, axis=-1))
   q, k = (_unit(q) * scale[:, None, None]).astype(qkv.dtype), _unit(k).astype(qkv.dtype)
-  pairs = math.prod(window) ** 2
-  if bias.shape[1] * bias.shape[2] == pairs:
+  cells = math.prod(window)
+  if bias.shape[1:] == (cells, cells):
     x = _attend(q, k, v, bias, regions)
   else:
-    at_once = _divisor(heads, _MOST_SCORES // pairs)
+    at_once = _divisor(heads, _MOST_SCORES // cells**2)
     cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, at_once, *x.shape[2:]), 1, 0)
     # On the way back too, the scores of one group exist at a time.
     some = jax.checkpoint(
