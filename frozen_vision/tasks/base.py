@@ -7,7 +7,7 @@ from flax import nnx
 import jax
 import numpy as np
 
-from frozen_vision.data import pipeline
+from frozen_vision.data import batch_iterator
 
 Batch = dict[str, Any]
 Features = tuple[jax.Array, ...] | None
@@ -60,14 +60,14 @@ class Task(Protocol):
       backbone: put into the model as it is; None builds the one of the config.
     """
 
-  def train_batches(self, start_example: int) -> pipeline.BatchIterator: ...
+  def train_batches(self, start_example: int) -> batch_iterator.BatchIterator: ...
 
   def blank_example(self) -> dict[str, np.ndarray]:
     """What the training transform makes of a record without content; needs no data, and has every shape."""
 
-  def eval_batches(self) -> pipeline.BatchIterator: ...
+  def eval_batches(self) -> batch_iterator.BatchIterator: ...
 
-  def eval_transform(self) -> pipeline.EvalTransform:
+  def eval_transform(self) -> batch_iterator.EvalTransform:
     """What makes an example of a record for evaluation and prediction; needs no data."""
 
   def frozen_features(self, model: Any, batch: Batch) -> Features:
