@@ -27,7 +27,7 @@ from absl import flags
 import numpy as np
 
 from experiments import study as study_lib
-from frozen_vision.data import prepared_videos
+from frozen_vision.data.video import prepared_videos
 
 _STUDY = flags.DEFINE_enum("study", None, ["motion", "fights"], "What is run.")
 _DATA = flags.DEFINE_string(

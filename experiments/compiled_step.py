@@ -6,17 +6,17 @@ from typing import Any
 import jax
 import ml_collections
 
-from frozen_vision import freeze
-from frozen_vision import optimizer
-from frozen_vision import train
-from frozen_vision import train_step
+from frozen_vision.freezing import partition
+from frozen_vision.training import optimizer
+from frozen_vision.training import loop
+from frozen_vision.training import step as train_step
 from frozen_vision.tasks import build as tasks_build
 
 
 def prepare(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Compiles the step on the first batch of the config's data."""
   task = tasks_build.build_task(config)
-  model = train.build_model(task, config)
+  model = loop.build_model(task, config)
   tx = optimizer.build(
       config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of)
   state = train_step.init_state(model.trainable, tx, seed=config.seed, ema=config.ema_decay > 0)
@@ -32,5 +32,5 @@ def prepare(config: ml_collections.ConfigDict) -> dict[str, Any]:
       compiled=compiled, state=state, frozen=model.frozen, batch=batch,
       compile_s=time.perf_counter() - started, gflop=compiled.cost_analysis()["flops"] / 1e9,
       temporary_mb=memory.temp_size_in_bytes / 1e6,
-      state_mb=freeze.num_bytes([state[name] for name in ("trainable", "opt_state")]) / 1e6,
-      frozen_mb=freeze.num_bytes(model.frozen) / 1e6)
+      state_mb=partition.num_bytes([state[name] for name in ("trainable", "opt_state")]) / 1e6,
+      frozen_mb=partition.num_bytes(model.frozen) / 1e6)

@@ -1,7 +1,7 @@
 """Writes the backbone of a finished classification run as a weights file, and measures what was written.
 
   PYTHONPATH=. python experiments/export_backbone.py --config=configs/cifar10_swinv2_nano.py \
-    --workdir=/tmp/nano --out=frozen_vision/weights/swinv2_nano.safetensors --dtype=float16
+    --workdir=/tmp/nano --out=frozen_vision/backbones/weights/swinv2_nano.safetensors --dtype=float16
 
 The accuracy printed is that of the written file, rounding included, under the run's own classifier.
 """
@@ -18,10 +18,10 @@ from ml_collections import config_flags
 import numpy as np
 
 import frozen_vision
-from frozen_vision import checkpoint
-from frozen_vision import evaluate
-from frozen_vision import train
-from frozen_vision import train_step
+from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.training import evaluation
+from frozen_vision.training import loop
+from frozen_vision.training import step as train_step
 from frozen_vision.tasks import build as tasks_build
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration.")
@@ -34,7 +34,7 @@ def export(config: ml_collections.ConfigDict, workdir: str, out: str, dtype: str
   """Writes the weights and returns the metrics of the file as it was written."""
   config.backbone.fold = False  # what is written are the parameters themselves
   task = tasks_build.build_task(config)
-  model = train.build_model(task, config)
+  model = loop.build_model(task, config)
   part = "ema" if config.ema_decay > 0 else "trainable"
   with checkpoint.Checkpoints(workdir) as checkpoints:
     state, meta = checkpoints.restore({part: model.trainable}, partial=True)
@@ -44,7 +44,7 @@ def export(config: ml_collections.ConfigDict, workdir: str, out: str, dtype: str
   module.backbone = frozen_vision.load_backbone(out)
   graphdef, parameters, rest = nnx.split(module, nnx.Param, ...)
   predict = jax.jit(train_step.make_predict_step(task, graphdef, frozen_pass=False))
-  metrics, _, _ = evaluate.evaluate(
+  metrics, _, _ = evaluation.evaluate(
       task, lambda batch: predict(parameters, rest, train_step.device_batch(batch)))
   return {"step": meta["step"], **metrics}
 

@@ -15,10 +15,10 @@ from ml_collections import config_flags
 from flax import nnx
 import numpy as np
 
-from frozen_vision import checkpoint
-from frozen_vision import freeze
-from frozen_vision import train
-from frozen_vision.heads import weights
+from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.freezing import partition
+from frozen_vision.training import loop
+from frozen_vision.heads import files
 from frozen_vision.tasks import build as tasks_build
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration.")
@@ -28,17 +28,17 @@ _OUT = flags.DEFINE_string("out", None, "The .safetensors file to write.")
 
 def export(config: ml_collections.ConfigDict, workdir: str, out: str) -> tuple[int, str]:
   """Writes the averaged parameters, where the run has them; returns the step and the fingerprint."""
-  model = train.build_model(tasks_build.build_task(config), config)
+  model = loop.build_model(tasks_build.build_task(config), config)
   part = "ema" if config.ema_decay > 0 else "trainable"
   with checkpoint.Checkpoints(workdir) as checkpoints:
     state, meta = checkpoints.restore({part: model.trainable}, partial=True)
   module = nnx.merge(model.graphdef, state[part], model.frozen)
   arrays = {
       name: np.asarray(leaf, np.float32)
-      for name, leaf in freeze.flatten(nnx.state(module, nnx.Param)).items() if name.startswith(weights.PARTS)
+      for name, leaf in partition.flatten(nnx.state(module, nnx.Param)).items() if name.startswith(files.PARTS)
   }
   source = f"step {meta['step']} of {pathlib.Path(workdir).name}, {config.detection.head}, {part}"
-  return meta["step"], weights.save(out, arrays, source=source)
+  return meta["step"], files.save(out, arrays, source=source)
 
 
 def _main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Makes the photographs that ship with the package, frozen_vision/data/photos/, from COCO.
+"""Makes the photographs that ship with the package, frozen_vision/data/detection/photos/, from COCO.
 
 Only images under CC BY 2.0 or without known copyright restrictions are taken; an image under
 another licence, or without a Flickr link, stops the script. Annotations are scaled with the images.
@@ -42,7 +42,7 @@ CHOSEN = (
     ("val2017", 475678),
     ("val2017", 519208),
 )
-OUTPUT = pathlib.Path(__file__).resolve().parent.parent / "frozen_vision" / "data" / "photos"
+OUTPUT = pathlib.Path(__file__).resolve().parent.parent / "frozen_vision" / "data" / "detection" / "photos"
 
 
 def scaled_annotation(annotation: dict, old: dict, width: int, height: int) -> dict:

@@ -1,6 +1,6 @@
 import frozen_vision as fv, jax, numpy as np, optax
 from flax import nnx
-from frozen_vision.data.scenes import SceneSource
+from frozen_vision.data.generated.scenes import SceneSource
 scenes = list(SceneSource(32, image_size=64))
 images = fv.normalise(np.stack([scene["image"] for scene in scenes]))
 shown = np.stack([np.isin(np.arange(6), scene["labels"]) for scene in scenes])  # which of six shapes

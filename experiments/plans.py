@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 
 from experiments import tables
-from frozen_vision import fold
-from frozen_vision import freeze
-from frozen_vision import machines
-from frozen_vision import sharding
-from frozen_vision.backbones import build
+from frozen_vision.backbones.swinv2 import folded as fold
+from frozen_vision.freezing import partition
+from frozen_vision.planning import machines
+from frozen_vision.devices import sharding
+from frozen_vision.backbones import families
 
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:8x8", "v5p:4x4x4", "v6e:4x4"], "Slices.")
 _ONLY = flags.DEFINE_list("only", [], "Rows of the table by name; all if empty.")
@@ -116,7 +116,7 @@ def shares() -> str:
   rows = ["| slice | chips | MiB per chip | an N-th of all | ratio |", "|---" * 5 + "|"]
   # Before anything else uses jax.
   slices = [machines.describe(f"v5e:{size}") for size in machines.CHIPS["v5e"].slices]
-  backbone = nnx.eval_shape(lambda: build.build_backbone(
+  backbone = nnx.eval_shape(lambda: families.build_backbone(
       "swinv2_g", window_size=16, pretrained_window_sizes=(12, 12, 12, 6), dtype=jnp.bfloat16,
       rngs=nnx.Rngs(0)))
   # Bits stand for bfloat16 on CPU alone.
@@ -124,7 +124,7 @@ def shares() -> str:
   folded = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype(leaf)), fold.shapes(backbone, held_as="bfloat16"))
   graphdef, state = nnx.split(folded)
-  whole = freeze.num_bytes(state)
+  whole = partition.num_bytes(state)
   for part in slices:
     count, mesh = len(part.devices), sharding.make_mesh(devices=part.devices)
     placed = jax.tree.map(

@@ -13,10 +13,10 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from frozen_vision import freeze
-from frozen_vision.backbones import build
-from frozen_vision.backbones import swinv2
-from frozen_vision.backbones import weights
+from frozen_vision.freezing import partition
+from frozen_vision.backbones import families
+from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.files import tensors
 
 _NAME = flags.DEFINE_string("name", "swinv2_g", "Row of the table of variants.")
 _WINDOW = flags.DEFINE_integer("window", 16, "Window of all stages.")
@@ -36,14 +36,14 @@ def _draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  config = build.backbone_config(_NAME.value, window_size=_WINDOW.value)
+  config = families.backbone_config(_NAME.value, window_size=_WINDOW.value)
   module = nnx.eval_shape(lambda: swinv2.SwinV2(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
   leaves = {
-      path: weights.LazyTensor(
+      path: tensors.LazyTensor(
           leaf.shape, np.dtype(np.float32), lambda path=path, leaf=leaf: _draw(path, leaf.shape))
-      for path, leaf in freeze.flatten(nnx.state(module, nnx.Param)).items()}
+      for path, leaf in partition.flatten(nnx.state(module, nnx.Param)).items()}
   # bfloat16 has the range of float32 and half its size on disk.
-  fingerprint = build.write_leaves(leaves, _OUT.value, name=_NAME.value, config=config, dtype=jnp.bfloat16)
+  fingerprint = families.write_leaves(leaves, _OUT.value, name=_NAME.value, config=config, dtype=jnp.bfloat16)
   count = sum(np.prod(leaf.shape) for leaf in leaves.values())
   print(f"{_OUT.value}: {count:,} numbers, fingerprint {fingerprint}")
 

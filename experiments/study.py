@@ -11,7 +11,7 @@ from absl import app
 from absl import flags
 
 from experiments import tables
-from frozen_vision import machines
+from frozen_vision.planning import machines
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs.", required=True)
 _VARIANTS = flags.DEFINE_list("variants", [], "Only these of the study, separated by commas.")

@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from frozen_vision import machines
+from frozen_vision.planning import machines
 
 
 def publish(text: str, out: str | os.PathLike | None) -> None:

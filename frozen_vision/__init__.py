@@ -10,7 +10,7 @@
 What is listed here is what a program needs to use backbones and heads, and to run a config. Each name is
 imported when it is first used, with the little that it needs: importing the package itself costs
 milliseconds, and reading data imports no model. `fold_backbone`, `run_training` and `run_evaluation` are
-`fold.fold`, `train.train` and `train.evaluate`; here `fold`, `train` and `evaluate` are modules.
+`backbones.swinv2.folded.fold`, `training.loop.train` and `training.loop.evaluate`.
 """
 
 import difflib
@@ -19,11 +19,11 @@ import importlib.util
 from typing import Any, TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from frozen_vision.backbones.build import build_backbone, load_backbone, normalise, save_backbone
-  from frozen_vision.backbones.features import FeatureSpec
+  from frozen_vision.backbones.families import build_backbone, load_backbone, normalise, save_backbone
+  from frozen_vision.backbones.base import FeatureSpec
   from frozen_vision.config import load_config
-  from frozen_vision.fold import fold as fold_backbone
-  from frozen_vision.freeze import partition
+  from frozen_vision.backbones.swinv2.folded import fold as fold_backbone
+  from frozen_vision.freezing.partition import partition
   from frozen_vision.heads.htc.config import cascade_mask_rcnn, HTCConfig, mask_rcnn
   from frozen_vision.heads.htc.htc import HTC
   from frozen_vision.heads.linear import LinearConfig, LinearHead
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
   from frozen_vision.necks.bifpn import BiFPN
   from frozen_vision.necks.build import build_neck
   from frozen_vision.necks.fpn import FPN
-  from frozen_vision.predict import Predictor
-  from frozen_vision.train import evaluate as run_evaluation
-  from frozen_vision.train import train as run_training
+  from frozen_vision.prediction.predictor import Predictor
+  from frozen_vision.training.loop import evaluate as run_evaluation
+  from frozen_vision.training.loop import train as run_training
 
 __all__ = [
     "AttentiveHead", "AverageHead", "BiFPN", "FPN", "FeatureSpec", "HTC", "HTCConfig", "LinearConfig",
@@ -48,10 +48,10 @@ __all__ = [
 
 # Where each name comes from; the imports above say the same to type checkers and editors.
 _MODULES = {
-    "backbones.build": ("build_backbone", "load_backbone", "normalise", "save_backbone"),
-    "backbones.features": ("FeatureSpec",),
+    "backbones.families": ("build_backbone", "load_backbone", "normalise", "save_backbone"),
+    "backbones.base": ("FeatureSpec",),
     "config": ("load_config",),
-    "freeze": ("partition",),
+    "freezing.partition": ("partition",),
     "heads.htc.config": ("HTCConfig", "cascade_mask_rcnn", "mask_rcnn"),
     "heads.htc.htc": ("HTC",),
     "heads.linear": ("LinearConfig", "LinearHead"),
@@ -62,12 +62,12 @@ _MODULES = {
     "necks.bifpn": ("BiFPN",),
     "necks.build": ("build_neck",),
     "necks.fpn": ("FPN",),
-    "predict": ("Predictor",),
+    "prediction.predictor": ("Predictor",),
 }
 _SOURCES = {name: (module, name) for module, names in _MODULES.items() for name in names} | {
-    "fold_backbone": ("fold", "fold"),
-    "run_evaluation": ("train", "evaluate"),
-    "run_training": ("train", "train"),
+    "fold_backbone": ("backbones.swinv2.folded", "fold"),
+    "run_evaluation": ("training.loop", "evaluate"),
+    "run_training": ("training.loop", "train"),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from frozen_vision import optimizer
+from frozen_vision.training import optimizer
 from frozen_vision.tasks import common
 
 

@@ -38,9 +38,9 @@ import jax
 import numpy as np
 import safetensors.flax
 
-from frozen_vision import predict
-from frozen_vision import state_leaves
-from frozen_vision import trained_head
+from frozen_vision.prediction import predictor as predict
+from frozen_vision.runs import state_leaves
+from frozen_vision.prediction import trained_head
 from frozen_vision.tasks import semantic_inference
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -1,6 +1,6 @@
 """Command line: python -m frozen_vision.main --config=configs/FILE.py[:variant] --workdir=DIR."""
 
-from frozen_vision import huge_pages
+from frozen_vision.devices import huge_pages
 
 if __name__ == "__main__":
   huge_pages.restart()  # before the imports below, which take seconds
@@ -15,10 +15,10 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
-from frozen_vision import distributed
-from frozen_vision import plan
-from frozen_vision import predict_files
-from frozen_vision import train
+from frozen_vision.devices import processes as distributed
+from frozen_vision.planning import plan
+from frozen_vision.prediction import files as predict_files
+from frozen_vision.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration, for example configs/coco_htc.py:swinv2_b.", lock_config=True)
@@ -36,7 +36,7 @@ _BACKBONE = flags.DEFINE_string(
 _IMAGE_SIZE = flags.DEFINE_list(
     "image_size", [], "Of prediction: side, or height,width, of one frame for the images of all heads.")
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other processes of this run; see frozen_vision/distributed.py.")
+    "distributed", False, "Join the other processes of this run; see frozen_vision/devices/processes.py.")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Of planning: the machine, such as v5e:8x8, v5p:4x4x4, v6e:4x4 or cpu:8.")
 _MFU = flags.DEFINE_float(
@@ -82,9 +82,9 @@ def _main(argv: list[str]) -> None:
     logging.getLogger("frozen_vision").setLevel(logging.INFO if first else logging.WARNING)
     match _MODE.value:
       case "train":
-        train.train(_CONFIG.value, _WORKDIR.value)
+        loop.train(_CONFIG.value, _WORKDIR.value)
       case "evaluate":
-        train.evaluate(_CONFIG.value, _WORKDIR.value)
+        loop.evaluate(_CONFIG.value, _WORKDIR.value)
       case "predict":
         predict_files.predict(
             _INPUTS.value + argv[1:], workdir=_WORKDIR.value, heads=_HEADS.value, out=_OUT.value,

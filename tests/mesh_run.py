@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import optax
 
-from frozen_vision import freeze
-from frozen_vision import sharding
-from frozen_vision import train
-from frozen_vision import train_step as step_lib
+from frozen_vision.freezing import partition
+from frozen_vision.devices import sharding
+from frozen_vision.training import loop
+from frozen_vision.training import step as step_lib
 from frozen_vision.tasks import build as tasks_build
 from tests import tiny
 
@@ -33,7 +33,7 @@ def main(task_name: str, head: str = "") -> None:
   if head:
     config[task_name].head = head
   task = tasks_build.build_task(config)
-  model = train.build_model(task, config)
+  model = loop.build_model(task, config)
   tx = optax.sgd(1.0, momentum=0.0)  # its state is the gradient itself, unlike a difference of parameters
   with task.train_batches(0) as batches:
     batch = step_lib.device_batch(next(batches))
@@ -42,7 +42,7 @@ def main(task_name: str, head: str = "") -> None:
 
   def run(mesh: jax.sharding.Mesh, over: str) -> dict[str, dict[str, np.ndarray]]:
     config.mesh.frozen = over
-    placed = train.build_model(task, config, mesh)
+    placed = loop.build_model(task, config, mesh)
     state = step_lib.init_state(placed.trainable, tx, seed=3, ema=False)
     layout = sharding.state_shardings(state, mesh, over)
     state = sharding.put(state, layout)
@@ -59,8 +59,8 @@ def main(task_name: str, head: str = "") -> None:
     held = sum(
         leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed.frozen))
     return dict(
-        scalars=scalars, updated=freeze.flatten(new["trainable"]),
-        gradients=freeze.flatten(new["opt_state"][0].trace), predictions=predictions, rois=rois,
+        scalars=scalars, updated=partition.flatten(new["trainable"]),
+        gradients=partition.flatten(new["opt_state"][0].trace), predictions=predictions, rois=rois,
         frozen_bytes={"held": np.array(held)})
 
   to_host = lambda tree: jax.tree.map(np.asarray, tree)

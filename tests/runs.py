@@ -4,8 +4,8 @@ import os
 
 import ml_collections
 
-from frozen_vision import checkpoint
-from frozen_vision import train
+from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.training import loop
 from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
 
@@ -20,10 +20,10 @@ CLASSES = {
 
 def save_run(
     workdir: str | os.PathLike, config: ml_collections.ConfigDict, classes: base.Classes | None = None
-) -> train.Model:
+) -> loop.Model:
   """Writes `checkpoints/` of step 1 and returns the model; of `classes` None the checkpoint knows none."""
   task = tasks_build.build_task(config, classes)
-  model = train.build_model(task, config)
+  model = loop.build_model(task, config)
   state = {"trainable": model.trainable}
   if config.ema_decay > 0:
     state["ema"] = model.trainable

@@ -9,9 +9,9 @@ import jax
 import pytest
 
 from frozen_vision import config as config_lib
-from frozen_vision import freeze
-from frozen_vision.backbones import build
-from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.freezing import partition as freeze
+from frozen_vision.backbones import families
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
 from frozen_vision.tasks import build as tasks_build
@@ -98,7 +98,7 @@ def test_every_variant_is_a_config_that_is_read():
   for variant in module.VARIANTS:
     config = module.get_config(variant)
     config_lib.check(config, known)
-    backbone = build.backbone_config(config.backbone.name, **config.backbone.overrides)
+    backbone = families.backbone_config(config.backbone.name, **config.backbone.overrides)
     assert len(backbone.window_sizes) == 4
     assert set(config.detection.head_options) <= set(fields)
     is_small = variant in ("", "photos", "files")

@@ -33,7 +33,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
   # Arguments and what is raised are set as such, and links lead somewhere.
   text = (site / "modules/backbones/build.html").read_text()
   for wanted in (
-      "Parameters:", "Raises:", "FileNotFoundError", "frozen_vision.backbones.build.load_backbone"):
+      "Parameters:", "Raises:", "FileNotFoundError", "frozen_vision.backbones.families.load_backbone"):
     assert wanted in text, wanted
   names = (site / "names.html").read_text()
   for name in fv.__all__:

@@ -56,14 +56,14 @@ def test_the_types_are_shipped():
 
 def test_importing_the_package_or_reading_data_imports_no_model(tmp_path):
   code = (
-      "import sys, frozen_vision; assert 'numpy' not in sys.modules; import frozen_vision.data.coco; "
+      "import sys, frozen_vision; assert 'numpy' not in sys.modules; import frozen_vision.data.detection.coco; "
       "print([name for name in ('jax', 'flax', 'tensorflow') if name in sys.modules])")
   assert _python("-c", code, folder=tmp_path).strip() == "[]"
 
 
 @pytest.mark.parametrize("name, message", [
     ("lod_backbone", "no attribute 'lod_backbone'; did you mean load_backbone?"),
-    ("train", "'train'; it is a module of its own: import frozen_vision.train"),
+    ("train", "'train'; it is a module of its own: import frozen_vision.training.loop"),
     ("zzz", "no attribute 'zzz'; it has AttentiveHead, "),
     ("__wrapped__", "no attribute '__wrapped__'$"),
 ])

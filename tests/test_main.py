@@ -15,11 +15,11 @@ import jax
 import numpy as np
 import pytest
 
-from frozen_vision import checkpoint
-from frozen_vision import optimizer
-from frozen_vision import state_leaves
-from frozen_vision import train
-from frozen_vision import train_step
+from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.training import optimizer
+from frozen_vision.runs import state_leaves
+from frozen_vision.training import loop
+from frozen_vision.training import step as train_step
 from frozen_vision.tasks import build as tasks_build
 from tests import tiny
 
@@ -107,7 +107,7 @@ def _state(workdir):
   """(step, every leaf of the newest checkpoint as bytes)."""
   config = tiny.detection()
   task = tasks_build.build_task(config)
-  model = train.build_model(task, config)
+  model = loop.build_model(task, config)
   tx = optimizer.build(
       config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of)
   state = train_step.init_state(model.trainable, tx, seed=config.seed, ema=True)

@@ -12,7 +12,7 @@ from pycocotools import coco as official_coco
 from pycocotools import cocoeval
 import pytest
 
-from frozen_vision.data import coco
+from frozen_vision.data.detection import coco
 from tests import paths
 from tests import tiny
 

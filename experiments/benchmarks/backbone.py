@@ -93,9 +93,9 @@ def _timm_model() -> Any:
   _import_timm()
   from timm.models.swin_transformer_v2 import SwinTransformerV2
 
-  from frozen_vision.backbones import build
+  from frozen_vision.backbones import families
 
-  config = build.backbone_config(_BACKBONE.value)
+  config = families.backbone_config(_BACKBONE.value)
   return SwinTransformerV2(
       img_size=_SIZE.value, window_size=_WINDOW.value, embed_dim=config.embed_dim, depths=config.depths,
       num_heads=config.num_heads, num_classes=0).eval()
@@ -104,12 +104,12 @@ def _timm_model() -> Any:
 def _backbone(folder: pathlib.Path) -> Any:
   import jax.numpy as jnp
 
-  from frozen_vision.backbones import build
+  from frozen_vision.backbones import families
 
-  config = build.backbone_config(_BACKBONE.value)
+  config = families.backbone_config(_BACKBONE.value)
   windows = tuple(min(_WINDOW.value, _SIZE.value // (4 * 2**stage)) for stage in range(4))
   # Without its name, H and G load without their extra norms, which timm does not have.
-  backbone = build.load_backbone(
+  backbone = families.load_backbone(
       folder / "weights.safetensors", dtype=jnp.dtype(_DTYPE.value), window_sizes=windows)
   assert backbone.config.depths == config.depths and backbone.config.embed_dim == config.embed_dim
   return backbone
@@ -133,15 +133,15 @@ def _ours(folder: pathlib.Path, folded: bool) -> _Prepared:
   import jax
   import jax.numpy as jnp
 
-  from frozen_vision import fold
-  from frozen_vision import freeze
+  from frozen_vision.backbones.swinv2 import folded as fold
+  from frozen_vision.freezing import partition
 
   backbone, dtype = _backbone(folder), jnp.dtype(_DTYPE.value)
   if folded:
     weights, apply = fold.fold(backbone), lambda folded, x: folded.embed(x)
   else:
     graphdef, state = nnx.split(backbone)
-    weights, apply = freeze.cast(state, dtype), lambda state, x: nnx.merge(graphdef, state).embed(x)
+    weights, apply = partition.cast(state, dtype), lambda state, x: nnx.merge(graphdef, state).embed(x)
   del backbone
   images = jnp.asarray(np.load(folder / "images.npy"), dtype)
   started = time.perf_counter()
@@ -159,8 +159,8 @@ def _flops(folder: pathlib.Path) -> int:
   import jax
   import jax.numpy as jnp
 
-  from frozen_vision import flops
-  from frozen_vision import fold
+  from frozen_vision.planning import flops
+  from frozen_vision.backbones.swinv2 import folded as fold
 
   image = jax.ShapeDtypeStruct((1, _SIZE.value, _SIZE.value, 3), jnp.float32)
   backbone = _backbone(folder)
@@ -236,7 +236,7 @@ def _report_memory() -> None:
   if _MEMORY_OF.value.startswith("timm"):
     _import_timm()  # so that what libraries take is in `before`
   else:
-    from frozen_vision.convert import swinv2
+    from frozen_vision.backbones.swinv2 import checkpoints
   before = _resident("VmRSS")
   prepared = IMPLEMENTATIONS[_MEMORY_OF.value][1](folder)
   prepared.run()
@@ -300,7 +300,7 @@ def _table(
   import timm
   import torch
 
-  from frozen_vision import machines
+  from frozen_vision.planning import machines
 
   images = _BATCH.value * _REPEATS.value
   theirs = [name for name in seconds if name.startswith("timm")]

@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from experiments import tables
-from frozen_vision import fold
-from frozen_vision import machines
-from frozen_vision.backbones import build
+from frozen_vision.backbones.swinv2 import folded as fold
+from frozen_vision.planning import machines
+from frozen_vision.backbones import families
 
 _BACKBONES = flags.DEFINE_list("backbones", ["swinv2_b", "swinv2_l"], "Rows of the table of variants.")
 _WEIGHTS = flags.DEFINE_string("weights", "random", "random, or what load_backbone takes.")
@@ -51,11 +51,11 @@ def measure(name: str, images: jax.Array) -> list[tuple[str, int, float, float, 
   if _WEIGHTS.value == "random":
     effective = lambda window: tuple(min(window, _SIZE.value // (4 * 2**stage)) for stage in range(4))
     windows = effective(_WINDOW.value)
-    backbone = build.build_backbone(
+    backbone = families.build_backbone(
         name, rngs=nnx.Rngs(_SEED.value), window_sizes=windows, pretrained_window_sizes=windows,
         residual_norm_init=1.0)
   else:
-    backbone = build.load_backbone(_WEIGHTS.value, name)
+    backbone = families.load_backbone(_WEIGHTS.value, name)
   run = jax.jit(lambda folded, images: folded(images))
   wanted = jax.device_get(run(fold.fold(backbone), images))
   rows = []
@@ -70,7 +70,7 @@ def _main(argv: list[str]) -> None:
   side = _SIZE.value
   if _IMAGE.value:
     picture = Image.open(_IMAGE.value).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-    images = build.normalise(jnp.asarray(picture)[None])
+    images = families.normalise(jnp.asarray(picture)[None])
   else:
     images = jax.random.normal(jax.random.key(_SEED.value), (1, side, side, 3))
   started = time.perf_counter()

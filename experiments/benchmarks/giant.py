@@ -24,14 +24,14 @@ import ml_collections
 import numpy as np
 
 from experiments import tables
-from frozen_vision import checkpoint
+from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision import config as config_lib
-from frozen_vision import freeze
-from frozen_vision import machines
-from frozen_vision import optimizer
-from frozen_vision import sharding
-from frozen_vision import train
-from frozen_vision import train_step
+from frozen_vision.freezing import partition
+from frozen_vision.planning import machines
+from frozen_vision.training import optimizer
+from frozen_vision.devices import sharding
+from frozen_vision.training import loop
+from frozen_vision.training import step as train_step
 from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
 
@@ -52,7 +52,7 @@ def measure(held_as: str) -> dict[str, float]:
   task = tasks_build.build_task(config, base.named_classes(f"class {index}" for index in range(80)))
   mesh = sharding.make_mesh(1, 1)
   started = time.perf_counter()
-  model = train.build_model(task, config, mesh)
+  model = loop.build_model(task, config, mesh)
   loaded = time.perf_counter() - started
   loaded_peak = _peak_gib()
   tx = optimizer.build(
@@ -73,14 +73,14 @@ def measure(held_as: str) -> dict[str, float]:
       raise FloatingPointError(f"The loss is {loss}.")
   memory = compiled.memory_analysis()
   return dict(
-      held_as=held_as, frozen_gib=freeze.num_bytes(model.frozen) / 2**30,
-      state_gib=freeze.num_bytes(state) / 2**30, temporary_gib=memory.temp_size_in_bytes / 2**30,
+      held_as=held_as, frozen_gib=partition.num_bytes(model.frozen) / 2**30,
+      state_gib=partition.num_bytes(state) / 2**30, temporary_gib=memory.temp_size_in_bytes / 2**30,
       load_s=loaded, loaded_peak_gib=loaded_peak, compile_s=compile_s, step_s=min(seconds), loss=loss,
       peak_gib=_peak_gib(), checkpoint_gib=_checkpoint_bytes(state, config, task, model) / 2**30)
 
 
 def _checkpoint_bytes(
-    state: train_step.State, config: ml_collections.ConfigDict, task: base.Task, model: train.Model
+    state: train_step.State, config: ml_collections.ConfigDict, task: base.Task, model: loop.Model
 ) -> int:
   """What a checkpoint takes on disk, as a run saves it."""
   meta = checkpoint.make_meta(

@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import tables
-from frozen_vision import flops
-from frozen_vision import freeze
-from frozen_vision import machines
-from frozen_vision import optimizer
-from frozen_vision import train_step
-from frozen_vision.backbones import build
+from frozen_vision.planning import flops
+from frozen_vision.freezing import partition
+from frozen_vision.planning import machines
+from frozen_vision.training import optimizer
+from frozen_vision.training import step as train_step
+from frozen_vision.backbones import families
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
 from frozen_vision.necks.build import build_neck
@@ -163,14 +163,14 @@ def _measure(step: Any, state: Any, batch: Any, features: Any) -> dict[str, floa
     seconds.append(time.perf_counter() - started)
   return dict(
       ms=1e3 * float(np.median(seconds[warm_up:])), peak_mb=(peak - memory.alias_size_in_bytes) / 1e6,
-      features_mb=sum(x.nbytes for x in features) / 1e6, state_mb=freeze.num_bytes(state) / 1e6,
+      features_mb=sum(x.nbytes for x in features) / 1e6, state_mb=partition.num_bytes(state) / 1e6,
       compile_s=compile_s)
 
 
 def backbone_forward(name: str) -> tuple[Any, float, float]:
   """(feature specs, millions of parameters, GFLOP of a forward pass with windows of 32), from a trace."""
   shape = jax.ShapeDtypeStruct((_BATCH.value, _IMAGE.value, _IMAGE.value, 3), jnp.float32)
-  backbone = nnx.eval_shape(lambda: build.build_backbone(
+  backbone = nnx.eval_shape(lambda: families.build_backbone(
       name, window_size=32, pretrained_window_sizes=(12, 12, 12, 6), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
   graphdef, state = nnx.split(backbone)
   forward = flops.count(lambda state, images: nnx.merge(graphdef, state)(images), state, shape)

@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments import compiled_step
 from experiments import tables
-from frozen_vision import machines
+from frozen_vision.planning import machines
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration; its data is read.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Processes of each kind.")

@@ -25,10 +25,10 @@ import numpy as np
 
 from configs import ade20k_mask2former, coco_htc
 from experiments import tables
-from frozen_vision import checkpoint
+from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision import export
-from frozen_vision import predict
-from frozen_vision import train
+from frozen_vision.prediction import predictor as predict
+from frozen_vision.training import loop
 from frozen_vision.tasks import build as tasks_build
 
 _BACKBONE = flags.DEFINE_string("backbone", "swinv2_nano", "Variant; others have random weights.")
@@ -56,7 +56,7 @@ def head_configs() -> dict[str, ml_collections.ConfigDict]:
 def save_untrained(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """A run's checkpoint with the head as it is initialised."""
   task = tasks_build.build_task(config)
-  model = train.build_model(task, config)
+  model = loop.build_model(task, config)
   with checkpoint.Checkpoints(workdir) as checkpoints:
     checkpoints.save(1, {"trainable": model.trainable, "ema": model.trainable}, checkpoint.make_meta(
         config=config.to_dict(), feature_key=model.feature_key, examples=0, classes=list(task.classes)))

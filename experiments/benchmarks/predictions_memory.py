@@ -15,9 +15,9 @@ from absl import flags
 
 from experiments import tables
 from frozen_vision import config as config_lib
-from frozen_vision import machines
-from frozen_vision import plan
-from frozen_vision import sharding
+from frozen_vision.planning import machines
+from frozen_vision.planning import plan
+from frozen_vision.devices import sharding
 
 _BACKBONES = flags.DEFINE_list("backbones", ["swinv2_t", "swinv2_b", "swinv2_g"], "Variants of the config.")
 _LAYERS = flags.DEFINE_list("decoder_layers", ["4", "9"], "Each makes one prediction, and one comes before.")

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import tables
-from frozen_vision import machines
-from frozen_vision import sharding
-from frozen_vision.backbones import swinv2
-from frozen_vision.backbones import windows
+from frozen_vision.planning import machines
+from frozen_vision.devices import sharding
+from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.backbones.swinv2 import windows
 
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:2x4", "v5e:8x8"], "Slices.")
 _IMAGE = flags.DEFINE_integer("image", 1536, "Image side in pixels.")

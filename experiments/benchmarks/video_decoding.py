@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from experiments import tables
-from frozen_vision import machines
-from frozen_vision.data import clips, prepare, prepared_videos, video
+from frozen_vision.planning import machines
+from frozen_vision.data.video import clips, prepared_videos, decoding
+from frozen_vision.data import prepare
 
 
-def _clips_per_second(opened: Callable[[], video.Frames]) -> float:
+def _clips_per_second(opened: Callable[[], decoding.Frames]) -> float:
   """Frames per second of clips, in processor time; each opens the video anew."""
   started, count = time.process_time(), 0
   while time.process_time() - started < 0.5:
@@ -36,11 +37,11 @@ def _clips_per_second(opened: Callable[[], video.Frames]) -> float:
 def _measure(path: pathlib.Path) -> tuple[int, str, float, float]:
   """(frames, size, frames/s of the whole file, clip frames/s), in processor time."""
   started = time.process_time()
-  with video.Video(path) as opened:
+  with decoding.Video(path) as opened:
     frames = opened.read(range(min(len(opened), 300)))
     whole = len(frames) / (time.process_time() - started)
     length = len(opened)
-  return length, f"{frames.shape[2]} x {frames.shape[1]}", whole, _clips_per_second(lambda: video.Video(path))
+  return length, f"{frames.shape[2]} x {frames.shape[1]}", whole, _clips_per_second(lambda: decoding.Video(path))
 
 
 def _prepare(files: list[pathlib.Path], folder: str) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def main() -> None:
   options = parser.parse_args()
   columns = ["file", "frames", "size", "frames/s, whole file", "frames/s, clips"]
   columns += ["frames/s, prepared clips"] * options.prepared
-  files = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in video.SUFFIXES)
+  files = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in decoding.SUFFIXES)
   files = files[:options.limit]
   head = (
       "Made by `experiments/benchmarks/video_decoding.py`, per core, in processor time, on "
@@ -81,7 +82,7 @@ def main() -> None:
     for path in files:
       try:
         frames, size, *speeds = _measure(path)
-      except video.VideoError as error:
+      except decoding.VideoError as error:
         rows.append([path.name, error.kind, *[""] * (len(columns) - 2)])
         continue
       if records:

@@ -30,18 +30,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from frozen_vision.data import ade20k
-from frozen_vision.data import coco
 from frozen_vision.data import images as image_io
-from frozen_vision.data import label_maps
 from frozen_vision.data import prepared
-from frozen_vision.data import prepared_coco
-from frozen_vision.data import prepared_segmentation
-from frozen_vision.data import prepared_videos
-from frozen_vision.data import segmentation
-from frozen_vision.data import video
-from frozen_vision.data import video_jpegs
-from frozen_vision.data import videos
+from frozen_vision.data.detection import coco, prepared_coco
+from frozen_vision.data.segmentation import ade20k, label_maps, prepared_segmentation
+from frozen_vision.data.segmentation import sources as labelled
+from frozen_vision.data.video import decoding, jpegs, prepared_videos
+from frozen_vision.data.video import sources as videos
 
 _PROGRESS_SECONDS = 10.0
 # Notes of these kinds may point at a mistake, so the files are named.
@@ -60,7 +55,7 @@ class _Task:
 @dataclasses.dataclass(frozen=True)
 class _Result:
   name: str
-  info: image_io.ImageInfo | video_jpegs.EncodedVideo | None
+  info: image_io.ImageInfo | jpegs.EncodedVideo | None
   error: image_io.FileError | None
 
 
@@ -96,7 +91,7 @@ def _check_one(task: _Task) -> _Result:
   return _Result(task.name, info, None)
 
 
-def _check_labelled(source: segmentation.LabelledImages, index: int) -> _Result:
+def _check_labelled(source: labelled.LabelledImages, index: int) -> _Result:
   """Decodes an image and its label map and compares their sizes."""
   name = source.name(index)
   try:
@@ -107,22 +102,22 @@ def _check_labelled(source: segmentation.LabelledImages, index: int) -> _Result:
       label = source.label(index)
       if label is None:
         raise image_io.ImageError(name, "has no label image", "unlabelled")
-      segmentation.check_size((info.height, info.width), label, name, data)
+      labelled.check_size((info.height, info.width), label, name, data)
   except image_io.ImageError as error:
     return _Result(name, None, error)
   return _Result(name, info, None)
 
 
-def _encode(encoding: video_jpegs.Encoding, name: str, file: pathlib.Path | None) -> _Result:
+def _encode(encoding: jpegs.Encoding, name: str, file: pathlib.Path | None) -> _Result:
   try:
-    encoded = video_jpegs.encode(name, encoding, file)
-  except video.VideoError as error:
+    encoded = jpegs.encode(name, encoding, file)
+  except decoding.VideoError as error:
     return _Result(name, None, error)
   return _Result(name, encoded, None)
 
 
 def _encode_all(
-    source: videos.VideoList, encoding: video_jpegs.Encoding, workers: int, spool: pathlib.Path | None = None
+    source: videos.VideoList, encoding: jpegs.Encoding, workers: int, spool: pathlib.Path | None = None
 ) -> Iterator[_Result]:
   """Decodes every video in order, into files below `spool` if it is given.
 
@@ -176,7 +171,7 @@ class _Tally:
         print(f"{index + 1} of {self.total} {self.what} checked", file=sys.stderr)
         next_progress = time.monotonic() + _PROGRESS_SECONDS
 
-  def _count(self, name: str, info: image_io.ImageInfo | video_jpegs.EncodedVideo) -> None:
+  def _count(self, name: str, info: image_io.ImageInfo | jpegs.EncodedVideo) -> None:
     self.formats[f"{info.format} {info.mode}"] += 1
     for note in info.notes:
       kind = note.partition(":")[0]
@@ -244,7 +239,7 @@ def prepare_segmentation(options: argparse.Namespace) -> int:
   if not options.check:
     _require_writing(options, [options.split], prepared_segmentation.KIND)
   label_format = label_maps.read_format(options.classes, ignored=options.ignore, unknown=options.unknown)
-  source = segmentation.LabelledImages(
+  source = labelled.LabelledImages(
       options.images, options.labels, label_format, segments=options.segments, unlabelled="keep",
       image_suffix=options.image_suffix, label_suffix=options.label_suffix)
   return _prepare_labelled(options, source, options.split)
@@ -254,7 +249,7 @@ def prepare_videos(options: argparse.Namespace) -> int:
   """Checks, and unless `--check` is given writes, the videos of a folder or list; returns the exit code."""
   if not options.check:
     _require_writing(options, [options.split], prepared_videos.KIND)
-  encoding = video_jpegs.Encoding(options.short_side, options.quality, options.rate)
+  encoding = jpegs.Encoding(options.short_side, options.quality, options.rate)
   source = videos.open_videos(
       options.videos, root=options.root, group_column=options.group_column, keep_missing=True)
   tally = _Tally(len(source), "videos")
@@ -265,17 +260,17 @@ def prepare_videos(options: argparse.Namespace) -> int:
       _print_videos(options, source, tally)
       return code
     tally = _Tally(len(source), "videos")
-  from frozen_vision.data import video_builder  # needs TensorFlow, checked before
+  from frozen_vision.data.video import builder  # needs TensorFlow, checked before
 
   sizes = []
 
-  def encode_all(spool: pathlib.Path) -> Iterator[tuple[int, video_jpegs.EncodedVideo]]:
+  def encode_all(spool: pathlib.Path) -> Iterator[tuple[int, jpegs.EncodedVideo]]:
     for index, encoded in tally.watch(_encode_all(source, encoding, options.workers, spool)):
       sizes.append((len(encoded.sizes), int(encoded.sizes.sum())))
       yield index, encoded
 
   try:
-    target = video_builder.write(source, encoding, encode_all, options.split, pathlib.Path(options.out))
+    target = builder.write(source, encoding, encode_all, options.split, pathlib.Path(options.out))
   finally:
     if tally.good or tally.bad:  # what was found before anything else went wrong is worth knowing
       _print_videos(options, source, tally)
@@ -294,7 +289,7 @@ def _print_videos(options: argparse.Namespace, source: videos.VideoList, tally: 
     print(f"  classes without a usable video: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
 
 
-def _prepare_labelled(options: argparse.Namespace, source: segmentation.LabelledImages, split: str) -> int:
+def _prepare_labelled(options: argparse.Namespace, source: labelled.LabelledImages, split: str) -> int:
   tally = _Tally(len(source))
   check = functools.partial(_check_labelled, source)
   tally.run(check_images(range(len(source)), options.workers, check))
@@ -304,9 +299,9 @@ def _prepare_labelled(options: argparse.Namespace, source: segmentation.Labelled
   print(f"  usable: {len(usable)} images, {usable.num_classes} classes")
   code = _exit_code(usable=len(usable) > 0, defects=tally.bad.total(), strict=options.strict)
   if code == 0 and not options.check:
-    from frozen_vision.data import segmentation_builder  # needs TensorFlow, checked before
+    from frozen_vision.data.segmentation import builder  # needs TensorFlow, checked before
 
-    print(f"  written: {segmentation_builder.write(usable, split, pathlib.Path(options.out))}")
+    print(f"  written: {builder.write(usable, split, pathlib.Path(options.out))}")
   return code
 
 
@@ -334,9 +329,9 @@ def _prepare_split(options: argparse.Namespace, split: str) -> int:
   defects = tally.bad.total() + sum(source.problems.counts.values())
   code = _exit_code(usable=len(usable) > 0, defects=defects, strict=options.strict)
   if code == 0 and not options.check:
-    from frozen_vision.data import coco_builder  # needs TensorFlow, checked before
+    from frozen_vision.data.detection import builder  # needs TensorFlow, checked before
 
-    print(f"  written: {coco_builder.write(usable, split, pathlib.Path(options.out))}")
+    print(f"  written: {builder.write(usable, split, pathlib.Path(options.out))}")
   return code
 
 
@@ -399,7 +394,7 @@ def _parser() -> argparse.ArgumentParser:
   clips.add_argument("--root", default="", help="what paths in the list are relative to")
   clips.add_argument("--group-column", default="", help="column of the list that says what belongs together")
   clips.add_argument("--split", required=True, help="name of what is written: train or validation")
-  encoding = video_jpegs.Encoding()
+  encoding = jpegs.Encoding()
   clips.add_argument(
       "--short-side", type=int, default=encoding.short_side,
       help="pixels that longer short sides are resized to (default: %(default)s)")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import optax
 
-from frozen_vision import sharding
+from frozen_vision.devices import sharding
 from frozen_vision.ops import resize
 
 IGNORE = 255  # label of a pixel without a class

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from frozen_vision.backbones import swinv2, video_swin
-from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.backbones.video_swin import model as video_swin
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.ops import self_similarity
 
 Features = tuple[Float[Array, "b t hl wl cl"], ...]

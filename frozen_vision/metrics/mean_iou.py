@@ -21,7 +21,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from frozen_vision.data import label_maps
+from frozen_vision.data.segmentation import label_maps
 from frozen_vision.metrics import gather
 
 _logger = logging.getLogger(__name__)

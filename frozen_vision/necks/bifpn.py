@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.necks.base import Neck
 from frozen_vision.necks.fpn import resize_nearest
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from flax import nnx
 import jax.numpy as jnp
 
-from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.necks import bifpn, fpn
 
 

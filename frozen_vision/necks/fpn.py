@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.necks.base import Neck
 
 _XAVIER = nnx.initializers.xavier_uniform()

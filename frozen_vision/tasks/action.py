@@ -12,11 +12,14 @@ import ml_collections
 import numpy as np
 import optax
 
-from frozen_vision import sharding
-from frozen_vision import visualize
-from frozen_vision import visualize_action
-from frozen_vision.backbones import build
-from frozen_vision.data import augment, clips, motion_clips, pipeline, prepared_videos, videos
+from frozen_vision.devices import sharding
+from frozen_vision.visualization import instances
+from frozen_vision.visualization import clips as visualize_action
+from frozen_vision.backbones import families
+from frozen_vision.data.classification import augment
+from frozen_vision.data.video import clips, prepared_videos, sources
+from frozen_vision.data.generated import motion_clips
+from frozen_vision.data import pipeline
 from frozen_vision.heads import video_swin
 from frozen_vision.metrics import action as action_metrics
 from frozen_vision.tasks import base, common
@@ -194,7 +197,7 @@ class ActionTask(base.Task):
       writer = csv.writer(file)
       writer.writerow(["", *evaluator.classes])
       writer.writerows([name, *row] for name, row in zip(evaluator.classes, confusion.tolist()))
-    visualize.save_png(
+    instances.save_png(
         visualize_action.draw_confusion(confusion, evaluator.classes), folder / "confusion.png")
 
 
@@ -239,7 +242,7 @@ def frame_features(
 
   def run(indexed: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
     index, part = indexed
-    images = build.normalise(together(part))
+    images = families.normalise(together(part))
     if rng is None:
       features = backbone(images)
     else:
@@ -277,7 +280,7 @@ def _open_sources(options: ml_collections.ConfigDict, seed: int) -> tuple[Any, A
       parts = [
           _open_videos(common.existing_path(path, "action.lists"), options, options.group_column)
           for path in options.lists]
-      return videos.split_fold(videos.concatenate(parts), options.fold, options.num_folds)
+      return sources.split_fold(sources.concatenate(parts), options.fold, options.num_folds)
     case "prepared":
       root = common.existing_path(
           options.root, "action.root",
@@ -293,7 +296,7 @@ def _open_videos(path: pathlib.Path, options: ml_collections.ConfigDict, group_c
   prepared = prepared_videos.open_split(path)
   if prepared is not None:
     return _fitting(prepared, options)
-  return videos.open_videos(path, root=options.root, group_column=group_column)
+  return sources.open_videos(path, root=options.root, group_column=group_column)
 
 
 def _fitting(

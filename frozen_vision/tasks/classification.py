@@ -10,8 +10,9 @@ import ml_collections
 import numpy as np
 import optax
 
-from frozen_vision.backbones import build
-from frozen_vision.data import augment, classification, pipeline
+from frozen_vision.backbones import families
+from frozen_vision.data.classification import augment, folders
+from frozen_vision.data import pipeline
 from frozen_vision.metrics import accuracy
 from frozen_vision.ops import mixup
 from frozen_vision.tasks import base, common
@@ -72,8 +73,8 @@ class ClassificationTask(base.Task):
           f"classification.resolutions = {options.resolutions}: expected growing first steps from 0.")
 
   def _open(self, path: str) -> Any:
-    source = classification.open_source(common.existing_path(path, "classification"))
-    return classification.DecodedImages(source) if self._options.decoded_cache else source
+    source = folders.open_source(common.existing_path(path, "classification"))
+    return folders.DecodedImages(source) if self._options.decoded_cache else source
 
   def phase_at(self, step: int) -> Any:
     if not self._starts:
@@ -112,7 +113,7 @@ class ClassificationTask(base.Task):
     return augment.EvalTransform(self._options.image_size)
 
   def _images(self, batch: base.Batch, side: int | None) -> jax.Array:
-    images = build.normalise(batch["image"])
+    images = families.normalise(batch["image"])
     if side is None or images.shape[1:3] == (side, side):
       return images
     return jax.image.resize(images, (images.shape[0], side, side, 3), "cubic")

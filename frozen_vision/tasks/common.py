@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from frozen_vision.backbones import build
-from frozen_vision.backbones import named_weights
+from frozen_vision.backbones import families
+from frozen_vision.backbones.swinv2 import published as named_weights
 from frozen_vision.data import pipeline
-from frozen_vision.heads import weights as head_weights
+from frozen_vision.heads import files as head_weights
 from frozen_vision.tasks import base
 
 _HOW_TO_GET_WEIGHTS = (
@@ -46,10 +46,10 @@ def backbone_config() -> ml_collections.ConfigDict:
 def build_backbone(config: ml_collections.ConfigDict) -> nnx.Module:
   """The backbone that `config.backbone` names, with its weights. Raises as `open_backbone` does."""
   found = open_backbone(config)
-  return found.load() if isinstance(found, build.BackboneFile) else found
+  return found.load() if isinstance(found, families.BackboneFile) else found
 
 
-def open_backbone(config: ml_collections.ConfigDict) -> nnx.Module | build.BackboneFile:
+def open_backbone(config: ml_collections.ConfigDict) -> nnx.Module | families.BackboneFile:
   """The backbone that `config.backbone` names: with random weights, or the file that has them.
 
   Raises:
@@ -62,15 +62,15 @@ def open_backbone(config: ml_collections.ConfigDict) -> nnx.Module | build.Backb
   if options.weights in ("random", "init"):
     if options.weights == "random":
       overrides.setdefault("residual_norm_init", 1.0)
-    return build.build_backbone(
+    return families.build_backbone(
         options.name, dtype=dtype, rngs=nnx.Rngs(config.seed), **overrides)
   source = options.name
   if options.weights in named_weights.TABLE:
     source = options.weights
   elif options.weights != "shipped":
     source = existing_path(options.weights, "backbone.weights", _HOW_TO_GET_WEIGHTS)
-  backbone = build.open_backbone(source, dtype=dtype, **overrides)
-  named = build.backbone_config(options.name, **overrides)
+  backbone = families.open_backbone(source, dtype=dtype, **overrides)
+  named = families.backbone_config(options.name, **overrides)
   for field in ("embed_dim", "depths", "num_heads", "extra_norm_interval"):
     found, wanted = getattr(backbone.module.config, field), getattr(named, field)
     if found != wanted:
@@ -182,7 +182,7 @@ def layer_of(path: str, config: ml_collections.ConfigDict) -> int:
 
   As SimMIM's finetuning: blocks count from 1, and a merging shares the depth of the block before it.
   """
-  depths = build.backbone_config(config.backbone.name, **_overrides(config)).depths
+  depths = families.backbone_config(config.backbone.name, **_overrides(config)).depths
   parts = path.split("/")
   if parts[:2] == ["backbone", "patch_embed"]:
     return 0

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from frozen_vision import visualize
-from frozen_vision.backbones import build
-from frozen_vision.data import coco, copy_paste, photos, pipeline, prepared_coco, scenes
-from frozen_vision.data import semantic_maps, transforms
+from frozen_vision.visualization import instances
+from frozen_vision.backbones import families
+from frozen_vision.data.detection import coco, copy_paste, photos, prepared_coco
+from frozen_vision.data import pipeline
+from frozen_vision.data.generated import scenes
+from frozen_vision.data.detection import semantic_maps, transforms
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
 from frozen_vision.heads.htc import views as views_lib
@@ -193,14 +195,14 @@ class DetectionTask(base.Task):
     return transforms.MultiScaleEval(self._scales)
 
   def frozen_features(self, model: Detector, batch: base.Batch) -> base.Features:
-    return model.backbone(build.normalise(batch["image"], batch["image_size"]))
+    return model.backbone(families.normalise(batch["image"], batch["image_size"]))
 
   def loss(
       self, model: Detector, batch: base.Batch, features: base.Features, rng: jax.Array, phase: None
   ) -> tuple[jax.Array, base.Scalars]:
     head_rng, drop_rng = jax.random.split(rng)
     if features is None:
-      features = model.backbone(build.normalise(batch["image"], batch["image_size"]), rng=drop_rng)
+      features = model.backbone(families.normalise(batch["image"], batch["image_size"]), rng=drop_rng)
     losses, metrics = model.head.losses(model.neck(features), batch, head_rng)
     return sum(losses.values()), losses | metrics
 
@@ -233,11 +235,11 @@ class DetectionTask(base.Task):
       record = self._validation[int(batch["index"][row])]
       target = {key: value[None] for key, value in place(record, np.random.default_rng(0)).items()}
       height, width = batch["image_size"][row]
-      rows.append(visualize.Comparison(
+      rows.append(instances.Comparison(
           batch["image"][row][:height, :width],
-          visualize.predicted_instances(predictions, row, (height, width)),
-          visualize.true_instances(target, 0), str(record["file_name"])))
-    return {"predictions": visualize.draw_comparisons(rows, self._names)}
+          instances.predicted_instances(predictions, row, (height, width)),
+          instances.true_instances(target, 0), str(record["file_name"])))
+    return {"predictions": instances.draw_comparisons(rows, self._names)}
 
   def write_results(self, evaluator: coco_ap.CocoEvaluator, folder: pathlib.Path) -> None:
     """`detections.json` in the COCO server's format; of built-in data also `ground_truth.json`."""

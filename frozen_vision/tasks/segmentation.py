@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from frozen_vision import visualize
-from frozen_vision import visualize_semantic
-from frozen_vision.backbones import build
-from frozen_vision.data import (
-    ade20k, label_maps, pipeline, prepared_segmentation, semantic_scenes, transforms)
-from frozen_vision.data import segmentation as sources
-from frozen_vision.data import segmentation_transforms
+from frozen_vision.visualization import instances
+from frozen_vision.visualization import label_maps as visualize_semantic
+from frozen_vision.backbones import families
+from frozen_vision.data.segmentation import ade20k, label_maps, prepared_segmentation
+from frozen_vision.data import pipeline
+from frozen_vision.data.generated import semantic_scenes
+from frozen_vision.data.detection import transforms
+from frozen_vision.data.segmentation import sources
+from frozen_vision.data.segmentation import transforms as segmentation_transforms
 from frozen_vision.heads import linear, upernet
 from frozen_vision.heads.mask2former import config as mask2former_config
 from frozen_vision.heads.mask2former import mask2former
@@ -143,14 +145,14 @@ class SegmentationTask(base.Task):
         tuple(options.eval_frame), resize, tuple(options.test.scales))
 
   def frozen_features(self, model: Segmenter, batch: base.Batch) -> base.Features:
-    return model.backbone(build.normalise(batch["image"], batch["image_size"]))
+    return model.backbone(families.normalise(batch["image"], batch["image_size"]))
 
   def loss(
       self, model: Segmenter, batch: base.Batch, features: base.Features, rng: jax.Array, phase: None
   ) -> tuple[jax.Array, base.Scalars]:
     head_rng, drop_rng = jax.random.split(rng)
     if features is None:
-      features = model.backbone(build.normalise(batch["image"], batch["image_size"]), rng=drop_rng)
+      features = model.backbone(families.normalise(batch["image"], batch["image_size"]), rng=drop_rng)
     losses, metrics = model.head.losses(features, batch, head_rng)
     return sum(losses.values()), losses | metrics
 
@@ -193,7 +195,7 @@ class SegmentationTask(base.Task):
   def evaluator(self) -> mean_iou.MeanIoUEvaluator:
     return mean_iou.MeanIoUEvaluator(
         self._names, self._validation.label, self._validation.name, len(self._validation),
-        palette=[visualize.class_color(i) for i in range(len(self._names))])
+        palette=[instances.class_color(i) for i in range(len(self._names))])
 
   def pictures(
       self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from frozen_vision.data import ade20k
-from frozen_vision.data import coco
+from frozen_vision.data.segmentation import ade20k
+from frozen_vision.data.detection import coco
 from frozen_vision.data import prepare
-from frozen_vision.data import prepared_coco
-from frozen_vision.data import prepared_segmentation
+from frozen_vision.data.detection import prepared_coco
+from frozen_vision.data.segmentation import prepared_segmentation
 from tests import paths
 from tests.data import test_images
 

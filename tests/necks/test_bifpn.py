@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.necks import bifpn, build, fpn
 
 SPECS = (FeatureSpec(4, 3), FeatureSpec(8, 4), FeatureSpec(16, 5))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.necks import build
 from frozen_vision.necks.extra_attention import ExtraAttention
 

@@ -1,4 +1,4 @@
-"""FPN: sizes, upsampling rule, errors. For its numbers see tests/heads/test_htc_golden.py."""
+"""FPN: sizes, upsampling rule, errors. For its numbers see tests/heads/htc/test_golden.py."""
 
 from flax import nnx
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.necks import fpn
 
 SPECS = (FeatureSpec(4, 3), FeatureSpec(8, 5), FeatureSpec(16, 6))

@@ -1,7 +1,7 @@
 """Writes outputs of torchvision's Swin models; needs PyTorch, not JAX.
 
   python tests/references/video_swin.py FOLDER          # what tests compare with live
-  python tests/references/video_swin.py --golden FILE   # tests/convert/golden/swin2d.npz
+  python tests/references/video_swin.py --golden FILE   # tests/golden/swin2d.npz
 
 Live: `swin3d_t.pth` (random weights), and `clips.npz` with clips [b, t, h, w, 3], features after the last
 norm and logits for four shapes. Golden: a small 2D Swin whose weights follow tests/golden_values.py.

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_vision import train
-from frozen_vision import train_step
-from frozen_vision import visualize_action
-from frozen_vision.data import clips, prepare, prepared_videos
+from frozen_vision.training import loop
+from frozen_vision.training import step
+from frozen_vision.visualization import clips as visualize_action
+from frozen_vision.data.video import clips, prepared_videos
+from frozen_vision.data import prepare
 from frozen_vision.tasks import action
 from frozen_vision.tasks import build as tasks_build
 from tests import paths, tiny
@@ -121,7 +122,7 @@ def test_features_are_computed_outside_of_the_gradient_or_within_alike(head):
   task, _ = _task(head=head)
   graphdef, state = _split(task)
   with task.train_batches(0) as batches:
-    data = train_step.device_batch(next(batches))
+    data = step.device_batch(next(batches))
   rng = jax.random.key(0)
 
   @jax.jit
@@ -141,7 +142,7 @@ def test_a_run_leaves_everything_that_a_person_reads(tmp_path):
   config = tiny.action()
   config.pictures = 2
   config.action.test.clips = 1
-  metrics = train.train(config, tmp_path)
+  metrics = loop.train(config, tmp_path)
   assert {"top1", "top5", "mean_class_accuracy", "examples_per_second"} == set(metrics)
   series = tiny.metrics(tmp_path)
   assert series["compilations/after_first_evaluation"] == [(config.steps, 0)]
@@ -152,7 +153,7 @@ def test_a_run_leaves_everything_that_a_person_reads(tmp_path):
   assert sum(int(value) for row in rows[1:] for value in row.split(",")[1:]) == 7
   assert (tmp_path / "confusion.png").stat().st_size > 1000
   assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
-  again = train.evaluate(config, tmp_path)
+  again = loop.evaluate(config, tmp_path)
   assert {key: value for key, value in again.items() if "per_second" not in key} == {
       key: value for key, value in metrics.items() if "per_second" not in key}
 

@@ -9,9 +9,9 @@ import jax
 import pytest
 
 from frozen_vision import config as config_lib
-from frozen_vision import freeze
-from frozen_vision.backbones import build
-from frozen_vision.data import videos
+from frozen_vision.freezing import partition as freeze
+from frozen_vision.backbones import families
+from frozen_vision.data.video import sources
 from frozen_vision.tasks import action
 from frozen_vision.tasks import build as tasks_build
 
@@ -32,7 +32,7 @@ def test_every_variant_is_a_config_that_is_read(module):
   for variant in module.VARIANTS:
     config = module.get_config(variant)
     config_lib.check(config, known)
-    specs = nnx.eval_shape(lambda c=config: build.build_backbone(
+    specs = nnx.eval_shape(lambda c=config: families.build_backbone(
         c.backbone.name, rngs=nnx.Rngs(0), **c.backbone.overrides)).feature_specs
     for head in ("video_swin", "attentive", "average"):
       config.action.head = head
@@ -57,7 +57,7 @@ def test_the_giant_recipe_is_traced_at_full_size(module, monkeypatch):
   config = module.get_config("swinv2_g")
   config.backbone.weights = "random"  # the paper's weights were never published
   names = [str(number) for number in range(400)]
-  monkeypatch.setattr(action, "_open_sources", lambda *_: [videos.VideoList(["v.mp4"], [0], names)] * 2)
+  monkeypatch.setattr(action, "_open_sources", lambda *_: [sources.VideoList(["v.mp4"], [0], names)] * 2)
   task = tasks_build.build_task(config)
   graphdef, trainable, frozen = freeze.partition(nnx.eval_shape(task.build_model), tuple(config.trainable))
   count = lambda state: sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e6

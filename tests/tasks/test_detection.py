@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from frozen_vision import freeze
-from frozen_vision import train_step
-from frozen_vision.backbones import build
-from frozen_vision.data import transforms
-from frozen_vision.heads import weights as head_weights
+from frozen_vision.freezing import partition as freeze
+from frozen_vision.training import step as train_step
+from frozen_vision.backbones import families
+from frozen_vision.data.detection import transforms
+from frozen_vision.heads import files as head_weights
 from frozen_vision.tasks import build as tasks_build
 from tests import tiny
 
@@ -84,7 +84,7 @@ def test_one_scale_is_plain_prediction():
   @jax.jit
   def plain(state, image, image_size):
     model = nnx.merge(graphdef, state)
-    pyramid = model.neck(model.backbone(build.normalise(image, image_size)))
+    pyramid = model.neck(model.backbone(families.normalise(image, image_size)))
     detections = model.head.predict_boxes(pyramid, image_size)
     masks = model.head.predict_masks(pyramid, detections["boxes"], detections["labels"])
     return detections | {"masks": masks}
@@ -297,6 +297,6 @@ def test_a_head_file_that_does_not_fit_is_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match="config.detection.init.path"):
     _task(**{"init.path": str(tmp_path / "absent.safetensors")}).build_model()
   other = tmp_path / "backbone.safetensors"
-  build.save_backbone(_task().build_model().backbone, other, name="small")
+  families.save_backbone(_task().build_model().backbone, other, name="small")
   with pytest.raises(ValueError, match="is no file of a neck and a head"):
     _task(**{"init.path": str(other)}).build_model()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from frozen_vision import train
-from frozen_vision import train_step
-from frozen_vision.data import label_maps
+from frozen_vision.training import loop as train
+from frozen_vision.training import step
+from frozen_vision.data.segmentation import label_maps
 from frozen_vision.tasks import build as tasks_build
 from tests import paths
 from tests import tiny
@@ -83,7 +83,7 @@ def _evaluated(config):
     scores = model.head.predict_semantic(features, batch["image"].shape[1:3])
     return task.predict(model, batch, features)["label_map"], scores
 
-  found, scores = run(train_step.device_batch(batch))
+  found, scores = run(step.device_batch(batch))
   return task, batch, np.asarray(found), np.asarray(scores)
 
 

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from frozen_vision import config as config_lib
-from frozen_vision.backbones import build
+from frozen_vision.backbones import families
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.tasks import segmentation
 from tests import paths
@@ -39,7 +39,7 @@ def test_every_variant_and_head(variant):
   built_in = variant in ("", "camvid")
   assert built_in == (config.backbone.weights == "shipped") == (options.data != "ade20k")
   assert config.headline.startswith("DEMO") == (variant == "")
-  backbone = build.backbone_config(config.backbone.name, **config.backbone.overrides)
+  backbone = families.backbone_config(config.backbone.name, **config.backbone.overrides)
   assert len(backbone.window_sizes) == 4
   for frame in (options.frame, options.eval_frame):
     assert all(side % 32 == 0 for side in frame), "a multiple of the coarsest stride"

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import optax
 
-from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads.htc import losses as loss_ops
 from frozen_vision.heads.htc import sampling
 from frozen_vision.heads.htc.box_head import BoxHead, BoxOutput

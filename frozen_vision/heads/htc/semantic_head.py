@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 import numpy as np
 import optax
 
-from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads.htc.config import HTCConfig
 
 _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")

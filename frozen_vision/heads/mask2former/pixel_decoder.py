@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from frozen_vision.backbones.features import FeatureSpec
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads.mask2former import layers
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
 from frozen_vision.ops.deformable_attention import deformable_attention

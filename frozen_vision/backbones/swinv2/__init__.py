@@ -1,0 +1,1 @@
+"""Swin Transformer V2 (arXiv 2111.09883)."""

@@ -1,0 +1,1 @@
+"""Video Swin Transformer (arXiv 2106.13230)."""

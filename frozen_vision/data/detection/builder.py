@@ -1,0 +1,56 @@
+"""TFDS builder that writes a COCO source as ArrayRecord shards. Needs TensorFlow; reading does not.
+
+The image files' own bytes are kept, not re-encoded, and the segmentations as JSON of the polygons
+or run lengths they were, so that what is read back is what was there.
+"""
+
+import fractions
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from frozen_vision.data.detection import coco, prepared_coco
+from frozen_vision.data import prepared_builder
+
+
+class FrozenVisionCoco(prepared_builder.Builder):
+  """One split of COCO-format data."""
+
+  KIND = prepared_coco.KIND
+  DESCRIPTION = "Instances in COCO format, as prepared by frozen_vision."
+
+  def features(self) -> dict[str, Any]:
+    return {
+        "image": tfds.features.Text(doc="the image file's bytes"),
+        "image_id": tfds.features.Scalar(np.int64),
+        "file_name": tfds.features.Text(),
+        "size": tfds.features.Tensor(shape=(2,), dtype=np.int32, doc="height, width"),
+        "boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32, doc="xyxy in pixels"),
+        "labels": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+        "crowd": tfds.features.Tensor(shape=(None,), dtype=np.bool_),
+        "area": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+        "annotation_ids": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+        "segmentations": tfds.features.Text(doc="JSON list: polygons or RLE of each annotation"),
+    }
+
+  def metadata(self) -> dict[str, Any]:
+    return prepared_coco.metadata(self._source)
+
+  def examples(self) -> Iterator[tuple[fractions.Fraction, dict[str, Any]]]:
+    for index in range(len(self._source)):
+      record, data = self._source.read(index)
+      height, width = record.pop("height"), record.pop("width")
+      record["segmentations"] = json.dumps(record["segmentations"], separators=(",", ":"))
+      place = fractions.Fraction(index, len(self._source))
+      yield place, {"image": data, "size": (height, width), **record}
+
+
+def write(source: coco.CocoSource, split: str, out: pathlib.Path) -> pathlib.Path:
+  """Writes `source` below `out`, in place of what was there; returns the folder of the shards."""
+  target = prepared_builder.write(FrozenVisionCoco, source, split, out)
+  prepared_coco.write_index(source, out, split)
+  return target

@@ -1,0 +1,419 @@
+"""COCO-format instance data, read straight from disk: images plus an annotation JSON.
+
+The classes come from the file: label i is the i-th category in the order of ids, which may be any
+integers; `category_ids` maps back for output. What the checks found is in `source.problems`.
+"""
+
+import abc
+import copy
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Bool, Int64
+from pycocotools import mask as mask_utils
+
+from frozen_vision.data.detection import coco_annotations as checks
+from frozen_vision.data.detection import coco_table
+from frozen_vision.data import images as image_io
+from frozen_vision.data.detection import mask_encoding
+
+CocoError = checks.CocoError
+
+
+def load_coco(
+    annotation_file: str | os.PathLike[str],
+    image_dir: str | os.PathLike[str],
+    *,
+    image_ids: Collection[int] | None = None,
+    drop_empty: bool = False,
+    categories: Sequence[Mapping[str, Any]] | None = None,
+    require_masks: bool = True,
+    check_files: bool = True,
+    check_sizes: bool = False,
+) -> "CocoSource":
+  """Opens any COCO-format annotation file and the folder of its images.
+
+  Args:
+    annotation_file: JSON with `images`, `categories` and, unless the images are unlabelled (as in
+      COCO's `image_info_test*.json`), `annotations`. `iscrowd` may be absent.
+    image_dir: what the records' `file_name` is relative to.
+    image_ids: keep these images only.
+    drop_empty: drop images that have no object left but crowds, as mmdet's `filter_empty_gt`
+      does for training. Never use it for evaluation: the metric counts false alarms there.
+    categories: the label space that a model was trained with (`train_source.categories`), where
+      it must not come from this file. The file may list fewer categories, but not others.
+    require_masks: drop annotations without a usable mask; False for data that has boxes only.
+    check_files: look for every image file now, and drop what is missing (counted).
+    check_sizes: read every image's header now, and drop what does not fit its record (counted).
+      Costs about a tenth of a millisecond per image; otherwise reading such an image fails.
+
+  Raises:
+    FileNotFoundError: the file or the folder is absent.
+    CocoError: the file cannot be used; the message lists what is wrong with it.
+  """
+  path, folder = pathlib.Path(annotation_file), pathlib.Path(image_dir)
+  if not folder.is_dir():
+    raise FileNotFoundError(f"{folder}: no such folder of images (for {path}).")
+  raw = checks.read_json(path)
+  problems = checks.Problems()
+  own_categories = checks.read_categories(raw, path, problems)
+  categories = _label_space(own_categories, categories, path)
+  chosen = None if image_ids is None else {int(identity) for identity in image_ids}
+  rows = checks.read_images(raw, path, folder, problems, chosen)
+  if check_files or check_sizes:
+    rows = _check_files(rows, folder, problems, check_sizes)
+  if not rows:
+    raise CocoError(f"{path}: no usable image in {folder}.\n{problems}")
+  annotations = list(
+      checks.read_annotations(raw, rows, categories, problems, require_masks=require_masks)
+  )
+  labelled = "annotations" in raw
+  if labelled and raw["annotations"] and not annotations and _all_dropped(raw, rows):
+    raise CocoError(
+        f"{path}: none of its {len(raw['annotations'])} annotations is usable.\n{problems}"
+    )
+  table = coco_table.CocoTable.build(rows, annotations)
+  if drop_empty:
+    table = table.take(np.flatnonzero(table.objects_per_image() > 0))
+    if not len(table):
+      raise CocoError(f"{path}: no image has an object to train on.\n{problems}")
+  return CocoSource(path, folder, table, categories, labelled, require_masks, problems)
+
+
+def coco_root(
+    root: str | os.PathLike[str], split: str, *, year: str = "2017", **options: Any
+) -> "CocoSource":
+  """Opens a split of the standard layout.
+
+  Args:
+    root: holds `{split}{year}/` and `annotations/instances_{split}{year}.json`; for the
+      unlabelled splits "test" and "test-dev" it is `test{year}/` and
+      `annotations/image_info_{split}{year}.json`.
+    split: "train", "val", "test" or "test-dev".
+    year: "2017" or "2014".
+    **options: of `load_coco`.
+
+  Raises:
+    FileNotFoundError, CocoError: as `load_coco`.
+    ValueError: an unknown split.
+  """
+  match split:
+    case "train" | "val":
+      folder, file = split, "instances"
+    case "test" | "test-dev":
+      folder, file = "test", "image_info"
+    case _:
+      raise ValueError(f"split is {split!r}; expected train, val, test or test-dev.")
+  root = pathlib.Path(root)
+  annotation_file = root / "annotations" / f"{file}_{split}{year}.json"
+  return load_coco(annotation_file, root / f"{folder}{year}", **options)
+
+
+def hold_out(source: "CocoSource", share: float, *, seed: int) -> tuple["CocoSource", "CocoSource"]:
+  """Splits a source into images to train on and images to evaluate on.
+
+  Which images are held out depends on `seed` and their ids: hardly any changes sides when the file grows.
+
+  Args:
+    share: of the images, between 0 and 1; at least one is held out.
+
+  Returns:
+    (training, validation). Training images have an object that is no crowd.
+
+  Raises:
+    ValueError: a share that is no share.
+    CocoError: nothing is left to train on.
+  """
+  if not 0 < share < 1:
+    raise ValueError(f"validation share is {share}; expected a number between 0 and 1.")
+  draw = [hashlib.sha256(f"{seed} {image_id}".encode()).digest() for image_id in source.image_ids]
+  order = sorted(range(len(source)), key=draw.__getitem__)
+  held_out = sorted(order[:max(1, round(share * len(source)))])
+  with_objects = np.flatnonzero(source.objects_per_image())
+  kept = sorted(set(with_objects.tolist()) - set(held_out))
+  if not kept:
+    raise CocoError(
+        f"{source.annotation_file}: of {len(source)} images {len(held_out)} are held out, and no other"
+        " has an object to train on."
+    )
+  return source.take(kept), source.take(held_out)
+
+
+class InstanceSource(abc.ABC):
+  """Images with instances by position; the records of `__getitem__` have these keys:
+
+  image uint8 [h, w, 3], RGB after EXIF rotation; image_id int; file_name str; height, width int;
+  boxes float32 [n, 4], xyxy in pixels of the image; labels int32 [n]; segmentations, n polygon
+  lists or compressed RLE dicts (`masks` rasterises them), None where `require_masks` was off and
+  there is none; crowd bool [n]; area float32 [n]; annotation_ids int64 [n].
+
+  Attributes:
+    categories: COCO category records, in the order of labels.
+    labelled: False when the annotations are unknown, as for a test set.
+  """
+
+  categories: tuple[dict[str, Any], ...]
+  labelled: bool
+
+  @abc.abstractmethod
+  def __len__(self) -> int: ...
+
+  @abc.abstractmethod
+  def read(self, index: int) -> tuple[dict[str, Any], bytes]:
+    """The record without its image, and the bytes of the image file, neither of them decoded."""
+
+  @property
+  @abc.abstractmethod
+  def ground_truth(self) -> dict[str, Any]:
+    """COCO dict of the source's images, as the official evaluation reads it."""
+
+  @property
+  @abc.abstractmethod
+  def image_ids(self) -> Int64[np.ndarray, "m"]:
+    """The official ids of all images."""
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """The record at `index` with its image decoded; see the class.
+
+    Raises:
+      IndexError: outside [0, len).
+      ImageError: the image is unusable, or its size is not the record's.
+    """
+    record, data = self.read(index)
+    name = record["file_name"]
+    image = image_io.decode_image(data, name=name)
+    check_size(image.shape[:2], record, data)
+    return {"image": image, **record}
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    return tuple(category["name"] for category in self.categories)
+
+  @property
+  def category_ids(self) -> Int64[np.ndarray, "k"]:
+    """The official category id of each label."""
+    return np.asarray([category["id"] for category in self.categories], np.int64)
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.categories)
+
+
+def masks(record: Mapping[str, Any]) -> Bool[np.ndarray, "n h w"]:
+  """Rasterises a record's segmentations with pycocotools, at the size of its image.
+
+  Raises:
+    ValueError: an annotation has no mask.
+  """
+  height, width = record["height"], record["width"]
+  if not record["segmentations"]:
+    return np.zeros((0, height, width), bool)
+  if any(segmentation is None for segmentation in record["segmentations"]):
+    raise ValueError(
+        f"{record['file_name']}: has annotations without masks, which this use needs; load the"
+        " data with require_masks=True, which drops them."
+    )
+  rles = [mask_encoding.to_rle(s, height, width) for s in record["segmentations"]]
+  return np.ascontiguousarray(mask_utils.decode(rles).transpose(2, 0, 1)).astype(bool)
+
+
+class CocoSource(InstanceSource):
+  """COCO-format data on disk; made by `load_coco` and `coco_root`.
+
+  Holds flat arrays only, no images and no Python object per annotation, so that it is cheap to
+  send to worker processes.
+
+  Attributes:
+    problems: what the checks of the annotation file counted; `str(problems)` is the report.
+  """
+
+  def __init__(
+      self, annotation_file: pathlib.Path, image_dir: pathlib.Path, table: coco_table.CocoTable,
+      categories: tuple[dict[str, Any], ...], labelled: bool, require_masks: bool,
+      problems: checks.Problems,
+  ):
+    self.annotation_file = annotation_file
+    self.image_dir = image_dir
+    self.categories = categories
+    self.labelled = labelled
+    self.problems = problems
+    self._table = table
+    self._require_masks = require_masks
+
+  def __len__(self) -> int:
+    return len(self._table)
+
+  def __repr__(self) -> str:  # Grain writes it into its messages
+    return f"CocoSource({self.annotation_file}, {len(self)} images, {self.num_classes} classes)"
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {key: value for key, value in self.__dict__.items() if key != "ground_truth"}
+
+  def read(self, index: int) -> tuple[dict[str, Any], bytes]:
+    record = self.record(index)
+    data = image_io.read_bytes(self.image_path(index), name=record["file_name"])
+    return record, data
+
+  def record(self, index: int) -> dict[str, Any]:
+    """The record without "image"; touches no file."""
+    return self._table.record(_checked_index(index, len(self)))
+
+  def image_path(self, index: int) -> pathlib.Path:
+    return self.image_dir / self._table.file_names[_checked_index(index, len(self))]
+
+  def take(self, indices: Sequence[int]) -> Self:
+    """The source of the images at these positions."""
+    other = copy.copy(self)
+    other.__dict__.pop("ground_truth", None)
+    other._table = self._table.take(np.asarray(indices, np.int64))
+    return other
+
+  @property
+  def image_ids(self) -> Int64[np.ndarray, "m"]:
+    return self._table.image_ids
+
+  def objects_per_image(self) -> Int64[np.ndarray, "m"]:
+    """How many annotations that are not crowds each image has."""
+    return self._table.objects_per_image()
+
+  def counts(self) -> dict[str, int]:
+    """Numbers for a summary: images, annotations, crowds, images without objects."""
+    return {
+        "images": len(self),
+        "annotations": len(self._table.labels),
+        "crowd": int(self._table.crowd.sum()),
+        "images without objects": int((self.objects_per_image() == 0).sum()),
+    }
+
+  @functools.cached_property
+  def ground_truth(self) -> dict[str, Any]:
+    """The annotation file, parsed again, restricted to the source's images.
+
+    Annotations are as in the file, unclipped, those with a box of zero size included, so that the
+    official metrics of the file come out; without those that an evaluator cannot read, and with
+    `id`, `area` and `iscrowd` filled in. `annotations` is empty for unlabelled images.
+    """
+    raw = checks.read_json(self.annotation_file)
+    problems = checks.Problems()  # counted before
+    rows = self._table.image_rows()
+    entries = {}
+    for entry in raw["images"]:
+      if isinstance(entry, dict):
+        entries.setdefault(checks.integer(entry.get("id")), entry)
+    images = [{**entries[row.id], **dataclasses.asdict(row)} for row in rows]
+    annotations = []
+    for row in checks.read_annotations(
+        raw, rows, self.categories, problems, require_masks=self._require_masks
+    ):
+      annotations.append(_evaluable(row, self.categories))
+    return {
+        "info": raw.get("info", {}),
+        "licenses": raw.get("licenses", []),
+        "images": images,
+        "annotations": annotations,
+        "categories": [dict(category) for category in self.categories],
+    }
+
+
+def check_size(
+    found: tuple[int, int], record: Mapping[str, Any], data: image_io.ImageSource
+) -> None:
+  """Raises ImageError when an image's (height, width) is not that of its record."""
+  expected = (record["height"], record["width"])
+  if tuple(found) == expected:
+    return
+  reason = (
+      f"is {found[1]} x {found[0]} pixels (width x height), but its annotations are for"
+      f" {expected[1]} x {expected[0]}"
+  )
+  if tuple(found) == expected[::-1] and image_io.read_size(data, apply_exif=False) == expected:
+    reason += (
+        "; they seem to be made without the rotation that the file's EXIF tag asks for: remove the"
+        " tag, or rotate the annotations"
+    )
+  raise image_io.ImageError(record["file_name"], reason, "wrong size")
+
+
+def _evaluable(row: checks.AnnotationRow, categories: Sequence[Mapping[str, Any]]) -> dict:
+  annotation = {**row.source, "id": row.id, "image_id": row.image_id}
+  annotation["category_id"] = categories[row.label]["id"]
+  annotation["area"] = row.area
+  annotation["iscrowd"] = int(row.crowd)
+  segmentation = json.loads(row.segmentation)
+  if segmentation is None:
+    annotation.pop("segmentation", None)
+  else:
+    annotation["segmentation"] = segmentation
+  if annotation.get("bbox") is None:
+    x1, y1, x2, y2 = row.box or (0.0, 0.0, 0.0, 0.0)
+    annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+  return annotation
+
+
+def _checked_index(index: int, length: int) -> int:
+  if not 0 <= index < length:
+    raise IndexError(f"image {index} of {length}.")
+  return int(index)
+
+
+def _all_dropped(raw: Mapping[str, Any], rows: Sequence[checks.ImageRow]) -> bool:
+  """Whether annotations were expected: the whole file is in use, or some name these images."""
+  if len(rows) == len(raw["images"]):
+    return True
+  kept = {row.id for row in rows}
+  return any(
+      isinstance(annotation, dict) and checks.integer(annotation.get("image_id")) in kept
+      for annotation in raw["annotations"]
+  )
+
+
+def _label_space(
+    own: tuple[dict[str, Any], ...],
+    given: Sequence[Mapping[str, Any]] | None,
+    path: pathlib.Path,
+) -> tuple[dict[str, Any], ...]:
+  if given is None:
+    return own
+  names = {category["id"]: category["name"] for category in given}
+  foreign = [f"{c['id']} {c['name']!r}" for c in own if names.get(c["id"]) != c["name"]]
+  if foreign:
+    raise CocoError(
+        f"{path}: {len(foreign)} of its categories are not, with the same id and name, among the"
+        f" {len(names)} of the label space in use: {', '.join(foreign[:5])}. Evaluate with a file"
+        " that uses the classes of the training."
+    )
+  return tuple(sorted((dict(category) for category in given), key=lambda c: c["id"]))
+
+
+def _check_files(
+    rows: Sequence[checks.ImageRow], folder: pathlib.Path, problems: checks.Problems, sizes: bool
+) -> list[checks.ImageRow]:
+  listed: dict[pathlib.Path, set[str]] = {}
+  kept = []
+  for row in rows:
+    path = folder / row.file_name
+    if path.parent not in listed:  # one listing instead of a look-up per file
+      listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+    if path.name not in listed[path.parent]:
+      problems.add("image_missing", row.file_name)
+      continue
+    if sizes:
+      try:
+        found = image_io.read_size(path, name=row.file_name)
+      except image_io.ImageError as error:
+        problems.add("image_unreadable", str(error))
+        continue
+      try:
+        check_size(found, dataclasses.asdict(row), path)
+      except image_io.ImageError as error:
+        problems.add("image_size", str(error))
+        continue
+    kept.append(row)
+  return kept

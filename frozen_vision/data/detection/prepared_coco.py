@@ -1,0 +1,129 @@
+"""Reads COCO data that `python -m frozen_vision.data.prepare coco` has written; no TensorFlow."""
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from frozen_vision.data.detection import coco
+from frozen_vision.data import prepared
+
+KIND = prepared.Kind(
+    "frozen_vision_coco", "coco --images DIR --annotations FILE --out {out} --split {split}")
+_GROUND_TRUTH_FILE = "ground_truth.json"
+
+
+def metadata(source: coco.CocoSource) -> dict[str, Any]:
+  """What the builder stores beside the shards."""
+  return {
+      "categories": list(source.categories),
+      "labelled": source.labelled,
+      "annotation_file": source.annotation_file.name,
+      "problems": source.problems.counts,
+  }
+
+
+def write_index(source: coco.CocoSource, out: str | os.PathLike[str], split: str) -> None:
+  """Adds the ground truth and the index to finished shards, and so completes them."""
+  truth = KIND.folder(out, split) / _GROUND_TRUTH_FILE
+  truth.write_text(json.dumps(source.ground_truth), encoding="utf-8")
+  KIND.complete(out, split, image_ids=source.image_ids, objects=source.objects_per_image())
+
+
+class PreparedCoco(coco.InstanceSource):
+  """Prepared COCO data: the same records, in the same order, as the source it was made from.
+
+  Sent to a worker process it is a path and one integer per image.
+  """
+
+  def __init__(
+      self,
+      directory: str | os.PathLike[str],
+      split: str,
+      *,
+      image_ids: Collection[int] | None = None,
+      drop_empty: bool = False,
+  ):
+    """Opens a split.
+
+    Args:
+      directory: the folder that was `--out` of the preparation.
+      split: the `--split` of the preparation.
+      image_ids: keep these images only.
+      drop_empty: drop images without objects other than crowds, for training.
+
+    Raises:
+      FileNotFoundError: nothing complete is there.
+      CocoError: `image_ids` has ids that are not there, or nothing is left.
+    """
+    self.directory = pathlib.Path(directory)
+    self.split = split
+    self._shards = prepared.Shards(KIND, directory, split)
+    stored, index = self._shards.metadata(), self._shards.index()
+    self.categories = tuple(stored["categories"])
+    self.labelled = stored["labelled"]
+    ids, objects = index["image_ids"], index["objects"]
+    keep = np.ones(len(ids), bool)
+    if image_ids is not None:
+      chosen = {int(identity) for identity in image_ids}
+      absent = sorted(chosen - set(ids.tolist()))
+      if absent:
+        raise coco.CocoError(f"{self._shards.folder}: has no images with these ids: {absent[:5]}.")
+      keep &= np.isin(ids, list(chosen))
+    if drop_empty:
+      keep &= objects > 0
+    if not keep.any():
+      raise coco.CocoError(f"{self._shards.folder}: no image is left of {len(ids)}.")
+    self._positions = np.flatnonzero(keep)
+    self._image_ids = ids[keep]
+    self._objects = objects[keep]
+
+  def __len__(self) -> int:
+    return len(self._positions)
+
+  def __repr__(self) -> str:
+    return f"PreparedCoco({self._shards.folder}, {len(self)} images, {self.num_classes} classes)"
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {key: value for key, value in self.__dict__.items() if key != "ground_truth"}
+
+  def read(self, index: int) -> tuple[dict[str, Any], bytes]:
+    if not 0 <= index < len(self):
+      raise IndexError(f"image {index} of {len(self)}.")
+    stored = self._shards[int(self._positions[index])]
+    height, width = stored["size"].tolist()
+    record = {
+        "image_id": int(stored["image_id"]),
+        "file_name": stored["file_name"].decode("utf-8"),
+        "height": height,
+        "width": width,
+        "boxes": stored["boxes"],
+        "labels": stored["labels"],
+        "segmentations": json.loads(stored["segmentations"]),
+        "crowd": stored["crowd"],
+        "area": stored["area"],
+        "annotation_ids": stored["annotation_ids"],
+    }
+    return record, stored["image"]
+
+  @property
+  def image_ids(self) -> Int64[np.ndarray, "m"]:
+    return self._image_ids
+
+  def objects_per_image(self) -> Int64[np.ndarray, "m"]:
+    """How many annotations that are not crowds each image has."""
+    return self._objects
+
+  @functools.cached_property
+  def ground_truth(self) -> dict[str, Any]:
+    """As `CocoSource.ground_truth` of the source that was prepared."""
+    truth = json.loads((self._shards.folder / _GROUND_TRUTH_FILE).read_text(encoding="utf-8"))
+    kept = set(self._image_ids.tolist())
+    truth["images"] = [image for image in truth["images"] if image["id"] in kept]
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in kept]
+    return truth

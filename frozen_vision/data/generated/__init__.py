@@ -1,0 +1,1 @@
+"""Generated images and clips with exact answers, for runs with nothing to download."""

@@ -1,0 +1,213 @@
+"""Images with a class for every pixel: a folder of images and a folder of label images."""
+
+import abc
+from collections.abc import Sequence
+import functools
+import os
+import pathlib
+from typing import Any, Self
+
+from absl import logging
+import numpy as np
+from jaxtyping import UInt8
+
+from frozen_vision.data.detection import coco
+from frozen_vision.data import images
+from frozen_vision.data.segmentation import label_maps
+
+_SHOWN = 5
+
+
+class SegmentationSource(abc.ABC):
+  """Labelled images by position; the records of `__getitem__` have these keys:
+
+  image uint8 [h, w, 3], RGB after EXIF rotation; label uint8 [h, w], class index or `label_maps.IGNORE`, None
+  where the image is unlabelled; name str, the image's path without its ending.
+
+  Attributes:
+    class_names: in the order of class indices.
+    largest_size: (height, width) in pixels that no image exceeds.
+  """
+
+  class_names: tuple[str, ...]
+  largest_size: tuple[int, int]
+
+  @abc.abstractmethod
+  def __len__(self) -> int: ...
+
+  @abc.abstractmethod
+  def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+  @abc.abstractmethod
+  def label(self, index: int) -> UInt8[np.ndarray, "h w"] | None:
+    """The label map alone, at original size; None where the image is unlabelled."""
+
+  @abc.abstractmethod
+  def name(self, index: int) -> str:
+    """The image's path below its folder, without its ending."""
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.class_names)
+
+
+class EncodedSource(SegmentationSource):
+  """What keeps an image as the bytes of a file: decoded here, and checked against its label map."""
+
+  @abc.abstractmethod
+  def image_bytes(self, index: int) -> bytes: ...
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """The record at `index`; see `SegmentationSource`.
+
+    Raises:
+      IndexError: outside of [0, len).
+      ImageError: image or label unusable, or of different sizes.
+    """
+    name, data, label = self.name(index), self.image_bytes(index), self.label(index)
+    image = images.decode_image(data, name=name)
+    if label is not None:
+      check_size(image.shape[:2], label, name, data)
+    return {"image": image, "label": label, "name": name}
+
+
+def check_size(size: tuple[int, int], label: np.ndarray, name: str, data: bytes) -> None:
+  """Raises ImageError where an image's (height, width) is not that of its label map."""
+  coco.check_size(size, {"file_name": name, "height": label.shape[0], "width": label.shape[1]}, data)
+
+
+class LabelledImages(EncodedSource):
+  """Images below one folder, label images of the same names below another; files are read when asked for."""
+
+  def __init__(
+      self,
+      image_dir: str | os.PathLike[str],
+      label_dir: str | os.PathLike[str] | None,
+      label_format: label_maps.LabelFormat,
+      *,
+      segments: str | os.PathLike[str] | None = None,
+      unlabelled: str = "error",
+      image_suffix: str = "",
+      label_suffix: str = "",
+  ):
+    """Lists the images and finds their labels.
+
+    Args:
+      image_dir: searched recursively.
+      label_dir: holds `X + label_suffix + .png` (or .tif, .bmp) for every image `X + image_suffix + .jpg`;
+        None if nothing is labelled, which `unlabelled` then must allow.
+      label_format: the class list.
+      segments: COCO panoptic JSON, if the label images are of that format.
+      unlabelled: what an image without a label image is: "error", "skip", or "keep" (predicted, never scored;
+        of no use for training).
+      image_suffix: end of the images' names before the ending, such as Cityscapes' `_leftImg8bit`; other
+        images are left out.
+      label_suffix: the same of the label images, such as `_gtFine_labelIds`.
+
+    Raises:
+      FileNotFoundError: no such folder or file.
+      ValueError: no images, two of one name, or images without labels; names the first of them.
+    """
+    if unlabelled not in ("error", "skip", "keep"):
+      raise ValueError(f"unlabelled images are {unlabelled!r}; known: error, skip, keep.")
+    self.image_dir = pathlib.Path(image_dir)
+    self.label_dir = None if label_dir is None else pathlib.Path(label_dir)
+    self.label_format = label_format
+    self.class_names = label_format.class_names
+    self._segments = None if segments is None else label_maps.read_segments(segments)
+    found = _list(self.image_dir, images.SUFFIXES, image_suffix, "images")
+    labels = {}
+    if self.label_dir is not None:
+      labels = _list(self.label_dir, label_maps.SUFFIXES, label_suffix, "label images")
+    without = sorted(set(found) - set(labels))
+    if without and unlabelled != "keep":
+      where = (
+          f"{len(without)} of {len(found)} images of {self.image_dir} have no label image in "
+          f"{self.label_dir}")
+      listed = ", ".join(found[stem] for stem in without[:_SHOWN])
+      if unlabelled == "error":
+        raise ValueError(
+            f"{where}: {listed}{', ...' if len(without) > _SHOWN else ''}. Expected the same path with one "
+            f"of the endings {', '.join(label_maps.SUFFIXES)}; add them, or set unlabelled images to skip or "
+            "keep.")
+      logging.warning("%s and are skipped: %s", where, listed)
+      for stem in without:
+        del found[stem]
+    if not found:
+      raise ValueError(f"No image of {self.image_dir} has a label image in {self.label_dir}.")
+    extra = sorted(set(labels) - set(found))
+    if extra and unlabelled == "error":
+      logging.warning(
+          "%d label images of %s belong to no image of %s: %s", len(extra), self.label_dir, self.image_dir,
+          ", ".join(labels[stem] for stem in extra[:_SHOWN]))
+    self._names = sorted(found)
+    self._images = [found[stem] for stem in self._names]
+    self._labels = [labels.get(stem) for stem in self._names]
+
+  def __len__(self) -> int:
+    return len(self._names)
+
+  def __repr__(self) -> str:  # Grain writes it into its messages
+    return f"LabelledImages({self.image_dir}, {len(self)} images, {self.num_classes} classes)"
+
+  def name(self, index: int) -> str:
+    return self._names[index]
+
+  def image_path(self, index: int) -> pathlib.Path:
+    return self.image_dir / self._images[index]
+
+  def label_path(self, index: int) -> pathlib.Path | None:
+    return None if self._labels[index] is None else self.label_dir / self._labels[index]
+
+  def image_bytes(self, index: int) -> bytes:
+    return images.read_bytes(self.image_path(index))
+
+  @functools.cached_property
+  def largest_size(self) -> tuple[int, int]:
+    """Reads the header of every image."""
+    sizes = np.array([images.read_size(self.image_path(i)) for i in range(len(self))])
+    return tuple(sizes.max(axis=0).tolist())
+
+  def label(self, index: int) -> UInt8[np.ndarray, "h w"] | None:
+    path = self.label_path(index)
+    if path is None:
+      return None
+    segments = None
+    if self._segments is not None:
+      segments = self._segments.get(self._labels[index])
+      if segments is None:
+        raise images.ImageError(str(path), "is not among the annotations of the panoptic JSON", "missing")
+    return self.label_format.decode(images.read_bytes(path), name=str(path), segments=segments)
+
+  def take(self, indices: Sequence[int]) -> Self:
+    """The same source with these images only."""
+    other = object.__new__(type(self))
+    other.__dict__.update(self.__dict__)
+    other.__dict__.pop("largest_size", None)
+    for key in ("_names", "_images", "_labels"):
+      setattr(other, key, [getattr(self, key)[i] for i in indices])
+    return other
+
+
+def _list(folder: pathlib.Path, endings: Any, suffix: str, what: str) -> dict[str, str]:
+  """{path below the folder, without `suffix` and ending: path below the folder}."""
+  if not folder.is_dir():
+    raise FileNotFoundError(f"{folder} is not a folder; expected {what} in it.")
+  found: dict[str, str] = {}
+  for path in sorted(folder.rglob("*")):
+    relative = path.relative_to(folder)
+    hidden = any(part.startswith(".") for part in relative.parts)
+    if hidden or path.suffix.lower() not in endings or not relative.stem.endswith(suffix):
+      continue
+    if not path.is_file():
+      continue
+    stem = relative.with_suffix("").as_posix()
+    stem = stem[:len(stem) - len(suffix)]
+    if stem in found:
+      raise ValueError(
+          f"{folder} has {found[stem]} and {relative.as_posix()}; expected one file for each name.")
+    found[stem] = relative.as_posix()
+  if not found:
+    ending = f"*{suffix} with one of the endings {', '.join(sorted(endings))}"
+    raise ValueError(f"{folder} has no {what}; expected {ending}.")
+  return found

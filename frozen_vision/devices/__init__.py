@@ -1,0 +1,1 @@
+"""Meshes, sharding, processes and memory pages."""

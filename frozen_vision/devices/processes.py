@@ -1,0 +1,152 @@
+"""Several processes as one run: how each finds the others, what each says, and a launcher for one machine.
+
+  python -m frozen_vision.distributed --processes=2 -- python -m frozen_vision.main --config=... --workdir=...
+
+starts processes on this machine and ends all of them when one ends. Over several machines, every one runs
+`python -m frozen_vision.main ... --distributed`: on TPU pods and under Slurm it finds the others by itself,
+elsewhere from the environment variables of `initialize`.
+"""
+
+from collections.abc import Sequence
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import NoReturn
+
+import jax
+import orbax.checkpoint as ocp
+
+_COORDINATOR, _COUNT, _INDEX = (
+    "FROZEN_VISION_COORDINATOR", "FROZEN_VISION_PROCESSES", "FROZEN_VISION_PROCESS")
+# A process that hears nothing of another for so long ends itself.
+HEARTBEAT_SECONDS = 60
+_COMPILING_SECONDS = 3600
+_GRACE_SECONDS = 60.0  # between SIGTERM, on which runs save, and SIGKILL
+
+
+def initialize() -> None:
+  """Joins the run's other processes; before anything touches a device.
+
+  The environment variables FROZEN_VISION_COORDINATOR (HOST:PORT of process 0), FROZEN_VISION_PROCESSES (how
+  many) and FROZEN_VISION_PROCESS (which one this is) say how; without them jax asks the cluster, which it
+  knows on TPU pods, Slurm and others.
+
+  Raises:
+    ValueError: only some of the variables, numbers that do not fit, or no cluster that jax knows.
+  """
+  found = {name: os.environ[name] for name in (_COORDINATOR, _COUNT, _INDEX) if os.environ.get(name)}
+  how: dict[str, str | int] = {}
+  if found:
+    if len(found) < 3:
+      raise ValueError(
+          f"Several processes: {sorted(found)} are set, but all of {_COORDINATOR}, {_COUNT}, {_INDEX} are "
+          "needed.")
+    try:
+      how = dict(
+          coordinator_address=found[_COORDINATOR], num_processes=int(found[_COUNT]),
+          process_id=int(found[_INDEX]))
+    except ValueError as error:
+      raise ValueError(
+          f"Several processes: {_COUNT}={found[_COUNT]}, {_INDEX}={found[_INDEX]}; expected two numbers."
+      ) from error
+    if not 0 <= how["process_id"] < how["num_processes"]:
+      raise ValueError(
+          f"Several processes: {_INDEX}={found[_INDEX]}; expected 0 to {how['num_processes'] - 1}, since "
+          f"{_COUNT}={found[_COUNT]}.")
+  try:
+    jax.distributed.initialize(**how, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+  except ValueError as error:
+    if how:
+      raise
+    raise ValueError(
+        "--distributed: this is no cluster that jax knows (TPU pod, Slurm, Open MPI, Kubernetes). Set "
+        f"{_COORDINATOR}=HOST:PORT of process 0, {_COUNT} and {_INDEX}.") from error
+
+
+def wait_for_all(what: str) -> None:
+  """Returns when all processes have come here, once for each `what`.
+
+  Compiling takes some of them longer than others, and the first exchange between CPUs waits for half a minute
+  only.
+  """
+  if jax.process_count() > 1:
+    ocp.multihost.sync_global_processes(
+        f"frozen_vision: {what}", timeout=_COMPILING_SECONDS, processes=set(range(jax.process_count())))
+
+
+def leave(message: str) -> NoReturn:
+  """Ends this process at once; an ordinary exit waits for the others, who wait for this one."""
+  print(message, file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(1)
+
+
+def speaker() -> str:
+  """What a log line begins with: which process of how many it is. The first alone says more than warnings."""
+  return f" [{jax.process_index()}/{jax.process_count()}]"
+
+
+def launch(command: Sequence[str], processes: int) -> int:
+  """Runs `processes` copies of a command that calls `initialize`, until all have ended.
+
+  When one fails, the launcher says which, asks the others to save and end (SIGTERM), and ends them by force
+  after a minute. Ctrl-C and SIGTERM are passed on.
+
+  Returns:
+    0 if all ended well, else the status of the one that failed first.
+  """
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{probe.getsockname()[1]}"
+  asked: list[int] = []
+  handlers = {
+      number: signal.signal(number, lambda n, _: asked.append(n))
+      for number in (signal.SIGINT, signal.SIGTERM)}
+  children = [
+      subprocess.Popen(
+          command, start_new_session=True,
+          env=os.environ | {_COORDINATOR: address, _COUNT: str(processes), _INDEX: str(index)})
+      for index in range(processes)]
+  failed, deadline = None, None
+  try:
+    while any(child.poll() is None for child in children):
+      ended = [index for index, child in enumerate(children) if child.poll()]
+      if failed is None and ended:
+        failed = ended[0]
+        status = children[failed].returncode
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        print(f"Process {failed} of {processes} {how}; ending the others.", file=sys.stderr, flush=True)
+      if deadline is None and (asked or failed is not None):
+        deadline = time.monotonic() + _GRACE_SECONDS
+        _signal(children, signal.SIGTERM)
+      elif deadline is not None and time.monotonic() > deadline:
+        _signal(children, signal.SIGKILL)
+      time.sleep(0.2)
+  finally:
+    _signal(children, signal.SIGKILL)
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+  statuses = [child.wait() for child in children]
+  first = statuses[failed] if failed is not None else next((status for status in statuses if status), 0)
+  return 128 - first if first < 0 else first
+
+
+def _signal(children: Sequence[subprocess.Popen], number: signal.Signals) -> None:
+  for child in children:
+    if child.poll() is None:
+      child.send_signal(number)
+
+
+def main(arguments: Sequence[str]) -> None:
+  """The command line of `python -m frozen_vision.distributed`."""
+  usage = "Usage: python -m frozen_vision.distributed --processes=N -- COMMAND ..."
+  if len(arguments) < 3 or not arguments[0].startswith("--processes=") or arguments[1] != "--":
+    sys.exit(usage)
+  count = arguments[0].partition("=")[2]
+  if not count.isdigit() or not int(count):
+    sys.exit(f"--processes={count}: expected a number of processes, 1 or more. {usage}")
+  sys.exit(launch(arguments[2:], int(count)))
+

@@ -1,0 +1,241 @@
+"""Where arrays live: a mesh of devices, visible rules for frozen weights, batches cut over all devices.
+
+Every device works on its own examples. Frozen weights are spread over the devices and gathered one block at a
+time while they are used (`gathered`), heads and their optimizer state are small and whole everywhere, and
+sums over the batch are sums over all devices, because the compiled program is that of the whole batch.
+
+  mesh axis   what it is
+  data        groups of devices that each hold all frozen weights, where `over="model"`
+  model       the devices of a group, among which frozen weights are spread; `over="all"` spreads them over
+              both axes
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from typing import Any, Literal
+
+from flax import nnx
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+AXES = ("data", "model")
+Over = Literal["all", "model"]
+
+# Dimensions along which a leaf of the backbone may be cut, the preferred one first. Stacked blocks have the
+# scan's axis in front; it is never cut, since XLA would gather the whole stack before the loop.
+RULES: tuple[tuple[str, tuple[int, ...]], ...] = (
+    (r".*/kernel(/values)?", (-1, -2)),  # [inputs, outputs]
+    (r".*/table", (-2, -1)),  # [positions, heads]
+    (r".*/(bias|scale|q_bias|v_bias)", (-1,)),
+    (r".*/position_bias/.*", (-2, -1)),  # the MLP that makes a table
+)
+_LARGE_BYTES = 2**20
+# The smallest leaves stay whole while they are together below this part of a device's share: gathering them
+# costs time and saves nothing.
+_WHOLE_PART = 0.02
+
+
+def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh of the axes `data` and `model` over all devices of all processes.
+
+  Args:
+    data: groups; -1 for as many as there are devices.
+    model: devices in a group.
+    devices: those to use, in the order of processes; all by default.
+
+  Raises:
+    ValueError: sizes that do not multiply to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  if model < 1 or (data != -1 and data < 1):
+    raise ValueError(f"config.mesh is data={data}, model={model}; expected positive numbers, or data=-1.")
+  if data == -1:
+    data = max(len(devices) // model, 1)
+  if data * model != len(devices):
+    raise ValueError(
+        f"config.mesh is data={data}, model={model}: {data * model} devices, but there are {len(devices)}. "
+        "Give sizes whose product that is; data=-1 takes what is left.")
+  return Mesh(np.array(devices).reshape(data, model), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The first axis of every array of a batch, cut over all devices."""
+  return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def check_batch(size: int, mesh: Mesh, option: str, parts: int = 1) -> None:
+  """Raises a ValueError unless a batch can be cut into `parts` micro-batches and over all devices."""
+  pieces = mesh.size * parts
+  if size % pieces or not size:
+    raise ValueError(
+        f"config.{option} is {size}; expected a multiple of {pieces} ({mesh.size} devices, config.accumulate "
+        f"{parts}), such as {max(round(size / pieces), 1) * pieces}.")
+
+
+def frozen_shardings(state: nnx.State, mesh: Mesh, over: Over = "all") -> nnx.State:
+  """How leaves of a backbone are spread: for each a NamedSharding, in a tree like `state`.
+
+  Args:
+    state: arrays or their shapes, by canonical or folded paths.
+    over: the devices of a group, or all.
+
+  Raises:
+    ValueError: a large leaf without a rule, or an unknown `over`.
+  """
+  if over not in ("all", "model"):
+    raise ValueError(f"config.mesh.frozen is {over!r}; known: all, model.")
+  # Which axes together cut a dimension, most pieces first.
+  choices = [AXES, ("data",), ("model",)] if over == "all" else [("model",)]
+  choices.sort(key=lambda axes: -_size(mesh, axes))
+  flat = nnx.to_flat_state(state)
+  sizes = {path: _num_bytes(leaf) for path, leaf in flat}
+  share = sum(sizes.values()) / _size(mesh, choices[0])
+  whole, kept = set(), 0
+  for path in sorted(sizes, key=lambda path: sizes[path]):
+    kept += sizes[path]
+    if kept > _WHOLE_PART * share:
+      break
+    whole.add(path)
+  shardings = []
+  for path, leaf in flat:
+    spec = PartitionSpec() if path in whole else _spec(
+        "/".join(map(str, path)), leaf.shape, sizes[path], mesh, choices)
+    shardings.append((path, leaf.replace(NamedSharding(mesh, spec))))
+  return nnx.from_flat_state(shardings)
+
+
+def state_shardings(state: Mapping[str, Any], mesh: Mesh, over: Over = "all") -> dict[str, Any]:
+  """How what changes in training is spread: heads are whole everywhere, backbones that train as if frozen.
+
+  Args:
+    state: of `train_step.init_state`, arrays or shapes. Leaves of `opt_state` and `ema` are laid out as the
+      parameters they belong to.
+  """
+  trainable = state["trainable"]
+  open_backbone = nnx.from_flat_state(
+      [(path, leaf) for path, leaf in nnx.to_flat_state(trainable) if path[0] == "backbone"])
+  specs = {
+      _names(path): leaf for path, leaf in jax.tree.flatten_with_path(
+          frozen_shardings(open_backbone, mesh, over), is_leaf=lambda x: isinstance(x, NamedSharding))[0]}
+  shapes = {_names(path): leaf.shape for path, leaf in jax.tree.flatten_with_path(trainable)[0]}
+  whole = replicated(mesh)
+
+  def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    names = _names(path)
+    for start in range(len(names)):
+      if names[start:] in specs and shapes[names[start:]] == leaf.shape:
+        return specs[names[start:]]
+    return whole
+
+  return jax.tree.map_with_path(place, dict(state))
+
+
+def put(tree: Any, shardings: Any) -> Any:
+  """Host or device arrays on their shardings; on several processes every one has the same whole arrays."""
+  def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      data = put(jax.random.key_data(leaf), sharding)
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    if sharding.is_fully_addressable:
+      return jax.device_put(leaf, sharding)
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+  return jax.tree.map(place, tree, shardings)
+
+
+def of_row(sharding: NamedSharding) -> NamedSharding:
+  """How one row of a stack is spread, given how the stack is."""
+  return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """This process's share of a batch, as part of the whole on all devices."""
+  sharding = batch_sharding(mesh)
+  return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def local_rows(tree: Any) -> Any:
+  """What this process's devices hold of arrays that are cut along their first axis, as numpy arrays."""
+  def rows(array: jax.Array) -> np.ndarray:
+    if array.is_fully_addressable:
+      return np.asarray(array)
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+  return jax.tree.map(rows, tree)
+
+
+def gathered(tree: Any) -> Any:
+  """Leaves of one block, whole on every device: inside a scan, only while that block is at work.
+
+  Without a mesh (`jax.set_mesh`) nothing is done.
+  """
+  if num_devices() == 1:
+    return tree
+  return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
+
+
+def per_device(function: Callable[..., Any]) -> Callable[..., Any]:
+  """A function of examples that runs on each device's own, in a loop of its own.
+
+  For loops over the examples of a batch: in a program of the whole batch, every device would run all steps.
+
+  Args:
+    function: arrays [b, ...] in, arrays [b, ...] out; nothing in it may depend on other examples.
+  """
+  if num_devices() == 1:
+    return function
+  spec = PartitionSpec(AXES)
+  return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)
+
+
+def num_devices() -> int:
+  """Devices of the mesh that a program is traced for; 1 without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.size
+
+
+def _spec(
+    path: str, shape: tuple[int, ...], num_bytes: int, mesh: Mesh, choices: Sequence[tuple[str, ...]]
+) -> PartitionSpec:
+  """Cuts the leaf into as many pieces as its dimensions allow.
+
+  Raises:
+    ValueError: no rule for its path.
+  """
+  dimensions = next((dims for pattern, dims in RULES if re.fullmatch(pattern, path)), None)
+  if dimensions is None:
+    if num_bytes < _LARGE_BYTES:
+      return PartitionSpec()
+    raise ValueError(
+        f"No rule in frozen_vision.devices.sharding.RULES says how {path} {shape} is spread over the mesh; add one.")
+  stacked = "/repeated/" in path
+  for axes in choices:
+    pieces = _size(mesh, axes)
+    for dimension in dimensions:
+      if pieces > 1 and -dimension <= len(shape) - stacked and shape[dimension] % pieces == 0:
+        entries: list[Any] = [None] * len(shape)
+        entries[dimension] = axes
+        return PartitionSpec(*entries)
+  return PartitionSpec()
+
+
+def _size(mesh: Mesh, axes: Sequence[str]) -> int:
+  return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def _num_bytes(leaf: Any) -> int:
+  return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+  """A tree path as names, without the attribute that holds a Variable's value."""
+  names = (str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+  return tuple(name for name in names if name != "value")

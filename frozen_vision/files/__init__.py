@@ -1,0 +1,1 @@
+"""Tensors on disk: formats, downloads, layouts of other frameworks."""

@@ -1,0 +1,209 @@
+"""The file format of backbone weights, read and written one tensor at a time.
+
+A file is `.safetensors` with our parameter paths as keys and, in its header, the shape of the network and the
+fingerprint of the weights (`freeze.fingerprint` of the backbone that loading gives).
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from flax import nnx
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from frozen_vision.freezing import partition
+
+FORMAT = "frozen_vision backbone 1"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_DTYPES = {
+    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
+}
+_WRITABLE = {dtype: name for name, dtype in _DTYPES.items() if name in ("F32", "F16", "BF16")}
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+  """An array that stays on disk until `read` is called."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[], np.ndarray]
+
+
+def check_file(path: pathlib.Path) -> None:
+  """Refuses what is no weights file at all.
+
+  Raises:
+    FileNotFoundError: there is no file, or it is a directory.
+    ValueError: a pointer of Git LFS, or an empty file.
+  """
+  if not path.is_file():
+    what = "is a directory" if path.is_dir() else "does not exist"
+    raise FileNotFoundError(f"Backbone weights: {path} {what}. Give a .safetensors or .pth file.")
+  with open(path, "rb") as file:
+    start = file.read(len(_LFS_POINTER))
+  if start == _LFS_POINTER:
+    raise ValueError(
+        f"{path} is a pointer of Git LFS, not the weights themselves; fetch them with `git lfs pull`.")
+  if not start:
+    raise ValueError(f"{path} is empty.")
+
+
+def open_safetensors(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+  """Tensors by name, none of them read yet, and the header's metadata.
+
+  Raises:
+    ValueError: not a complete `.safetensors` file, or a tensor of a type that no weights have.
+  """
+  try:
+    file = safetensors.safe_open(path, framework="numpy")
+    slices = {key: file.get_slice(key) for key in file.keys()}
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path} is not a complete safetensors file: {error}.") from error
+  unknown = [f"{key} {part.get_dtype()}" for key, part in slices.items() if part.get_dtype() not in _DTYPES]
+  if unknown:
+    raise ValueError(f"{path} holds tensors of types that are not read: {unknown}; known: {sorted(_DTYPES)}.")
+  # Opened anew for every tensor: what is read through one mapping stays resident until it is closed.
+  read = lambda key: safetensors.safe_open(path, framework="numpy").get_tensor(key)
+  tensors = {
+      key: LazyTensor(
+          tuple(part.get_shape()), _DTYPES[part.get_dtype()], lambda key=key: read(key))
+      for key, part in slices.items()
+  }
+  return tensors, file.metadata() or {}
+
+
+def read_fingerprint(path: str | os.PathLike) -> str | None:
+  """The fingerprint in the header of our own file, without reading a weight; None if it has none."""
+  path = pathlib.Path(path)
+  check_file(path)
+  return open_safetensors(path)[1].get("fingerprint") or None
+
+
+def write(
+    path: str | os.PathLike, leaves: Mapping[str, LazyTensor], *, metadata: Mapping[str, str],
+    dtype: Any = np.float32,
+) -> str:
+  """Writes tensors one after the other, and the fingerprint into the header once it is known.
+
+  Args:
+    dtype: float32, float16 or bfloat16.
+
+  Returns:
+    The fingerprint of the weights as they are written, that is, rounded to `dtype`.
+
+  Raises:
+    ValueError: another dtype, or a weight that is not finite in it. Nothing is left at `path` then.
+  """
+  dtype = np.dtype(dtype)
+  if dtype not in _WRITABLE:
+    raise ValueError(f"Backbone weights are written as {sorted(map(str, _WRITABLE))}, not {dtype}.")
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  placeholder = "0" * 64
+  header: dict[str, Any] = {"__metadata__": {**metadata, "fingerprint": placeholder}}
+  offset = 0
+  for key, leaf in leaves.items():
+    end = offset + int(np.prod(leaf.shape, dtype=np.int64)) * dtype.itemsize
+    header[key] = {"dtype": _WRITABLE[dtype], "shape": list(leaf.shape), "data_offsets": [offset, end]}
+    offset = end
+  text = json.dumps(header).encode()
+  text += b" " * (-len(text) % 8)
+  digests = {}
+  partial = path.with_suffix(".partial")
+  try:
+    with open(partial, "wb") as file:
+      file.write(len(text).to_bytes(8, "little") + text)
+      for key, leaf in leaves.items():
+        with np.errstate(over="ignore"):
+          array = np.asarray(leaf.read()).astype(dtype)
+        rounded = array.astype(np.float32)
+        if array.shape != leaf.shape or not np.isfinite(rounded).all():
+          raise ValueError(f"{key} {array.shape} is not finite as {dtype}, or its shape is not {leaf.shape}.")
+        digests[key] = (leaf.shape, partition.leaf_digest(rounded))
+        file.write(array.tobytes())
+      fingerprint = partition.combine_digests(digests)
+      file.seek(8 + text.index(placeholder.encode()))
+      file.write(fingerprint.encode())
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+  return fingerprint
+
+
+def check_shapes(state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path) -> None:
+  """Raises a ValueError that lists every key or shape which is not that of the network."""
+  wanted = {
+      partition.path_string(key): tuple(variable.shape) for key, variable in nnx.to_flat_state(state)}
+  problems = [f"missing {key} {shape}" for key, shape in wanted.items() if key not in leaves]
+  problems += [f"unexpected {key} {leaf.shape}" for key, leaf in leaves.items() if key not in wanted]
+  problems += [
+      f"{key} has shape {leaves[key].shape}, expected {shape}"
+      for key, shape in wanted.items() if key in leaves and leaves[key].shape != shape
+  ]
+  if problems:
+    raise ValueError(f"{path} does not fit the network; {len(problems)} keys at fault:\n  "
+                     + "\n  ".join(problems))
+
+
+def check_fingerprint(
+    digests: Mapping[str, tuple[tuple[int, ...], str]], fingerprint: str, path: pathlib.Path
+) -> None:
+  """Raises a ValueError unless the weights that were read are those that the file says it holds."""
+  found = partition.combine_digests(digests)
+  if found != fingerprint:
+    raise ValueError(
+        f"{path}: its weights have the fingerprint {found}, its header says {fingerprint}; "
+        "the file was damaged or changed. Convert or copy it again.")
+
+
+def read(
+    state: nnx.State, leaves: Mapping[str, LazyTensor], *, prefix: str = "",
+    digests: dict[str, tuple[tuple[int, ...], str]] | None = None,
+    place: Callable[[np.ndarray], Any] = lambda array: array,
+) -> nnx.State:
+  """Reads the tensors of a network or of a part of it, one after the other, as float32.
+
+  Args:
+    state: abstract; every leaf is filled. `leaves` fit it (`check_shapes`).
+    prefix: path of the part, such as `stages/2/blocks/5`; empty for the whole network.
+    digests: filled with what `check_fingerprint` takes, if given.
+    place: called with each array before the next one is read; arrays stay on the host by default.
+  """
+  filled = []
+  for path, variable in nnx.to_flat_state(state):
+    name = partition.path_string((prefix, *path) if prefix else path)
+    array = np.asarray(leaves[name].read()).astype(np.float32)
+    if digests is not None:
+      digests[name] = (array.shape, partition.leaf_digest(array))
+    filled.append((path, variable.replace(place(array))))
+  return nnx.from_flat_state(filled)
+
+
+def fill(
+    state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path, *, fingerprint: str | None = None
+) -> nnx.State:
+  """Puts every tensor of a file into its place on the device, as float32.
+
+  Args:
+    state: abstract; every leaf is filled.
+    fingerprint: what the weights must add up to; None for files that do not say.
+
+  Raises:
+    ValueError: keys or shapes that are not those of `state`, all listed before any is read; another
+      fingerprint.
+  """
+  check_shapes(state, leaves, path)
+  digests = None if fingerprint is None else {}
+  filled = read(state, leaves, digests=digests, place=jnp.asarray)
+  if fingerprint is not None:
+    check_fingerprint(digests, fingerprint, path)
+  return filled

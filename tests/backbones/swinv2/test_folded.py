@@ -1,0 +1,185 @@
+"""A folded backbone gives the features of the module it was made from."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frozen_vision.backbones.swinv2 import folded as fold
+from frozen_vision.freezing import partition as freeze
+from frozen_vision.backbones import families
+from frozen_vision.backbones.swinv2 import model as swinv2, windows
+
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def _backbone(depths=(2, 5), extra_norm=0, pretrained=(4, 3), seed=0):
+  config = swinv2.SwinV2Config(
+      16, depths, (2, 4)[:len(depths)], (4,) * len(depths), pretrained[:len(depths)],
+      extra_norm_interval=extra_norm, residual_norm_init=1.0)
+  backbone = swinv2.SwinV2(config, rngs=nnx.Rngs(seed))
+  rng = np.random.default_rng(seed)
+  noise = lambda leaf: jnp.asarray(leaf + 0.1 * rng.standard_normal(leaf.shape), jnp.float32)
+  state = jax.tree.map(noise, nnx.state(backbone, nnx.Param))
+  nnx.update(backbone, state)
+  return backbone
+
+
+def _features(module, images):
+  return [np.asarray(level, np.float32) for level in jax.jit(lambda m, x: m(x))(module, images)]
+
+
+def _images(*size):
+  return jax.random.normal(jax.random.key(9), (2, *size, 3))
+
+
+# Whole windows; padding; a map of stage 1 smaller than its window, in one axis or both; odd sizes.
+@pytest.mark.parametrize("size", [(32, 32), (40, 24), (22, 40), (8, 8)])
+def test_equal_features(size):
+  backbone, images = _backbone(), _images(*size)
+  wanted = _features(backbone, images)
+  folded = fold.fold(backbone)
+  assert folded.stages[0]["repeated"] is None and len(folded.stages[0]["blocks"]) == 2
+  assert len(folded.stages[1]["repeated"]) == 2 and len(folded.stages[1]["blocks"]) == 1
+  assert folded.stages[1]["repeated"][0]["table"].shape == (2, 64, 4)
+  for found, level in zip(_features(folded, images), wanted):
+    assert found.shape == level.shape
+    assert np.abs(found - level).max() <= 1e-5 * np.abs(level).max()
+  np.testing.assert_allclose(folded.embed(images), backbone.embed(images), rtol=1e-4, atol=1e-5)
+  assert folded.feature_specs == backbone.feature_specs and folded.config == backbone.config
+
+
+def test_extra_norms_are_scanned_in_whole_periods():
+  backbone, images = _backbone(depths=(13,), extra_norm=6), _images(32, 24)
+  folded = fold.fold(backbone)
+  repeated = folded.stages[0]["repeated"]
+  assert [block["extra_norm"] is not None for block in repeated] == [False] * 5 + [True]
+  assert repeated[0]["scale"].shape == (2, 2) and len(folded.stages[0]["blocks"]) == 1
+  [wanted] = _features(backbone, images)
+  [found] = _features(folded, images)
+  [single] = _features(fold.fold(backbone, scan=False), images)
+  for features in (found, single):
+    assert np.abs(features - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+# Of stage 0, 16 x 8 cells in windows of 4: a strip is one row of windows, two, or both images. Stage 1 has a
+# shift along one axis only.
+@pytest.mark.parametrize("cells", [32, 80, 256])
+def test_strips_of_windows_change_nothing(cells, monkeypatch):
+  monkeypatch.setattr(fold, "_STRIP_CELLS", cells)
+  monkeypatch.setattr(fold, "_STRIP_NUMBERS", 0)
+  backbone, images = _backbone(), _images(64, 32)
+  folded = fold.fold(backbone)
+  loops = str(jax.make_jaxpr(lambda m, x: m(x))(folded, images)).count("length=")
+  assert (loops > 1) == (cells < 256)  # one loop is that of the stacked blocks
+  for found, level in zip(_features(folded, images), _features(backbone, images)):
+    assert np.abs(found - level).max() <= 1e-5 * np.abs(level).max()
+
+
+# Stage 1: 5 x 3 and 2 x 2 in windows of 4; stage 0 as well in the second.
+@pytest.mark.parametrize("size", [(40, 24), (12, 16)])
+def test_bias_relative_to_the_map(size):
+  backbone, images = _backbone(pretrained=(0, 0)), _images(*size)
+  for found, wanted in zip(_features(fold.fold(backbone), images), _features(backbone, images)):
+    assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_checks_of_whole_windows_remain():
+  backbone = _backbone(depths=(1, 1))
+  config = dataclasses.replace(backbone.config, whole_windows=True)
+  whole = swinv2.SwinV2(config, rngs=nnx.Rngs(0))
+  nnx.update(whole, nnx.state(backbone))
+  folded, images = fold.fold(whole), _images(32, 40)
+  for found, wanted in zip(_features(folded, images), _features(fold.fold(backbone), images)):
+    np.testing.assert_array_equal(found, wanted)
+  for module in (whole, folded):
+    with pytest.raises(ValueError, match="A map of 2 x 3 is smaller than its window of 4"):
+      module(_images(16, 24))
+    with pytest.raises(ValueError, match="whole patch"):
+      module(_images(34, 32))
+
+
+def test_smaller_weights_drift_little():
+  backbone, images = _backbone(), _images(32, 32)
+  wanted = _features(backbone, images)
+  sizes = {}
+  # Twice what the worst of eight draws of weights lost: 0.0009 of the cosine, 0.00024, and 0.0030 with int8.
+  for name, options, least in (
+      ("float32", dict(), 0.99999), ("bfloat16", dict(dtype=jnp.bfloat16), 0.998),
+      ("held bfloat16", dict(held_as="bfloat16"), 0.9995), ("int8", dict(held_as="int8"), 0.994)):
+    folded = fold.fold(backbone, **options)
+    assert folded.held_as == name.split()[-1] and folded.dtype == options.get("dtype", jnp.float32)
+    sizes[name] = sum(
+        leaf.nbytes for leaf in jax.tree.leaves(folded.stages[1])
+        if leaf.ndim >= 2 and leaf.dtype != jnp.float32)
+    for found, level in zip(_features(folded, images), wanted):
+      cosine = (found * level).sum() / np.sqrt((found**2).sum() * (level**2).sum())
+      assert cosine >= least, (name, cosine)
+  assert sizes["float32"] == 0 < sizes["int8"] < sizes["held bfloat16"] <= sizes["bfloat16"]
+  with pytest.raises(ValueError, match="held as 'float16'; known: float32, bfloat16, int8"):
+    fold.fold(backbone, held_as="float16")
+
+
+def test_in_the_place_of_the_backbone_nothing_of_it_trains():
+  model = nnx.Module()
+  model.head = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+  model.backbone = nnx.data(fold.fold(_backbone()))
+  graphdef, trainable, frozen = freeze.partition(model, (".*",))
+  assert set(freeze.flatten(trainable)) == {"head/kernel", "head/bias"}
+  assert all(path.startswith("backbone/") for path in freeze.flatten(frozen))
+  images = _images(32, 32)
+  wanted = _features(model.backbone, images)
+  found = jax.jit(lambda *parts: nnx.merge(graphdef, *parts).backbone(images))(trainable, frozen)
+  np.testing.assert_allclose(found[-1], wanted[-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def saved(tmp_path):
+  families.save_backbone(_backbone(), tmp_path / "small.safetensors", name="small")
+  return tmp_path / "small.safetensors"
+
+
+@pytest.mark.parametrize("held_as", fold.HELD_AS)
+def test_read_from_its_file_block_by_block_it_is_that_of_the_loaded_one(saved, held_as):
+  file = families.open_backbone(saved)
+  found = fold.fold(file.module, held_as=held_as, read=file.read)
+  file.check()
+  wanted = fold.fold(file.load(), held_as=held_as)
+  assert jax.tree.structure(found) == jax.tree.structure(wanted)
+  for (path, leaf), (_, other) in zip(
+      *map(jax.tree_util.tree_leaves_with_path, (found, wanted)), strict=True):
+    assert leaf.dtype == other.dtype, path
+    np.testing.assert_array_equal(leaf, other, err_msg=str(path))
+
+
+def test_a_damaged_file_is_noticed_when_all_of_it_was_read(saved):
+  content = bytearray(saved.read_bytes())
+  content[-100] ^= 1
+  saved.write_bytes(content)
+  file = families.open_backbone(saved)
+  fold.fold(file.module, read=file.read)
+  with pytest.raises(ValueError, match="small.safetensors: its weights have the fingerprint .* was damaged"):
+    file.check()
+
+
+def test_large_windows_attend_in_groups_of_heads(monkeypatch):
+  backbone, images = _backbone(), _images(32, 40)
+  wanted = _features(backbone, images)
+  monkeypatch.setattr(windows, "_MOST_PAIRS", 0)
+  monkeypatch.setattr(windows, "_MOST_SCORES", 4**4)  # one head at a time
+  for module in (backbone, fold.fold(backbone)):
+    for found, level in zip(_features(module, images), wanted, strict=True):
+      np.testing.assert_allclose(found, level, rtol=1e-5, atol=2e-5)
+
+
+def test_large_windows_put_no_large_constants_into_the_program():
+  backbone = nnx.eval_shape(lambda: families.build_backbone("swinv2_nano", window_size=16, rngs=nnx.Rngs(0)))
+  graphdef, state = nnx.split(fold.shapes(backbone))
+  images = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
+  lowered = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images)).lower(state, images)
+  # Regions of 64 windows of 256 cells are 131,000 digits; which pairs are in one region, 8,400,000.
+  assert max(map(len, lowered.as_text().splitlines())) < 200_000

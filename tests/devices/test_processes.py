@@ -1,0 +1,209 @@
+"""Meshes of virtual devices and several processes give what one device gives; processes that die are seen."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.devices import processes as distributed
+from frozen_vision.freezing import partition
+from frozen_vision.training import loop
+from frozen_vision.tasks import build as tasks_build
+from tests import tiny
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "task, head",
+    [("detection", ""), ("segmentation", "mask2former"), ("segmentation", "linear"), ("action", "")])
+def test_every_mesh_gives_what_one_device_gives(task, head, quick_environment):
+  output = subprocess.run(
+      [sys.executable, "-m", "tests.mesh_run", task, head], cwd=_ROOT, check=True, capture_output=True,
+      text=True,
+      env=os.environ | quick_environment | {"JAX_PLATFORMS": "cpu"}).stdout
+  report = json.loads(output.splitlines()[-1])
+  assert list(report) == ["8x1", "4x2", "2x4", "1x8"]
+  for mesh, found in report.items():
+    for name in ("scalars", "updated", "gradients", "predictions"):
+      assert found[name] <= 1e-5, (mesh, name, found)
+    assert found["rois_equal"] and (task != "detection" or found["num_rois"] > 8), (mesh, found)
+    # Weights of (2, 4) are spread over groups of 4, those of the others over all 8.
+    assert found["frozen_share"] <= (0.26 if mesh == "2x4" else 0.135), (mesh, found)
+
+
+def _environment(quick_environment, devices):
+  # Two devices a process on two cores wait for each other for ever, unless threads are plenty.
+  return os.environ | quick_environment | {
+      "JAX_PLATFORMS": "cpu", "NPROC": "8", "JAX_NUM_CPU_DEVICES": str(devices)}
+
+
+def _command(workdir, *changes, mode="train", distributed=True):
+  return [
+      sys.executable, "-m", "frozen_vision.main", "--config=tests/tiny.py", f"--workdir={workdir}",
+      f"--mode={mode}",
+      "--config.batch_size=4", "--config.eval_batch_size=4", "--config.frozen_dtype=float32", *changes,
+      *(["--distributed"] if distributed else [])]
+
+
+def _launch(processes, command):
+  return [sys.executable, "-m", "frozen_vision.distributed", f"--processes={processes}", "--", *command]
+
+
+def _trained(workdir):
+  """What the newest checkpoint has trained and averaged, by path, and its step."""
+  config = tiny.detection()
+  trainable = loop.build_model(tasks_build.build_task(config), config).trainable
+  with checkpoint.Checkpoints(workdir) as checkpoints:
+    state, meta = checkpoints.restore({"trainable": trainable, "ema": trainable}, partial=True)
+  leaves = {
+      f"{part}/{path}": np.asarray(leaf)
+      for part, tree in state.items() for path, leaf in partition.flatten(tree).items()}
+  return leaves, meta["step"]
+
+
+def _assert_close(found, wanted):
+  assert found.keys() == wanted.keys()
+  for name, value in wanted.items():
+    bound = 1e-4 * max(np.abs(value).max(initial=0), 1e-6)
+    assert np.abs(found[name] - value).max(initial=0) <= bound, name
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path, quick_environment):
+  changes = ("--config.steps=4", "--config.checkpoint_every=2", "--config.log_every=1")
+  run = lambda command, devices: subprocess.run(
+      command, cwd=_ROOT, env=_environment(quick_environment, devices), capture_output=True, text=True,
+      timeout=900)
+  alone = run(_command(tmp_path / "one", *changes, distributed=False), 1)
+  assert alone.returncode == 0, alone.stdout + alone.stderr
+  both = run(_launch(2, _command(tmp_path / "two", *changes)), 2)
+  assert both.returncode == 0, both.stdout + both.stderr
+  assert "data 4 x model 1 on 2 processes" in both.stdout and "[0/2]" in both.stdout
+  assert "[1/2]" not in both.stdout  # the others tell no more than warnings
+  wanted, found = (tiny.metrics(tmp_path / name) for name in ("one", "two"))
+  assert wanted["train/loss"] and len(wanted["train/loss"]) == 4
+  for name in wanted:
+    if name.startswith(("train/", "eval/")) and "per_second" not in name:
+      np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6, err_msg=name)
+  (arrays, step), (more, same) = _trained(tmp_path / "one"), _trained(tmp_path / "two")
+  assert step == same == 4
+  _assert_close(more, arrays)
+  detections = [json.loads((tmp_path / name / "detections.json").read_text()) for name in ("one", "two")]
+  assert len(detections[0]) == len(detections[1])
+
+  # What two processes began, one of one device ends, as if it had been alone from the start.
+  shutil.rmtree(tmp_path / "two" / "checkpoints" / "4")
+  resumed = run(_command(tmp_path / "two", *changes, distributed=False), 1)
+  said = resumed.stdout + resumed.stderr
+  assert resumed.returncode == 0 and "Continuing from step 2" in resumed.stdout, said
+  _assert_close(_trained(tmp_path / "two")[0], arrays)
+  evaluated = run(_launch(2, _command(tmp_path / "one", *changes, mode="evaluate")), 2)
+  said = evaluated.stdout + evaluated.stderr
+  assert evaluated.returncode == 0 and "Evaluating step 4" in evaluated.stdout, said
+  assert tiny.metrics(tmp_path / "one")["eval/box_AP"][-1][1] == pytest.approx(
+      wanted["eval/box_AP"][-1][1], abs=1e-6)
+
+
+# What a run does after an evaluation, many times: keeps the best, and saves.
+_SAVES = """
+import faulthandler, sys
+from frozen_vision import checkpoint, distributed, sharding
+faulthandler.dump_traceback_later(240, exit=True)  # processes that wait for each other say where
+distributed.initialize()
+import jax, numpy as np
+weights = {"weights": np.ones(8, np.float32)}
+mesh = sharding.make_mesh()
+state = {"trainable": sharding.put(weights, {"weights": sharding.replicated(mesh)})}
+with checkpoint.Checkpoints(sys.argv[1], best_metric="quality") as checkpoints:
+  for step in range(20):
+    checkpoints.save_best(step, state, {}, {"quality": step})
+    checkpoints.save(step, state, {})
+"""
+
+
+@pytest.mark.slow
+def test_saves_of_two_folders_do_not_meet(tmp_path, quick_environment):
+  result = subprocess.run(
+      _launch(2, [sys.executable, "-c", _SAVES, str(tmp_path)]), cwd=_ROOT,
+      env=_environment(quick_environment, 1), capture_output=True, text=True, timeout=300)
+  assert result.returncode == 0, result.stdout + result.stderr
+  with checkpoint.Checkpoints(tmp_path, best_metric="quality") as checkpoints:
+    assert checkpoints.latest_step() == checkpoints.best_step() == 19
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_ends_takes_the_others_along_and_both_resume(tmp_path, quick_environment, how):
+  changes = ("--config.steps=60", "--config.checkpoint_every=5", "--config.log_every=5")
+  command = _launch(2, _command(tmp_path / "run", *changes))
+  environment = _environment(quick_environment, 1)
+  log = tmp_path / "log.txt"
+  with open(log, "w", encoding="utf-8") as file:
+    launcher = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 600
+    while not re.search(r"step +10/", log.read_text()):
+      assert launcher.poll() is None and time.monotonic() < deadline, log.read_text()
+      time.sleep(0.2)
+    victim = _children(launcher.pid)[1]
+    os.kill(victim, how)
+    started = time.monotonic()
+    status = launcher.wait(timeout=150)
+  text = log.read_text()
+  assert time.monotonic() - started < 120, text
+  if how == signal.SIGKILL:
+    assert status != 0 and "Process 1 of 2 was ended by SIGKILL; ending the others." in text, text
+  else:  # all of them save and end well
+    assert status == 0 and "the same command continues" in text, text
+  with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+    step = checkpoints.latest_step()
+  assert step >= 5
+  again = subprocess.run(
+      command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=900)
+  assert f"Continuing from step {step}" in again.stdout and again.returncode == 0, again.stdout + again.stderr
+
+
+def _children(parent):
+  found = []
+  for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+    try:
+      fields = path.read_text().rpartition(")")[2].split()
+    except OSError:
+      continue
+    if int(fields[1]) == parent:
+      found.append(int(path.parent.name))
+  return sorted(found)
+
+
+def test_wrong_use_is_said(monkeypatch):
+  for name in ("COORDINATOR", "PROCESSES", "PROCESS"):
+    monkeypatch.delenv(f"FROZEN_VISION_{name}", raising=False)
+  monkeypatch.setenv("FROZEN_VISION_PROCESSES", "2")
+  with pytest.raises(ValueError, match="all of FROZEN_VISION_COORDINATOR"):
+    distributed.initialize()
+  monkeypatch.setenv("FROZEN_VISION_COORDINATOR", "localhost:1")
+  monkeypatch.setenv("FROZEN_VISION_PROCESS", "2")
+  with pytest.raises(ValueError, match="expected 0 to 1"):
+    distributed.initialize()
+  monkeypatch.setenv("FROZEN_VISION_PROCESS", "x")
+  with pytest.raises(ValueError, match="expected two numbers"):
+    distributed.initialize()
+  for arguments in ([], ["--processes=2"], ["--processes=0", "--", "true"]):
+    with pytest.raises(SystemExit):
+      distributed._main(arguments)
+  assert distributed.launch([sys.executable, "-c", "import sys; sys.exit(0)"], 2) == 0
+  failing = (
+      "import os, sys, time; sys.exit(3) if os.environ['FROZEN_VISION_PROCESS'] == '1' else time.sleep(60)")
+  started = time.monotonic()
+  assert distributed.launch([sys.executable, "-c", failing], 2) == 3
+  assert time.monotonic() - started < 30
