@@ -27,8 +27,9 @@ VARIANTS = ("", "camvid", "swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(
-        f"configs/ade20k_mask2former.py has no variant {variant!r}; known: "
-        + ", ".join(f":{name}" if name else "(none, the demo)" for name in VARIANTS))
+      f"configs/ade20k_mask2former.py has no variant {variant!r}; known: "
+      + ", ".join(f":{name}" if name else "(none, the demo)" for name in VARIANTS)
+    )
   config = config_lib.base_config()
   config.task = "segmentation"
   config.trainable = ("head/.*",)
@@ -46,8 +47,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 def _demo(config: ml_collections.ConfigDict) -> None:
   """All [ours]: sizes that two CPU cores train in minutes."""
   config.headline = (
-      "DEMO on generated scenes with the shipped swinv2_nano. Real recipes: "
-      "--config=configs/ade20k_mask2former.py:swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g.")
+    "DEMO on generated scenes with the shipped swinv2_nano. Real recipes: "
+    "--config=configs/ade20k_mask2former.py:swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g."
+  )
   config.steps = 1500
   config.batch_size = 8
   config.eval_batch_size = 20
@@ -55,8 +57,9 @@ def _demo(config: ml_collections.ConfigDict) -> None:
   config.log_every = 50
   config.eval_every = 750
   config.checkpoint_every = 250
-  config.optimizer.update(dict(
-      name="muon", learning_rate=3e-3, weight_decay=0.05, warmup_steps=50, clip_norm=1.0))
+  config.optimizer.update(
+    dict(name="muon", learning_rate=3e-3, weight_decay=0.05, warmup_steps=50, clip_norm=1.0)
+  )
   options = config.segmentation
   options.data = "scenes"
   options.frame = options.eval_frame = (128, 128)
@@ -66,7 +69,7 @@ def _demo(config: ml_collections.ConfigDict) -> None:
   options.colour_jitter = False
   options.max_segments = 7
   _small_heads(options, queries=12, points=192)
-  # Here the class of a shape is harder to learn than its place. With the source's 2.0, queries find shapes first
+  # Here the class of a shape is harder to learn than its place. With the source's 2.0, queries find shapes
   # and mix up their classes for a thousand steps; like this, each keeps to a class from the start.
   options.mask2former.update(dict(num_heads=8, class_weight=6.0))
 
@@ -81,8 +84,9 @@ def _camvid(config: ml_collections.ConfigDict) -> None:
   config.log_every = 50
   config.eval_every = 500
   config.checkpoint_every = 250
-  config.optimizer.update(dict(
-      name="muon", learning_rate=3e-3, weight_decay=0.05, warmup_steps=50, clip_norm=1.0))
+  config.optimizer.update(
+    dict(name="muon", learning_rate=3e-3, weight_decay=0.05, warmup_steps=50, clip_norm=1.0)
+  )
   options = config.segmentation
   options.data = "files"
   options.root = "data/camvid"
@@ -100,9 +104,20 @@ def _camvid(config: ml_collections.ConfigDict) -> None:
 
 def _small_heads(options: ml_collections.ConfigDict, *, queries: int, points: int) -> None:
   """[ours]: every head with narrow layers, whichever is chosen."""
-  options.mask2former.update(dict(
-      hidden_dim=64, mask_dim=64, num_queries=queries, num_points=points, num_heads=4, encoder_layers=2,
-      encoder_ffn_dim=128, decoder_layers=3, decoder_ffn_dim=256, norm_groups=8))
+  options.mask2former.update(
+    dict(
+      hidden_dim=64,
+      mask_dim=64,
+      num_queries=queries,
+      num_points=points,
+      num_heads=4,
+      encoder_layers=2,
+      encoder_ffn_dim=128,
+      decoder_layers=3,
+      decoder_ffn_dim=256,
+      norm_groups=8,
+    )
+  )
   options.upernet.update(dict(channels=64, auxiliary_channels=32, norm_groups=8))
 
 
@@ -134,6 +149,11 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   options.category_max_area = 1.0  # [m2f]
   config.batch_size, config.steps = 16, 160_000  # [m2f]
   # 100 queries, 10 predictions, 12,544 points are the head's defaults [m2f].
-  config.optimizer.update(dict(
-      learning_rate=1e-4, weight_decay=0.05, clip_norm=0.01,  # [m2f]
-      schedule="linear"))  # [ours]: [m2f] decays polynomially
+  config.optimizer.update(
+    dict(
+      learning_rate=1e-4,
+      weight_decay=0.05,
+      clip_norm=0.01,  # [m2f]
+      schedule="linear",
+    )
+  )  # [ours]: [m2f] decays polynomially

@@ -25,14 +25,25 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval_batch_size = 500
   config.steps = 390 * 24
   config.ema_decay = 0.999
-  config.optimizer.update(dict(
-      name="muon", learning_rate=4e-3, weight_decay=0.1, warmup_steps=200, clip_norm=1.0))
+  config.optimizer.update(
+    dict(name="muon", learning_rate=4e-3, weight_decay=0.1, warmup_steps=200, clip_norm=1.0)
+  )
   config.classification = classification.default_config()
-  config.classification.update(dict(
-      train="cifar10_jpeg/train.tar.xz", validation="cifar10_jpeg/test.tar.xz", decoded_cache=True,
-      image_size=32, crop_padding=4, rand_augment=dict(num_ops=0), erasing=0.0,
-      mixup=0.0, cutmix=0.0, label_smoothing=0.1,
-      resolutions=((0, 64),)))
+  config.classification.update(
+    dict(
+      train="cifar10_jpeg/train.tar.xz",
+      validation="cifar10_jpeg/test.tar.xz",
+      decoded_cache=True,
+      image_size=32,
+      crop_padding=4,
+      rand_augment=dict(num_ops=0),
+      erasing=0.0,
+      mixup=0.0,
+      cutmix=0.0,
+      label_smoothing=0.1,
+      resolutions=((0, 64),),
+    )
+  )
   config.eval_every = 390 * 8
   config.checkpoint_every = 390
   config.log_every = 50

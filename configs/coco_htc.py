@@ -5,8 +5,8 @@
 is the demo: generated scenes and the backbone that ships with the package; minutes on two CPU cores. The real
 recipes are the variants :swinv2_t, :swinv2_b, :swinv2_l and :swinv2_g, which need COCO below
 config.detection.root and backbone weights at config.backbone.weights. :photos overfits the built-in
-photographs. :files trains a small head on your own data, any COCO JSON and the folder of its images, a fifth of
-which is held out for validation unless detection.validation.annotations and .images are given too:
+photographs. :files trains a small head on your own data, any COCO JSON and the folder of its images, of which
+a fifth is held out for validation unless detection.validation.annotations and .images are given too:
 
   python -m frozen_vision.main --config=configs/coco_htc.py:files --workdir=MINE \
     --config.detection.train.annotations=FILE.json --config.detection.train.images=FOLDER
@@ -15,8 +15,8 @@ The largest backbone learns to detect on Objects365 first, without a mask branch
 needs a COCO JSON and a folder of images of each split (config.detection.train.annotations, .images, and
 .validation). COCO then starts from what that run has learnt:
 
-  PYTHONPATH=. python experiments/export_head.py --config=configs/coco_htc.py:objects365_swinv2_g --workdir=O365 \
-    --out=o365.safetensors
+  PYTHONPATH=. python experiments/export_head.py --config=configs/coco_htc.py:objects365_swinv2_g \
+    --workdir=O365 --out=o365.safetensors
   python -m frozen_vision.main --config=configs/coco_htc.py:swinv2_g --workdir=COCO \
     --config.detection.init.path=o365.safetensors
 
@@ -26,7 +26,7 @@ ViT-Adapter's HTC++ (the paper's are not known), of a finished run:
 
   python -m frozen_vision.main --config=configs/coco_htc.py:swinv2_g --workdir=COCO --mode=evaluate \
     --config.detection.test.short_sides="(600,800,1000,1200,1400,1600)" --config.detection.test.flip=True \
-    --config.detection.test.frames="((1152,1152),(1536,1536),(1920,1920),(2304,2304),(2688,2688),(3008,3008))" \
+    --config.detection.test.frames="((1152,1152),(1536,1536),(1920,1920),(2304,2304),(2688,2688),(3008,3008))"\
     --config.detection.test.sizes="('l','l','ml','sm','sm','sm')" --config.detection.test.max_detections=1000
 
 Tags of the values: [paper] arXiv 2111.09883 (SwinV2), appendix A2, whose detectors are fine-tuned; [mmdet]
@@ -41,15 +41,25 @@ from frozen_vision import config as config_lib
 from frozen_vision.tasks import detection
 
 VARIANTS = (
-    "", "photos", "files", "swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g", "objects365_swinv2_g",
-    "swinv2_g_finetune", "objects365_swinv2_g_finetune")
+  "",
+  "photos",
+  "files",
+  "swinv2_t",
+  "swinv2_b",
+  "swinv2_l",
+  "swinv2_g",
+  "objects365_swinv2_g",
+  "swinv2_g_finetune",
+  "objects365_swinv2_g_finetune",
+)
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(
-        f"configs/coco_htc.py has no variant {variant!r}; known: "
-        + ", ".join(f":{name}" if name else "(none, the demo)" for name in VARIANTS))
+      f"configs/coco_htc.py has no variant {variant!r}; known: "
+      + ", ".join(f":{name}" if name else "(none, the demo)" for name in VARIANTS)
+    )
   config = config_lib.base_config()
   config.task = "detection"
   config.detection = detection.default_config()
@@ -73,8 +83,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 def _demo(config: ml_collections.ConfigDict) -> None:
   """All [ours]: sizes that two CPU cores train in minutes."""
   config.headline = (
-      "DEMO on generated scenes with the shipped swinv2_nano. Real recipes: --config=configs/coco_htc.py:swinv2_t, "
-      ":swinv2_b, :swinv2_l, :swinv2_g and more (configs/coco_htc.py says which).")
+    "DEMO on generated scenes with the shipped swinv2_nano. Real recipes: "
+    "--config=configs/coco_htc.py:swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g and more "
+    "(configs/coco_htc.py says which)."
+  )
   config.steps = 500
   config.batch_size = 8
   config.eval_batch_size = 20
@@ -82,8 +94,7 @@ def _demo(config: ml_collections.ConfigDict) -> None:
   config.log_every = 50
   config.eval_every = 250
   config.checkpoint_every = 125
-  config.optimizer.update(dict(
-      learning_rate=1e-3, weight_decay=0.05, warmup_steps=50, clip_norm=5.0))
+  config.optimizer.update(dict(learning_rate=1e-3, weight_decay=0.05, warmup_steps=50, clip_norm=5.0))
   options = config.detection
   options.data = "scenes"
   options.frame = options.eval_frame = (128, 128)
@@ -96,9 +107,21 @@ def _demo(config: ml_collections.ConfigDict) -> None:
 def _small_head(options: ml_collections.ConfigDict) -> None:
   """[ours]: HTC with narrow layers and few rois."""
   options.head_options = dict(
-      anchor_scales=(4.0,), rpn_channels=64, train_pre_nms=200, train_proposals=100, test_pre_nms=200,
-      test_proposals=100, roi_samples=32, finest_scale=28.0, fc_channels=256, mask_channels=32,
-      mask_convs=2, mask_roi_size=10, max_detections=50, score_threshold=0.001)
+    anchor_scales=(4.0,),
+    rpn_channels=64,
+    train_pre_nms=200,
+    train_proposals=100,
+    test_pre_nms=200,
+    test_proposals=100,
+    roi_samples=32,
+    finest_scale=28.0,
+    fc_channels=256,
+    mask_channels=32,
+    mask_convs=2,
+    mask_roi_size=10,
+    max_detections=50,
+    score_threshold=0.001,
+  )
 
 
 # The photographs of :photos, by COCO image id: those of the built-in sample with up to nine objects of mixed
@@ -109,7 +132,8 @@ _PHOTOS = (352257, 358083, 458756, 491525, 165518, 214753, 377575, 519208)
 def _photos(config: ml_collections.ConfigDict) -> None:
   """All [ours]: the head alone learns eight photographs by heart, without augmentation."""
   config.headline = (
-      "Eight built-in photographs at 512 px, trained on and evaluated on: can the head alone learn them?")
+    "Eight built-in photographs at 512 px, trained on and evaluated on: can the head alone learn them?"
+  )
   config.steps = 600
   config.batch_size = 2
   config.eval_batch_size = 2
@@ -129,10 +153,11 @@ def _photos(config: ml_collections.ConfigDict) -> None:
 
 
 def _files(config: ml_collections.ConfigDict) -> None:
-  """All [ours]: a first run on one's own photographs, at a size that a laptop trains; not tuned on any data."""
+  """All [ours]: a first run on one's own photographs, at a size that a laptop trains; not tuned."""
   config.headline = (
-      "Your own data with the shipped swinv2_nano and a small head; for a large backbone take :swinv2_b with "
-      "--config.detection.data=files.")
+    "Your own data with the shipped swinv2_nano and a small head; for a large backbone take :swinv2_b with "
+    "--config.detection.data=files."
+  )
   config.steps = 1000
   config.batch_size = config.eval_batch_size = 4
   config.ema_decay = 0.99
@@ -146,7 +171,9 @@ def _files(config: ml_collections.ConfigDict) -> None:
   options.scale_range = (0.5, 2.0)
   options.neck.update(dict(channels=64))
   _small_head(options)
-  options.head_options.update(dict(anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0, max_detections=100))
+  options.head_options.update(
+    dict(anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0, max_detections=100)
+  )
 
 
 def _full(config: ml_collections.ConfigDict, name: str) -> None:
@@ -156,17 +183,21 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   # Window 32 on 1536-pixel crops, positions normalised by the pretraining's windows (192 px, window 12)
   # [paper]. T was never pretrained at 192; its public weights are 256 px with window 16 or 8 [ours].
   pretrained = (16, 16, 16, 8) if name == "swinv2_t" else (12, 12, 12, 6)
-  config.backbone.overrides = dict(
-      window_sizes=(32, 32, 32, 32), pretrained_window_sizes=pretrained)
+  config.backbone.overrides = dict(window_sizes=(32, 32, 32, 32), pretrained_window_sizes=pretrained)
   config.batch_size = 64  # [paper] for B and L; 96 for G
   config.steps = 118_287 * 36 // 64  # 3x: 36 epochs of train2017 [paper]
   rate = 4e-4  # [paper], of the fine-tuned B and L at batch 64
   if name == "swinv2_g":
     config.batch_size, config.steps, rate = 96, 45_000, 6e-4  # [paper], of the fine-tuned G
-  config.optimizer.update(dict(
-      name="adamw", learning_rate=rate, weight_decay=0.05,  # [paper]
+  config.optimizer.update(
+    dict(
+      name="adamw",
+      learning_rate=rate,
+      weight_decay=0.05,  # [paper]
       schedule="steps",  # [mmdet]
-      warmup_steps=500))  # [mmdet]
+      warmup_steps=500,
+    )
+  )  # [mmdet]
   _decay(config)
   config.eval_every = config.checkpoint_every = 5000  # [ours]
   config.loader.workers = 8  # [ours]

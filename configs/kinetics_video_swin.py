@@ -26,8 +26,9 @@ VARIANTS = ("", "fights", "swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(
-        f"configs/kinetics_video_swin.py has no variant {variant!r}; known: "
-        + ", ".join(f":{name}" if name else "(none, the demo)" for name in VARIANTS))
+      f"configs/kinetics_video_swin.py has no variant {variant!r}; known: "
+      + ", ".join(f":{name}" if name else "(none, the demo)" for name in VARIANTS)
+    )
   config = config_lib.base_config()
   config.task = "action"
   config.trainable = ("head/.*",)
@@ -45,8 +46,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 def _demo(config: ml_collections.ConfigDict) -> None:
   """All [ours]: sizes that two CPU cores train in minutes."""
   config.headline = (
-      "DEMO on generated clips with the shipped swinv2_nano. Real recipes: "
-      "--config=configs/kinetics_video_swin.py:swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g.")
+    "DEMO on generated clips with the shipped swinv2_nano. Real recipes: "
+    "--config=configs/kinetics_video_swin.py:swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g."
+  )
   config.steps = 600
   config.batch_size = 16
   config.eval_batch_size = 20
@@ -54,18 +56,34 @@ def _demo(config: ml_collections.ConfigDict) -> None:
   config.log_every = 25
   config.eval_every = 300
   config.checkpoint_every = 150
-  config.optimizer.update(dict(
-      name="muon", learning_rate=3e-3, weight_decay=0.05, warmup_steps=40, clip_norm=1.0))
+  config.optimizer.update(
+    dict(name="muon", learning_rate=3e-3, weight_decay=0.05, warmup_steps=40, clip_norm=1.0)
+  )
   options = config.action
   options.data = "clips"
   options.clips.update(dict(train_clips=6000, validation_clips=200, frames=8))
-  options.update(dict(
-      frames=8, stride=1, image_size=64, crop_scale=(), flip=0.0,  # mirrored, left would be right
-      frames_per_pass=160))
+  options.update(
+    dict(
+      frames=8,
+      stride=1,
+      image_size=64,
+      crop_scale=(),
+      flip=0.0,  # mirrored, left would be right
+      frames_per_pass=160,
+    )
+  )
   # Motion of a few pixels is seen at stride 8; stride 16 joins it.
-  options.video_swin.update(dict(
-      levels=(1, 2), channels=(32, 64), depths=(1, 1), window_size=(8, 4, 4), motion_radius=2,
-      drop_path_rate=0.0, dropout=0.0))
+  options.video_swin.update(
+    dict(
+      levels=(1, 2),
+      channels=(32, 64),
+      depths=(1, 1),
+      window_size=(8, 4, 4),
+      motion_radius=2,
+      drop_path_rate=0.0,
+      dropout=0.0,
+    )
+  )
   options.attentive.update(dict(levels=(1, 2), channels=128, num_heads=4))
   options.average.update(dict(levels=(1, 2)))
 
@@ -85,26 +103,42 @@ def _fights(config: ml_collections.ConfigDict) -> None:
   options.data = "folds"
   options.lists = ("fight_video/train.csv", "fight_video/val.csv")
   options.group_column = "scene_group"
-  options.update(dict(
-      frames=12, stride=2, rate=12.0, image_size=112, short_side=128, crop_scale=(0.4, 1.0),
-      frames_per_pass=96))
+  options.update(
+    dict(
+      frames=12,
+      stride=2,
+      rate=12.0,
+      image_size=112,
+      short_side=128,
+      crop_scale=(0.4, 1.0),
+      frames_per_pass=96,
+    )
+  )
   options.test.update(dict(clips=2, crops=3))
   # Later levels say where a clip was filmed, which is another place in validation. Logistic regressions over
   # the same folds: means over time and space of stride 16 and 32 gave 0.51 to 0.60, of stride 8 up to 0.65,
   # statistics of how similar its cells stay from frame to frame 0.67 to 0.71.
-  options.video_swin.update(dict(
-      levels=(1,), channels=(32,), depths=(1,), window_size=(8, 7, 7), motion_radius=2, drop_path_rate=0.0,
-      dropout=0.5))
+  options.video_swin.update(
+    dict(
+      levels=(1,),
+      channels=(32,),
+      depths=(1,),
+      window_size=(8, 7, 7),
+      motion_radius=2,
+      drop_path_rate=0.0,
+      dropout=0.5,
+    )
+  )
   options.attentive.update(dict(levels=(1,), channels=128, num_heads=4, dropout=0.5))
   options.average.update(dict(levels=(1,), dropout=0.5))
 
 
 # All [ours]: side in pixels, windows of the backbone's stages, width of the head.
 _SIZES = {
-    "swinv2_t": (256, (16, 16, 16, 8), 384),
-    "swinv2_b": (256, (16, 16, 16, 8), 512),
-    "swinv2_l": (256, (16, 16, 16, 8), 768),
-    "swinv2_g": (384, (24, 24, 24, 12), 1024),
+  "swinv2_t": (256, (16, 16, 16, 8), 384),
+  "swinv2_b": (256, (16, 16, 16, 8), 512),
+  "swinv2_l": (256, (16, 16, 16, 8), 768),
+  "swinv2_g": (384, (24, 24, 24, 12), 1024),
 }
 
 
@@ -119,22 +153,39 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   config.batch_size = 64  # [ours]; the released configs of [vswin] multiply out to 256 and 512
   epoch = 240_000 // config.batch_size  # about: videos of Kinetics-400 are withdrawn all the time
   config.steps = 30 * epoch  # [vswin]
-  config.optimizer.update(dict(
+  config.optimizer.update(
+    dict(
       learning_rate=1e-3,  # [vswin], T, S and B from ImageNet-1K
       weight_decay=0.05,  # [vswin], B; 0.02 for T and S
-      schedule="cosine", warmup_steps=epoch * 5 // 2))  # [vswin]: 2.5 epochs
+      schedule="cosine",
+      warmup_steps=epoch * 5 // 2,
+    )
+  )  # [vswin]: 2.5 epochs
   config.eval_batch_size = 4  # [ours]; each video is 12 clips
   config.eval_every = 5 * epoch  # [ours]
   config.checkpoint_every = 2000  # [ours]
   config.loader.workers = 16  # [ours]
   options = config.action
-  options.update(dict(
-      frames=16, stride=4, image_size=side,  # [ours]; [vswin]: 32 at stride 2, 224 px; [sw2]: 8 frames
+  options.update(
+    dict(
+      frames=16,
+      stride=4,
+      image_size=side,  # [ours]; [vswin]: 32 at stride 2, 224 px; [sw2]: 8 frames
       short_side=side * 8 // 7,  # [vswin]: 256 for crops of 224
-      crop_scale=(0.08, 1.0), flip=0.5,  # [vswin]
+      crop_scale=(0.08, 1.0),
+      flip=0.5,  # [vswin]
       frames_per_pass=16 if name == "swinv2_g" else 128,  # [ours]
-      head_dtype="bfloat16"))
+      head_dtype="bfloat16",
+    )
+  )
   options.test.update(dict(clips=4, crops=3))  # [vswin]
-  options.video_swin.update(dict(
-      levels=(3,), channels=(width,), depths=(4,),  # [ours]
-      window_size=(8, 7, 7), drop_path_rate=0.1, dropout=0.5))  # [vswin]
+  options.video_swin.update(
+    dict(
+      levels=(3,),
+      channels=(width,),
+      depths=(4,),  # [ours]
+      window_size=(8, 7, 7),
+      drop_path_rate=0.1,
+      dropout=0.5,
+    )
+  )  # [vswin]

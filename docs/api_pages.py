@@ -1,4 +1,4 @@
-"""Makes the pages of the API: one for every module of the package, and one for the names of `frozen_vision` itself."""
+"""Makes the pages of the API: one for every module, and one for the names of `frozen_vision` itself."""
 
 import pathlib
 
@@ -27,7 +27,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def _names() -> str:
   """A table of what `import frozen_vision` offers, with links to where it is described."""
   rows = [
-      f"| `fv.{name}` | [`{module}.{attribute}`][frozen_vision.{module}.{attribute}] |"
-      for name, (module, attribute) in sorted(frozen_vision._SOURCES.items())]
-  return "\n".join([
-      "# Names", "", frozen_vision.__doc__, "", "| name | described at |", "|---|---|", *rows, ""])
+    f"| `fv.{name}` | [`{module}.{attribute}`][frozen_vision.{module}.{attribute}] |"
+    for name, (module, attribute) in sorted(frozen_vision._SOURCES.items())
+  ]
+  return "\n".join(
+    ["# Names", "", frozen_vision.__doc__, "", "| name | described at |", "|---|---|", *rows, ""]
+  )

@@ -22,8 +22,7 @@ from collections.abc import Sequence
 import math
 import pathlib
 
-from absl import app
-from absl import flags
+from absl import app, flags
 import numpy as np
 
 from experiments import study as study_lib
@@ -31,22 +30,24 @@ from frozen_vision.data.video import prepared_videos
 
 _STUDY = flags.DEFINE_enum("study", None, ["motion", "fights"], "What is run.")
 _DATA = flags.DEFINE_string(
-    "data", "fight_video",
-    "For the study fights: folder with train.csv and val.csv, or what `prepare videos` has made of them.")
+  "data",
+  "fight_video",
+  "For the study fights: folder with train.csv and val.csv, or what `prepare videos` has made of them.",
+)
 _RUNS = flags.DEFINE_list("runs", None, "Seeds (motion, default 0,1,2) or folds (fights, default 0 to 4).")
 
 _VARIANTS_OF = {
-    "motion": {
-        "Video Swin": ("action.head=video_swin",),
-        "attentive probe": ("action.head=attentive",),
-        "average of 8 frames": ("action.head=average",),
-        "one frame, linear": ("action.head=average", "action.frames=1"),
-    },
-    "fights": {
-        "Video Swin": ("action.head=video_swin",),
-        "attentive probe": ("action.head=attentive",),
-        "average": ("action.head=average",),
-    },
+  "motion": {
+    "Video Swin": ("action.head=video_swin",),
+    "attentive probe": ("action.head=attentive",),
+    "average of 8 frames": ("action.head=average",),
+    "one frame, linear": ("action.head=average", "action.frames=1"),
+  },
+  "fights": {
+    "Video Swin": ("action.head=video_swin",),
+    "attentive probe": ("action.head=attentive",),
+    "average": ("action.head=average",),
+  },
 }
 
 

@@ -16,8 +16,7 @@ import contextlib
 import io
 import pathlib
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from pycocotools import coco as pycoco
 from pycocotools import cocoeval
 
@@ -27,18 +26,25 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 _STUDY = flags.DEFINE_enum("study", "backbones", ["backbones", "heads"], "What is compared.")
 
 _STUDIES = {
-    "backbones": {"shipped": ("backbone.weights=shipped",), "random": ("backbone.weights=random",)},
-    "heads": {
-        "HTC + FPN": ("detection.head=htc",),
-        "Cascade Mask R-CNN + FPN": ("detection.head=cascade_mask_rcnn",),
-        "Mask R-CNN + FPN": ("detection.head=mask_rcnn",),
-        "HTC + BiFPN x 1": ("detection.head=htc", "detection.neck.name=bifpn"),
-        "HTC + BiFPN x 3": ("detection.head=htc", "detection.neck.name=bifpn", "detection.neck.repeats=3"),
-    },
+  "backbones": {"shipped": ("backbone.weights=shipped",), "random": ("backbone.weights=random",)},
+  "heads": {
+    "HTC + FPN": ("detection.head=htc",),
+    "Cascade Mask R-CNN + FPN": ("detection.head=cascade_mask_rcnn",),
+    "Mask R-CNN + FPN": ("detection.head=mask_rcnn",),
+    "HTC + BiFPN x 1": ("detection.head=htc", "detection.neck.name=bifpn"),
+    "HTC + BiFPN x 3": ("detection.head=htc", "detection.neck.name=bifpn", "detection.neck.repeats=3"),
+  },
 }
 _COLUMNS = (
-    "box_AP50", "box_AP", "box_AP_small", "box_AP_medium", "mask_AP50", "mask_AP", "mask_AP_small",
-    "mask_AP_medium")
+  "box_AP50",
+  "box_AP",
+  "box_AP_small",
+  "box_AP_medium",
+  "mask_AP50",
+  "mask_AP",
+  "mask_AP_small",
+  "mask_AP_medium",
+)
 
 
 def pycocotools_metrics(folder: pathlib.Path) -> dict[str, float]:
@@ -67,8 +73,10 @@ def run(folder: pathlib.Path, options: Sequence[str]) -> dict[str, float]:
 
 def _main(argv: list[str]) -> None:
   del argv
-  rows = [f"| {_STUDY.value} | seed | " + " | ".join(_COLUMNS) + " | minutes |",
-          "|---|---|" + "---|" * (len(_COLUMNS) + 1)]
+  rows = [
+    f"| {_STUDY.value} | seed | " + " | ".join(_COLUMNS) + " | minutes |",
+    "|---|---|" + "---|" * (len(_COLUMNS) + 1),
+  ]
   for number, variant, changes in study_lib.chosen(_STUDIES[_STUDY.value]):
     found = []
     for seed in _SEEDS.value:
@@ -89,8 +97,8 @@ def _row(variant: str, seed: str, metrics: dict[str, float]) -> str:
 
 def _write(rows: list[str]) -> None:
   study_lib.write(
-      f"experiments/demo_seeds.py --study={_STUDY.value}", rows,
-      ", each metric equal to pycocotools' to 1e-9")
+    f"experiments/demo_seeds.py --study={_STUDY.value}", rows, ", each metric equal to pycocotools' to 1e-9"
+  )
 
 
 if __name__ == "__main__":

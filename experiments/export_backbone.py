@@ -9,8 +9,7 @@ The accuracy printed is that of the written file, rounding included, under the r
 import logging
 import sys
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from flax import nnx
 import jax
 import ml_collections
@@ -19,10 +18,9 @@ import numpy as np
 
 import frozen_vision
 from frozen_vision.runs import checkpoints as checkpoint
-from frozen_vision.training import evaluation
-from frozen_vision.training import loop
-from frozen_vision.training import step as train_step
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.training import evaluation, loop
+from frozen_vision.training import step as train_step
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -39,13 +37,13 @@ def export(config: ml_collections.ConfigDict, workdir: str, out: str, dtype: str
   with checkpoint.Checkpoints(workdir) as checkpoints:
     state, meta = checkpoints.restore({part: model.trainable}, partial=True)
   module = nnx.merge(model.graphdef, state[part], model.frozen)
-  frozen_vision.save_backbone(
-      module.backbone, out, name=config.backbone.name, dtype=np.dtype(dtype))
+  frozen_vision.save_backbone(module.backbone, out, name=config.backbone.name, dtype=np.dtype(dtype))
   module.backbone = frozen_vision.load_backbone(out)
   graphdef, parameters, rest = nnx.split(module, nnx.Param, ...)
   predict = jax.jit(train_step.make_predict_step(task, graphdef, frozen_pass=False))
   metrics, _, _ = evaluation.evaluate(
-      task, lambda batch: predict(parameters, rest, train_step.device_batch(batch)))
+    task, lambda batch: predict(parameters, rest, train_step.device_batch(batch))
+  )
   return {"step": meta["step"], **metrics}
 
 

@@ -8,18 +8,17 @@ The other run reads it with --config.detection.init.path=o365.safetensors.
 
 import pathlib
 
-from absl import app
-from absl import flags
+from absl import app, flags
+from flax import nnx
 import ml_collections
 from ml_collections import config_flags
-from flax import nnx
 import numpy as np
 
-from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.freezing import partition
-from frozen_vision.training import loop
 from frozen_vision.heads import files
+from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
@@ -34,8 +33,9 @@ def export(config: ml_collections.ConfigDict, workdir: str, out: str) -> tuple[i
     state, meta = checkpoints.restore({part: model.trainable}, partial=True)
   module = nnx.merge(model.graphdef, state[part], model.frozen)
   arrays = {
-      name: np.asarray(leaf, np.float32)
-      for name, leaf in partition.flatten(nnx.state(module, nnx.Param)).items() if name.startswith(files.PARTS)
+    name: np.asarray(leaf, np.float32)
+    for name, leaf in partition.flatten(nnx.state(module, nnx.Param)).items()
+    if name.startswith(files.PARTS)
   }
   source = f"step {meta['step']} of {pathlib.Path(workdir).name}, {config.detection.head}, {part}"
   return meta["step"], files.save(out, arrays, source=source)

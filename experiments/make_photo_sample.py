@@ -21,26 +21,26 @@ LONG_SIDE = 320
 QUALITY = 85
 # COCO's `license` ids whose images may be redistributed here: name and text of the licence.
 ALLOWED = {
-    4: ("CC BY 2.0", "https://creativecommons.org/licenses/by/2.0/"),
-    7: ("No known copyright restrictions", "https://www.flickr.com/commons/usage/"),
+  4: ("CC BY 2.0", "https://creativecommons.org/licenses/by/2.0/"),
+  7: ("No known copyright restrictions", "https://www.flickr.com/commons/usage/"),
 }
 # (split, COCO image id): people, animals, vehicles, food, furniture; near and far; one in grey.
 CHOSEN = (
-    ("train2017", 204805),
-    ("train2017", 234748),
-    ("train2017", 352257),
-    ("train2017", 358083),
-    ("train2017", 458756),
-    ("train2017", 491525),
-    ("train2017", 516008),
-    ("val2017", 126107),
-    ("val2017", 160012),
-    ("val2017", 165518),
-    ("val2017", 214753),
-    ("val2017", 377575),
-    ("val2017", 423617),
-    ("val2017", 475678),
-    ("val2017", 519208),
+  ("train2017", 204805),
+  ("train2017", 234748),
+  ("train2017", 352257),
+  ("train2017", 358083),
+  ("train2017", 458756),
+  ("train2017", 491525),
+  ("train2017", 516008),
+  ("val2017", 126107),
+  ("val2017", 160012),
+  ("val2017", 165518),
+  ("val2017", 214753),
+  ("val2017", 377575),
+  ("val2017", 423617),
+  ("val2017", 475678),
+  ("val2017", 519208),
 )
 OUTPUT = pathlib.Path(__file__).resolve().parent.parent / "frozen_vision" / "data" / "detection" / "photos"
 
@@ -51,8 +51,7 @@ def scaled_annotation(annotation: dict, old: dict, width: int, height: int) -> d
   segmentation = annotation["segmentation"]
   if isinstance(segmentation, list):
     scaled = [
-        [round(x * (sx if i % 2 == 0 else sy), 2) for i, x in enumerate(polygon)]
-        for polygon in segmentation
+      [round(x * (sx if i % 2 == 0 else sy), 2) for i, x in enumerate(polygon)] for polygon in segmentation
     ]
   else:
     if isinstance(segmentation["counts"], list):
@@ -64,10 +63,10 @@ def scaled_annotation(annotation: dict, old: dict, width: int, height: int) -> d
     scaled = dict(size=[height, width], counts=rle["counts"].decode("ascii"))
   x, y, w, h = annotation["bbox"]
   return {
-      **annotation,
-      "segmentation": scaled,
-      "bbox": [round(v, 2) for v in (x * sx, y * sy, w * sx, h * sy)],
-      "area": round(annotation["area"] * sx * sy, 2),
+    **annotation,
+    "segmentation": scaled,
+    "bbox": [round(v, 2) for v in (x * sx, y * sy, w * sx, h * sy)],
+    "area": round(annotation["area"] * sx * sy, 2),
   }
 
 
@@ -76,8 +75,8 @@ def main() -> None:
   parser.add_argument("--coco", type=pathlib.Path, required=True, help="folder in COCO's layout")
   coco = parser.parse_args().coco
   sources = {
-      split: json.loads((coco / "annotations" / f"instances_{split}.json").read_text())
-      for split in ("train2017", "val2017")
+    split: json.loads((coco / "annotations" / f"instances_{split}.json").read_text())
+    for split in ("train2017", "val2017")
   }
   shutil.rmtree(OUTPUT, ignore_errors=True)
   (OUTPUT / "images").mkdir(parents=True)
@@ -86,9 +85,9 @@ def main() -> None:
     record = next(i for i in sources[split]["images"] if i["id"] == image_id)
     if record["license"] not in ALLOWED or not record.get("flickr_url"):
       raise ValueError(
-          f"image {image_id} of {split}: license {record['license']}, flickr_url "
-          f"{record.get('flickr_url')!r}; expected a license of {sorted(ALLOWED)} and a URL. "
-          "Remove it from CHOSEN."
+        f"image {image_id} of {split}: license {record['license']}, flickr_url "
+        f"{record.get('flickr_url')!r}; expected a license of {sorted(ALLOWED)} and a URL. "
+        "Remove it from CHOSEN."
       )
     with Image.open(coco / split / record["file_name"]) as file:
       image = file.convert("RGB")
@@ -98,31 +97,29 @@ def main() -> None:
     width, height = (round(side * scale) for side in image.size)
     # A fresh save drops EXIF, thumbnails and other metadata of the original.
     image.resize((width, height), Image.Resampling.LANCZOS).save(
-        OUTPUT / "images" / record["file_name"], quality=QUALITY, optimize=True
+      OUTPUT / "images" / record["file_name"], quality=QUALITY, optimize=True
     )
     keys = ("id", "file_name", "license", "flickr_url", "coco_url", "date_captured")
     images.append({key: record[key] for key in keys} | dict(width=width, height=height))
     annotations += [
-        scaled_annotation(a, record, width, height)
-        for a in sources[split]["annotations"]
-        if a["image_id"] == image_id
+      scaled_annotation(a, record, width, height)
+      for a in sources[split]["annotations"]
+      if a["image_id"] == image_id
     ]
     name, url = ALLOWED[record["license"]]
     rows.append(
-        f"| `{record['file_name']}` | {image_id} ({split}) | <{record['flickr_url']}> "
-        f"| [{name}]({url}) | shrunk to {width}x{height} |"
+      f"| `{record['file_name']}` | {image_id} ({split}) | <{record['flickr_url']}> "
+      f"| [{name}]({url}) | shrunk to {width}x{height} |"
     )
   licenses = [item for item in sources["train2017"]["licenses"] if item["id"] in ALLOWED]
   info = dict(
-      description="Photographs from COCO 2017, shrunk, with annotations scaled; see ATTRIBUTION.md",
-      url="https://cocodataset.org",
-      contributor="COCO Consortium (annotations, CC BY 4.0)",
-      version="1",
+    description="Photographs from COCO 2017, shrunk, with annotations scaled; see ATTRIBUTION.md",
+    url="https://cocodataset.org",
+    contributor="COCO Consortium (annotations, CC BY 4.0)",
+    version="1",
   )
   categories = sources["train2017"]["categories"]
-  data = dict(
-      info=info, licenses=licenses, images=images, annotations=annotations, categories=categories
-  )
+  data = dict(info=info, licenses=licenses, images=images, annotations=annotations, categories=categories)
   (OUTPUT / "instances.json").write_text(json.dumps(data, separators=(",", ":")) + "\n")
   (OUTPUT / "ATTRIBUTION.md").write_text(ATTRIBUTION.format(rows="\n".join(rows)))
 

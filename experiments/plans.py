@@ -16,18 +16,17 @@ import subprocess
 import sys
 import time
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
 from experiments import tables
+from frozen_vision.backbones import families
 from frozen_vision.backbones.swinv2 import folded as fold
+from frozen_vision.devices import sharding
 from frozen_vision.freezing import partition
 from frozen_vision.planning import machines
-from frozen_vision.devices import sharding
-from frozen_vision.backbones import families
 
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:8x8", "v5p:4x4x4", "v6e:4x4"], "Slices.")
 _ONLY = flags.DEFINE_list("only", [], "Rows of the table by name; all if empty.")
@@ -39,15 +38,21 @@ _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, i
 _WINDOWS = "--config.backbone.overrides.window_sizes=({0},{0},{0},{0})"
 # By name: what it is, and the command's options.
 ROWS = {
-    "htc": ("HTC, 1536 px, window 32", ["--config=configs/coco_htc.py:swinv2_g"]),
-    "mask2former_640": (
-        "Mask2Former, 640 px, window 40", ["--config=configs/ade20k_mask2former.py:swinv2_g"]),
-    "mask2former_896": ("Mask2Former, 896 px, window 56", [
-        "--config=configs/ade20k_mask2former.py:swinv2_g", "--config.segmentation.frame=(896,896)",
-        _WINDOWS.format(56)]),
-    "video_8": ("Video Swin, 8 frames of 384 px", [
-        "--config=configs/kinetics_video_swin.py:swinv2_g", "--config.action.frames=8"]),
-    "video_16": ("Video Swin, 16 frames of 384 px", ["--config=configs/kinetics_video_swin.py:swinv2_g"]),
+  "htc": ("HTC, 1536 px, window 32", ["--config=configs/coco_htc.py:swinv2_g"]),
+  "mask2former_640": ("Mask2Former, 640 px, window 40", ["--config=configs/ade20k_mask2former.py:swinv2_g"]),
+  "mask2former_896": (
+    "Mask2Former, 896 px, window 56",
+    [
+      "--config=configs/ade20k_mask2former.py:swinv2_g",
+      "--config.segmentation.frame=(896,896)",
+      _WINDOWS.format(56),
+    ],
+  ),
+  "video_8": (
+    "Video Swin, 8 frames of 384 px",
+    ["--config=configs/kinetics_video_swin.py:swinv2_g", "--config.action.frames=8"],
+  ),
+  "video_16": ("Video Swin, 16 frames of 384 px", ["--config=configs/kinetics_video_swin.py:swinv2_g"]),
 }
 # Beside --topologies, the smallest slice: fine-tuning must be told not to fit.
 _SMALL = ("htc", "v5e:2x2")
@@ -57,9 +62,15 @@ def command(name: str, topology: str, folder: pathlib.Path) -> list[str]:
   """What plans one row."""
   devices = math.prod(int(side) for side in topology.split(":")[1].split("x"))
   return [
-      "python", "-m", "frozen_vision.main", *ROWS[name][1],
-      f"--config.batch_size={devices * _PER_CHIP.value}", "--mode=plan", f"--topology={topology}",
-      f"--workdir={folder}"]
+    "python",
+    "-m",
+    "frozen_vision.main",
+    *ROWS[name][1],
+    f"--config.batch_size={devices * _PER_CHIP.value}",
+    "--mode=plan",
+    f"--topology={topology}",
+    f"--workdir={folder}",
+  ]
 
 
 def plans() -> None:
@@ -78,8 +89,10 @@ def plans() -> None:
 def table() -> str:
   """Of all plans in --workdir: made with what, rows, commands."""
   rows = [
-      "| slice | head and input | what trains | frozen | trained | optimizer | batch | temporaries | other "
-      "| total | of | fits | TFLOP a step | step at 40% MFU | compiled in |", "|---" * 15 + "|"]
+    "| slice | head and input | what trains | frozen | trained | optimizer | batch | temporaries | other "
+    "| total | of | fits | TFLOP a step | step at 40% MFU | compiled in |",
+    "|---" * 15 + "|",
+  ]
   commands, versions = [], set()
   topologies = [*dict.fromkeys([*_TOPOLOGIES.default, *_TOPOLOGIES.value, _SMALL[1]])]
   for name, topology in [(name, topology) for topology in topologies for name in ROWS]:
@@ -88,27 +101,56 @@ def table() -> str:
       continue
     report = json.loads(path.read_text())
     versions |= set(report["versions"].items())
-    commands.append(" ".join(
-        _quoted(part) for part in command(name, topology, pathlib.Path("/tmp/plan"))))
+    commands.append(" ".join(_quoted(part) for part in command(name, topology, pathlib.Path("/tmp/plan"))))
     for what, part in (("head", report), ("everything", report["finetune"])):
       parts = part["bytes_per_device"]
-      size = lambda *keys: f"{sum(parts[key] for key in keys) / 2**30:.2f}"
+
+      def size(*keys):
+        return f"{sum(parts[key] for key in keys) / 2**30:.2f}"
+
       memory = report["device_memory_bytes"]
       fits = "yes" if part["fits"] else f"**no**, {(parts['total'] - memory) / 2**30:.2f} too much"
-      rows.append("| " + " | ".join([
-          topology, ROWS[name][0], what, size("frozen_weights"), size("trained_parameters"),
-          size("optimizer"), size("batch"), size("temporaries"), size("layout", "program"), size("total"),
-          f"{memory / 2**30:.2f}", fits, f"{part['model_flops_per_step'] / 1e12:,.0f}",
-          f"{part['step_seconds']:.2f} s",
-          f"{part['compile_seconds']:.0f} s"]) + " |")
-  return "\n".join([
+      rows.append(
+        "| "
+        + " | ".join(
+          [
+            topology,
+            ROWS[name][0],
+            what,
+            size("frozen_weights"),
+            size("trained_parameters"),
+            size("optimizer"),
+            size("batch"),
+            size("temporaries"),
+            size("layout", "program"),
+            size("total"),
+            f"{memory / 2**30:.2f}",
+            fits,
+            f"{part['model_flops_per_step'] / 1e12:,.0f}",
+            f"{part['step_seconds']:.2f} s",
+            f"{part['compile_seconds']:.0f} s",
+          ]
+        )
+        + " |"
+      )
+  return "\n".join(
+    [
       f"Made by `experiments/plans.py` with {', '.join(' '.join(pair) for pair in sorted(versions))}; "
-      "compiled on a CPU, never run.", "",
+      "compiled on a CPU, never run.",
+      "",
       f"GiB per chip, {_PER_CHIP.value} image or clip a chip, bfloat16 frozen weights spread over all chips. "
       "`everything`: the same step with all parameters training in float32, blocks scanned and computed "
       "again on the way back. Of a step that does not fit the compiler says the total only: what the "
-      "arguments do not explain stands under temporaries.", "",
-      *rows, "", "```sh", *commands, "```", ""])
+      "arguments do not explain stands under temporaries.",
+      "",
+      *rows,
+      "",
+      "```sh",
+      *commands,
+      "```",
+      "",
+    ]
+  )
 
 
 def shares() -> str:
@@ -116,24 +158,37 @@ def shares() -> str:
   rows = ["| slice | chips | MiB per chip | an N-th of all | ratio |", "|---" * 5 + "|"]
   # Before anything else uses jax.
   slices = [machines.describe(f"v5e:{size}") for size in machines.CHIPS["v5e"].slices]
-  backbone = nnx.eval_shape(lambda: families.build_backbone(
-      "swinv2_g", window_size=16, pretrained_window_sizes=(12, 12, 12, 6), dtype=jnp.bfloat16,
-      rngs=nnx.Rngs(0)))
+  backbone = nnx.eval_shape(
+    lambda: families.build_backbone(
+      "swinv2_g",
+      window_size=16,
+      pretrained_window_sizes=(12, 12, 12, 6),
+      dtype=jnp.bfloat16,
+      rngs=nnx.Rngs(0),
+    )
+  )
+
   # Bits stand for bfloat16 on CPU alone.
-  dtype = lambda leaf: jnp.bfloat16 if leaf.dtype == jnp.uint16 else leaf.dtype
+  def dtype(leaf):
+    return jnp.bfloat16 if leaf.dtype == jnp.uint16 else leaf.dtype
+
   folded = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype(leaf)), fold.shapes(backbone, held_as="bfloat16"))
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype(leaf)), fold.shapes(backbone, held_as="bfloat16")
+  )
   graphdef, state = nnx.split(folded)
   whole = partition.num_bytes(state)
   for part in slices:
     count, mesh = len(part.devices), sharding.make_mesh(devices=part.devices)
     placed = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state,
-        sharding.frozen_shardings(state, mesh))
+      lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+      state,
+      sharding.frozen_shardings(state, mesh),
+    )
     image = jax.ShapeDtypeStruct((count, 256, 256, 3), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
     forward = jax.jit(
-        lambda state, images: nnx.merge(graphdef, state)(images)[-1].sum(),
-        out_shardings=sharding.replicated(mesh))
+      lambda state, images: nnx.merge(graphdef, state)(images)[-1].sum(),
+      out_shardings=sharding.replicated(mesh),
+    )
     started = time.perf_counter()
     with jax.set_mesh(mesh):
       compiled = forward.lower(placed, image).compile()
@@ -141,12 +196,20 @@ def shares() -> str:
     held = compiled.memory_analysis().argument_size_in_bytes - image_bytes
     share = whole / count
     rows.append(
-        f"| {part.name} | {count} | {held / 2**20:,.1f} | {share / 2**20:,.1f} | {held / share:.3f} |")
+      f"| {part.name} | {count} | {held / 2**20:,.1f} | {share / 2**20:,.1f} | {held / share:.3f} |"
+    )
     print(rows[-1], f"compiled in {time.perf_counter() - started:.0f} s", flush=True)
-  return "\n".join([
-      f"Made by `experiments/plans.py --shares` with {tables.versions()}; compiled on a CPU, never run.", "",
+  return "\n".join(
+    [
+      f"Made by `experiments/plans.py --shares` with {tables.versions()}; compiled on a CPU, never run.",
+      "",
       "Arguments of the compiled forward pass of a frozen SwinV2-G (bfloat16, window 16, 256 px, one image a "
-      "chip), without the image.", "", *rows, ""])
+      "chip), without the image.",
+      "",
+      *rows,
+      "",
+    ]
+  )
 
 
 def _folder(name: str, topology: str) -> pathlib.Path:

@@ -7,16 +7,15 @@ Norms that end residual branches are one, so that no block is the identity.
 
 import zlib
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from frozen_vision.freezing import partition
 from frozen_vision.backbones import families
 from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.files import tensors
+from frozen_vision.freezing import partition
 
 _NAME = flags.DEFINE_string("name", "swinv2_g", "Row of the table of variants.")
 _WINDOW = flags.DEFINE_integer("window", 16, "Window of all stages.")
@@ -39,9 +38,11 @@ def main(argv: list[str]) -> None:
   config = families.backbone_config(_NAME.value, window_size=_WINDOW.value)
   module = nnx.eval_shape(lambda: swinv2.SwinV2(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
   leaves = {
-      path: tensors.LazyTensor(
-          leaf.shape, np.dtype(np.float32), lambda path=path, leaf=leaf: _draw(path, leaf.shape))
-      for path, leaf in partition.flatten(nnx.state(module, nnx.Param)).items()}
+    path: tensors.LazyTensor(
+      leaf.shape, np.dtype(np.float32), lambda path=path, leaf=leaf: _draw(path, leaf.shape)
+    )
+    for path, leaf in partition.flatten(nnx.state(module, nnx.Param)).items()
+  }
   # bfloat16 has the range of float32 and half its size on disk.
   fingerprint = families.write_leaves(leaves, _OUT.value, name=_NAME.value, config=config, dtype=jnp.bfloat16)
   count = sum(np.prod(leaf.shape) for leaf in leaves.values())

@@ -13,8 +13,7 @@ and Mask2Former on a random frozen backbone, in seeds 0 and 1, evaluated on its 
 import json
 import pathlib
 
-from absl import app
-from absl import flags
+from absl import app, flags
 import numpy as np
 from PIL import Image
 
@@ -25,13 +24,13 @@ _DATA = flags.DEFINE_string("data", "camvid", "Folder with meta.json, train and 
 _SEEDS = flags.DEFINE_list("seeds", None, "Seeds; by default 0,1,2 (scenes) or 0,1 (camvid).")
 
 _VARIANTS_OF = {
-    "scenes": {"Mask2Former": ("segmentation.head=mask2former",)},
-    "camvid": {
-        "Mask2Former": ("segmentation.head=mask2former",),
-        "UPerNet": ("segmentation.head=upernet",),
-        "linear": ("segmentation.head=linear",),
-        "Mask2Former, random backbone": ("segmentation.head=mask2former", "backbone.weights=random"),
-    },
+  "scenes": {"Mask2Former": ("segmentation.head=mask2former",)},
+  "camvid": {
+    "Mask2Former": ("segmentation.head=mask2former",),
+    "UPerNet": ("segmentation.head=upernet",),
+    "linear": ("segmentation.head=linear",),
+    "Mask2Former, random backbone": ("segmentation.head=mask2former", "backbone.weights=random"),
+  },
 }
 _COLUMNS = ("mIoU", "mean_accuracy", "pixel_accuracy")
 
@@ -72,8 +71,10 @@ def _main(argv: list[str]) -> None:
       values = " | ".join(f"{metrics[name]:.3f}" for name in _COLUMNS)
       rows.append(f"| {variant} | {seed} | {values} | {metrics['minutes']:.1f} |")
       study_lib.write(
-          f"experiments/segmentation_runs.py --study={study}", rows,
-          ", each class's IoU recomputed from the written label images to 1e-9" * (study == "scenes"))
+        f"experiments/segmentation_runs.py --study={study}",
+        rows,
+        ", each class's IoU recomputed from the written label images to 1e-9" * (study == "scenes"),
+      )
 
 
 if __name__ == "__main__":

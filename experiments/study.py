@@ -7,8 +7,7 @@ import subprocess
 import sys
 import time
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 from experiments import tables
 from frozen_vision.planning import machines
@@ -31,8 +30,10 @@ def chosen(variants: Mapping[str, Sequence[str]]) -> list[tuple[int, str, Sequen
   if unknown:
     raise app.UsageError(f"--variants has {unknown}; known: {sorted(variants)}.")
   return [
-      (number, name, options) for number, (name, options) in enumerate(variants.items())
-      if not _VARIANTS.value or name in _VARIANTS.value]
+    (number, name, options)
+    for number, (name, options) in enumerate(variants.items())
+    if not _VARIANTS.value or name in _VARIANTS.value
+  ]
 
 
 def run(config: str, folder: pathlib.Path, options: Iterable[str], metric: str) -> dict[str, float]:
@@ -49,9 +50,18 @@ def run(config: str, folder: pathlib.Path, options: Iterable[str], metric: str) 
   """
   started = time.perf_counter()
   subprocess.run(
-      [sys.executable, "-m", "frozen_vision.main", f"--config={config}", f"--workdir={folder}",
-       *(f"--config.{option}" for option in options), *(f"--{option}" for option in _OPTIONS.value)],
-      cwd=_REPOSITORY, check=True)
+    [
+      sys.executable,
+      "-m",
+      "frozen_vision.main",
+      f"--config={config}",
+      f"--workdir={folder}",
+      *(f"--config.{option}" for option in options),
+      *(f"--{option}" for option in _OPTIONS.value),
+    ],
+    cwd=_REPOSITORY,
+    check=True,
+  )
   minutes = (time.perf_counter() - started) / 60
   lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
   last = [line for line in lines if f"eval/{metric}" in line][-1]
@@ -69,7 +79,8 @@ def write(made_by: str, rows: Sequence[str], more: str = "") -> None:
   """
   with_options = f", with {' '.join(_OPTIONS.value)}" if _OPTIONS.value else ""
   text = (
-      f"Made by `{made_by}`{with_options}; minutes are those of the whole command on {machines.processor()}"
-      f"{more}.\n\n" + "\n".join(rows) + "\n")
+    f"Made by `{made_by}`{with_options}; minutes are those of the whole command on {machines.processor()}"
+    f"{more}.\n\n" + "\n".join(rows) + "\n"
+  )
   tables.write(text, _OUT.value)
   print(rows[-1], flush=True)

@@ -19,10 +19,10 @@ import importlib.util
 from typing import Any, TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from frozen_vision.backbones.families import build_backbone, load_backbone, normalise, save_backbone
   from frozen_vision.backbones.base import FeatureSpec
-  from frozen_vision.config import load_config
+  from frozen_vision.backbones.families import build_backbone, load_backbone, normalise, save_backbone
   from frozen_vision.backbones.swinv2.folded import fold as fold_backbone
+  from frozen_vision.config import load_config
   from frozen_vision.freezing.partition import partition
   from frozen_vision.heads.htc.config import cascade_mask_rcnn, HTCConfig, mask_rcnn
   from frozen_vision.heads.htc.htc import HTC
@@ -39,35 +39,58 @@ if TYPE_CHECKING:
   from frozen_vision.training.loop import train as run_training
 
 __all__ = [
-    "AttentiveHead", "AverageHead", "BiFPN", "FPN", "FeatureSpec", "HTC", "HTCConfig", "LinearConfig",
-    "LinearHead", "Mask2Former", "Mask2FormerConfig", "Predictor", "UPerNet", "UPerNetConfig",
-    "VideoSwinHead", "VideoSwinHeadConfig", "build_backbone", "build_neck", "cascade_mask_rcnn",
-    "fold_backbone", "load_backbone", "load_config", "mask_rcnn", "normalise", "partition", "run_evaluation",
-    "run_training", "save_backbone",
+  "AttentiveHead",
+  "AverageHead",
+  "BiFPN",
+  "FPN",
+  "FeatureSpec",
+  "HTC",
+  "HTCConfig",
+  "LinearConfig",
+  "LinearHead",
+  "Mask2Former",
+  "Mask2FormerConfig",
+  "Predictor",
+  "UPerNet",
+  "UPerNetConfig",
+  "VideoSwinHead",
+  "VideoSwinHeadConfig",
+  "build_backbone",
+  "build_neck",
+  "cascade_mask_rcnn",
+  "fold_backbone",
+  "load_backbone",
+  "load_config",
+  "mask_rcnn",
+  "normalise",
+  "partition",
+  "run_evaluation",
+  "run_training",
+  "save_backbone",
 ]
 
 # Where each name comes from; the imports above say the same to type checkers and editors.
 _MODULES = {
-    "backbones.families": ("build_backbone", "load_backbone", "normalise", "save_backbone"),
-    "backbones.base": ("FeatureSpec",),
-    "config": ("load_config",),
-    "freezing.partition": ("partition",),
-    "heads.htc.config": ("HTCConfig", "cascade_mask_rcnn", "mask_rcnn"),
-    "heads.htc.htc": ("HTC",),
-    "heads.linear": ("LinearConfig", "LinearHead"),
-    "heads.mask2former.config": ("Mask2FormerConfig",),
-    "heads.mask2former.mask2former": ("Mask2Former",),
-    "heads.upernet": ("UPerNet", "UPerNetConfig"),
-    "heads.video_swin": ("AttentiveHead", "AverageHead", "VideoSwinHead", "VideoSwinHeadConfig"),
-    "necks.bifpn": ("BiFPN",),
-    "necks.build": ("build_neck",),
-    "necks.fpn": ("FPN",),
-    "prediction.predictor": ("Predictor",),
+  "backbones.families": ("build_backbone", "load_backbone", "normalise", "save_backbone"),
+  "backbones.base": ("FeatureSpec",),
+  "config": ("load_config",),
+  "freezing.partition": ("partition",),
+  "heads.htc.config": ("HTCConfig", "cascade_mask_rcnn", "mask_rcnn"),
+  "heads.htc.htc": ("HTC",),
+  "heads.linear": ("LinearConfig", "LinearHead"),
+  "heads.mask2former.config": ("Mask2FormerConfig",),
+  "heads.mask2former.mask2former": ("Mask2Former",),
+  "heads.upernet": ("UPerNet", "UPerNetConfig"),
+  "heads.video_swin": ("AttentiveHead", "AverageHead", "VideoSwinHead", "VideoSwinHeadConfig"),
+  "necks.bifpn": ("BiFPN",),
+  "necks.build": ("build_neck",),
+  "necks.fpn": ("FPN",),
+  "prediction.predictor": ("Predictor",),
 }
 _SOURCES = {name: (module, name) for module, names in _MODULES.items() for name in names} | {
-    "fold_backbone": ("backbones.swinv2.folded", "fold"),
-    "run_evaluation": ("training.loop", "evaluate"),
-    "run_training": ("training.loop", "train"),
+  "fold_backbone": ("backbones.swinv2.folded", "fold"),
+  "run_evaluation": ("training.loop", "evaluate"),
+  "run_training": ("training.loop", "train"),
 }
 
 

@@ -10,19 +10,23 @@ from typing import Any
 
 import ml_collections
 
-from frozen_vision.training import optimizer
 from frozen_vision.tasks import common
-
+from frozen_vision.training import optimizer
 
 # Sections whose keys are checked by what they configure.
 _OPEN = (
-    "backbone.overrides", "detection.head_options", "segmentation.mask2former", "segmentation.upernet",
-    "segmentation.linear")
+  "backbone.overrides",
+  "detection.head_options",
+  "segmentation.mask2former",
+  "segmentation.upernet",
+  "segmentation.linear",
+)
 
 
 def base_config() -> ml_collections.ConfigDict:
   """A config with every option that the loops read; a task adds a section of its own."""
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       headline="",  # printed first
       task="",
       seed=0,
@@ -46,11 +50,12 @@ def base_config() -> ml_collections.ConfigDict:
       keep_checkpoints=2,
       pictures=8,  # examples shown after each evaluation
       tensorboard=True,  # also write TensorBoard events, if TensorFlow is installed
-  ))
+    )
+  )
 
 
 def load_config(
-    source: str | os.PathLike, changes: Mapping[str, Any] | None = None
+  source: str | os.PathLike, changes: Mapping[str, Any] | None = None
 ) -> ml_collections.ConfigDict:
   """A config file as the command line reads it.
 
@@ -94,8 +99,8 @@ def _set(config: ml_collections.ConfigDict, option: str, value: Any) -> None:
   if not isinstance(section, ml_collections.ConfigDict) or not (is_open or last in section):
     close = difflib.get_close_matches(option, _paths(config), n=1)
     raise ValueError(
-        f"config.{option}: there is no such option"
-        + (f"; did you mean config.{close[0]}?" if close else "."))
+      f"config.{option}: there is no such option" + (f"; did you mean config.{close[0]}?" if close else ".")
+    )
   if isinstance(section.get(last), ml_collections.ConfigDict):
     for key, part in dict(value).items():
       _set(config, f"{option}.{key}", part)
@@ -104,7 +109,7 @@ def _set(config: ml_collections.ConfigDict, option: str, value: Any) -> None:
     section[last] = value
   except TypeError as error:
     raise ValueError(
-        f"config.{option} is a {type(section[last]).__name__}, {section[last]!r}; {value!r} does not fit."
+      f"config.{option} is a {type(section[last]).__name__}, {section[last]!r}; {value!r} does not fit."
     ) from error
 
 
@@ -115,7 +120,10 @@ def check(config: ml_collections.ConfigDict, known: ml_collections.ConfigDict) -
     ValueError: lists every key that nothing reads and every key that is missing.
   """
   found, wanted = set(_paths(config)), set(_paths(known))
-  is_open = lambda key: any(f"{key}.".startswith(f"{name}.") for name in _OPEN)
+
+  def is_open(key):
+    return any(f"{key}.".startswith(f"{name}.") for name in _OPEN)
+
   unknown = sorted(key for key in found - wanted if not is_open(key))
   missing = sorted(key for key in wanted - found if key not in _OPEN)
   problems = []
@@ -125,8 +133,10 @@ def check(config: ml_collections.ConfigDict, known: ml_collections.ConfigDict) -
   problems += [f"missing {key}" for key in missing]
   if problems:
     raise ValueError(
-        "The config does not fit:\n  " + "\n  ".join(problems)
-        + "\nStart from frozen_vision.config.base_config() and the task's default_config().")
+      "The config does not fit:\n  "
+      + "\n  ".join(problems)
+      + "\nStart from frozen_vision.config.base_config() and the task's default_config()."
+    )
 
 
 def _paths(config: Any, prefix: str = "") -> list[str]:

@@ -20,9 +20,10 @@ import numpy as np
 import safetensors.numpy
 
 from frozen_vision.backbones import families
-from frozen_vision.backbones.swinv2 import checkpoint_windows as windows, checkpoints as swinv2
-from frozen_vision.heads.htc import checkpoints as mmdet
+from frozen_vision.backbones.swinv2 import checkpoint_windows as windows
+from frozen_vision.backbones.swinv2 import checkpoints as swinv2
 from frozen_vision.heads import files as head_weights
+from frozen_vision.heads.htc import checkpoints as mmdet
 
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
@@ -30,34 +31,53 @@ _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.b
 def main(arguments: Sequence[str] | None = None) -> None:
   """Converts, and prints what became of every key and the fingerprint."""
   parser = argparse.ArgumentParser(
-      prog="python -m frozen_vision.convert", description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    prog="python -m frozen_vision.convert",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument(
-      "source",
-      help=".pth or .safetensors of Microsoft, SimMIM, timm, transformers or torchvision; or of mmdet")
+    "source", help=".pth or .safetensors of Microsoft, SimMIM, timm, transformers or torchvision; or of mmdet"
+  )
   parser.add_argument("destination", help="the .safetensors file to write")
-  parser.add_argument("--head-of", choices=["mmdet"], help=(
+  parser.add_argument(
+    "--head-of",
+    choices=["mmdet"],
+    help=(
       "write the FPN, RPN and RoI heads of mmdet's HTC, Cascade Mask R-CNN or Mask R-CNN instead of a "
-      "backbone; no other option applies"))
+      "backbone; no other option applies"
+    ),
+  )
   parser.add_argument("--name", help="variant it must be, such as swinv2_b; inferred by default")
   parser.add_argument(
-      "--window", help="window, or one per stage (16,16,16,8); by default what the source tells")
+    "--window", help="window, or one per stage (16,16,16,8); by default what the source tells"
+  )
   parser.add_argument(
-      "--image-size", type=int,
-      help="image side it was trained at with --window: caps the window to the maps")
+    "--image-size", type=int, help="image side it was trained at with --window: caps the window to the maps"
+  )
   parser.add_argument("--pretrained-window", help="window of the pretraining, if it was another")
   parser.add_argument("--pretrained-image-size", type=int, help="image side of the pretraining")
   parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the weights in the file")
   parser.add_argument("--head", help="also write the classifier, to this .safetensors file")
-  parser.add_argument("--head-classes", help=(
+  parser.add_argument(
+    "--head-classes",
+    help=(
       "text file of class indices, one per line: only these rows of the classifier (such as the released "
-      "map22kto1k.txt)"))
+      "map22kto1k.txt)"
+    ),
+  )
   options = parser.parse_args(arguments)
   if options.head_classes and not options.head:
     parser.error("--head-classes needs --head")
   if options.head_of:
     others = (
-        "name", "window", "image_size", "pretrained_window", "pretrained_image_size", "head", "head_classes")
+      "name",
+      "window",
+      "image_size",
+      "pretrained_window",
+      "pretrained_image_size",
+      "head",
+      "head_classes",
+    )
     given = [name for name in others if getattr(options, name)] + ["dtype"] * (options.dtype != "float32")
     if given:
       parser.error(f"--head-of takes no --{given[0].replace('_', '-')}")
@@ -68,8 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.error("SOURCE and DESTINATION are the same file")
   overrides = {}
   for key, window, image_size in (
-      ("window_sizes", options.window, options.image_size),
-      ("pretrained_window_sizes", options.pretrained_window, options.pretrained_image_size)):
+    ("window_sizes", options.window, options.image_size),
+    ("pretrained_window_sizes", options.pretrained_window, options.pretrained_image_size),
+  ):
     if window:
       overrides[key] = _windows(parser, window, image_size)
   if options.window and options.image_size and not options.pretrained_window:
@@ -93,13 +114,19 @@ def _convert(options: argparse.Namespace, destination: pathlib.Path, overrides: 
     if options.head_classes:
       head = head.select([int(line) for line in pathlib.Path(options.head_classes).read_text().split()])
   fingerprint = families.write_leaves(
-      checkpoint.leaves, destination, name=checkpoint.name or "swinv2", config=checkpoint.config,
-      dtype=_DTYPES[options.dtype])
+    checkpoint.leaves,
+    destination,
+    name=checkpoint.name or "swinv2",
+    config=checkpoint.config,
+    dtype=_DTYPES[options.dtype],
+  )
   print(f"wrote {destination} ({destination.stat().st_size:,} bytes, {options.dtype})")
   if head is not None:
     safetensors.numpy.save_file(
-        {"kernel": np.ascontiguousarray(head.kernel), "bias": head.bias}, options.head,
-        metadata={"backbone": fingerprint})
+      {"kernel": np.ascontiguousarray(head.kernel), "bias": head.bias},
+      options.head,
+      metadata={"backbone": fingerprint},
+    )
     print(f"wrote {options.head}: a classifier of {head.bias.size} classes")
   print(f"fingerprint {fingerprint}")
 

@@ -39,8 +39,8 @@ import numpy as np
 import safetensors.flax
 
 from frozen_vision.prediction import predictor as predict
-from frozen_vision.runs import state_leaves
 from frozen_vision.prediction import trained_head
+from frozen_vision.runs import state_leaves
 from frozen_vision.tasks import semantic_inference
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -49,8 +49,11 @@ _logger = logging.getLogger(__name__)
 
 
 def export(
-    predictor: predict.Predictor, path: str | pathlib.Path, *, batch_size: int = 1,
-    platforms: Sequence[str] = PLATFORMS,
+  predictor: predict.Predictor,
+  path: str | pathlib.Path,
+  *,
+  batch_size: int = 1,
+  platforms: Sequence[str] = PLATFORMS,
 ) -> dict[str, Any]:
   """Writes `path`, the program, and `path.safetensors`, its weights; see the module.
 
@@ -72,14 +75,15 @@ def export(
   function, weights, meta = program(predictor)
   shape = (batch_size, *meta["image_shape"])
   abstract = (
-      {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()},
-      jax.ShapeDtypeStruct(shape, np.uint8), jax.ShapeDtypeStruct((batch_size, 2), np.int32))
+    {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()},
+    jax.ShapeDtypeStruct(shape, np.uint8),
+    jax.ShapeDtypeStruct((batch_size, 2), np.int32),
+  )
   exported = jax.export.export(jax.jit(function, keep_unused=True), platforms=tuple(platforms))(*abstract)
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   meta |= {"images": list(shape), "platforms": list(platforms)}
-  safetensors.flax.save_file(
-      weights, f"{path}.safetensors", metadata={"frozen_vision": json.dumps(meta)})
+  safetensors.flax.save_file(weights, f"{path}.safetensors", metadata={"frozen_vision": json.dumps(meta)})
   path.write_bytes(exported.serialize())
   return meta
 
@@ -92,14 +96,16 @@ def program(predictor: predict.Predictor) -> tuple[Any, dict[str, jax.Array], di
   """
   if len(predictor.passes) != 1:
     raise ValueError(
-        "An exported program has one backbone pass, and these heads have several; export them one by one, or "
-        "give image_size if only their frames differ:\n" + predictor.describe())
+      "An exported program has one backbone pass, and these heads have several; export them one by one, or "
+      "give image_size if only their frames differ:\n" + predictor.describe()
+    )
   heads = predictor.passes[0].heads
   for head in heads:
     if head.extra_views or not head.takes_features:
       raise ValueError(
-          f"{head.name} looks at several views or windows of an image, an exported program at the whole of "
-          "it once; give image_size.")
+        f"{head.name} looks at several views or windows of an image, an exported program at the whole of "
+        "it once; give image_size."
+      )
   flat, trees = {}, {}
   for head in heads:
     state = {"trainable": head.trainable, "frozen": head.frozen}
@@ -113,8 +119,9 @@ def program(predictor: predict.Predictor) -> tuple[Any, dict[str, jax.Array], di
 
   def function(weights: Mapping[str, jax.Array], images: jax.Array, image_size: jax.Array) -> dict[str, Any]:
     states = {
-        name: jax.tree.unflatten(structure, [weights[key] for key in names])
-        for name, (names, structure) in trees.items()}
+      name: jax.tree.unflatten(structure, [weights[key] for key in names])
+      for name, (names, structure) in trees.items()
+    }
     batch = {"image": images, "clip": images, "image_size": image_size, "original_size": image_size}
     features = first.compute_features(states[first.name]["trainable"], states[first.name]["frozen"], batch)
     outputs = {}
@@ -129,10 +136,13 @@ def program(predictor: predict.Predictor) -> tuple[Any, dict[str, jax.Array], di
     return outputs
 
   meta = {
-      "heads": {
-          head.name: {"task": head.config.task, "classes": list(head.classes), "step": head.step}
-          for head in heads},
-      "view": first.view, "image_shape": list(shape)}
+    "heads": {
+      head.name: {"task": head.config.task, "classes": list(head.classes), "step": head.step}
+      for head in heads
+    },
+    "view": first.view,
+    "image_shape": list(shape),
+  }
   return function, flat, meta
 
 
@@ -144,8 +154,9 @@ def _weight_name(path: str, head: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
-      prog="python -m frozen_vision.export",
-      description="Writes a backbone with its heads as a program that runs without this package.")
+    prog="python -m frozen_vision.export",
+    description="Writes a backbone with its heads as a program that runs without this package.",
+  )
   parser.add_argument("--workdir", action="append", required=True, metavar="[NAME=]RUN",
                       help="workdir of a run; several heads may share a backbone")  # fmt: skip
   parser.add_argument("--out", required=True, help="the program; its weights go to OUT.safetensors")
@@ -159,17 +170,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
   try:
     size = tuple(int(side) for side in options.image_size.split(",") if side)
     predictor = predict.Predictor(
-        options.backbone, trained_head.named(options.workdir),
-        image_size=size[0] if len(size) == 1 else size or None, best=options.best)
+      options.backbone,
+      trained_head.named(options.workdir),
+      image_size=size[0] if len(size) == 1 else size or None,
+      best=options.best,
+    )
     meta = export(
-        predictor, options.out, batch_size=options.batch_size, platforms=options.platforms.split(","))
+      predictor, options.out, batch_size=options.batch_size, platforms=options.platforms.split(",")
+    )
   except (OSError, ValueError) as error:
     parser.exit(1, f"Error: {error}\n")
   _logger.info("%s", predictor.describe())
   size = pathlib.Path(options.out).stat().st_size
   _logger.info(
-      "%s: %.2f MB of program for %s, images %s; %s.safetensors: weights.", options.out, size / 1e6,
-      ", ".join(meta["platforms"]), meta["images"], options.out)
+    "%s: %.2f MB of program for %s, images %s; %s.safetensors: weights.",
+    options.out,
+    size / 1e6,
+    ", ".join(meta["platforms"]),
+    meta["images"],
+    options.out,
+  )
 
 
 if __name__ == "__main__":

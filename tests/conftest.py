@@ -7,8 +7,10 @@ import pytest
 # Compiling dominates the time of runs at toy size: half of it is LLVM's optimisation, which toy sizes do not
 # need, and most programs of a module are the same.
 _OPTIONS = dict(
-    jax_disable_most_optimizations=True, jax_persistent_cache_min_compile_time_secs=0.0,
-    jax_persistent_cache_min_entry_size_bytes=-1)
+  jax_disable_most_optimizations=True,
+  jax_persistent_cache_min_compile_time_secs=0.0,
+  jax_persistent_cache_min_entry_size_bytes=-1,
+)
 
 
 @pytest.fixture(scope="session")
@@ -34,4 +36,5 @@ def quick_compilation(cache_folder):
 def quick_environment(cache_folder):
   """Environment variables that do the same for child processes."""
   return {name.upper(): str(value) for name, value in _OPTIONS.items()} | {
-      "JAX_COMPILATION_CACHE_DIR": str(cache_folder)}
+    "JAX_COMPILATION_CACHE_DIR": str(cache_folder)
+  }

@@ -19,6 +19,6 @@ def uniform(seed: int, name: str, shape) -> np.ndarray:
 def state_dict(spec: dict) -> dict[str, np.ndarray]:
   """All weights of a golden `.json`: {state-dict name: array in PyTorch layout}."""
   return {
-      name: values(spec["seed"], name, entry["shape"], entry["scale"], entry["offset"])
-      for name, entry in spec["state_dict"].items()
+    name: values(spec["seed"], name, entry["shape"], entry["scale"], entry["offset"])
+    for name, entry in spec["state_dict"].items()
   }

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import optax
 
-from frozen_vision.freezing import partition
 from frozen_vision.devices import sharding
+from frozen_vision.freezing import partition
+from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 from frozen_vision.training import step as step_lib
-from frozen_vision.tasks import build as tasks_build
 from tests import tiny
 
 MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
@@ -53,30 +53,40 @@ def main(task_name: str, head: str = "") -> None:
       on_mesh = sharding.put_batch(batch, mesh)
       new, scalars = jax.jit(step, out_shardings=(layout, whole))(state, placed.frozen, on_mesh)
       predictions = jax.jit(predict, out_shardings=sharding.batch_sharding(mesh))(
-          state["trainable"], placed.frozen, sharding.put_batch(example, mesh))
-      rois = jax.jit(_selected_rois(task, model), out_shardings=whole)(
-          state["trainable"], placed.frozen, on_mesh) if task_name == "detection" else {}
-    held = sum(
-        leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed.frozen))
+        state["trainable"], placed.frozen, sharding.put_batch(example, mesh)
+      )
+      rois = (
+        jax.jit(_selected_rois(task, model), out_shardings=whole)(state["trainable"], placed.frozen, on_mesh)
+        if task_name == "detection"
+        else {}
+      )
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed.frozen))
     return dict(
-        scalars=scalars, updated=partition.flatten(new["trainable"]),
-        gradients=partition.flatten(new["opt_state"][0].trace), predictions=predictions, rois=rois,
-        frozen_bytes={"held": np.array(held)})
+      scalars=scalars,
+      updated=partition.flatten(new["trainable"]),
+      gradients=partition.flatten(new["opt_state"][0].trace),
+      predictions=predictions,
+      rois=rois,
+      frozen_bytes={"held": np.array(held)},
+    )
 
-  to_host = lambda tree: jax.tree.map(np.asarray, tree)
+  def to_host(tree):
+    return jax.tree.map(np.asarray, tree)
+
   wanted = to_host(run(sharding.make_mesh(1, 1, jax.devices()[:1]), "all"))
   report = {}
   for sizes in MESHES:
     over = "model" if sizes == (2, 4) else "all"
     found = to_host(run(sharding.make_mesh(*sizes), over))
     report[f"{sizes[0]}x{sizes[1]}"] = dict(
-        scalars=_difference(found["scalars"], wanted["scalars"]),
-        updated=_difference(found["updated"], wanted["updated"]),
-        gradients=_difference(found["gradients"], wanted["gradients"]),
-        predictions=_difference(found["predictions"], wanted["predictions"]),
-        rois_equal=all(np.array_equal(found["rois"][name], value) for name, value in wanted["rois"].items()),
-        num_rois=int(sum(np.sum(value) for name, value in wanted["rois"].items() if name == "positive")),
-        frozen_share=float(found["frozen_bytes"]["held"] / wanted["frozen_bytes"]["held"]))
+      scalars=_difference(found["scalars"], wanted["scalars"]),
+      updated=_difference(found["updated"], wanted["updated"]),
+      gradients=_difference(found["gradients"], wanted["gradients"]),
+      predictions=_difference(found["predictions"], wanted["predictions"]),
+      rois_equal=all(np.array_equal(found["rois"][name], value) for name, value in wanted["rois"].items()),
+      num_rois=int(sum(np.sum(value) for name, value in wanted["rois"].items() if name == "positive")),
+      frozen_share=float(found["frozen_bytes"]["held"] / wanted["frozen_bytes"]["held"]),
+    )
   print(json.dumps(report))
 
 
@@ -90,8 +100,11 @@ def _selected_rois(task, model):
     features = module.neck(task.frozen_features(module, batch))
     head = module.head
     proposals = head.rpn.proposals(
-        head.rpn(features), batch["image_size"], pre_nms=head.config.train_pre_nms,
-        count=head.config.train_proposals)
+      head.rpn(features),
+      batch["image_size"],
+      pre_nms=head.config.train_pre_nms,
+      count=head.config.train_proposals,
+    )
     box_key, _ = jax.random.split(jax.random.fold_in(roi_key, 0))
     samples = head._sample(box_key, 0, proposals.boxes, proposals.valid, head._truth(batch))
     # Coordinates come from sums of floating point numbers: the indices of what was chosen are exact.

@@ -71,18 +71,21 @@ def store(path: pathlib.Path) -> None:
       outputs = []
       if entry["printed"]:
         outputs.append(
-            dict(output_type="stream", name="stdout", text=entry["printed"].splitlines(keepends=True)))
+          dict(output_type="stream", name="stdout", text=entry["printed"].splitlines(keepends=True))
+        )
       if entry["picture"]:
         picture, file = Image.open(pathlib.Path(out, entry["picture"])).convert("RGB"), io.BytesIO()
         picture.save(file, format="JPEG", quality=85)
         entry["data"] = {
-            "image/jpeg": base64.b64encode(file.getvalue()).decode(),
-            "text/plain": [f"<picture of {picture.width} x {picture.height} pixels>"]}
+          "image/jpeg": base64.b64encode(file.getvalue()).decode(),
+          "text/plain": [f"<picture of {picture.width} x {picture.height} pixels>"],
+        }
       elif entry["text"] is not None:
         entry["data"] = {"text/plain": entry["text"].splitlines(keepends=True)}
       if "data" in entry:
         outputs.append(
-            dict(output_type="execute_result", execution_count=count, metadata={}, data=entry["data"]))
+          dict(output_type="execute_result", execution_count=count, metadata={}, data=entry["data"])
+        )
       cell.update(execution_count=count, outputs=outputs)
   path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
@@ -92,5 +95,8 @@ if __name__ == "__main__":
   if folder == "--store":
     store(pathlib.Path(notebook))
   else:
-    run(pathlib.Path(notebook), pathlib.Path(folder), {
-        name: ast.literal_eval(value) for name, _, value in (text.partition("=") for text in assignments)})
+    run(
+      pathlib.Path(notebook),
+      pathlib.Path(folder),
+      {name: ast.literal_eval(value) for name, _, value in (text.partition("=") for text in assignments)},
+    )

@@ -9,9 +9,9 @@ import jax
 import pytest
 
 from frozen_vision import config as config_lib
-from frozen_vision.freezing import partition as freeze
 from frozen_vision.backbones import families
 from frozen_vision.backbones.base import FeatureSpec
+from frozen_vision.freezing import partition as freeze
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
 from frozen_vision.tasks import build as tasks_build
@@ -78,12 +78,15 @@ def test_open_sections_are_checked_by_what_they_configure():
     tasks_build.build_task(config).build_model()
 
 
-@pytest.mark.parametrize("key, value, message", [
+@pytest.mark.parametrize(
+  "key, value, message",
+  [
     ("task", "detektion", "'detektion'; known: action, classification, detection, segmentation"),
     ("detection.data", "coko", "'coko'; known: scenes, photos, coco, files, prepared"),
     ("detection.head", "rcnn", "'rcnn'; known: .*mask_rcnn"),
     ("backbone.name", "swinv2_x", "Unknown backbone 'swinv2_x'; known: .*swinv2_nano"),
-])
+  ],
+)
 def test_unknown_names_list_the_known_ones(key, value, message):
   config = tiny.detection()
   config.update_from_flattened_dict({key: value})
@@ -120,7 +123,10 @@ def test_the_models_of_the_giant_recipes(variant, monkeypatch):
   monkeypatch.setattr(detection, "_open_sources", lambda *_, **__: [_Source(categories)] * 2)
   task = detection.DetectionTask(config)
   graphdef, trainable, frozen = freeze.partition(nnx.eval_shape(task.build_model), tuple(config.trainable))
-  count = lambda state: sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e6
+
+  def count(state):
+    return sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e6
+
   if variant.endswith("finetune"):
     assert count(trainable) > 3000 and not count(frozen)
     assert freeze.flatten(trainable)["neck/attention/qkv/kernel"].shape == (4096, 3 * 4096)
@@ -134,13 +140,21 @@ def test_the_models_of_the_giant_recipes(variant, monkeypatch):
   n = config.detection.max_objects
   shape = jax.ShapeDtypeStruct
   batch = dict(
-      image_size=shape((1, 2), "int32"), boxes=shape((1, n, 4), "float32"), labels=shape((1, n), "int32"),
-      valid=shape((1, n), "bool"), masks=shape((1, n, height, width // 8), "uint8"))
+    image_size=shape((1, 2), "int32"),
+    boxes=shape((1, n, 4), "float32"),
+    labels=shape((1, n), "int32"),
+    valid=shape((1, n), "bool"),
+    masks=shape((1, n, height, width // 8), "uint8"),
+  )
   features = tuple(
-      shape((1, height // stride, width // stride, 128 * stride), "bfloat16") for stride in (4, 8, 16, 32))
+    shape((1, height // stride, width // stride, 128 * stride), "bfloat16") for stride in (4, 8, 16, 32)
+  )
   if variant.startswith("objects"):
     del batch["masks"]
-  loss = lambda *state: task.loss(nnx.merge(graphdef, *state[:2]), *state[2:], jax.random.key(0), None)
+
+  def loss(*state):
+    return task.loss(nnx.merge(graphdef, *state[:2]), *state[2:], jax.random.key(0), None)
+
   value, scalars = jax.eval_shape(loss, trainable, frozen, batch, features)
   assert value.shape == () and ("stage2_mask" in scalars) == ("masks" in batch)
 
@@ -176,8 +190,11 @@ def test_a_config_file_is_read_as_by_the_command_line():
   path = _ROOT / "configs" / "coco_htc.py"
   assert config_lib.load_config(path).to_dict() == _load("coco_htc").get_config().to_dict()
   changes = {
-      "optimizer.learning_rate": 5e-4, "detection.frame": (64, 96), "detection.neck": dict(channels=16),
-      "detection.head_options.with_masks": False}
+    "optimizer.learning_rate": 5e-4,
+    "detection.frame": (64, 96),
+    "detection.neck": dict(channels=16),
+    "detection.head_options.with_masks": False,
+  }
   config = config_lib.load_config(f"{path}:photos", changes)
   assert config.detection.data == "photos" and config.optimizer.learning_rate == 5e-4
   assert tuple(config.detection.frame) == (64, 96) and config.detection.head_options.with_masks is False
@@ -186,7 +203,9 @@ def test_a_config_file_is_read_as_by_the_command_line():
     config.stpes = 3
 
 
-@pytest.mark.parametrize("source, changes, error, message", [
+@pytest.mark.parametrize(
+  "source, changes, error, message",
+  [
     ("absent.py", {}, FileNotFoundError, "absent.py: no such file"),
     ("README.md", {}, ValueError, "README.md: expected a Python file"),
     ("frozen_vision/ops/mirror.py", {}, ValueError, "expected a function get_config"),
@@ -195,7 +214,8 @@ def test_a_config_file_is_read_as_by_the_command_line():
     ("configs/coco_htc.py", {"detection.frme": (1, 1)}, ValueError, "did you mean config.detection.frame"),
     ("configs/coco_htc.py", {"steps.more": 3}, ValueError, "config.steps.more: there is no such option"),
     ("configs/coco_htc.py", {"steps": "many"}, ValueError, "config.steps is a int, 500; 'many' does not fit"),
-])
+  ],
+)
 def test_what_load_config_refuses(source, changes, error, message):
   with pytest.raises(error, match=message):
     config_lib.load_config(_ROOT / source, changes)

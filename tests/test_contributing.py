@@ -33,8 +33,20 @@ def test_what_it_says_of_a_file_is_in_it():
       assert re.search(rf"\b{name}\b", (_ROOT / path).read_text()), (path, name)
   assert len(rows) > 5
   for name in (
-      "build_model", "frozen_features", "loss", "predict", "train_batches", "eval_batches", "evaluator",
-      "pictures", "write_results", "eval_transform", "blank_example", "phase_at", "layer_of"):
+    "build_model",
+    "frozen_features",
+    "loss",
+    "predict",
+    "train_batches",
+    "eval_batches",
+    "evaluator",
+    "pictures",
+    "write_results",
+    "eval_transform",
+    "blank_example",
+    "phase_at",
+    "layer_of",
+  ):
     assert hasattr(base.Task, name) and f"`{name}" in _TEXT, name
 
 
@@ -48,11 +60,13 @@ def test_the_example_is_a_head_of_segmentation():
   known = fv.LinearHead(specs, linear.LinearConfig(5), rngs=nnx.Rngs(0))
   rng = np.random.default_rng(0)
   features = [
-      jnp.asarray(rng.standard_normal((2, 32 // s.stride, 32 // s.stride, s.channels)), "float32")
-      for s in specs]
+    jnp.asarray(rng.standard_normal((2, 32 // s.stride, 32 // s.stride, s.channels)), "float32")
+    for s in specs
+  ]
   batch = {"labels": jnp.asarray(rng.integers(0, 5, (2, 32, 32)))}
   (losses, metrics), (wanted, wanted_metrics) = (
-      h.losses(features, batch, jax.random.key(0)) for h in (head, known))
+    h.losses(features, batch, jax.random.key(0)) for h in (head, known)
+  )
   assert losses.keys() == wanted.keys() and metrics.keys() == wanted_metrics.keys()
   # Against optax on logits that jax.image brings to the labels' size.
   full = jax.image.resize(head(features), (2, 32, 32, 5), "linear")

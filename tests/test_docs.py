@@ -17,11 +17,24 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 def test_the_documentation_builds_without_a_warning(tmp_path):
   site = tmp_path / "site"
   result = subprocess.run(
-      [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", "docs/mkdocs.yml", "--site-dir",
-       site],
-      cwd=_ROOT, env={**os.environ, "PYTHONPATH": str(_ROOT)}, stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True, timeout=600)
+    [
+      sys.executable,
+      "-m",
+      "mkdocs",
+      "build",
+      "--strict",
+      "--config-file",
+      "docs/mkdocs.yml",
+      "--site-dir",
+      site,
+    ],
+    cwd=_ROOT,
+    env={**os.environ, "PYTHONPATH": str(_ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=600,
+  )
   assert result.returncode == 0 and "WARNING" not in result.stdout, result.stdout
   package = pathlib.Path(fv.__file__).parent
   for path in package.rglob("*.py"):
@@ -33,7 +46,11 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
   # Arguments and what is raised are set as such, and links lead somewhere.
   text = (site / "modules/backbones/build.html").read_text()
   for wanted in (
-      "Parameters:", "Raises:", "FileNotFoundError", "frozen_vision.backbones.families.load_backbone"):
+    "Parameters:",
+    "Raises:",
+    "FileNotFoundError",
+    "frozen_vision.backbones.families.load_backbone",
+  ):
     assert wanted in text, wanted
   names = (site / "names.html").read_text()
   for name in fv.__all__:

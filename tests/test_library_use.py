@@ -22,8 +22,13 @@ def _python(*arguments, folder, environment=None):
   """What a fresh interpreter prints that knows the repository by PYTHONPATH only."""
   variables = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT), **(environment or {})}
   result = subprocess.run(
-      [sys.executable, *map(str, arguments)], cwd=folder, env=variables, capture_output=True, text=True,
-      timeout=600)
+    [sys.executable, *map(str, arguments)],
+    cwd=folder,
+    env=variables,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
   assert result.returncode == 0, result.stderr
   return result.stdout
 
@@ -56,17 +61,21 @@ def test_the_types_are_shipped():
 
 def test_importing_the_package_or_reading_data_imports_no_model(tmp_path):
   code = (
-      "import sys, frozen_vision; assert 'numpy' not in sys.modules; import frozen_vision.data.detection.coco; "
-      "print([name for name in ('jax', 'flax', 'tensorflow') if name in sys.modules])")
+    "import sys, frozen_vision; assert 'numpy' not in sys.modules; import frozen_vision.data.detection.coco; "
+    "print([name for name in ('jax', 'flax', 'tensorflow') if name in sys.modules])"
+  )
   assert _python("-c", code, folder=tmp_path).strip() == "[]"
 
 
-@pytest.mark.parametrize("name, message", [
+@pytest.mark.parametrize(
+  "name, message",
+  [
     ("lod_backbone", "no attribute 'lod_backbone'; did you mean load_backbone?"),
     ("train", "'train'; it is a module of its own: import frozen_vision.training.loop"),
     ("zzz", "no attribute 'zzz'; it has AttentiveHead, "),
     ("__wrapped__", "no attribute '__wrapped__'$"),
-])
+  ],
+)
 def test_an_unknown_name_says_what_there_is(name, message):
   # In this process other tests have imported the modules, which makes them attributes.
   with pytest.raises(AttributeError, match=message):

@@ -16,11 +16,10 @@ import numpy as np
 import pytest
 
 from frozen_vision.runs import checkpoints as checkpoint
-from frozen_vision.training import optimizer
 from frozen_vision.runs import state_leaves
-from frozen_vision.training import loop
-from frozen_vision.training import step as train_step
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.training import loop, optimizer
+from frozen_vision.training import step as train_step
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -34,8 +33,14 @@ def _start(*arguments, environment=None, **options):
   for name in ("TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"):
     variables.pop(name, None)
   return subprocess.Popen(
-      [sys.executable, "-m", "frozen_vision.main", *map(str, arguments)], cwd=_ROOT, env=variables,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    [sys.executable, "-m", "frozen_vision.main", *map(str, arguments)],
+    cwd=_ROOT,
+    env=variables,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    **options,
+  )
 
 
 @pytest.mark.slow
@@ -43,25 +48,31 @@ def test_errors_are_one_message_and_leave_nothing(tmp_path):
   demo, workdir = "--config=configs/coco_htc.py", f"--workdir={tmp_path}/run"
   absent = tmp_path / "coco"
   cases = {
-      ("--config=configs/coco_htc.py:swinv2_x", workdir): [
-          "no variant 'swinv2_x'", ":swinv2_t", ":swinv2_g"],
-      ("--config=configs/absent.py", workdir): ["configs/absent.py", "No such file"],
-      (demo, workdir, "--config.optimizer.learning_rat=1"): [
-          "--config.optimizer.learning_rat", 'Did you mean "learning_rate"'],
-      (demo, workdir, "--config.steps=many"): ["--config.steps=many"],
-      (demo, workdir, "--stepps=3"): ["Unknown command line flag 'stepps'"],
-      (demo,): ["--workdir"],
-      (demo + ":swinv2_b", workdir, f"--config.detection.root={absent}"): [
-          f"config.detection.root: {absent} does not exist", "cocodataset.org",
-          "--config.detection.root=FOLDER"],
-      # With data that is there, it is the weights that are missing.
-      (demo + ":swinv2_b", workdir, "--config.detection.data=photos",
-       f"--config.backbone.weights={tmp_path}/b.safetensors"): [
-           f"config.backbone.weights: {tmp_path}/b.safetensors does not exist",
-           "--config.backbone.weights="],
-      ("--config=tests/tiny.py", workdir, "--config.trainable=('neck/.*','haed/.*')"): [
-          "pattern 'haed/.*' matches no parameter"],
-      ("--config=tests/tiny.py", workdir, "--mode=evaluate"): ["No checkpoint in"],
+    ("--config=configs/coco_htc.py:swinv2_x", workdir): ["no variant 'swinv2_x'", ":swinv2_t", ":swinv2_g"],
+    ("--config=configs/absent.py", workdir): ["configs/absent.py", "No such file"],
+    (demo, workdir, "--config.optimizer.learning_rat=1"): [
+      "--config.optimizer.learning_rat",
+      'Did you mean "learning_rate"',
+    ],
+    (demo, workdir, "--config.steps=many"): ["--config.steps=many"],
+    (demo, workdir, "--stepps=3"): ["Unknown command line flag 'stepps'"],
+    (demo,): ["--workdir"],
+    (demo + ":swinv2_b", workdir, f"--config.detection.root={absent}"): [
+      f"config.detection.root: {absent} does not exist",
+      "cocodataset.org",
+      "--config.detection.root=FOLDER",
+    ],
+    # With data that is there, it is the weights that are missing.
+    (
+      demo + ":swinv2_b",
+      workdir,
+      "--config.detection.data=photos",
+      f"--config.backbone.weights={tmp_path}/b.safetensors",
+    ): [f"config.backbone.weights: {tmp_path}/b.safetensors does not exist", "--config.backbone.weights="],
+    ("--config=tests/tiny.py", workdir, "--config.trainable=('neck/.*','haed/.*')"): [
+      "pattern 'haed/.*' matches no parameter"
+    ],
+    ("--config=tests/tiny.py", workdir, "--mode=evaluate"): ["No checkpoint in"],
   }
 
   def run(arguments):
@@ -109,7 +120,8 @@ def _state(workdir):
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   tx = optimizer.build(
-      config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of)
+    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of
+  )
   state = train_step.init_state(model.trainable, tx, seed=config.seed, ema=True)
   with checkpoint.Checkpoints(workdir) as checkpoints:
     state, meta = checkpoints.restore(state)
@@ -126,8 +138,7 @@ def test_kill_9_at_random_moments(tmp_path, quick_compilation, quick_environment
   environment = quick_environment | dict([marker.split("=", 1)])
   command = ["--config=tests/tiny.py", f"--config.loader.workers={workers}"]
   whole, killed = tmp_path / "whole", tmp_path / "killed"
-  process = _start(
-      *command, "--config.loader.workers=0", f"--workdir={whole}", environment=environment)
+  process = _start(*command, "--config.loader.workers=0", f"--workdir={whole}", environment=environment)
   output = process.communicate(timeout=300)[0]
   assert process.returncode == 0, output
   assert "Traceback" not in output
@@ -170,9 +181,17 @@ def test_kill_9_at_random_moments(tmp_path, quick_compilation, quick_environment
   # Every step is logged once, with the same loss.
   losses = [tiny.metrics(workdir)["train/loss"] for workdir in (whole, killed)]
   assert losses[0] == losses[1] and [step for step, _ in losses[0]] == list(range(1, 41))
-  scores = [json.dumps({key: value for key, value in tiny.metrics(workdir).items()
-                        if key.startswith("eval/") and "per_second" not in key}, sort_keys=True)
-            for workdir in (whole, killed)]
+  scores = [
+    json.dumps(
+      {
+        key: value
+        for key, value in tiny.metrics(workdir).items()
+        if key.startswith("eval/") and "per_second" not in key
+      },
+      sort_keys=True,
+    )
+    for workdir in (whole, killed)
+  ]
   assert scores[0] == scores[1]
 
 
@@ -182,8 +201,7 @@ def test_ctrl_c_saves_and_ends_workers(tmp_path, quick_environment):
   marker = f"FROZEN_VISION_TEST={tmp_path}"
   environment = quick_environment | dict([marker.split("=", 1)])
   command = ["--config=tests/tiny.py", f"--workdir={tmp_path}/run", "--config.checkpoint_every=1000"]
-  process = _start(
-      *command, "--config.loader.workers=1", environment=environment, start_new_session=True)
+  process = _start(*command, "--config.loader.workers=1", environment=environment, start_new_session=True)
   output = ""
   for line in process.stdout:
     output += line
@@ -195,8 +213,7 @@ def test_ctrl_c_saves_and_ends_workers(tmp_path, quick_environment):
   stopped = re.search(r"Stopped by SIGINT; step (\d+) is saved and the same command continues", output)
   assert stopped and "Traceback" not in output, output
   assert _wait_for(lambda: not _marked(marker)), "processes are left behind"
-  process = _start(
-      *command, "--config.tensorboard=True", "--config.pictures=1", environment=environment)
+  process = _start(*command, "--config.tensorboard=True", "--config.pictures=1", environment=environment)
   output = process.communicate(timeout=300)[0]
   assert process.returncode == 0 and f"Continuing from step {stopped[1]} in" in output, output
   # The first line says what runs; every line is the run's own, none of a library's.

@@ -19,18 +19,39 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FOLDER = _ROOT / "experiments" / "notebooks"
 _NAMES = ("modules", "own_data", "quick_start")
 _SMALL_HEAD = {
-    f"detection.head_options.{name}": value for name, value in dict(
-        rpn_channels=8, train_pre_nms=20, train_proposals=10, test_pre_nms=20, test_proposals=10,
-        roi_samples=8, fc_channels=8, mask_channels=8, mask_convs=1, max_detections=10).items()}
+  f"detection.head_options.{name}": value
+  for name, value in dict(
+    rpn_channels=8,
+    train_pre_nms=20,
+    train_proposals=10,
+    test_pre_nms=20,
+    test_proposals=10,
+    roi_samples=8,
+    fc_channels=8,
+    mask_channels=8,
+    mask_convs=1,
+    max_detections=10,
+  ).items()
+}
 
 
 def _run(name, folder, environment, **parameters):
   """What every code cell showed."""
   result = subprocess.run(
-      [sys.executable, "tests/notebook.py", str(_FOLDER / f"{name}.ipynb"), str(folder),
-       *(f"{key}={value!r}" for key, value in parameters.items())],
-      cwd=_ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT), **environment},
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
+    [
+      sys.executable,
+      "tests/notebook.py",
+      str(_FOLDER / f"{name}.ipynb"),
+      str(folder),
+      *(f"{key}={value!r}" for key, value in parameters.items()),
+    ],
+    cwd=_ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT), **environment},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=900,
+  )
   assert result.returncode == 0, result.stdout
   return json.loads((folder / "cells.json").read_text())
 
@@ -38,7 +59,8 @@ def _run(name, folder, environment, **parameters):
 def _pictures(cells, folder):
   """The pictures that were shown, each more than one colour."""
   pictures = [
-      np.asarray(Image.open(folder / cell["picture"]).convert("RGB")) for cell in cells if cell["picture"]]
+    np.asarray(Image.open(folder / cell["picture"]).convert("RGB")) for cell in cells if cell["picture"]
+  ]
   for picture in pictures:
     assert min(picture.shape[:2]) > 60 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
   return pictures
@@ -47,12 +69,18 @@ def _pictures(cells, folder):
 @pytest.mark.slow
 def test_quick_start(tmp_path, quick_environment):
   changes = {
-      "batch_size": 2, "eval_batch_size": 2, "segmentation.head": "linear", "segmentation.frame": (64, 64),
-      "segmentation.eval_frame": (64, 64), "segmentation.short_sides": (64,),
-      "segmentation.scenes.image_size": 64,
-      "segmentation.scenes.validation_images": 2}
+    "batch_size": 2,
+    "eval_batch_size": 2,
+    "segmentation.head": "linear",
+    "segmentation.frame": (64, 64),
+    "segmentation.eval_frame": (64, 64),
+    "segmentation.short_sides": (64,),
+    "segmentation.scenes.image_size": 64,
+    "segmentation.scenes.validation_images": 2,
+  }
   cells = _run(
-      "quick_start", tmp_path, quick_environment, STEPS=2, WORKDIR=str(tmp_path / "run"), CHANGES=changes)
+    "quick_start", tmp_path, quick_environment, STEPS=2, WORKDIR=str(tmp_path / "run"), CHANGES=changes
+  )
   assert len(_pictures(cells, tmp_path)) == 2
   printed = "".join(cell["printed"] for cell in cells)
   assert "FeatureSpec(stride=4, channels=32)" in printed and "Segmentation: 20,000 training" in printed
@@ -63,10 +91,17 @@ def test_quick_start(tmp_path, quick_environment):
 @pytest.mark.slow
 def test_own_data(tmp_path, quick_environment):
   changes = {
-      "batch_size": 2, "eval_batch_size": 2, "detection.head": "mask_rcnn", "detection.neck.channels": 8,
-      "detection.frame": (64, 64), "detection.eval_frame": (64, 64), **_SMALL_HEAD}
+    "batch_size": 2,
+    "eval_batch_size": 2,
+    "detection.head": "mask_rcnn",
+    "detection.neck.channels": 8,
+    "detection.frame": (64, 64),
+    "detection.eval_frame": (64, 64),
+    **_SMALL_HEAD,
+  }
   cells = _run(
-      "own_data", tmp_path, quick_environment, STEPS=2, WORKDIR=str(tmp_path / "run"), CHANGES=changes)
+    "own_data", tmp_path, quick_environment, STEPS=2, WORKDIR=str(tmp_path / "run"), CHANGES=changes
+  )
   assert len(_pictures(cells, tmp_path)) == 3
   printed = "".join(cell["printed"] for cell in cells)
   assert "12 training and 3 validation images, held out of one file" in printed

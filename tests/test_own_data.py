@@ -13,8 +13,7 @@ from pycocotools import cocoeval
 import pytest
 
 from frozen_vision.data.detection import coco
-from tests import paths
-from tests import tiny
+from tests import paths, tiny
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # COCO's category -> another name and id; neither in COCO's order nor close together.
@@ -39,23 +38,36 @@ def own_data(tmp_path_factory):
     if row["id"] in image_ids:
       name = f"Straße {chosen.index(row['id'])}.jpg"
       shutil.copy(source / "train2017" / row["file_name"], folder / name)
-      images.append(dict(
-          id=image_ids[row["id"]], file_name=name, height=row["height"], width=row["width"]))
+      images.append(dict(id=image_ids[row["id"]], file_name=name, height=row["height"], width=row["width"]))
   rows = [
-      {**row, "id": 5000 - place, "image_id": image_ids[row["image_id"]],
-       "category_id": _CATEGORIES[row["category_id"]][0]}
-      for place, row in enumerate(row for row in annotations if row["image_id"] in image_ids)]
+    {
+      **row,
+      "id": 5000 - place,
+      "image_id": image_ids[row["image_id"]],
+      "category_id": _CATEGORIES[row["category_id"]][0],
+    }
+    for place, row in enumerate(row for row in annotations if row["image_id"] in image_ids)
+  ]
   path = folder.parent / "mine.json"
-  path.write_text(json.dumps(dict(
-      images=images, annotations=rows,
-      categories=[dict(id=identity, name=name) for identity, name in _CATEGORIES.values()])))
+  path.write_text(
+    json.dumps(
+      dict(
+        images=images,
+        annotations=rows,
+        categories=[dict(id=identity, name=name) for identity, name in _CATEGORIES.values()],
+      )
+    )
+  )
   return path, folder
 
 
 def test_held_out_images_stay_held_out_as_the_file_grows(own_data):
   source = coco.load_coco(*own_data)
   train, validation = coco.hold_out(source, 0.2, seed=0)
-  ids = lambda part: set(part.image_ids.tolist())
+
+  def ids(part):
+    return set(part.image_ids.tolist())
+
   assert len(train) == 8 and len(validation) == 2
   assert not ids(train) & ids(validation) and ids(train) | ids(validation) == ids(source)
   assert train.categories == validation.categories == source.categories
@@ -78,10 +90,14 @@ def test_what_cannot_be_held_out(own_data):
 
 def _run(*arguments, environment):
   process = subprocess.run(
-      [sys.executable, "-m", "frozen_vision.main", "--config=configs/coco_htc.py:files", *arguments],
-      cwd=_ROOT,
-      env={**os.environ, "JAX_PLATFORMS": "cpu", **environment}, stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT, text=True, timeout=900)
+    [sys.executable, "-m", "frozen_vision.main", "--config=configs/coco_htc.py:files", *arguments],
+    cwd=_ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=900,
+  )
   assert process.returncode == 0, process.stdout
   return process.stdout
 
@@ -91,17 +107,35 @@ def test_two_paths_train_and_evaluate(own_data, tmp_path, quick_environment):
   annotations, images = own_data
   workdir = tmp_path / "run"
   arguments = [
-      f"--workdir={workdir}", f"--config.detection.train.annotations={annotations}",
-      f"--config.detection.train.images={images}"]
+    f"--workdir={workdir}",
+    f"--config.detection.train.annotations={annotations}",
+    f"--config.detection.train.images={images}",
+  ]
   head = dict(
-      rpn_channels=8, train_pre_nms=20, train_proposals=10, test_pre_nms=20, test_proposals=10, roi_samples=8,
-      fc_channels=8, mask_channels=8, mask_convs=1, max_detections=10)
+    rpn_channels=8,
+    train_pre_nms=20,
+    train_proposals=10,
+    test_pre_nms=20,
+    test_proposals=10,
+    roi_samples=8,
+    fc_channels=8,
+    mask_channels=8,
+    mask_convs=1,
+    max_detections=10,
+  )
   arguments += [f"--config.detection.head_options.{name}={value}" for name, value in head.items()]
   small = {
-      "steps": 2, "batch_size": 2, "log_every": 1, "tensorboard": False, "pictures": 1,
-      "optimizer.warmup_steps": 1,
-      "detection.head": "mask_rcnn", "detection.neck.channels": 8, "detection.frame": (64, 64),
-      "detection.eval_frame": (64, 64)}
+    "steps": 2,
+    "batch_size": 2,
+    "log_every": 1,
+    "tensorboard": False,
+    "pictures": 1,
+    "optimizer.warmup_steps": 1,
+    "detection.head": "mask_rcnn",
+    "detection.neck.channels": 8,
+    "detection.frame": (64, 64),
+    "detection.eval_frame": (64, 64),
+  }
   arguments += [f"--config.{name}={value}" for name, value in small.items()]
   output = _run(*arguments, environment=quick_environment)
   assert "8 training and 2 validation images, held out of one file, 4 classes" in output

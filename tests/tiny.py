@@ -16,8 +16,11 @@ from frozen_vision.tasks import segmentation as segmentation_task
 
 def get_config(task: str = "detection") -> ml_collections.ConfigDict:
   configs = {
-      "detection": detection, "classification": classification, "segmentation": segmentation,
-      "action": action}
+    "detection": detection,
+    "classification": classification,
+    "segmentation": segmentation,
+    "action": action,
+  }
   return configs[task]()
 
 
@@ -33,8 +36,12 @@ def backbone(config: ml_collections.ConfigDict) -> None:
   """A random SwinV2 of 0.1 M parameters, whose blocks are not the identity."""
   config.backbone.weights = "random"
   config.backbone.overrides = dict(
-      embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_sizes=(4, 4, 4, 2),
-      residual_norm_init=1.0)
+    embed_dim=8,
+    depths=(1, 1, 1, 1),
+    num_heads=(1, 2, 4, 8),
+    window_sizes=(4, 4, 4, 2),
+    residual_norm_init=1.0,
+  )
 
 
 def small_head(options: ml_collections.ConfigDict) -> None:
@@ -42,17 +49,35 @@ def small_head(options: ml_collections.ConfigDict) -> None:
   options.neck.update(dict(channels=8, levels=4))
   options.head = "mask_rcnn"
   options.head_options = dict(
-      anchor_scales=(4.0,), rpn_channels=8, train_pre_nms=20, train_proposals=10, test_pre_nms=20,
-      test_proposals=10, roi_samples=8, finest_scale=28.0, fc_channels=8, mask_channels=8,
-      mask_convs=1, max_detections=5)
+    anchor_scales=(4.0,),
+    rpn_channels=8,
+    train_pre_nms=20,
+    train_proposals=10,
+    test_pre_nms=20,
+    test_proposals=10,
+    roi_samples=8,
+    finest_scale=28.0,
+    fc_channels=8,
+    mask_channels=8,
+    mask_convs=1,
+    max_detections=5,
+  )
 
 
 def detection() -> ml_collections.ConfigDict:
   """Generated scenes of 64 px."""
   config = _base()
-  config.update(dict(
-      task="detection", steps=40, batch_size=2, eval_batch_size=2, log_every=1, checkpoint_every=5,
-      ema_decay=0.9))
+  config.update(
+    dict(
+      task="detection",
+      steps=40,
+      batch_size=2,
+      eval_batch_size=2,
+      log_every=1,
+      checkpoint_every=5,
+      ema_decay=0.9,
+    )
+  )
   config.optimizer.warmup_steps = 2
   config.detection = detection_task.default_config()
   options = config.detection
@@ -68,9 +93,18 @@ def detection() -> ml_collections.ConfigDict:
 def segmentation(head: str = "linear") -> ml_collections.ConfigDict:
   """Generated scenes of 64 px."""
   config = _base()
-  config.update(dict(
-      task="segmentation", trainable=("head/.*",), steps=4, batch_size=2, eval_batch_size=2, log_every=1,
-      checkpoint_every=2, ema_decay=0.9))
+  config.update(
+    dict(
+      task="segmentation",
+      trainable=("head/.*",),
+      steps=4,
+      batch_size=2,
+      eval_batch_size=2,
+      log_every=1,
+      checkpoint_every=2,
+      ema_decay=0.9,
+    )
+  )
   config.segmentation = segmentation_task.default_config()
   options = config.segmentation
   options.data = "scenes"
@@ -79,44 +113,89 @@ def segmentation(head: str = "linear") -> ml_collections.ConfigDict:
   options.short_sides = (48, 64, 80)
   options.head = head
   options.upernet.update(dict(channels=8, auxiliary_channels=8, norm_groups=4))
-  options.mask2former.update(dict(
-      hidden_dim=8, mask_dim=8, num_queries=8, num_points=32, num_heads=2, encoder_layers=1,
+  options.mask2former.update(
+    dict(
+      hidden_dim=8,
+      mask_dim=8,
+      num_queries=8,
+      num_points=32,
+      num_heads=2,
+      encoder_layers=1,
       encoder_ffn_dim=8,
-      decoder_layers=1, decoder_ffn_dim=8, norm_groups=2))
+      decoder_layers=1,
+      decoder_ffn_dim=8,
+      norm_groups=2,
+    )
+  )
   return config
 
 
 def action() -> ml_collections.ConfigDict:
   """Generated clips of 4 frames at 32 px."""
   config = _base()
-  config.update(dict(
-      task="action", trainable=("head/.*",), steps=4, batch_size=2, eval_batch_size=2, log_every=1,
-      checkpoint_every=2, ema_decay=0.9))
+  config.update(
+    dict(
+      task="action",
+      trainable=("head/.*",),
+      steps=4,
+      batch_size=2,
+      eval_batch_size=2,
+      log_every=1,
+      checkpoint_every=2,
+      ema_decay=0.9,
+    )
+  )
   config.action = action_task.default_config()
   options = config.action
   options.data = "clips"
   options.clips.update(dict(train_clips=50, validation_clips=7, frames=4))
   options.update(dict(frames=4, stride=1, image_size=32, crop_scale=(), flip=0.0, frames_per_pass=4))
-  options.video_swin.update(dict(
-      levels=(1, 2), channels=(8, 8), depths=(1, 1), head_channels=4, window_size=(2, 2, 2),
-      drop_path_rate=0.0, dropout=0.0))
+  options.video_swin.update(
+    dict(
+      levels=(1, 2),
+      channels=(8, 8),
+      depths=(1, 1),
+      head_channels=4,
+      window_size=(2, 2, 2),
+      drop_path_rate=0.0,
+      dropout=0.0,
+    )
+  )
   options.attentive.update(dict(levels=(2,), channels=8, num_heads=2))
   options.average.update(dict(levels=(2,)))
   return config
 
 
 def classification(
-    train: pathlib.Path | str = ".", validation: pathlib.Path | str = ".",
+  train: pathlib.Path | str = ".",
+  validation: pathlib.Path | str = ".",
 ) -> ml_collections.ConfigDict:
   """An image folder at 16 px, all parameters training, no mixing and no augmentation by chance."""
   config = _base()
-  config.update(dict(
-      task="classification", trainable=(".*",), steps=6, batch_size=4, eval_batch_size=4, log_every=2,
-      checkpoint_every=2))
+  config.update(
+    dict(
+      task="classification",
+      trainable=(".*",),
+      steps=6,
+      batch_size=4,
+      eval_batch_size=4,
+      log_every=2,
+      checkpoint_every=2,
+    )
+  )
   config.classification = classification_task.default_config()
-  config.classification.update(dict(
-      train=str(train), validation=str(validation), image_size=16, crop_padding=2,
-      rand_augment=dict(num_ops=0), erasing=0.0, mixup=0.0, cutmix=0.0))
+  config.classification.update(
+    dict(
+      train=str(train),
+      validation=str(validation),
+      image_size=16,
+      crop_padding=2,
+      rand_augment=dict(num_ops=0),
+      erasing=0.0,
+      mixup=0.0,
+      cutmix=0.0,
+    )
+  )
   return config
 
 

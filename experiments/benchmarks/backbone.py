@@ -29,8 +29,7 @@ import tempfile
 import time
 from typing import Any
 
-from absl import app
-from absl import flags
+from absl import app, flags
 import numpy as np
 import safetensors.numpy
 
@@ -75,18 +74,19 @@ def _import_timm() -> None:
   import torch
 
   try:
-    import torchvision
+    import torchvision  # noqa: F401
   except RuntimeError:
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
       library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define(
-        "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
-        "int sampling_ratio, bool aligned) -> Tensor")
+      "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
+      "int sampling_ratio, bool aligned) -> Tensor"
+    )
     _import_timm.library = library  # the operators live as long as it does
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
       del sys.modules[name]
-  import timm
+  import timm  # noqa: F401
 
 
 def _timm_model() -> Any:
@@ -97,8 +97,13 @@ def _timm_model() -> Any:
 
   config = families.backbone_config(_BACKBONE.value)
   return SwinTransformerV2(
-      img_size=_SIZE.value, window_size=_WINDOW.value, embed_dim=config.embed_dim, depths=config.depths,
-      num_heads=config.num_heads, num_classes=0).eval()
+    img_size=_SIZE.value,
+    window_size=_WINDOW.value,
+    embed_dim=config.embed_dim,
+    depths=config.depths,
+    num_heads=config.num_heads,
+    num_classes=0,
+  ).eval()
 
 
 def _backbone(folder: pathlib.Path) -> Any:
@@ -110,7 +115,8 @@ def _backbone(folder: pathlib.Path) -> Any:
   windows = tuple(min(_WINDOW.value, _SIZE.value // (4 * 2**stage)) for stage in range(4))
   # Without its name, H and G load without their extra norms, which timm does not have.
   backbone = families.load_backbone(
-      folder / "weights.safetensors", dtype=jnp.dtype(_DTYPE.value), window_sizes=windows)
+    folder / "weights.safetensors", dtype=jnp.dtype(_DTYPE.value), window_sizes=windows
+  )
   assert backbone.config.depths == config.depths and backbone.config.embed_dim == config.embed_dim
   return backbone
 
@@ -151,7 +157,8 @@ def _ours(folder: pathlib.Path, folded: bool) -> _Prepared:
   needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
   on_cpu = jax.devices()[0].platform == "cpu"
   return _Prepared(
-      lambda: jax.block_until_ready(program(weights, images)), seconds, None if on_cpu else lambda: needed)
+    lambda: jax.block_until_ready(program(weights, images)), seconds, None if on_cpu else lambda: needed
+  )
 
 
 def _flops(folder: pathlib.Path) -> int:
@@ -159,8 +166,8 @@ def _flops(folder: pathlib.Path) -> int:
   import jax
   import jax.numpy as jnp
 
-  from frozen_vision.planning import flops
   from frozen_vision.backbones.swinv2 import folded as fold
+  from frozen_vision.planning import flops
 
   image = jax.ShapeDtypeStruct((1, _SIZE.value, _SIZE.value, 3), jnp.float32)
   backbone = _backbone(folder)
@@ -199,10 +206,10 @@ def _timm(folder: pathlib.Path, compiled: bool) -> _Prepared:
 
 
 IMPLEMENTATIONS = {
-    "folded": ("ours, folded", lambda folder: _ours(folder, True)),
-    "unfolded": ("ours, as it trains", lambda folder: _ours(folder, False)),
-    "timm": ("timm, eager", lambda folder: _timm(folder, False)),
-    "timm_compiled": ("timm, torch.compile", lambda folder: _timm(folder, True)),
+  "folded": ("ours, folded", lambda folder: _ours(folder, True)),
+  "unfolded": ("ours, as it trains", lambda folder: _ours(folder, False)),
+  "timm": ("timm, eager", lambda folder: _timm(folder, False)),
+  "timm_compiled": ("timm, torch.compile", lambda folder: _timm(folder, True)),
 }
 
 
@@ -223,10 +230,20 @@ def median_interval(values: Any, confidence: float = 0.95) -> tuple[float, float
 def _memory(folder: pathlib.Path, name: str) -> float:
   """MB that one implementation takes at most while it runs, weights included; what libraries take is not."""
   out = subprocess.run(
-      [sys.executable, __file__, f"--memory_of={name}", f"--folder={folder}",
-       *(f"--{flag}={flags.FLAGS[flag].value}" for flag in (
-           "backbone", "image_size", "window", "batch", "dtype", "seed"))],
-      check=True, capture_output=True, text=True)
+    [
+      sys.executable,
+      __file__,
+      f"--memory_of={name}",
+      f"--folder={folder}",
+      *(
+        f"--{flag}={flags.FLAGS[flag].value}"
+        for flag in ("backbone", "image_size", "window", "batch", "dtype", "seed")
+      ),
+    ],
+    check=True,
+    capture_output=True,
+    text=True,
+  )
   return json.loads(out.stdout.splitlines()[-1])
 
 
@@ -236,7 +253,7 @@ def _report_memory() -> None:
   if _MEMORY_OF.value.startswith("timm"):
     _import_timm()  # so that what libraries take is in `before`
   else:
-    from frozen_vision.backbones.swinv2 import checkpoints
+    from frozen_vision.backbones.swinv2 import checkpoints  # noqa: F401
   before = _resident("VmRSS")
   prepared = IMPLEMENTATIONS[_MEMORY_OF.value][1](folder)
   prepared.run()
@@ -263,6 +280,7 @@ def _main(argv: list[str]) -> None:
   with tempfile.TemporaryDirectory() as folder:
     text = _compare(pathlib.Path(folder))
   from experiments import tables  # not before: it brings jax, which timm's memory does not count
+
   tables.publish(text, _OUT.value)
 
 
@@ -281,7 +299,8 @@ def _compare(folder: pathlib.Path) -> str:
     error = np.abs(output - wanted).max() / np.abs(wanted).max()
     if not error <= tolerance:
       raise ValueError(
-          f"{name} and {_RUN.value[-1]} differ by {error:.2g} of the largest output; nothing to compare.")
+        f"{name} and {_RUN.value[-1]} differ by {error:.2g} of the largest output; nothing to compare."
+      )
   seconds = {name: [] for name in _RUN.value}
   for turn in range(_ROUNDS.value):
     first = turn % len(_RUN.value)
@@ -294,7 +313,10 @@ def _compare(folder: pathlib.Path) -> str:
 
 
 def _table(
-    seconds: dict[str, list[float]], memory: dict[str, float], compile_s: dict[str, float], flops: int,
+  seconds: dict[str, list[float]],
+  memory: dict[str, float],
+  compile_s: dict[str, float],
+  flops: int,
 ) -> str:
   import jax
   import timm
@@ -304,8 +326,13 @@ def _table(
 
   images = _BATCH.value * _REPEATS.value
   theirs = [name for name in seconds if name.startswith("timm")]
-  header = ["images/s (median)", *(f"times {IMPLEMENTATIONS[name][0]} (95% interval)" for name in theirs),
-            "peak memory MB", "compile s", *(["MFU"] if _PEAK.value else [])]
+  header = [
+    "images/s (median)",
+    *(f"times {IMPLEMENTATIONS[name][0]} (95% interval)" for name in theirs),
+    "peak memory MB",
+    "compile s",
+    *(["MFU"] if _PEAK.value else []),
+  ]
   rows = ["| " + " | ".join(["implementation", *header]) + " |", "|---|" + "---|" * len(header)]
   for name, times in seconds.items():
     rate = images / np.median(times)
@@ -321,12 +348,14 @@ def _table(
   on_cpu = device.platform == "cpu"
   where = f"{os.cpu_count()} cores of {machines.processor()}" if on_cpu else device.device_kind
   return (
-      f"Made by `experiments/benchmarks/backbone.py`: {_BACKBONE.value}, {_SIZE.value} px, window "
-      f"{_WINDOW.value}, batch {_BATCH.value}, {_DTYPE.value}, {_ROUNDS.value} interleaved rounds of "
-      f"{_REPEATS.value} batches, "
-      f"{flops / 1e9:.1f} GFLOP of matrix products an image, on {where}; jax {jax.__version__}, "
-      f"torch {torch.__version__}, timm {timm.__version__}. Outputs were compared before the timing.\n\n"
-      + "\n".join(rows) + "\n")
+    f"Made by `experiments/benchmarks/backbone.py`: {_BACKBONE.value}, {_SIZE.value} px, window "
+    f"{_WINDOW.value}, batch {_BATCH.value}, {_DTYPE.value}, {_ROUNDS.value} interleaved rounds of "
+    f"{_REPEATS.value} batches, "
+    f"{flops / 1e9:.1f} GFLOP of matrix products an image, on {where}; jax {jax.__version__}, "
+    f"torch {torch.__version__}, timm {timm.__version__}. Outputs were compared before the timing.\n\n"
+    + "\n".join(rows)
+    + "\n"
+  )
 
 
 if __name__ == "__main__":

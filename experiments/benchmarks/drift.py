@@ -8,8 +8,7 @@ load_backbone knows, then of one backbone. The image is noise, or --image=FILE.
 
 import time
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -17,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from experiments import tables
+from frozen_vision.backbones import families
 from frozen_vision.backbones.swinv2 import folded as fold
 from frozen_vision.planning import machines
-from frozen_vision.backbones import families
 
 _BACKBONES = flags.DEFINE_list("backbones", ["swinv2_b", "swinv2_l"], "Rows of the table of variants.")
 _WEIGHTS = flags.DEFINE_string("weights", "random", "random, or what load_backbone takes.")
@@ -31,10 +30,10 @@ _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, i
 
 # name: arguments of fold
 FORMS = {
-    "weights bfloat16, computed in float32": dict(held_as="bfloat16"),
-    "weights and computation bfloat16": dict(dtype=jnp.bfloat16),
-    "weights int8, computed in float32": dict(held_as="int8"),
-    "weights int8, computed in bfloat16": dict(held_as="int8", dtype=jnp.bfloat16),
+  "weights bfloat16, computed in float32": dict(held_as="bfloat16"),
+  "weights and computation bfloat16": dict(dtype=jnp.bfloat16),
+  "weights int8, computed in float32": dict(held_as="int8"),
+  "weights int8, computed in bfloat16": dict(held_as="int8", dtype=jnp.bfloat16),
 }
 
 
@@ -49,11 +48,18 @@ def distance(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float, float
 def measure(name: str, images: jax.Array) -> list[tuple[str, int, float, float, float]]:
   """(form, stage, mean cosine, smallest cosine, relative error) of one backbone."""
   if _WEIGHTS.value == "random":
-    effective = lambda window: tuple(min(window, _SIZE.value // (4 * 2**stage)) for stage in range(4))
+
+    def effective(window):
+      return tuple(min(window, _SIZE.value // (4 * 2**stage)) for stage in range(4))
+
     windows = effective(_WINDOW.value)
     backbone = families.build_backbone(
-        name, rngs=nnx.Rngs(_SEED.value), window_sizes=windows, pretrained_window_sizes=windows,
-        residual_norm_init=1.0)
+      name,
+      rngs=nnx.Rngs(_SEED.value),
+      window_sizes=windows,
+      pretrained_window_sizes=windows,
+      residual_norm_init=1.0,
+    )
   else:
     backbone = families.load_backbone(_WEIGHTS.value, name)
   run = jax.jit(lambda folded, images: folded(images))
@@ -75,9 +81,9 @@ def _main(argv: list[str]) -> None:
     images = jax.random.normal(jax.random.key(_SEED.value), (1, side, side, 3))
   started = time.perf_counter()
   lines = [
-      "| backbone | frozen part | stage | cosine similarity, mean over positions | smallest "
-      "| relative error |",
-      "|---|---|---|---|---|---|"]
+    "| backbone | frozen part | stage | cosine similarity, mean over positions | smallest | relative error |",
+    "|---|---|---|---|---|---|",
+  ]
   for name in _BACKBONES.value:
     for form, stage, mean, least, error in measure(name, images):
       lines.append(f"| {name} | {form} | {stage} | {mean:.6f} | {least:.6f} | {error:.5f} |")
@@ -85,10 +91,12 @@ def _main(argv: list[str]) -> None:
   print(text)
   what = "random weights" if _WEIGHTS.value == "random" else _WEIGHTS.value
   tables.write(
-      f"Made by `experiments/benchmarks/drift.py`: {what}, {side} px, window {_WINDOW.value}, "
-      f"{_IMAGE.value or 'noise'}, seed {_SEED.value}, "
-      f"{jax.devices()[0].device_kind} ({machines.processor()}), {time.perf_counter() - started:.0f} s. "
-      f"Against the same weights folded in float32.\n\n{text}", _OUT.value)
+    f"Made by `experiments/benchmarks/drift.py`: {what}, {side} px, window {_WINDOW.value}, "
+    f"{_IMAGE.value or 'noise'}, seed {_SEED.value}, "
+    f"{jax.devices()[0].device_kind} ({machines.processor()}), {time.perf_counter() - started:.0f} s. "
+    f"Against the same weights folded in float32.\n\n{text}",
+    _OUT.value,
+  )
 
 
 if __name__ == "__main__":

@@ -17,23 +17,21 @@ import sys
 import tempfile
 import time
 
-from absl import app
-from absl import flags
+from absl import app, flags
 import jax
 import ml_collections
 import numpy as np
 
 from experiments import tables
-from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision import config as config_lib
+from frozen_vision.devices import sharding
 from frozen_vision.freezing import partition
 from frozen_vision.planning import machines
-from frozen_vision.training import optimizer
-from frozen_vision.devices import sharding
-from frozen_vision.training import loop
-from frozen_vision.training import step as train_step
+from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.training import loop, optimizer
+from frozen_vision.training import step as train_step
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "File of the backbone, in our format.", required=True)
 _SIDE = flags.DEFINE_integer("side", 256, "Of the image.")
@@ -45,10 +43,18 @@ _ONE = flags.DEFINE_string("one", None, "Internal: measure this one.")
 def measure(held_as: str) -> dict[str, float]:
   side = _SIDE.value
   config = config_lib.load_config(
-      pathlib.Path(__file__).parents[2] / "configs" / "coco_htc.py:swinv2_g", {
-          "backbone.weights": _WEIGHTS.value, "backbone.dtype": "float32", "frozen_dtype": held_as,
-          "batch_size": 1, "accumulate": 1, "backbone.overrides.window_sizes": (16, 16, 16, 8),
-          "detection.frame": (side, side), "detection.head_dtype": "float32"})
+    pathlib.Path(__file__).parents[2] / "configs" / "coco_htc.py:swinv2_g",
+    {
+      "backbone.weights": _WEIGHTS.value,
+      "backbone.dtype": "float32",
+      "frozen_dtype": held_as,
+      "batch_size": 1,
+      "accumulate": 1,
+      "backbone.overrides.window_sizes": (16, 16, 16, 8),
+      "detection.frame": (side, side),
+      "detection.head_dtype": "float32",
+    },
+  )
   task = tasks_build.build_task(config, base.named_classes(f"class {index}" for index in range(80)))
   mesh = sharding.make_mesh(1, 1)
   started = time.perf_counter()
@@ -56,7 +62,8 @@ def measure(held_as: str) -> dict[str, float]:
   loaded = time.perf_counter() - started
   loaded_peak = _peak_gib()
   tx = optimizer.build(
-      config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of)
+    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of
+  )
   state = train_step.init_state(model.trainable, tx, seed=0, ema=False)
   batch = train_step.device_batch({key: value[None] for key, value in _example(task, side).items()})
   step = train_step.make_train_step(task, model.graphdef, tx, frozen_pass=model.frozen_pass)
@@ -73,18 +80,27 @@ def measure(held_as: str) -> dict[str, float]:
       raise FloatingPointError(f"The loss is {loss}.")
   memory = compiled.memory_analysis()
   return dict(
-      held_as=held_as, frozen_gib=partition.num_bytes(model.frozen) / 2**30,
-      state_gib=partition.num_bytes(state) / 2**30, temporary_gib=memory.temp_size_in_bytes / 2**30,
-      load_s=loaded, loaded_peak_gib=loaded_peak, compile_s=compile_s, step_s=min(seconds), loss=loss,
-      peak_gib=_peak_gib(), checkpoint_gib=_checkpoint_bytes(state, config, task, model) / 2**30)
+    held_as=held_as,
+    frozen_gib=partition.num_bytes(model.frozen) / 2**30,
+    state_gib=partition.num_bytes(state) / 2**30,
+    temporary_gib=memory.temp_size_in_bytes / 2**30,
+    load_s=loaded,
+    loaded_peak_gib=loaded_peak,
+    compile_s=compile_s,
+    step_s=min(seconds),
+    loss=loss,
+    peak_gib=_peak_gib(),
+    checkpoint_gib=_checkpoint_bytes(state, config, task, model) / 2**30,
+  )
 
 
 def _checkpoint_bytes(
-    state: train_step.State, config: ml_collections.ConfigDict, task: base.Task, model: loop.Model
+  state: train_step.State, config: ml_collections.ConfigDict, task: base.Task, model: loop.Model
 ) -> int:
   """What a checkpoint takes on disk, as a run saves it."""
   meta = checkpoint.make_meta(
-      config=config.to_dict(), feature_key=model.feature_key, examples=2, classes=list(task.classes))
+    config=config.to_dict(), feature_key=model.feature_key, examples=2, classes=list(task.classes)
+  )
   with tempfile.TemporaryDirectory() as folder:
     with checkpoint.Checkpoints(folder, asynchronous=False) as checkpoints:
       checkpoints.save(2, state, meta)
@@ -118,21 +134,25 @@ def main(argv: list[str]) -> None:
   rows = []
   for held_as in _HELD_AS.value:
     output = subprocess.run(
-        [sys.executable, *sys.argv, f"--one={held_as}"], check=True, stdout=subprocess.PIPE, text=True).stdout
+      [sys.executable, *sys.argv, f"--one={held_as}"], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
     rows.append(json.loads(output.splitlines()[-1]))
   lines = [
-      f"Made by `experiments/benchmarks/giant.py`: SwinV2-G (random weights), window 16, frozen under HTC, "
-      f"batch 1 at {_SIDE.value} px, on {machines.processor()} with {jax.device_count()} device; "
-      f"jax {jax.__version__}.",
-      "",
-      "| held as | frozen GiB | trained state GiB | checkpoint / trained state | temporaries GiB | "
-      "peak resident GiB, loading | peak resident GiB, all | load s | compile s | step s |",
-      "|---" * 10 + "|"]
+    f"Made by `experiments/benchmarks/giant.py`: SwinV2-G (random weights), window 16, frozen under HTC, "
+    f"batch 1 at {_SIDE.value} px, on {machines.processor()} with {jax.device_count()} device; "
+    f"jax {jax.__version__}.",
+    "",
+    "| held as | frozen GiB | trained state GiB | checkpoint / trained state | temporaries GiB | "
+    "peak resident GiB, loading | peak resident GiB, all | load s | compile s | step s |",
+    "|---" * 10 + "|",
+  ]
   lines += [
-      f"| {row['held_as']} | {row['frozen_gib']:.2f} | {row['state_gib']:.2f} | "
-      f"{row['checkpoint_gib'] / row['state_gib']:.3f} | {row['temporary_gib']:.2f} | "
-      f"{row['loaded_peak_gib']:.2f} | {row['peak_gib']:.2f} | {row['load_s']:.0f} | {row['compile_s']:.0f} "
-      f"| {row['step_s']:.1f} |" for row in rows]
+    f"| {row['held_as']} | {row['frozen_gib']:.2f} | {row['state_gib']:.2f} | "
+    f"{row['checkpoint_gib'] / row['state_gib']:.3f} | {row['temporary_gib']:.2f} | "
+    f"{row['loaded_peak_gib']:.2f} | {row['peak_gib']:.2f} | {row['load_s']:.0f} | {row['compile_s']:.0f} "
+    f"| {row['step_s']:.1f} |"
+    for row in rows
+  ]
   text = "\n".join(lines) + "\n"
   tables.publish(text, _OUT.value)
 

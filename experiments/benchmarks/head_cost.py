@@ -17,28 +17,28 @@ import re
 import time
 from typing import Any
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import tables
-from frozen_vision.planning import flops
-from frozen_vision.freezing import partition
-from frozen_vision.planning import machines
-from frozen_vision.training import optimizer
-from frozen_vision.training import step as train_step
 from frozen_vision.backbones import families
+from frozen_vision.freezing import partition
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
 from frozen_vision.necks.build import build_neck
 from frozen_vision.ops import roi_align as roi_ops
+from frozen_vision.planning import flops, machines
+from frozen_vision.training import optimizer
+from frozen_vision.training import step as train_step
 
 _HEADS = {
-    "mask_rcnn": htc_config.mask_rcnn, "cascade_mask_rcnn": htc_config.cascade_mask_rcnn,
-    "htc": htc_config.htc}
+  "mask_rcnn": htc_config.mask_rcnn,
+  "cascade_mask_rcnn": htc_config.cascade_mask_rcnn,
+  "htc": htc_config.htc,
+}
 _NECKS = ["fpn", *(f"bifpn{repeats}" for repeats in range(1, 10))]
 _BACKBONES = flags.DEFINE_list("backbones", ["swinv2_t", "swinv2_b", "swinv2_g"], "Whose feature shapes.")
 _NECK = flags.DEFINE_list("necks", _NECKS, "fpn, bifpnN (N repeats), or bifpnNs (depthwise-separable).")
@@ -47,7 +47,8 @@ _IMAGE = flags.DEFINE_integer("image", 1536, "Image side in pixels.")
 _BATCH = flags.DEFINE_integer("batch", 1, "Images per step.")
 _OBJECTS = flags.DEFINE_integer("objects", 100, "Rows of boxes and masks per image.")
 _DTYPE = flags.DEFINE_enum(
-    "dtype", "bfloat16", ["bfloat16", "float32"], "Of features and of the head's products.")
+  "dtype", "bfloat16", ["bfloat16", "float32"], "Of features and of the head's products."
+)
 _MEASURE = flags.DEFINE_bool("measure", False, "Compile each train step: its time and its peak memory.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed steps; of several, one more comes before them.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
@@ -61,7 +62,8 @@ class NeckAndHead(nnx.Module):
     if match is None or (match[1] == "bifpn") != bool(match[2]):
       raise ValueError(f"--necks has {neck!r}; known: {_NECKS}, and bifpn1s, ...")
     self.neck = build_neck(
-        match[1], specs, repeats=int(match[2] or 1), separable=bool(match[3]), dtype=dtype, rngs=rngs)
+      match[1], specs, repeats=int(match[2] or 1), separable=bool(match[3]), dtype=dtype, rngs=rngs
+    )
     self.head = htc.HTC(self.neck.feature_specs, head, dtype=dtype, rngs=rngs)
 
 
@@ -80,13 +82,22 @@ def make_inputs(specs: Any) -> tuple[dict[str, np.ndarray], tuple[jax.Array, ...
   boxes = np.zeros((batch, rows, 4), np.float32)
   boxes[:, :20] = sample_rois(rng, batch * 20, side).reshape(batch, 20, 4)
   targets = dict(
-      image_size=np.full((batch, 2), side, np.int32), boxes=boxes, labels=np.zeros((batch, rows), np.int32),
-      valid=np.broadcast_to(np.arange(rows) < 20, (batch, rows)),
-      masks=np.zeros((batch, rows, side, -(-side // 8)), np.uint8))
+    image_size=np.full((batch, 2), side, np.int32),
+    boxes=boxes,
+    labels=np.zeros((batch, rows), np.int32),
+    valid=np.broadcast_to(np.arange(rows) < 20, (batch, rows)),
+    masks=np.zeros((batch, rows, side, -(-side // 8)), np.uint8),
+  )
   sizes = [(batch, -(-side // spec.stride), -(-side // spec.stride), spec.channels) for spec in specs]
-  make = lambda i, shape: jax.random.normal(jax.random.key(i), shape, jnp.dtype(_DTYPE.value))
+
+  def make(i, shape):
+    return jax.random.normal(jax.random.key(i), shape, jnp.dtype(_DTYPE.value))
+
   if not _MEASURE.value:
-    make = lambda i, shape: jax.ShapeDtypeStruct(shape, jnp.dtype(_DTYPE.value))
+
+    def make(i, shape):
+      return jax.ShapeDtypeStruct(shape, jnp.dtype(_DTYPE.value))
+
   return targets, tuple(make(i, shape) for i, shape in enumerate(sizes))
 
 
@@ -110,9 +121,11 @@ def roi_align_flops(rois: np.ndarray, bins: int, ratio: int | None, channels: in
   start = rois[:, :2] / stride[:, None] - 0.5
   size = np.ceil(_IMAGE.value / stride).astype(np.int32)
   x, y = (
-      roi_ops.make_line(
-          jnp.asarray(start[None, :, i]), jnp.asarray(extent[None, :, i]), size[None], tile, sampling)
-      for i in (0, 1))
+    roi_ops.make_line(
+      jnp.asarray(start[None, :, i]), jnp.asarray(extent[None, :, i]), size[None], tile, sampling
+    )
+    for i in (0, 1)
+  )
   rounds = roi_ops.tiled_order(y, x, chunk)[2].sum()
   tiles = float(rounds) * chunk * 2 * bins * tile * channels * (tile + bins)
   counts = np.asarray(sampling.counts(jnp.asarray(extent)), np.float64)
@@ -122,11 +135,17 @@ def roi_align_flops(rois: np.ndarray, bins: int, ratio: int | None, channels: in
 def cost(specs: Any, neck: str, head: str) -> dict[str, float]:
   """One row of the table."""
   config = _HEADS[head]()
-  build_it = lambda: NeckAndHead(specs, neck, config, jnp.dtype(_DTYPE.value), nnx.Rngs(0))
+
+  def build_it():
+    return NeckAndHead(specs, neck, config, jnp.dtype(_DTYPE.value), nnx.Rngs(0))
+
   model = build_it() if _MEASURE.value else nnx.eval_shape(build_it)
   graphdef, trainable = nnx.split(model)
   tx = optimizer.build(optimizer.default_config(), steps=1000, trainable=trainable, layer_of=lambda path: 0)
-  init = lambda params: train_step.init_state(params, tx, seed=0, ema=False)
+
+  def init(params):
+    return train_step.init_state(params, tx, seed=0, ema=False)
+
   state = init(trainable) if _MEASURE.value else jax.eval_shape(init, trainable)
   step = train_step.make_train_step(_Given(), graphdef, tx, frozen_pass=False, given_features=True)
   batch, features = make_inputs(specs)
@@ -140,10 +159,11 @@ def cost(specs: Any, neck: str, head: str) -> dict[str, float]:
     channels = model.head.feature_specs[0].channels
     pooled += 2 * config.num_stages * roi_align_flops(rois, bins, config.sampling_ratio, channels)[0]
   row = dict(
-      parameters=sum(leaf.size for leaf in jax.tree.leaves(trainable)) / 1e6,
-      neck=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.neck))) / 1e6,
-      products=flops.count(step, state, nnx.State({}), batch, features) / 1e9,
-      roi_align=_BATCH.value * pooled / 1e9)
+    parameters=sum(leaf.size for leaf in jax.tree.leaves(trainable)) / 1e6,
+    neck=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.neck))) / 1e6,
+    products=flops.count(step, state, nnx.State({}), batch, features) / 1e9,
+    roi_align=_BATCH.value * pooled / 1e9,
+  )
   return row | (_measure(step, state, batch, features) if _MEASURE.value else {})
 
 
@@ -162,16 +182,22 @@ def _measure(step: Any, state: Any, batch: Any, features: Any) -> dict[str, floa
     jax.block_until_ready(scalars)
     seconds.append(time.perf_counter() - started)
   return dict(
-      ms=1e3 * float(np.median(seconds[warm_up:])), peak_mb=(peak - memory.alias_size_in_bytes) / 1e6,
-      features_mb=sum(x.nbytes for x in features) / 1e6, state_mb=partition.num_bytes(state) / 1e6,
-      compile_s=compile_s)
+    ms=1e3 * float(np.median(seconds[warm_up:])),
+    peak_mb=(peak - memory.alias_size_in_bytes) / 1e6,
+    features_mb=sum(x.nbytes for x in features) / 1e6,
+    state_mb=partition.num_bytes(state) / 1e6,
+    compile_s=compile_s,
+  )
 
 
 def backbone_forward(name: str) -> tuple[Any, float, float]:
   """(feature specs, millions of parameters, GFLOP of a forward pass with windows of 32), from a trace."""
   shape = jax.ShapeDtypeStruct((_BATCH.value, _IMAGE.value, _IMAGE.value, 3), jnp.float32)
-  backbone = nnx.eval_shape(lambda: families.build_backbone(
-      name, window_size=32, pretrained_window_sizes=(12, 12, 12, 6), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+  backbone = nnx.eval_shape(
+    lambda: families.build_backbone(
+      name, window_size=32, pretrained_window_sizes=(12, 12, 12, 6), dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+    )
+  )
   graphdef, state = nnx.split(backbone)
   forward = flops.count(lambda state, images: nnx.merge(graphdef, state)(images), state, shape)
   return backbone.feature_specs, sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e6, forward / 1e9
@@ -180,8 +206,9 @@ def backbone_forward(name: str) -> tuple[Any, float, float]:
 def roi_align_table() -> list[str]:
   """Fixed and adaptive sampling of 512 rois for boxes and 128 for masks, forward, 256 channels."""
   rows = [
-      "| rois | sampling | GFLOP as run here, on tiles | GFLOP as four products per sample point |",
-      "|---|---|---|---|"]
+    "| rois | sampling | GFLOP as run here, on tiles | GFLOP as four products per sample point |",
+    "|---|---|---|---|",
+  ]
   for count, bins in ((512, 7), (128, 14)):
     for ratio, name in ((2, "fixed, 2 x 2 points per bin"), (None, "adaptive, as mmdet")):
       rois = sample_rois(np.random.default_rng(1), count, _IMAGE.value)
@@ -193,25 +220,35 @@ def roi_align_table() -> list[str]:
 def _main(argv: list[str]) -> None:
   del argv
   columns = {
-      "parameters": "trained M", "neck": "of these in the neck M", "products": "head GFLOP",
-      "roi_align": "RoIAlign GFLOP"}
+    "parameters": "trained M",
+    "neck": "of these in the neck M",
+    "products": "head GFLOP",
+    "roi_align": "RoIAlign GFLOP",
+  }
   timed = ""
   if _MEASURE.value:
-    columns |= {"ms": "ms", "peak_mb": "peak MB", "features_mb": "of this features MB",
-                "state_mb": "of this parameters and optimizer MB", "compile_s": "compile s"}
+    columns |= {
+      "ms": "ms",
+      "peak_mb": "peak MB",
+      "features_mb": "of this features MB",
+      "state_mb": "of this parameters and optimizer MB",
+      "compile_s": "compile s",
+    }
     timed = f", {'one timed step' if _ROUNDS.value == 1 else f'the median of {_ROUNDS.value} timed steps'}"
   rows = [
-      "| frozen backbone | its M | its GFLOP, forward | neck | head | " + " | ".join(columns.values()) + " |",
-      "|---|---|---|---|---|" + "---|" * len(columns)]
+    "| frozen backbone | its M | its GFLOP, forward | neck | head | " + " | ".join(columns.values()) + " |",
+    "|---|---|---|---|---|" + "---|" * len(columns),
+  ]
   print("\n".join(rows), flush=True)
   # A kind of CPU is called cpu.
   kind = jax.devices()[0].device_kind
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
   where = f"{cores} core{'s' * (cores > 1)} of {machines.processor()}" if kind == "cpu" else kind
   made_by = (
-      "Made by `experiments/benchmarks/head_cost.py`: a train step of neck and head on given features of "
-      f"{_BATCH.value} image(s) at {_IMAGE.value} px, {_OBJECTS.value} rows of objects, {_DTYPE.value}, on "
-      f"{where}{timed}.")
+    "Made by `experiments/benchmarks/head_cost.py`: a train step of neck and head on given features of "
+    f"{_BATCH.value} image(s) at {_IMAGE.value} px, {_OBJECTS.value} rows of objects, {_DTYPE.value}, on "
+    f"{where}{timed}."
+  )
   pooling = ["RoIAlign on one image, forward (backward costs the same):", "", *roi_align_table()]
   for name in _BACKBONES.value:
     specs, size, forward = backbone_forward(name)

@@ -14,14 +14,12 @@ import subprocess
 import sys
 import time
 
-from absl import app
-from absl import flags
+from absl import app, flags
 import jax
 from ml_collections import config_flags
 import numpy as np
 
-from experiments import compiled_step
-from experiments import tables
+from experiments import compiled_step, tables
 from frozen_vision.planning import machines
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration; its data is read.")
@@ -46,8 +44,10 @@ def measure() -> list[float]:
     seconds.append(time.perf_counter() - started)
   after = resource.getrusage(resource.RUSAGE_SELF)
   return [
-      1e3 * float(np.median(seconds[2:])), 1e3 * (after.ru_stime - before.ru_stime) / _STEPS.value,
-      (after.ru_minflt - before.ru_minflt) / _STEPS.value]
+    1e3 * float(np.median(seconds[2:])),
+    1e3 * (after.ru_stime - before.ru_stime) / _STEPS.value,
+    (after.ru_minflt - before.ru_minflt) / _STEPS.value,
+  ]
 
 
 def _main(argv: list[str]) -> None:
@@ -60,7 +60,8 @@ def _main(argv: list[str]) -> None:
     for number, rows in enumerate(found.values()):
       environment = os.environ | {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb={number}"}
       process = subprocess.run(
-          [sys.executable, *sys.argv, "--child"], env=environment, check=True, capture_output=True, text=True)
+        [sys.executable, *sys.argv, "--child"], env=environment, check=True, capture_output=True, text=True
+      )
       rows.append(json.loads(process.stdout.splitlines()[-1]))
       print(list(found)[number], rows[-1], flush=True)
   lines = ["| pages | " + " | ".join(_FIGURES) + " |", "|---" * (len(_FIGURES) + 1) + "|"]
@@ -69,9 +70,11 @@ def _main(argv: list[str]) -> None:
     lines.append(f"| {name} | " + " | ".join(cells) + " |")
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   text = (
-      f"Made by `experiments/benchmarks/huge_pages.py --config={name}` on {machines.processor()}: the train "
-      f"step, median (smallest to largest) of {_ROUNDS.value} processes each, taking turns.\n\n"
-      + "\n".join(lines) + "\n")
+    f"Made by `experiments/benchmarks/huge_pages.py --config={name}` on {machines.processor()}: the train "
+    f"step, median (smallest to largest) of {_ROUNDS.value} processes each, taking turns.\n\n"
+    + "\n".join(lines)
+    + "\n"
+  )
   tables.publish(text, _OUT.value)
 
 

@@ -16,20 +16,18 @@ import tempfile
 import time
 from typing import Any
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 import jax
 import ml_collections
 import numpy as np
 
 from configs import ade20k_mask2former, coco_htc
 from experiments import tables
-from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision import export
 from frozen_vision.prediction import predictor as predict
-from frozen_vision.training import loop
+from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.training import loop
 
 _BACKBONE = flags.DEFINE_string("backbone", "swinv2_nano", "Variant; others have random weights.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 256, "Side of the images in pixels.")
@@ -42,8 +40,10 @@ _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, i
 def head_configs() -> dict[str, ml_collections.ConfigDict]:
   """The demos' heads on the backbone that the flags name."""
   configs = {
-      "detect (HTC)": coco_htc.get_config(), "segment (Mask2Former)": ade20k_mask2former.get_config(),
-      "segment (linear)": ade20k_mask2former.get_config()}
+    "detect (HTC)": coco_htc.get_config(),
+    "segment (Mask2Former)": ade20k_mask2former.get_config(),
+    "segment (linear)": ade20k_mask2former.get_config(),
+  }
   configs["segment (linear)"].segmentation.head = "linear"
   for config in configs.values():
     config.backbone.update(dict(name=_BACKBONE.value, dtype=_DTYPE.value))
@@ -58,8 +58,13 @@ def save_untrained(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   with checkpoint.Checkpoints(workdir) as checkpoints:
-    checkpoints.save(1, {"trainable": model.trainable, "ema": model.trainable}, checkpoint.make_meta(
-        config=config.to_dict(), feature_key=model.feature_key, examples=0, classes=list(task.classes)))
+    checkpoints.save(
+      1,
+      {"trainable": model.trainable, "ema": model.trainable},
+      checkpoint.make_meta(
+        config=config.to_dict(), feature_key=model.feature_key, examples=0, classes=list(task.classes)
+      ),
+    )
 
 
 def compile_program(runs: dict[str, pathlib.Path]) -> tuple[Any, tuple[Any, ...]]:
@@ -85,10 +90,15 @@ def measure(programs: dict[str, tuple[Any, tuple[Any, ...]]]) -> list[dict[str, 
         cpus[name].append(time.process_time() - cpu)
   rows = []
   for name, (compiled, arguments) in programs.items():
-    rows.append(dict(
-        name=name, wall=statistics.median(walls[name]) * 1e3, cpu=statistics.median(cpus[name]) * 1e3,
+    rows.append(
+      dict(
+        name=name,
+        wall=statistics.median(walls[name]) * 1e3,
+        cpu=statistics.median(cpus[name]) * 1e3,
         weights=sum(leaf.nbytes for leaf in jax.tree.leaves(arguments[0])) / 1e6,
-        temporaries=compiled.memory_analysis().temp_size_in_bytes / 1e6))
+        temporaries=compiled.memory_analysis().temp_size_in_bytes / 1e6,
+      )
+    )
   return rows
 
 
@@ -96,17 +106,25 @@ def table(rows: list[dict[str, Any]]) -> str:
   """`rows`: the shared program first, then those of single heads; their sum is added."""
   shared, single = rows[0], rows[1:]
   total = {key: sum(row[key] for row in single) for key in ("wall", "cpu", "weights")} | dict(
-      name="the three, one after the other", temporaries=max(row["temporaries"] for row in single))
-  lines = [
-      "| program | ms a call | processor ms | weights MB | temporaries MB |", "|---|---|---|---|---|"]
+    name="the three, one after the other", temporaries=max(row["temporaries"] for row in single)
+  )
+  lines = ["| program | ms a call | processor ms | weights MB | temporaries MB |", "|---|---|---|---|---|"]
   for row in (shared, *single, total):
     lines.append(
-        f"| {row['name']} | {row['wall']:.0f} | {row['cpu']:.0f} | {row['weights']:.1f} "
-        f"| {row['temporaries']:.1f} |")
-  ratio = lambda key: total[key] / shared[key]
-  lines += ["", (
+      f"| {row['name']} | {row['wall']:.0f} | {row['cpu']:.0f} | {row['weights']:.1f} "
+      f"| {row['temporaries']:.1f} |"
+    )
+
+  def ratio(key):
+    return total[key] / shared[key]
+
+  lines += [
+    "",
+    (
       f"Three separate models take {ratio('wall'):.2f} times the time ({ratio('cpu'):.2f} times the "
-      f"processor time) and {ratio('weights'):.2f} times the weights of one pass with three heads.")]
+      f"processor time) and {ratio('weights'):.2f} times the weights of one pass with three heads."
+    ),
+  ]
   return "\n".join(lines)
 
 
@@ -124,10 +142,11 @@ def _main(argv: list[str]) -> None:
     rows = measure(programs)
   device = jax.devices()[0]
   text = (
-      f"Three heads on one pass of a frozen {_BACKBONE.value} ({_DTYPE.value}): {_BATCH.value} images of "
-      f"{_IMAGE_SIZE.value} px on {device.device_kind} ({device.platform}), medians of {_ROUNDS.value} "
-      f"calls.\n\n"
-      f"{table(rows)}\n")
+    f"Three heads on one pass of a frozen {_BACKBONE.value} ({_DTYPE.value}): {_BATCH.value} images of "
+    f"{_IMAGE_SIZE.value} px on {device.device_kind} ({device.platform}), medians of {_ROUNDS.value} "
+    f"calls.\n\n"
+    f"{table(rows)}\n"
+  )
   tables.publish(text, _OUT.value)
 
 

@@ -10,14 +10,12 @@ points and its layer, not its maps.
 
 import time
 
-from absl import app
-from absl import flags
+from absl import app, flags
 
 from experiments import tables
 from frozen_vision import config as config_lib
-from frozen_vision.planning import machines
-from frozen_vision.planning import plan
 from frozen_vision.devices import sharding
+from frozen_vision.planning import machines, plan
 
 _BACKBONES = flags.DEFINE_list("backbones", ["swinv2_t", "swinv2_b", "swinv2_g"], "Variants of the config.")
 _LAYERS = flags.DEFINE_list("decoder_layers", ["4", "9"], "Each makes one prediction, and one comes before.")
@@ -28,23 +26,33 @@ _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, i
 
 def memory(backbone: str, layers: int) -> tuple[dict[str, float], float]:
   """(MiB by part of a compiled train step, seconds that compiling took)."""
-  config = plan.without_files(config_lib.load_config(f"configs/ade20k_mask2former.py:{backbone}", {
-      "batch_size": 1, "segmentation.frame": (_SIZE.value, _SIZE.value),
-      "segmentation.mask2former.decoder_layers": layers}))
+  config = plan.without_files(
+    config_lib.load_config(
+      f"configs/ade20k_mask2former.py:{backbone}",
+      {
+        "batch_size": 1,
+        "segmentation.frame": (_SIZE.value, _SIZE.value),
+        "segmentation.mask2former.decoder_layers": layers,
+      },
+    )
+  )
   mesh = sharding.make_mesh(devices=machines.describe(_TOPOLOGY.value).devices[:1])
   program = plan.make_program(plan.build_task(config), config, mesh)
   started = time.perf_counter()
   found = program.compile().memory_analysis()
   seconds = time.perf_counter() - started
   return {
-      "arguments": found.argument_size_in_bytes / 2**20, "temporaries": found.temp_size_in_bytes / 2**20,
+    "arguments": found.argument_size_in_bytes / 2**20,
+    "temporaries": found.temp_size_in_bytes / 2**20,
   }, seconds
 
 
 def _main(argv: list[str]) -> None:
   del argv
   rows = [
-      "| frozen backbone | predictions | arguments | temporaries | growth | compiled in |", "|---" * 6 + "|"]
+    "| frozen backbone | predictions | arguments | temporaries | growth | compiled in |",
+    "|---" * 6 + "|",
+  ]
   print("\n".join(rows), flush=True)
   for backbone in _BACKBONES.value:
     first = None
@@ -53,13 +61,15 @@ def _main(argv: list[str]) -> None:
       growth = "" if first is None else f"{parts['temporaries'] / first - 1:+.1%}"
       first = first or parts["temporaries"]
       rows.append(
-          f"| {backbone} | {layers + 1} | {parts['arguments']:,.0f} | {parts['temporaries']:,.0f} | {growth} "
-          f"| {seconds:.0f} s |")
+        f"| {backbone} | {layers + 1} | {parts['arguments']:,.0f} | {parts['temporaries']:,.0f} | {growth} "
+        f"| {seconds:.0f} s |"
+      )
       print(rows[-1], flush=True)
   text = (
-      f"Made by `experiments/benchmarks/predictions_memory.py` with {tables.versions()}: MiB of "
-      f"Mask2Former's train step on one image of {_SIZE.value} px, compiled for {_TOPOLOGY.value}. "
-      "Arguments are frozen weights, head, optimizer and batch.\n\n" + "\n".join(rows) + "\n")
+    f"Made by `experiments/benchmarks/predictions_memory.py` with {tables.versions()}: MiB of "
+    f"Mask2Former's train step on one image of {_SIZE.value} px, compiled for {_TOPOLOGY.value}. "
+    "Arguments are frozen weights, head, optimizer and batch.\n\n" + "\n".join(rows) + "\n"
+  )
   tables.write(text, _OUT.value)
 
 

@@ -11,22 +11,20 @@ work on all images of the group, and two sums over the group a block put the par
 What a chip receives is counted in the compiled program.
 """
 
-from collections.abc import Callable
 import math
 import re
 from typing import Any
 
-from absl import app
-from absl import flags
+from absl import app, flags
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import tables
-from frozen_vision.planning import machines
-from frozen_vision.devices import sharding
 from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.swinv2 import windows
+from frozen_vision.devices import sharding
+from frozen_vision.planning import machines
 
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:2x4", "v5e:8x8"], "Slices.")
 _IMAGE = flags.DEFINE_integer("image", 1536, "Image side in pixels.")
@@ -42,13 +40,18 @@ _PARTS = {"q": -1, "k": -1, "v": -1, "fc1": -1, "proj": -2, "fc2": -2}
 def shapes(channels: int) -> dict[str, tuple[int, int]]:
   """Of a block's matrices; its vectors are left out."""
   return {
-      **{name: (channels, channels) for name in ("q", "k", "v", "proj")},
-      "fc1": (channels, 4 * channels), "fc2": (4 * channels, channels)}
+    **{name: (channels, channels) for name in ("q", "k", "v", "proj")},
+    "fc1": (channels, 4 * channels),
+    "fc2": (4 * channels, channels),
+  }
 
 
 def block(x: jax.Array, weights: dict[str, jax.Array], *, heads: int, shifted: bool) -> jax.Array:
   """A block in post-norm order, with plain norms and without biases."""
-  norm = lambda x: jax.nn.standardize(x.astype(jnp.float32), axis=-1).astype(x.dtype)
+
+  def norm(x):
+    return jax.nn.standardize(x.astype(jnp.float32), axis=-1).astype(x.dtype)
+
   scale = jnp.full(heads, 10.0)
 
   def attention(x, window, regions):
@@ -65,13 +68,21 @@ def compiled(devices: Any, layout: str, model: int) -> tuple[jax.stages.Compiled
   mesh = sharding.make_mesh(-1, model, devices)
   channels, heads = _GIANT.embed_dim * 2**_STAGE, _GIANT.num_heads[_STAGE]
   if layout == "gathered":
-    where: Callable[[str], PartitionSpec] = lambda name: PartitionSpec(None, sharding.AXES)
+
+    def where(name: str) -> PartitionSpec:
+      return PartitionSpec(None, sharding.AXES)
+
     batch = PartitionSpec(sharding.AXES)
   else:
-    where = lambda name: PartitionSpec(*((None, "model") if _PARTS[name] == -1 else ("model", None)))
+
+    def where(name):
+      return PartitionSpec(*((None, "model") if _PARTS[name] == -1 else ("model", None)))
+
     batch = PartitionSpec("data")
-  place = lambda shape, spec: jax.ShapeDtypeStruct(
-      shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+
+  def place(shape, spec):
+    return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+
   weights = [{name: place(shape, where(name)) for name, shape in shapes(channels).items()} for _ in range(2)]
   side = _IMAGE.value // 16
   image = place((len(devices), side, side, channels), batch)
@@ -86,7 +97,8 @@ def compiled(devices: Any, layout: str, model: int) -> tuple[jax.stages.Compiled
   with jax.set_mesh(mesh):
     program = jax.jit(forward, out_shardings=image.sharding).lower(image, weights).compile()
   held = sum(
-      2 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaves in weights for leaf in leaves.values())
+    2 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaves in weights for leaf in leaves.values()
+  )
   return program, held
 
 
@@ -99,9 +111,13 @@ def received_bytes(text: str, group: int) -> dict[str, float]:
     match = re.search(r" = (.+?) (all-gather|all-reduce)\(.*channel_id=(\d+)", line)
     if match is not None:
       # One that works while others do stands in the program once for each of them, under one channel.
-      channels[match[3]] = match[2], sum(
+      channels[match[3]] = (
+        match[2],
+        sum(
           _BYTES[kind] * math.prod(map(int, sizes.split(",")))
-          for kind, sizes in re.findall(r"(\w+)\[([0-9,]+)\]", match[1]))
+          for kind, sizes in re.findall(r"(\w+)\[([0-9,]+)\]", match[1])
+        ),
+      )
   others = set(re.findall(r" (reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", text))
   if others or not channels:
     raise ValueError(f"The program has {sorted(others) or 'no collectives'}: that is not counted here.")
@@ -115,8 +131,9 @@ def received_bytes(text: str, group: int) -> dict[str, float]:
 def _main(argv: list[str]) -> None:
   del argv
   rows = [
-      "| slice | layout | chips in a group | weights of a block MiB | temporaries MiB "
-      "| received a block MiB |", "|---" * 6 + "|"]
+    "| slice | layout | chips in a group | weights of a block MiB | temporaries MiB | received a block MiB |",
+    "|---" * 6 + "|",
+  ]
   for topology in _TOPOLOGIES.value:
     devices = machines.describe(topology).devices
     for layout, model in (("gathered", 1), ("tensor parallel", 8), ("tensor parallel", 4)):
@@ -125,14 +142,20 @@ def _main(argv: list[str]) -> None:
       received = received_bytes(program.as_text(), group)
       parts = ", ".join(f"{name} {size / 2 / 2**20:.0f}" for name, size in sorted(received.items()))
       rows.append(
-          f"| {topology} | {layout} | {group} | {held / 2 / 2**20:.1f} "
-          f"| {program.memory_analysis().temp_size_in_bytes / 2**20:.0f} | {parts} |")
+        f"| {topology} | {layout} | {group} | {held / 2 / 2**20:.1f} "
+        f"| {program.memory_analysis().temp_size_in_bytes / 2**20:.0f} | {parts} |"
+      )
       print(rows[-1], flush=True)
-  text = "\n".join([
+  text = "\n".join(
+    [
       f"Made by `experiments/benchmarks/spread.py` with {tables.versions()}: a block of SwinV2-G's "
       f"third stage, forward, bfloat16, one image of {_IMAGE.value} px a chip, window {_WINDOW.value}; a "
-      "plain and a shifted block compiled together, halved. Per chip; compiled on a CPU, never run.", "",
-      *rows, ""])
+      "plain and a shifted block compiled together, halved. Per chip; compiled on a CPU, never run.",
+      "",
+      *rows,
+      "",
+    ]
+  )
   tables.publish(text, _OUT.value)
 
 

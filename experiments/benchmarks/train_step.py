@@ -9,15 +9,13 @@ Times are medians over interleaved rounds; FLOPs and memory are the compiler's f
 
 import time
 
-from absl import app
-from absl import flags
+from absl import app, flags
 import jax
 import ml_collections
 from ml_collections import config_flags
 import numpy as np
 
-from experiments import compiled_step
-from experiments import tables
+from experiments import compiled_step, tables
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration; its data is read.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
@@ -39,8 +37,10 @@ def _main(argv: list[str]) -> None:
       run["seconds"].append(time.perf_counter() - started)
   columns = ("gflop", "temporary_mb", "state_mb", "frozen_mb", "compile_s")
   rows = [
-      "| step | median ms (range) | GFLOP | temporaries MB | trained parameters and optimizer MB | frozen MB "
-      "| compile s |", "|---|" + "---|" * 6]
+    "| step | median ms (range) | GFLOP | temporaries MB | trained parameters and optimizer MB | frozen MB "
+    "| compile s |",
+    "|---|" + "---|" * 6,
+  ]
   for name, run in runs.items():
     times = 1e3 * np.asarray(run["seconds"])
     values = " | ".join(f"{run[column]:.1f}" for column in columns)
@@ -48,8 +48,10 @@ def _main(argv: list[str]) -> None:
   text = "\n".join(rows) + "\n"
   print(text)
   tables.write(
-      f"Made by `experiments/benchmarks/train_step.py`, {_ROUNDS.value} rounds, batch "
-      f"{_CONFIG.value.batch_size}, on {jax.devices()[0].device_kind}.\n\n{text}", _OUT.value)
+    f"Made by `experiments/benchmarks/train_step.py`, {_ROUNDS.value} rounds, batch "
+    f"{_CONFIG.value.batch_size}, on {jax.devices()[0].device_kind}.\n\n{text}",
+    _OUT.value,
+  )
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from experiments import tables
-from frozen_vision.planning import machines
-from frozen_vision.data.video import clips, prepared_videos, decoding
 from frozen_vision.data import prepare
+from frozen_vision.data.video import clips, decoding, prepared_videos
+from frozen_vision.planning import machines
 
 
 def _clips_per_second(opened: Callable[[], decoding.Frames]) -> float:
@@ -41,7 +41,12 @@ def _measure(path: pathlib.Path) -> tuple[int, str, float, float]:
     frames = opened.read(range(min(len(opened), 300)))
     whole = len(frames) / (time.process_time() - started)
     length = len(opened)
-  return length, f"{frames.shape[2]} x {frames.shape[1]}", whole, _clips_per_second(lambda: decoding.Video(path))
+  return (
+    length,
+    f"{frames.shape[2]} x {frames.shape[1]}",
+    whole,
+    _clips_per_second(lambda: decoding.Video(path)),
+  )
 
 
 def _prepare(files: list[pathlib.Path], folder: str) -> dict[str, Any]:
@@ -65,10 +70,11 @@ def main() -> None:
   columns = ["file", "frames", "size", "frames/s, whole file", "frames/s, clips"]
   columns += ["frames/s, prepared clips"] * options.prepared
   files = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in decoding.SUFFIXES)
-  files = files[:options.limit]
+  files = files[: options.limit]
   head = (
-      "Made by `experiments/benchmarks/video_decoding.py`, per core, in processor time, on "
-      f"{machines.processor()}.")
+    "Made by `experiments/benchmarks/video_decoding.py`, per core, in processor time, on "
+    f"{machines.processor()}."
+  )
   rows, rates = [], []
   with tempfile.TemporaryDirectory() as folder:
     records = _prepare(files, folder) if options.prepared else {}
@@ -77,8 +83,10 @@ def main() -> None:
       stored = sum(path.stat().st_size for path in shards if path.is_file())
       original = sum(pathlib.Path(path).stat().st_size for path in records)
       count = sum(len(record["video"]) for record in records.values())
-      head += (f" On disk the files take {original / 1e6:.1f} MB, prepared {stored / 1e6:.1f} MB, which is "
-               f"{stored / count / 1e3:.1f} kB for a frame.")
+      head += (
+        f" On disk the files take {original / 1e6:.1f} MB, prepared {stored / 1e6:.1f} MB, which is "
+        f"{stored / count / 1e3:.1f} kB for a frame."
+      )
     for path in files:
       try:
         frames, size, *speeds = _measure(path)

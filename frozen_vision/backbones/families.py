@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from frozen_vision.freezing import partition
-from frozen_vision.backbones.swinv2 import published as named_weights
 from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.backbones.swinv2 import published as named_weights
 from frozen_vision.files import tensors
+from frozen_vision.freezing import partition
 
 _SHIPPED = pathlib.Path(__file__).resolve().parent / "weights"
 # What the images of every backbone here are normalised with (ImageNet's statistics, RGB in 0..1).
@@ -47,9 +47,7 @@ def replace(config: swinv2.SwinV2Config, overrides: dict[str, Any]) -> swinv2.Sw
   return dataclasses.replace(config, **changes)
 
 
-def build_backbone(
-    name: str, *, dtype: Any = jnp.float32, rngs: nnx.Rngs, **overrides: Any
-) -> swinv2.SwinV2:
+def build_backbone(name: str, *, dtype: Any = jnp.float32, rngs: nnx.Rngs, **overrides: Any) -> swinv2.SwinV2:
   """A backbone with random weights.
 
   Args:
@@ -61,7 +59,7 @@ def build_backbone(
 
 
 def save_backbone(
-    backbone: swinv2.SwinV2, path: str | os.PathLike, *, name: str, dtype: Any = np.float32
+  backbone: swinv2.SwinV2, path: str | os.PathLike, *, name: str, dtype: Any = np.float32
 ) -> str:
   """Writes a `.safetensors` file that `load_backbone` reads.
 
@@ -69,19 +67,22 @@ def save_backbone(
   weights rounded to `dtype`; it is returned too.
   """
   leaves = {
-      key: tensors.LazyTensor(leaf.shape, leaf.dtype, lambda leaf=leaf: np.asarray(leaf))
-      for key, leaf in partition.flatten(nnx.state(backbone, nnx.Param)).items()
+    key: tensors.LazyTensor(leaf.shape, leaf.dtype, lambda leaf=leaf: np.asarray(leaf))
+    for key, leaf in partition.flatten(nnx.state(backbone, nnx.Param)).items()
   }
   return write_leaves(leaves, path, name=name, config=backbone.config, dtype=dtype)
 
 
 def write_leaves(
-    leaves: Mapping[str, tensors.LazyTensor], path: str | os.PathLike, *, name: str,
-    config: swinv2.SwinV2Config, dtype: Any = np.float32,
+  leaves: Mapping[str, tensors.LazyTensor],
+  path: str | os.PathLike,
+  *,
+  name: str,
+  config: swinv2.SwinV2Config,
+  dtype: Any = np.float32,
 ) -> str:
   """`save_backbone` of weights that are read one at a time, under the paths of our parameters."""
-  metadata = {
-      "format": tensors.FORMAT, "name": name, "config": json.dumps(dataclasses.asdict(config))}
+  metadata = {"format": tensors.FORMAT, "name": name, "config": json.dumps(dataclasses.asdict(config))}
   return tensors.write(path, leaves, metadata=metadata, dtype=dtype)
 
 
@@ -105,8 +106,7 @@ class BackboneFile:
   def load(self) -> swinv2.SwinV2:
     """The whole network, float32."""
     graphdef, state = nnx.split(self.module)
-    return nnx.merge(
-        graphdef, tensors.fill(state, self.leaves, self.path, fingerprint=self.fingerprint))
+    return nnx.merge(graphdef, tensors.fill(state, self.leaves, self.path, fingerprint=self.fingerprint))
 
   def read(self, prefix: str, module: nnx.Module) -> nnx.Module:
     """A part of the network with its weights on the host: float32 numpy arrays.
@@ -126,7 +126,7 @@ class BackboneFile:
 
 
 def load_backbone(
-    source: str | os.PathLike, name: str | None = None, *, dtype: Any = jnp.float32, **overrides: Any
+  source: str | os.PathLike, name: str | None = None, *, dtype: Any = jnp.float32, **overrides: Any
 ) -> swinv2.SwinV2:
   """A backbone with its weights.
 
@@ -148,7 +148,7 @@ def load_backbone(
 
 
 def open_backbone(
-    source: str | os.PathLike, name: str | None = None, *, dtype: Any = jnp.float32, **overrides: Any
+  source: str | os.PathLike, name: str | None = None, *, dtype: Any = jnp.float32, **overrides: Any
 ) -> BackboneFile:
   """As `load_backbone`, without reading a weight yet."""
   path = pathlib.Path(source)
@@ -161,9 +161,10 @@ def open_backbone(
     shipped = sorted(p.stem for p in _SHIPPED.glob("*.safetensors"))
     what = "is a directory" if path.is_dir() else "does not exist"
     raise FileNotFoundError(
-        f"Backbone weights {os.fspath(source)!r}: {path} {what}. Give a .safetensors file that "
-        "frozen_vision.save_backbone wrote, a public SwinV2 checkpoint (.safetensors, .pth), or the name of "
-        f"shipped weights: {shipped}, or of published ones: {sorted(named_weights.TABLE)}.")
+      f"Backbone weights {os.fspath(source)!r}: {path} {what}. Give a .safetensors file that "
+      "frozen_vision.save_backbone wrote, a public SwinV2 checkpoint (.safetensors, .pth), or the name of "
+      f"shipped weights: {shipped}, or of published ones: {sorted(named_weights.TABLE)}."
+    )
   tensors.check_file(path)
   leaves, header = {}, {}
   if path.suffix == ".safetensors":
@@ -174,6 +175,7 @@ def open_backbone(
     config = replace(swinv2.SwinV2Config(**_tuples(json.loads(header["config"]))), overrides)
   else:
     from frozen_vision.backbones.swinv2 import checkpoints as convert  # it imports this module.
+
     checkpoint = convert.open_checkpoint(path, name, **overrides)
     leaves, config = checkpoint.leaves, checkpoint.config
   module = nnx.eval_shape(lambda: swinv2.SwinV2(config, dtype=dtype, rngs=nnx.Rngs(0)))
@@ -185,9 +187,7 @@ def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
   return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
-def feature_key(
-    backbone: swinv2.SwinV2, fingerprint: str, *, levels: int | None = None
-) -> dict[str, Any]:
+def feature_key(backbone: swinv2.SwinV2, fingerprint: str, *, levels: int | None = None) -> dict[str, Any]:
   """What identifies the features of a frozen backbone: a head fits no others.
 
   Args:
@@ -196,14 +196,14 @@ def feature_key(
   """
   config = backbone.config
   return {
-      "weights": fingerprint,
-      "window_sizes": list(config.window_sizes),
-      "pretrained_window_sizes": list(config.pretrained_window_sizes),
-      "strides": [spec.stride for spec in backbone.feature_specs[:levels]],
-      "mean": list(IMAGE_MEAN),
-      "std": list(IMAGE_STD),
-      "padding": "bottom-right zeros, then shift",
-      "dtype": jnp.dtype(backbone.dtype).name,
+    "weights": fingerprint,
+    "window_sizes": list(config.window_sizes),
+    "pretrained_window_sizes": list(config.pretrained_window_sizes),
+    "strides": [spec.stride for spec in backbone.feature_specs[:levels]],
+    "mean": list(IMAGE_MEAN),
+    "std": list(IMAGE_STD),
+    "padding": "bottom-right zeros, then shift",
+    "dtype": jnp.dtype(backbone.dtype).name,
   }
 
 

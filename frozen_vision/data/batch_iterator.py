@@ -31,9 +31,7 @@ class BatchIterator(Iterator[Batch]):
     wait_seconds: total time that `next` has blocked its caller, the start of workers included.
   """
 
-  def __init__(
-      self, dataset: Iterable[Batch], *, batch_size: int, start_example: int, shared_memory: bool
-  ):
+  def __init__(self, dataset: Iterable[Batch], *, batch_size: int, start_example: int, shared_memory: bool):
     self._iterator = iter(dataset)
     self._batch_size = batch_size
     self._shared_memory = shared_memory
@@ -65,9 +63,9 @@ class BatchIterator(Iterator[Batch]):
     return self
 
   def __exit__(
-      self,
-      error_type: type[BaseException] | None,
-      error: BaseException | None,
-      traceback: TracebackType | None,
+    self,
+    error_type: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
   ) -> None:
     self.close()

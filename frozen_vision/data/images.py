@@ -24,8 +24,8 @@ import io
 import os
 import pathlib
 
-import numpy as np
 from jaxtyping import UInt8
+import numpy as np
 from PIL import ExifTags, Image
 
 # Pillow's own limit for an error. Kept here because Pillow's is a global that other code may lift.
@@ -35,17 +35,17 @@ WHITE = (255, 255, 255)
 # purpose: EPS, for one, would hand a hostile file to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .tif .tiff .webp .avif .jp2 .j2k .ppm .pgm"
-    " .pbm .pnm .pfm".split()
+  ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .tif .tiff .webp .avif .jp2 .j2k .ppm .pgm"
+  " .pbm .pnm .pfm".split()
 )
 _TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
 }
 _TIFF_BITS_PER_SAMPLE = 258
 _TIFF_PHOTOMETRIC = 262
@@ -103,11 +103,11 @@ class ImageInfo:
 
 
 def decode_image(
-    source: ImageSource,
-    *,
-    name: str | None = None,
-    background: tuple[int, int, int] = WHITE,
-    max_pixels: int = MAX_PIXELS,
+  source: ImageSource,
+  *,
+  name: str | None = None,
+  background: tuple[int, int, int] = WHITE,
+  max_pixels: int = MAX_PIXELS,
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Decodes an image to RGB, rotated as its EXIF orientation says.
 
@@ -123,19 +123,17 @@ def decode_image(
   return _decode(source, name, background, max_pixels)[0]
 
 
-def inspect_image(
-    source: ImageSource, *, name: str | None = None, max_pixels: int = MAX_PIXELS
-) -> ImageInfo:
+def inspect_image(source: ImageSource, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> ImageInfo:
   """Decodes an image as `decode_image` does and says what it is; raises ImageError likewise."""
   return _decode(source, name, WHITE, max_pixels)[1]
 
 
 def read_size(
-    source: ImageSource,
-    *,
-    name: str | None = None,
-    apply_exif: bool = True,
-    max_pixels: int = MAX_PIXELS,
+  source: ImageSource,
+  *,
+  name: str | None = None,
+  apply_exif: bool = True,
+  max_pixels: int = MAX_PIXELS,
 ) -> tuple[int, int]:
   """(height, width), after EXIF rotation unless `apply_exif` is off.
 
@@ -175,7 +173,7 @@ def read_bytes(path: str | os.PathLike, *, name: str | None = None) -> bytes:
 
 
 def _decode(
-    source: ImageSource, name: str | None, background: tuple[int, int, int], max_pixels: int
+  source: ImageSource, name: str | None, background: tuple[int, int, int], max_pixels: int
 ) -> tuple[UInt8[np.ndarray, "h w 3"], ImageInfo]:
   name = _name_of(source, name)
   data = source if isinstance(source, bytes) else read_bytes(source, name=name)
@@ -238,9 +236,9 @@ def _open(source: ImageSource, name: str, max_pixels: int) -> Image.Image:
   if width * height > max_pixels:
     image.close()
     raise ImageError(
-        name,
-        f"claims {width} x {height} pixels, more than the limit of {max_pixels}",
-        "too many pixels",
+      name,
+      f"claims {width} x {height} pixels, more than the limit of {max_pixels}",
+      "too many pixels",
     )
   return image
 
@@ -270,9 +268,7 @@ def _frame_count(image: Image.Image) -> int:
     return 2
 
 
-def _to_rgb(
-    image: Image.Image, name: str, background: tuple[int, int, int], notes: list[str]
-) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, background: tuple[int, int, int], notes: list[str]) -> Image.Image:
   if image.mode.startswith("I;16") or image.mode in ("I", "F"):
     gray, hidden = _scale_gray(image, name, notes)
     rgb = np.repeat(gray[..., None], 3, axis=-1)
@@ -296,7 +292,7 @@ def _to_rgb(
 
 
 def _scale_gray(
-    image: Image.Image, name: str, notes: list[str]
+  image: Image.Image, name: str, notes: list[str]
 ) -> tuple[UInt8[np.ndarray, "h w"], np.ndarray | None]:
   """8-bit gray from 16-bit or float pixels, and the pixels that a PNG colour key hides."""
   values = np.asarray(image)
@@ -304,20 +300,20 @@ def _scale_gray(
   if image.mode == "F":
     if not np.all(np.isfinite(values)) or values.min() < 0 or values.max() > 1:
       raise ImageError(
-          name,
-          f"floating point pixels from {values.min():g} to {values.max():g}; only values in"
-          " [0, 1] have a defined brightness. Convert the file to 8 or 16 bits",
-          "unsupported pixels",
+        name,
+        f"floating point pixels from {values.min():g} to {values.max():g}; only values in"
+        " [0, 1] have a defined brightness. Convert the file to 8 or 16 bits",
+        "unsupported pixels",
       )
     share = values.astype(np.float64)
   else:
     # Mode "I" is 16 bits wide in PNG and PNM only; in TIFF it is 32-bit or signed.
     if image.mode == "I" and image.format not in ("PNG", "PPM"):
       raise ImageError(
-          name,
-          f"signed or 32-bit integer pixels from {values.min()} to {values.max()}, which have no"
-          " defined brightness. Convert the file to 8 or 16 bits",
-          "unsupported pixels",
+        name,
+        f"signed or 32-bit integer pixels from {values.min()} to {values.max()}, which have no"
+        " defined brightness. Convert the file to 8 or 16 bits",
+        "unsupported pixels",
       )
     bits = tags.get(_TIFF_BITS_PER_SAMPLE, (16,))[0]
     share = values.astype(np.float64) / (2**bits - 1)

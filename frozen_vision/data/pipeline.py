@@ -15,9 +15,9 @@ import sys
 import threading
 from typing import Any
 
+from absl import flags
 import grain.python as grain
 import numpy as np
-from absl import flags
 
 from frozen_vision.data.batch_iterator import Batch, BatchIterator, EvalTransform, Source, TrainTransform
 
@@ -91,17 +91,17 @@ class _RepeatLast:
 
 
 def train_batches(
-    source: Source,
-    transform: TrainTransform,
-    *,
-    batch_size: int,
-    seed: int,
-    start_example: int = 0,
-    num_workers: int = 0,
-    num_threads: int = 1,
-    prefetch_batches: int = 2,
-    process_index: int = 0,
-    process_count: int = 1,
+  source: Source,
+  transform: TrainTransform,
+  *,
+  batch_size: int,
+  seed: int,
+  start_example: int = 0,
+  num_workers: int = 0,
+  num_threads: int = 1,
+  prefetch_batches: int = 2,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> BatchIterator:
   """Endless shuffled, augmented batches; each pass over the source has a new order.
 
@@ -129,8 +129,8 @@ def train_batches(
   _check(source, batch_size, num_workers, process_index, process_count)
   if start_example < 0 or start_example % batch_size:
     raise ValueError(
-        f"start_example is {start_example}, expected a multiple of batch_size ({batch_size}), "
-        "because a run stops between batches; continue with the batch size it was started with."
+      f"start_example is {start_example}, expected a multiple of batch_size ({batch_size}), "
+      "because a run stops between batches; continue with the batch size it was started with."
     )
   # Explicit seeds per step: the defaults of grain would depend on the number of steps before.
   shuffle_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
@@ -145,15 +145,15 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source,
-    transform: EvalTransform,
-    *,
-    batch_size: int,
-    num_workers: int = 0,
-    num_threads: int = 1,
-    prefetch_batches: int = 2,
-    process_index: int = 0,
-    process_count: int = 1,
+  source: Source,
+  transform: EvalTransform,
+  *,
+  batch_size: int,
+  num_workers: int = 0,
+  num_threads: int = 1,
+  prefetch_batches: int = 2,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> BatchIterator:
   """All records once and in order; the last batch is filled up by repeating the last record.
 
@@ -177,15 +177,13 @@ def eval_batches(
   return _iterate(dataset, batch_size, 0, num_workers, num_threads, prefetch_batches)
 
 
-def _check(
-    source: Source, batch_size: int, num_workers: int, process_index: int, process_count: int
-) -> None:
+def _check(source: Source, batch_size: int, num_workers: int, process_index: int, process_count: int) -> None:
   if not len(source):
     raise ValueError("The data source is empty; expected at least one record.")
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(
-        f"batch_size is {batch_size}, expected a positive multiple of the number of processes "
-        f"({process_count})."
+      f"batch_size is {batch_size}, expected a positive multiple of the number of processes "
+      f"({process_count})."
     )
   if not 0 <= process_index < process_count:
     raise ValueError(f"process_index is {process_index}, expected 0 to {process_count - 1}.")
@@ -194,12 +192,12 @@ def _check(
 
 
 def _iterate(
-    dataset: grain.MapDataset,
-    batch_size: int,
-    start_example: int,
-    num_workers: int,
-    num_threads: int,
-    prefetch_batches: int,
+  dataset: grain.MapDataset,
+  batch_size: int,
+  start_example: int,
+  num_workers: int,
+  num_threads: int,
+  prefetch_batches: int,
 ) -> BatchIterator:
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch_batches)
   batches = dataset.to_iter_dataset(options)
@@ -208,13 +206,11 @@ def _iterate(
       # Grain reads an absl flag when it starts workers, which fails outside of `absl.app.run`.
       flags.FLAGS.mark_as_parsed()
     batches = batches.mp_prefetch(
-        grain.MultiprocessingOptions(
-            num_workers=num_workers, per_worker_buffer_size=prefetch_batches
-        ),
-        worker_init_fn=_initialise_worker,
+      grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch_batches),
+      worker_init_fn=_initialise_worker,
     )
   return BatchIterator(
-      batches, batch_size=batch_size, start_example=start_example, shared_memory=num_workers > 0
+    batches, batch_size=batch_size, start_example=start_example, shared_memory=num_workers > 0
   )
 
 
@@ -231,8 +227,7 @@ def _initialise_worker(worker_index: int, worker_count: int) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   creating = _lock_shared_memory()
-  threading.Thread(
-      target=_end_with_parent, args=(creating,), name="end-with-parent", daemon=True).start()
+  threading.Thread(target=_end_with_parent, args=(creating,), name="end-with-parent", daemon=True).start()
 
 
 def _lock_shared_memory() -> threading.Lock:

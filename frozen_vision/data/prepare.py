@@ -18,6 +18,7 @@ of a limited size; while they are written, about twice their final space is need
 
 import argparse
 import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import concurrent.futures
 import dataclasses
 import functools
@@ -26,9 +27,8 @@ import multiprocessing
 import pathlib
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+import warnings
 
 from frozen_vision.data import images as image_io
 from frozen_vision.data import prepared
@@ -60,7 +60,7 @@ class _Result:
 
 
 def check_images(
-    tasks: Sequence[Any], workers: int, check: Callable[[Any], "_Result"] | None = None
+  tasks: Sequence[Any], workers: int, check: Callable[[Any], "_Result"] | None = None
 ) -> Iterator[_Result]:
   """Decodes every file, in order; with more than one worker, in as many processes.
 
@@ -117,7 +117,7 @@ def _encode(encoding: jpegs.Encoding, name: str, file: pathlib.Path | None) -> _
 
 
 def _encode_all(
-    source: videos.VideoList, encoding: jpegs.Encoding, workers: int, spool: pathlib.Path | None = None
+  source: videos.VideoList, encoding: jpegs.Encoding, workers: int, spool: pathlib.Path | None = None
 ) -> Iterator[_Result]:
   """Decodes every video in order, into files below `spool` if it is given.
 
@@ -240,8 +240,14 @@ def prepare_segmentation(options: argparse.Namespace) -> int:
     _require_writing(options, [options.split], prepared_segmentation.KIND)
   label_format = label_maps.read_format(options.classes, ignored=options.ignore, unknown=options.unknown)
   source = labelled.LabelledImages(
-      options.images, options.labels, label_format, segments=options.segments, unlabelled="keep",
-      image_suffix=options.image_suffix, label_suffix=options.label_suffix)
+    options.images,
+    options.labels,
+    label_format,
+    segments=options.segments,
+    unlabelled="keep",
+    image_suffix=options.image_suffix,
+    label_suffix=options.label_suffix,
+  )
   return _prepare_labelled(options, source, options.split)
 
 
@@ -251,7 +257,8 @@ def prepare_videos(options: argparse.Namespace) -> int:
     _require_writing(options, [options.split], prepared_videos.KIND)
   encoding = jpegs.Encoding(options.short_side, options.quality, options.rate)
   source = videos.open_videos(
-      options.videos, root=options.root, group_column=options.group_column, keep_missing=True)
+    options.videos, root=options.root, group_column=options.group_column, keep_missing=True
+  )
   tally = _Tally(len(source), "videos")
   if options.check or options.strict:  # which writes nothing where anything is bad
     tally.run(_encode_all(source, encoding, options.workers))
@@ -324,8 +331,7 @@ def _prepare_split(options: argparse.Namespace, split: str) -> int:
   for line in str(source.problems).splitlines():
     print(f"  annotations: {line}")
   counts = ", ".join(f"{count} {key}" for key, count in usable.counts().items())
-  print(f"  usable: {counts}, {usable.num_classes} classes"
-        f"{'' if usable.labelled else '; unlabelled'}")
+  print(f"  usable: {counts}, {usable.num_classes} classes{'' if usable.labelled else '; unlabelled'}")
   defects = tally.bad.total() + sum(source.problems.counts.values())
   code = _exit_code(usable=len(usable) > 0, defects=defects, strict=options.strict)
   if code == 0 and not options.check:
@@ -340,14 +346,12 @@ def _require_writing(options: argparse.Namespace, splits: Sequence[str], kind: p
     raise ValueError("give --out, the folder to write to, or --check to only check.")
   if importlib.util.find_spec("tensorflow") is None:
     raise ValueError(
-        "writing the shards needs TensorFlow, which is not installed: pip install tensorflow-cpu."
-        " Checking (--check) and reading them do not."
+      "writing the shards needs TensorFlow, which is not installed: pip install tensorflow-cpu."
+      " Checking (--check) and reading them do not."
     )
   for split in splits:
     if kind.is_complete(options.out, split) and not options.overwrite:
-      raise FileExistsError(
-          f"{kind.folder(options.out, split)} is there already; --overwrite makes it anew."
-      )
+      raise FileExistsError(f"{kind.folder(options.out, split)} is there already; --overwrite makes it anew.")
 
 
 def _exit_code(*, usable: bool, defects: int, strict: bool) -> int:
@@ -362,8 +366,9 @@ def _exit_code(*, usable: bool, defects: int, strict: bool) -> int:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-      prog="python -m frozen_vision.data.prepare", description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog="python -m frozen_vision.data.prepare",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   commands = parser.add_subparsers(dest="command", required=True)
   check = commands.add_parser("images", help="check every image below a folder")
@@ -373,9 +378,7 @@ def _parser() -> argparse.ArgumentParser:
   write.add_argument("--annotations", help="annotation JSON")
   write.add_argument("--root", help="instead: holds {split}2017/ and annotations/")
   write.add_argument("--split", nargs="+", help="default: train; with --root: train val")
-  write.add_argument(
-      "--boxes-only", action="store_true", help="keep annotations that have no usable mask"
-  )
+  write.add_argument("--boxes-only", action="store_true", help="keep annotations that have no usable mask")
   scenes = commands.add_parser("ade20k", help="check ADE20K and write it as shards")
   scenes.add_argument("--root", required=True, help="holds images/ and annotations/")
   scenes.add_argument("--split", nargs="+", help="default: training validation")
@@ -396,13 +399,20 @@ def _parser() -> argparse.ArgumentParser:
   clips.add_argument("--split", required=True, help="name of what is written: train or validation")
   encoding = jpegs.Encoding()
   clips.add_argument(
-      "--short-side", type=int, default=encoding.short_side,
-      help="pixels that longer short sides are resized to (default: %(default)s)")
+    "--short-side",
+    type=int,
+    default=encoding.short_side,
+    help="pixels that longer short sides are resized to (default: %(default)s)",
+  )
   clips.add_argument(
-      "--quality", type=int, default=encoding.quality, help="of the JPEGs (default: %(default)s)")
+    "--quality", type=int, default=encoding.quality, help="of the JPEGs (default: %(default)s)"
+  )
   clips.add_argument(
-      "--rate", type=float, default=encoding.rate,
-      help="keep so many frames per second only, by time stamp; 0 keeps all (default)")
+    "--rate",
+    type=float,
+    default=encoding.rate,
+    help="keep so many frames per second only, by time stamp; 0 keeps all (default)",
+  )
   for command in (write, scenes, pixels, clips):
     command.add_argument("--out", help="folder to write to")
     command.add_argument("--check", action="store_true", help="only check, write nothing")
@@ -417,8 +427,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
   options = _parser().parse_args(arguments)
   run = {
-      "images": prepare_images, "coco": prepare_coco, "ade20k": prepare_ade20k,
-      "segmentation": prepare_segmentation, "videos": prepare_videos,
+    "images": prepare_images,
+    "coco": prepare_coco,
+    "ade20k": prepare_ade20k,
+    "segmentation": prepare_segmentation,
+    "videos": prepare_videos,
   }[options.command]
   try:
     return run(options)

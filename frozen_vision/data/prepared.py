@@ -57,9 +57,10 @@ class Kind:
       state = "is incomplete" if target.is_dir() else "is absent"
       found = splits_below(out)
       raise FileNotFoundError(
-          f"{target} {state}; prepare it with: python -m frozen_vision.data.prepare "
-          + self.command.format(out=out, split=split)
-          + (f" (prepared in {out}: {', '.join(found)})" if found else ""))
+        f"{target} {state}; prepare it with: python -m frozen_vision.data.prepare "
+        + self.command.format(out=out, split=split)
+        + (f" (prepared in {out}: {', '.join(found)})" if found else "")
+      )
     return target
 
 

@@ -54,8 +54,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _info(self) -> tfds.core.DatasetInfo:
     # Without shuffling, example i of the shards is example i of the source.
     return self.dataset_info_from_configs(
-        description=self.DESCRIPTION, features=tfds.features.FeaturesDict(self.features()),
-        metadata=tfds.core.MetadataDict(self.metadata()), disable_shuffling=True)
+      description=self.DESCRIPTION,
+      features=tfds.features.FeaturesDict(self.features()),
+      metadata=tfds.core.MetadataDict(self.metadata()),
+      disable_shuffling=True,
+    )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
     del dl_manager  # nothing is downloaded

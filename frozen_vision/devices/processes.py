@@ -20,7 +20,10 @@ import jax
 import orbax.checkpoint as ocp
 
 _COORDINATOR, _COUNT, _INDEX = (
-    "FROZEN_VISION_COORDINATOR", "FROZEN_VISION_PROCESSES", "FROZEN_VISION_PROCESS")
+  "FROZEN_VISION_COORDINATOR",
+  "FROZEN_VISION_PROCESSES",
+  "FROZEN_VISION_PROCESS",
+)
 # A process that hears nothing of another for so long ends itself.
 HEARTBEAT_SECONDS = 60
 _COMPILING_SECONDS = 3600
@@ -42,28 +45,33 @@ def initialize() -> None:
   if found:
     if len(found) < 3:
       raise ValueError(
-          f"Several processes: {sorted(found)} are set, but all of {_COORDINATOR}, {_COUNT}, {_INDEX} are "
-          "needed.")
+        f"Several processes: {sorted(found)} are set, but all of {_COORDINATOR}, {_COUNT}, {_INDEX} are "
+        "needed."
+      )
     try:
       how = dict(
-          coordinator_address=found[_COORDINATOR], num_processes=int(found[_COUNT]),
-          process_id=int(found[_INDEX]))
+        coordinator_address=found[_COORDINATOR],
+        num_processes=int(found[_COUNT]),
+        process_id=int(found[_INDEX]),
+      )
     except ValueError as error:
       raise ValueError(
-          f"Several processes: {_COUNT}={found[_COUNT]}, {_INDEX}={found[_INDEX]}; expected two numbers."
+        f"Several processes: {_COUNT}={found[_COUNT]}, {_INDEX}={found[_INDEX]}; expected two numbers."
       ) from error
     if not 0 <= how["process_id"] < how["num_processes"]:
       raise ValueError(
-          f"Several processes: {_INDEX}={found[_INDEX]}; expected 0 to {how['num_processes'] - 1}, since "
-          f"{_COUNT}={found[_COUNT]}.")
+        f"Several processes: {_INDEX}={found[_INDEX]}; expected 0 to {how['num_processes'] - 1}, since "
+        f"{_COUNT}={found[_COUNT]}."
+      )
   try:
     jax.distributed.initialize(**how, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
   except ValueError as error:
     if how:
       raise
     raise ValueError(
-        "--distributed: this is no cluster that jax knows (TPU pod, Slurm, Open MPI, Kubernetes). Set "
-        f"{_COORDINATOR}=HOST:PORT of process 0, {_COUNT} and {_INDEX}.") from error
+      "--distributed: this is no cluster that jax knows (TPU pod, Slurm, Open MPI, Kubernetes). Set "
+      f"{_COORDINATOR}=HOST:PORT of process 0, {_COUNT} and {_INDEX}."
+    ) from error
 
 
 def wait_for_all(what: str) -> None:
@@ -74,7 +82,8 @@ def wait_for_all(what: str) -> None:
   """
   if jax.process_count() > 1:
     ocp.multihost.sync_global_processes(
-        f"frozen_vision: {what}", timeout=_COMPILING_SECONDS, processes=set(range(jax.process_count())))
+      f"frozen_vision: {what}", timeout=_COMPILING_SECONDS, processes=set(range(jax.process_count()))
+    )
 
 
 def leave(message: str) -> NoReturn:
@@ -103,13 +112,16 @@ def launch(command: Sequence[str], processes: int) -> int:
     address = f"127.0.0.1:{probe.getsockname()[1]}"
   asked: list[int] = []
   handlers = {
-      number: signal.signal(number, lambda n, _: asked.append(n))
-      for number in (signal.SIGINT, signal.SIGTERM)}
+    number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
+  }
   children = [
-      subprocess.Popen(
-          command, start_new_session=True,
-          env=os.environ | {_COORDINATOR: address, _COUNT: str(processes), _INDEX: str(index)})
-      for index in range(processes)]
+    subprocess.Popen(
+      command,
+      start_new_session=True,
+      env=os.environ | {_COORDINATOR: address, _COUNT: str(processes), _INDEX: str(index)},
+    )
+    for index in range(processes)
+  ]
   failed, deadline = None, None
   try:
     while any(child.poll() is None for child in children):
@@ -149,4 +161,3 @@ def main(arguments: Sequence[str]) -> None:
   if not count.isdigit() or not int(count):
     sys.exit(f"--processes={count}: expected a number of processes, 1 or more. {usage}")
   sys.exit(launch(arguments[2:], int(count)))
-

@@ -26,10 +26,10 @@ Over = Literal["all", "model"]
 # Dimensions along which a leaf of the backbone may be cut, the preferred one first. Stacked blocks have the
 # scan's axis in front; it is never cut, since XLA would gather the whole stack before the loop.
 RULES: tuple[tuple[str, tuple[int, ...]], ...] = (
-    (r".*/kernel(/values)?", (-1, -2)),  # [inputs, outputs]
-    (r".*/table", (-2, -1)),  # [positions, heads]
-    (r".*/(bias|scale|q_bias|v_bias)", (-1,)),
-    (r".*/position_bias/.*", (-2, -1)),  # the MLP that makes a table
+  (r".*/kernel(/values)?", (-1, -2)),  # [inputs, outputs]
+  (r".*/table", (-2, -1)),  # [positions, heads]
+  (r".*/(bias|scale|q_bias|v_bias)", (-1,)),
+  (r".*/position_bias/.*", (-2, -1)),  # the MLP that makes a table
 )
 _LARGE_BYTES = 2**20
 # The smallest leaves stay whole while they are together below this part of a device's share: gathering them
@@ -55,8 +55,9 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
     data = max(len(devices) // model, 1)
   if data * model != len(devices):
     raise ValueError(
-        f"config.mesh is data={data}, model={model}: {data * model} devices, but there are {len(devices)}. "
-        "Give sizes whose product that is; data=-1 takes what is left.")
+      f"config.mesh is data={data}, model={model}: {data * model} devices, but there are {len(devices)}. "
+      "Give sizes whose product that is; data=-1 takes what is left."
+    )
   return Mesh(np.array(devices).reshape(data, model), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
@@ -74,8 +75,9 @@ def check_batch(size: int, mesh: Mesh, option: str, parts: int = 1) -> None:
   pieces = mesh.size * parts
   if size % pieces or not size:
     raise ValueError(
-        f"config.{option} is {size}; expected a multiple of {pieces} ({mesh.size} devices, config.accumulate "
-        f"{parts}), such as {max(round(size / pieces), 1) * pieces}.")
+      f"config.{option} is {size}; expected a multiple of {pieces} ({mesh.size} devices, config.accumulate "
+      f"{parts}), such as {max(round(size / pieces), 1) * pieces}."
+    )
 
 
 def frozen_shardings(state: nnx.State, mesh: Mesh, over: Over = "all") -> nnx.State:
@@ -104,8 +106,11 @@ def frozen_shardings(state: nnx.State, mesh: Mesh, over: Over = "all") -> nnx.St
     whole.add(path)
   shardings = []
   for path, leaf in flat:
-    spec = PartitionSpec() if path in whole else _spec(
-        "/".join(map(str, path)), leaf.shape, sizes[path], mesh, choices)
+    spec = (
+      PartitionSpec()
+      if path in whole
+      else _spec("/".join(map(str, path)), leaf.shape, sizes[path], mesh, choices)
+    )
     shardings.append((path, leaf.replace(NamedSharding(mesh, spec))))
   return nnx.from_flat_state(shardings)
 
@@ -119,10 +124,14 @@ def state_shardings(state: Mapping[str, Any], mesh: Mesh, over: Over = "all") ->
   """
   trainable = state["trainable"]
   open_backbone = nnx.from_flat_state(
-      [(path, leaf) for path, leaf in nnx.to_flat_state(trainable) if path[0] == "backbone"])
+    [(path, leaf) for path, leaf in nnx.to_flat_state(trainable) if path[0] == "backbone"]
+  )
   specs = {
-      _names(path): leaf for path, leaf in jax.tree.flatten_with_path(
-          frozen_shardings(open_backbone, mesh, over), is_leaf=lambda x: isinstance(x, NamedSharding))[0]}
+    _names(path): leaf
+    for path, leaf in jax.tree.flatten_with_path(
+      frozen_shardings(open_backbone, mesh, over), is_leaf=lambda x: isinstance(x, NamedSharding)
+    )[0]
+  }
   shapes = {_names(path): leaf.shape for path, leaf in jax.tree.flatten_with_path(trainable)[0]}
   whole = replicated(mesh)
 
@@ -138,6 +147,7 @@ def state_shardings(state: Mapping[str, Any], mesh: Mesh, over: Over = "all") ->
 
 def put(tree: Any, shardings: Any) -> Any:
   """Host or device arrays on their shardings; on several processes every one has the same whole arrays."""
+
   def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       data = put(jax.random.key_data(leaf), sharding)
@@ -163,6 +173,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 def local_rows(tree: Any) -> Any:
   """What this process's devices hold of arrays that are cut along their first axis, as numpy arrays."""
+
   def rows(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:
       return np.asarray(array)
@@ -203,7 +214,7 @@ def num_devices() -> int:
 
 
 def _spec(
-    path: str, shape: tuple[int, ...], num_bytes: int, mesh: Mesh, choices: Sequence[tuple[str, ...]]
+  path: str, shape: tuple[int, ...], num_bytes: int, mesh: Mesh, choices: Sequence[tuple[str, ...]]
 ) -> PartitionSpec:
   """Cuts the leaf into as many pieces as its dimensions allow.
 
@@ -215,7 +226,9 @@ def _spec(
     if num_bytes < _LARGE_BYTES:
       return PartitionSpec()
     raise ValueError(
-        f"No rule in frozen_vision.devices.sharding.RULES says how {path} {shape} is spread over the mesh; add one.")
+      f"No rule in frozen_vision.devices.sharding.RULES says how {path} {shape} is sharded over the mesh; "
+      "add one."
+    )
   stacked = "/repeated/" in path
   for axes in choices:
     pieces = _size(mesh, axes)

@@ -23,8 +23,12 @@ _ATTEMPTS = 3
 
 
 def fetch(
-    url: str, path: pathlib.Path, *, sha256: str | None = None, least_bytes: int = 0,
-    attempts: int = _ATTEMPTS,
+  url: str,
+  path: pathlib.Path,
+  *,
+  sha256: str | None = None,
+  least_bytes: int = 0,
+  attempts: int = _ATTEMPTS,
 ) -> pathlib.Path:
   """Fetches a file to `path`, unless it is there.
 
@@ -61,8 +65,9 @@ def fetch(
           size = partial.stat().st_size if partial.exists() else 0
           kept = f" {size:,} bytes are kept and the next try continues." if size else ""
           raise ConnectionError(
-              f"{url} could not be fetched ({error}).{kept} Without a network, fetch it elsewhere and put it "
-              f"at {path}.") from error
+            f"{url} could not be fetched ({error}).{kept} Without a network, fetch it elsewhere and put it "
+            f"at {path}."
+          ) from error
         _logger.warning("%s broke off (%s); trying again.", url, error)
     found = file_sha256(partial)
     size = partial.stat().st_size
@@ -70,11 +75,17 @@ def fetch(
       partial.unlink()
       wanted = f"the SHA-256 {sha256}" if size >= least_bytes else f"at least {least_bytes:,} bytes"
       raise ValueError(
-          f"{url} gave {size:,} bytes with the SHA-256 {found}, expected {wanted}. The file was removed; if "
-          "the publisher has replaced it, fetch it by hand and give its path.")
+        f"{url} gave {size:,} bytes with the SHA-256 {found}, expected {wanted}. The file was removed; if "
+        "the publisher has replaced it, fetch it by hand and give its path."
+      )
     partial.replace(path)
-    _logger.info("%s: %s bytes, SHA-256 %s%s.", path, f"{size:,}", found,
-                 "" if sha256 else " (none was published to compare it with)")
+    _logger.info(
+      "%s: %s bytes, SHA-256 %s%s.",
+      path,
+      f"{size:,}",
+      found,
+      "" if sha256 else " (none was published to compare it with)",
+    )
   return path
 
 

@@ -22,9 +22,16 @@ from frozen_vision.freezing import partition
 FORMAT = "frozen_vision backbone 1"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _DTYPES = {
-    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16), "I64": np.dtype(np.int64), "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16), "I8": np.dtype(np.int8), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_),
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "I64": np.dtype(np.int64),
+  "I32": np.dtype(np.int32),
+  "I16": np.dtype(np.int16),
+  "I8": np.dtype(np.int8),
+  "U8": np.dtype(np.uint8),
+  "BOOL": np.dtype(np.bool_),
 }
 _WRITABLE = {dtype: name for name, dtype in _DTYPES.items() if name in ("F32", "F16", "BF16")}
 
@@ -52,7 +59,8 @@ def check_file(path: pathlib.Path) -> None:
     start = file.read(len(_LFS_POINTER))
   if start == _LFS_POINTER:
     raise ValueError(
-        f"{path} is a pointer of Git LFS, not the weights themselves; fetch them with `git lfs pull`.")
+      f"{path} is a pointer of Git LFS, not the weights themselves; fetch them with `git lfs pull`."
+    )
   if not start:
     raise ValueError(f"{path} is empty.")
 
@@ -71,12 +79,14 @@ def open_safetensors(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[st
   unknown = [f"{key} {part.get_dtype()}" for key, part in slices.items() if part.get_dtype() not in _DTYPES]
   if unknown:
     raise ValueError(f"{path} holds tensors of types that are not read: {unknown}; known: {sorted(_DTYPES)}.")
+
   # Opened anew for every tensor: what is read through one mapping stays resident until it is closed.
-  read = lambda key: safetensors.safe_open(path, framework="numpy").get_tensor(key)
+  def read(key):
+    return safetensors.safe_open(path, framework="numpy").get_tensor(key)
+
   tensors = {
-      key: LazyTensor(
-          tuple(part.get_shape()), _DTYPES[part.get_dtype()], lambda key=key: read(key))
-      for key, part in slices.items()
+    key: LazyTensor(tuple(part.get_shape()), _DTYPES[part.get_dtype()], lambda key=key: read(key))
+    for key, part in slices.items()
   }
   return tensors, file.metadata() or {}
 
@@ -89,8 +99,11 @@ def read_fingerprint(path: str | os.PathLike) -> str | None:
 
 
 def write(
-    path: str | os.PathLike, leaves: Mapping[str, LazyTensor], *, metadata: Mapping[str, str],
-    dtype: Any = np.float32,
+  path: str | os.PathLike,
+  leaves: Mapping[str, LazyTensor],
+  *,
+  metadata: Mapping[str, str],
+  dtype: Any = np.float32,
 ) -> str:
   """Writes tensors one after the other, and the fingerprint into the header once it is known.
 
@@ -141,34 +154,39 @@ def write(
 
 def check_shapes(state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path) -> None:
   """Raises a ValueError that lists every key or shape which is not that of the network."""
-  wanted = {
-      partition.path_string(key): tuple(variable.shape) for key, variable in nnx.to_flat_state(state)}
+  wanted = {partition.path_string(key): tuple(variable.shape) for key, variable in nnx.to_flat_state(state)}
   problems = [f"missing {key} {shape}" for key, shape in wanted.items() if key not in leaves]
   problems += [f"unexpected {key} {leaf.shape}" for key, leaf in leaves.items() if key not in wanted]
   problems += [
-      f"{key} has shape {leaves[key].shape}, expected {shape}"
-      for key, shape in wanted.items() if key in leaves and leaves[key].shape != shape
+    f"{key} has shape {leaves[key].shape}, expected {shape}"
+    for key, shape in wanted.items()
+    if key in leaves and leaves[key].shape != shape
   ]
   if problems:
-    raise ValueError(f"{path} does not fit the network; {len(problems)} keys at fault:\n  "
-                     + "\n  ".join(problems))
+    raise ValueError(
+      f"{path} does not fit the network; {len(problems)} keys at fault:\n  " + "\n  ".join(problems)
+    )
 
 
 def check_fingerprint(
-    digests: Mapping[str, tuple[tuple[int, ...], str]], fingerprint: str, path: pathlib.Path
+  digests: Mapping[str, tuple[tuple[int, ...], str]], fingerprint: str, path: pathlib.Path
 ) -> None:
   """Raises a ValueError unless the weights that were read are those that the file says it holds."""
   found = partition.combine_digests(digests)
   if found != fingerprint:
     raise ValueError(
-        f"{path}: its weights have the fingerprint {found}, its header says {fingerprint}; "
-        "the file was damaged or changed. Convert or copy it again.")
+      f"{path}: its weights have the fingerprint {found}, its header says {fingerprint}; "
+      "the file was damaged or changed. Convert or copy it again."
+    )
 
 
 def read(
-    state: nnx.State, leaves: Mapping[str, LazyTensor], *, prefix: str = "",
-    digests: dict[str, tuple[tuple[int, ...], str]] | None = None,
-    place: Callable[[np.ndarray], Any] = lambda array: array,
+  state: nnx.State,
+  leaves: Mapping[str, LazyTensor],
+  *,
+  prefix: str = "",
+  digests: dict[str, tuple[tuple[int, ...], str]] | None = None,
+  place: Callable[[np.ndarray], Any] = lambda array: array,
 ) -> nnx.State:
   """Reads the tensors of a network or of a part of it, one after the other, as float32.
 
@@ -189,7 +207,7 @@ def read(
 
 
 def fill(
-    state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path, *, fingerprint: str | None = None
+  state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path, *, fingerprint: str | None = None
 ) -> nnx.State:
   """Puts every tensor of a file into its place on the device, as float32.
 

@@ -17,9 +17,16 @@ import numpy as np
 from frozen_vision.files.tensors import LazyTensor
 
 _STORAGES = {
-    "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
-    "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
+  "DoubleStorage": np.float64,
+  "FloatStorage": np.float32,
+  "HalfStorage": np.float16,
+  "BFloat16Storage": ml_dtypes.bfloat16,
+  "LongStorage": np.int64,
+  "IntStorage": np.int32,
+  "ShortStorage": np.int16,
+  "CharStorage": np.int8,
+  "ByteStorage": np.uint8,
+  "BoolStorage": np.bool_,
 }
 _WRAPPERS = ("model", "state_dict", "module")
 
@@ -37,12 +44,13 @@ def open_torch(path: pathlib.Path) -> tuple[dict[str, LazyTensor], list[str]]:
     with open(path, "rb") as file:
       start = file.read(16)
     raise ValueError(
-        f"{path} is not a complete .pth file: it is no zip archive (it starts with {start!r}). It may be "
-        "truncated, a plain pickle, which is never loaded, or older than PyTorch 1.6; such a file can be "
-        "written anew with torch.save(torch.load(FILE, weights_only=True), NEW_FILE).")
+      f"{path} is not a complete .pth file: it is no zip archive (it starts with {start!r}). It may be "
+      "truncated, a plain pickle, which is never loaded, or older than PyTorch 1.6; such a file can be "
+      "written anew with torch.save(torch.load(FILE, weights_only=True), NEW_FILE)."
+    )
   try:
     archive = zipfile.ZipFile(path)
-    root = next((name[:-len("data.pkl")] for name in archive.namelist() if name.endswith("/data.pkl")), None)
+    root = next((name[: -len("data.pkl")] for name in archive.namelist() if name.endswith("/data.pkl")), None)
     if root is None:
       raise ValueError("it has no data.pkl; TorchScript and other zip files are not read")
     order = root + "byteorder"
@@ -63,8 +71,9 @@ def open_torch(path: pathlib.Path) -> tuple[dict[str, LazyTensor], list[str]]:
     content = content[inner]
   if not isinstance(content, dict) or not any(isinstance(value, LazyTensor) for value in content.values()):
     raise ValueError(
-        f"{path} holds no dictionary of tensors, at its top or below {' or '.join(_WRAPPERS)}. "
-        f"Names in its pickle that were neither imported nor called: {sorted(unpickler.inert) or 'none'}.")
+      f"{path} holds no dictionary of tensors, at its top or below {' or '.join(_WRAPPERS)}. "
+      f"Names in its pickle that were neither imported nor called: {sorted(unpickler.inert) or 'none'}."
+    )
   tensors = {str(key): value for key, value in content.items() if isinstance(value, LazyTensor)}
   others += [str(key) for key, value in content.items() if not isinstance(value, LazyTensor)]
   return tensors, others + inert

@@ -25,9 +25,7 @@ def flatten(state: nnx.State) -> dict[str, jax.Array]:
   return {path_string(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
-def partition(
-    model: nnx.Module, trainable: Sequence[str]
-) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+def partition(model: nnx.Module, trainable: Sequence[str]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
   """Splits a model into its structure, what trains, and what never changes.
 
   Stochastic depth and dropout of modules in which nothing trains are switched off.
@@ -49,21 +47,26 @@ def partition(
     if not any(pattern.fullmatch(name) for name in names):
       tops = sorted({"/".join(name.split("/")[:2]) for name in names})
       raise ValueError(
-          f"trainable pattern {pattern.pattern!r} matches no parameter; paths begin with {tops}.")
+        f"trainable pattern {pattern.pattern!r} matches no parameter; paths begin with {tops}."
+      )
 
   chosen = {name for name in names if any(p.fullmatch(name) for p in patterns)}
   for path, module in nnx.iter_modules(model):
     prefix = path_string((*path, ""))
     if not any(name.startswith(prefix) for name in chosen):
       module.set_attributes(drop_path=0.0, deterministic=True, raise_if_not_found=False)
-  trains = lambda path, variable: isinstance(variable, nnx.Param) and path_string(path) in chosen
+
+  def trains(path, variable):
+    return isinstance(variable, nnx.Param) and path_string(path) in chosen
+
   return nnx.split(model, trains, ...)
 
 
 def cast(state: nnx.State, dtype: Any) -> nnx.State:
   """Floating leaves in another dtype; for the frozen part, which keeps no float32 copy."""
   return jax.tree.map(
-      lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, state)
+    lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, state
+  )
 
 
 def num_bytes(state: Any) -> int:
@@ -76,8 +79,9 @@ def fingerprint(state: nnx.State) -> str:
   Independent of sharding and of the order of the leaves. Compute it on the weights as they were loaded,
   before any cast.
   """
-  return combine_digests({
-      path: (tuple(leaf.shape), leaf_digest(np.asarray(leaf))) for path, leaf in flatten(state).items()})
+  return combine_digests(
+    {path: (tuple(leaf.shape), leaf_digest(np.asarray(leaf))) for path, leaf in flatten(state).items()}
+  )
 
 
 def leaf_digest(leaf: np.ndarray) -> str:

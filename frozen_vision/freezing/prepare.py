@@ -9,10 +9,10 @@ from flax import nnx
 import jax.numpy as jnp
 import ml_collections
 
-from frozen_vision.backbones.swinv2 import folded as fold
-from frozen_vision.freezing import partition
 from frozen_vision.backbones import families
+from frozen_vision.backbones.swinv2 import folded as fold
 from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.freezing import partition
 from frozen_vision.tasks import common
 
 
@@ -43,11 +43,15 @@ class Backbones:
   """
 
   def __init__(self, given: str | os.PathLike | nnx.Module | None = None):
-    if isinstance(given, nnx.Module) and not isinstance(given, swinv2.SwinV2) or isinstance(
-        given, fold.FoldedSwinV2):
+    if (
+      isinstance(given, nnx.Module)
+      and not isinstance(given, swinv2.SwinV2)
+      or isinstance(given, fold.FoldedSwinV2)
+    ):
       raise ValueError(
-          f"The backbone is a {type(given).__name__}; give the canonical one, as frozen_vision.load_backbone "
-          "returns it. It is folded here.")
+        f"The backbone is a {type(given).__name__}; give the canonical one, as frozen_vision.load_backbone "
+        "returns it. It is folded here."
+      )
     self._given = given
     self._modules: dict[str, tuple[swinv2.SwinV2, str]] = {}
     self._held: dict[str, Any] = {}
@@ -73,7 +77,8 @@ class Backbones:
         module = self._given
       elif given:
         module = families.load_backbone(
-            self._given, dtype=jnp.dtype(options.dtype), **common.plain(options.overrides))
+          self._given, dtype=jnp.dtype(options.dtype), **common.plain(options.overrides)
+        )
       else:
         module = common.build_backbone(config)
       self._modules[source] = module, partition.fingerprint(nnx.state(module, nnx.Param))

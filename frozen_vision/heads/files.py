@@ -14,8 +14,8 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from frozen_vision.freezing import partition
 from frozen_vision.files import tensors
+from frozen_vision.freezing import partition
 
 FORMAT = "frozen_vision head 1"
 PARTS = ("neck/", "head/")
@@ -38,8 +38,8 @@ def save(path: str | os.PathLike, leaves: Mapping[str, np.ndarray], *, source: s
   if foreign or not leaves:
     raise ValueError(f"A head file holds parameters below {PARTS}, at least one; found others: {foreign}.")
   lazy = {
-      name: tensors.LazyTensor(np.shape(leaf), np.dtype(np.float32), lambda leaf=leaf: np.asarray(leaf))
-      for name, leaf in leaves.items()
+    name: tensors.LazyTensor(np.shape(leaf), np.dtype(np.float32), lambda leaf=leaf: np.asarray(leaf))
+    for name, leaf in leaves.items()
   }
   return tensors.write(path, lazy, metadata={"format": FORMAT, "source": source})
 
@@ -64,41 +64,49 @@ def load(state: nnx.State, path: str | os.PathLike, *, keep: Sequence[str] = ())
     raise FileNotFoundError(f"Head weights {path}: no such file.")
   tensors.check_file(path)
   how = (
-      "Make one with python -m frozen_vision.convert --head-of=mmdet SOURCE FILE, or with "
-      "experiments/export_head.py.")
+    "Make one with python -m frozen_vision.convert --head-of=mmdet SOURCE FILE, or with "
+    "experiments/export_head.py."
+  )
   if path.suffix != ".safetensors":
     raise ValueError(f"Head weights {path}: expected a .safetensors file. {how}")
   stored, header = tensors.open_safetensors(path)
   if header.get("format") != FORMAT:
     raise ValueError(
-        f"{path} is no file of a neck and a head (its format is {header.get('format')!r}). {how}")
+      f"{path} is no file of a neck and a head (its format is {header.get('format')!r}). {how}"
+    )
   flat = [(partition.path_string(key), key, leaf) for key, leaf in nnx.to_flat_state(state)]
   ours = {name: tuple(leaf.shape) for name, _, leaf in flat if name.startswith(PARTS)}
   for pattern in keep:
     if not any(re.fullmatch(pattern, name) for name in (*ours, *stored)):
       raise ValueError(f"init.keep: {pattern!r} matches no parameter of the neck and head, nor of {path}.")
-  kept = lambda name: any(re.fullmatch(pattern, name) for pattern in keep)
+
+  def kept(name):
+    return any(re.fullmatch(pattern, name) for pattern in keep)
+
   wanted = {name: shape for name, shape in ours.items() if not kept(name)}
   unused = [f"{name} {tensor.shape}" for name, tensor in stored.items() if kept(name)]
   problems = [f"missing {name} {shape}" for name, shape in wanted.items() if name not in stored]
   problems += [
-      f"unexpected {name} {tensor.shape}"
-      for name, tensor in stored.items() if name not in wanted and not kept(name)
+    f"unexpected {name} {tensor.shape}"
+    for name, tensor in stored.items()
+    if name not in wanted and not kept(name)
   ]
   problems += [
-      f"{name} has shape {stored[name].shape}, expected {shape}"
-      for name, shape in wanted.items() if name in stored and stored[name].shape != shape
+    f"{name} has shape {stored[name].shape}, expected {shape}"
+    for name, shape in wanted.items()
+    if name in stored and stored[name].shape != shape
   ]
   if problems:
     raise ValueError(
-        f"{path} does not fit the neck and head; {len(problems)} keys at fault. Configure them as those of "
-        f"the file ({header.get('source', 'of unknown source')}), or name in init.keep what should start at "
-        "random:\n  "
-        + "\n  ".join(problems))
+      f"{path} does not fit the neck and head; {len(problems)} keys at fault. Configure them as those of "
+      f"the file ({header.get('source', 'of unknown source')}), or name in init.keep what should start at "
+      "random:\n  " + "\n  ".join(problems)
+    )
   _logger.info("%d parameters of the neck and head start as in %s.", len(wanted), path)
   for what, names in (
-      ("Start as initialised", [name for name in ours if name not in wanted]),
-      ("In the file and not used", unused)):
+    ("Start as initialised", [name for name in ours if name not in wanted]),
+    ("In the file and not used", unused),
+  ):
     if names:
       _logger.info("%s (%d):\n  %s", what, len(names), "\n  ".join(names))
   filled = []

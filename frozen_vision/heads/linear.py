@@ -40,8 +40,12 @@ class LinearHead(nnx.Module):
   """
 
   def __init__(
-      self, feature_specs: Sequence[FeatureSpec], config: LinearConfig, *, dtype: jnp.dtype = jnp.float32,
-      rngs: nnx.Rngs,
+    self,
+    feature_specs: Sequence[FeatureSpec],
+    config: LinearConfig,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
   ):
     """Builds the head.
 
@@ -51,21 +55,27 @@ class LinearHead(nnx.Module):
     levels = config.levels or tuple(range(len(feature_specs)))
     if not set(levels) <= set(range(len(feature_specs))) or len(set(levels)) != len(levels):
       raise ValueError(
-          f"The linear head reads levels {levels}; expected different ones of 0 to {len(feature_specs) - 1}.")
+        f"The linear head reads levels {levels}; expected different ones of 0 to {len(feature_specs) - 1}."
+      )
     self.config = config
     self.levels = tuple(sorted(levels))
     specs = [feature_specs[level] for level in self.levels]
     self.stride = specs[0].stride
     self.factors = tuple(spec.stride // self.stride for spec in specs)
     self.norms = nnx.List(
-        [nnx.LayerNorm(spec.channels, dtype=dtype, rngs=rngs) for spec in specs] if config.input_norm else [])
+      [nnx.LayerNorm(spec.channels, dtype=dtype, rngs=rngs) for spec in specs] if config.input_norm else []
+    )
     # As one layer on the concatenation would be initialised.
     width = sum(spec.channels for spec in specs)
     init = nnx.initializers.normal(width**-0.5)
-    self.layers = nnx.List([
+    self.layers = nnx.List(
+      [
         nnx.Linear(
-            spec.channels, config.num_classes, use_bias=i == 0, kernel_init=init, dtype=dtype, rngs=rngs)
-        for i, spec in enumerate(specs)])
+          spec.channels, config.num_classes, use_bias=i == 0, kernel_init=init, dtype=dtype, rngs=rngs
+        )
+        for i, spec in enumerate(specs)
+      ]
+    )
 
   def __call__(self, features: Sequence[Float[Array, "b h w c"]]) -> Float[Array, "b h w k"]:
     """Feature levels, fine to coarse -> float32 logits at `stride`."""
@@ -74,12 +84,13 @@ class LinearHead(nnx.Module):
     if self.norms:
       features = [norm(x) for norm, x in zip(self.norms, features)]
     logits = [
-        resize.upsample(layer(x).astype(jnp.float32), factor, finest)
-        for x, factor, layer in zip(features, self.factors, self.layers)]
+      resize.upsample(layer(x).astype(jnp.float32), factor, finest)
+      for x, factor, layer in zip(features, self.factors, self.layers)
+    ]
     return sum(logits)
 
   def losses(
-      self, features: Sequence[Float[Array, "b h w c"]], batch: Mapping[str, jax.Array], rng: jax.Array
+    self, features: Sequence[Float[Array, "b h w c"]], batch: Mapping[str, jax.Array], rng: jax.Array
   ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """({"loss_ce"}, {"pixel_accuracy"}) of `batch["labels"]`; `rng` is not used."""
     del rng
@@ -87,7 +98,7 @@ class LinearHead(nnx.Module):
     return {"loss_ce": loss}, {"pixel_accuracy": accuracy}
 
   def predict_semantic(
-      self, features: Sequence[Float[Array, "b h w c"]], size: tuple[int, int]
+    self, features: Sequence[Float[Array, "b h w c"]], size: tuple[int, int]
   ) -> Float[Array, "b y x k"]:
     """Class probabilities of every pixel of the padded input of `size` (height, width)."""
     return pixel_classification.probabilities(self(features), size, stride=self.stride)

@@ -12,7 +12,7 @@ IGNORE = 255  # label of a pixel without a class
 
 
 def cross_entropy(
-    logits: Float[Array, "b h w k"], labels: Int[Array, "b y x"], *, stride: int
+  logits: Float[Array, "b h w k"], labels: Int[Array, "b y x"], *, stride: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Mean cross entropy of the labelled pixels at full resolution, and the share of them that is right.
 
@@ -34,7 +34,10 @@ def cross_entropy(
     labels = jnp.where(known, labels, 0).astype(jnp.int32)
     losses = optax.softmax_cross_entropy_with_integer_labels(full, labels)
     right = jnp.argmax(full, axis=-1) == labels
-    count = lambda x: jnp.sum(jnp.where(known, x, 0).astype(jnp.float32))
+
+    def count(x):
+      return jnp.sum(jnp.where(known, x, 0).astype(jnp.float32))
+
     return count(losses), count(right), count(1)
 
   each = sharding.per_device(lambda *pair: jax.lax.map(lambda pair: sums(*pair), pair))
@@ -44,7 +47,7 @@ def cross_entropy(
 
 
 def probabilities(
-    logits: Float[Array, "b h w k"], size: tuple[int, int], *, stride: int
+  logits: Float[Array, "b h w k"], size: tuple[int, int], *, stride: int
 ) -> Float[Array, "b y x k"]:
   """Softmax of the logits brought to `size`, the padded input's (height, width)."""
   return jax.nn.softmax(resize.upsample(logits.astype(jnp.float32), stride, size), axis=-1)

@@ -54,13 +54,20 @@ class ConvNorm(nnx.Module):
   """Convolution without bias, group norm, ReLU."""
 
   def __init__(
-      self, channels_in: int, channels_out: int, kernel: int, *, groups: int, dtype: jnp.dtype, rngs: nnx.Rngs
+    self, channels_in: int, channels_out: int, kernel: int, *, groups: int, dtype: jnp.dtype, rngs: nnx.Rngs
   ):
     self.conv = nnx.Conv(
-        channels_in, channels_out, (kernel, kernel), use_bias=False, kernel_init=_KAIMING, dtype=dtype,
-        rngs=rngs)
+      channels_in,
+      channels_out,
+      (kernel, kernel),
+      use_bias=False,
+      kernel_init=_KAIMING,
+      dtype=dtype,
+      rngs=rngs,
+    )
     self.norm = nnx.GroupNorm(
-        channels_out, num_groups=math.gcd(channels_out, groups), epsilon=1e-5, dtype=dtype, rngs=rngs)
+      channels_out, num_groups=math.gcd(channels_out, groups), epsilon=1e-5, dtype=dtype, rngs=rngs
+    )
 
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
     return nnx.relu(self.norm(self.conv(x)))
@@ -70,8 +77,12 @@ class UPerNet(nnx.Module):
   """Logits at the finest level's stride."""
 
   def __init__(
-      self, feature_specs: Sequence[FeatureSpec], config: UPerNetConfig, *, dtype: jnp.dtype = jnp.float32,
-      rngs: nnx.Rngs,
+    self,
+    feature_specs: Sequence[FeatureSpec],
+    config: UPerNetConfig,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
   ):
     """Builds the head.
 
@@ -81,18 +92,23 @@ class UPerNet(nnx.Module):
     specs = tuple(feature_specs)
     if len(specs) < 2 or not -len(specs) <= config.auxiliary_level < len(specs):
       raise ValueError(
-          f"UPerNet on {len(specs)} levels with the auxiliary head on level {config.auxiliary_level}; "
-          "expected at least two levels, and one of them.")
+        f"UPerNet on {len(specs)} levels with the auxiliary head on level {config.auxiliary_level}; "
+        "expected at least two levels, and one of them."
+      )
     self.config = config
     self.dtype = dtype
     self.strides = tuple(spec.stride for spec in specs)
     self.norms = nnx.List(
-        [nnx.LayerNorm(spec.channels, dtype=dtype, rngs=rngs) for spec in specs] if config.input_norm else [])
+      [nnx.LayerNorm(spec.channels, dtype=dtype, rngs=rngs) for spec in specs] if config.input_norm else []
+    )
     width, count = config.channels, len(config.pool_scales)
-    make = lambda channels_in, channels_out, kernel: ConvNorm(
-        channels_in, channels_out, kernel, groups=config.norm_groups, dtype=dtype, rngs=rngs)
-    classifier = lambda channels: nnx.Linear(
-        channels, config.num_classes, kernel_init=_CLASSIFIER, dtype=dtype, rngs=rngs)
+
+    def make(channels_in, channels_out, kernel):
+      return ConvNorm(channels_in, channels_out, kernel, groups=config.norm_groups, dtype=dtype, rngs=rngs)
+
+    def classifier(channels):
+      return nnx.Linear(channels, config.num_classes, kernel_init=_CLASSIFIER, dtype=dtype, rngs=rngs)
+
     self.pools = nnx.List([make(specs[-1].channels, width, 1) for _ in range(count)])
     self.bottleneck = make(specs[-1].channels + count * width, width, 3)
     self.laterals = nnx.List([make(spec.channels, width, 1) for spec in specs[:-1]])
@@ -104,7 +120,7 @@ class UPerNet(nnx.Module):
       self.auxiliary_classifier = classifier(config.auxiliary_channels)
 
   def __call__(
-      self, features: Sequence[Float[Array, "b h w c"]], *, rng: jax.Array | None = None
+    self, features: Sequence[Float[Array, "b h w c"]], *, rng: jax.Array | None = None
   ) -> Float[Array, "b h w k"]:
     """Feature levels, fine to coarse -> float32 logits at the finest level's stride.
 
@@ -122,7 +138,7 @@ class UPerNet(nnx.Module):
     return self.classifier(self._drop(x, rng)).astype(jnp.float32)
 
   def auxiliary_logits(
-      self, features: Sequence[Float[Array, "b h w c"]], *, rng: jax.Array | None = None
+    self, features: Sequence[Float[Array, "b h w c"]], *, rng: jax.Array | None = None
   ) -> Float[Array, "b h w k"]:
     """Logits of the auxiliary head at its level's stride, float32."""
     x = self.auxiliary(self._normed(features)[self.config.auxiliary_level])
@@ -134,8 +150,9 @@ class UPerNet(nnx.Module):
 
   def _pool(self, x: jax.Array) -> jax.Array:
     pooled = [
-        resize.resize_bilinear(pool(resize.adaptive_average_pool(x, (scale, scale))), x.shape[1:3])
-        for scale, pool in zip(self.config.pool_scales, self.pools)]
+      resize.resize_bilinear(pool(resize.adaptive_average_pool(x, (scale, scale))), x.shape[1:3])
+      for scale, pool in zip(self.config.pool_scales, self.pools)
+    ]
     return self.bottleneck(jnp.concatenate([x, *pooled], axis=-1))
 
   def _upsample(self, x: jax.Array, level: int, to: int, size: tuple[int, int]) -> jax.Array:
@@ -150,22 +167,25 @@ class UPerNet(nnx.Module):
     return jnp.where(kept, x / (1 - rate), 0)
 
   def losses(
-      self, features: Sequence[Float[Array, "b h w c"]], batch: Mapping[str, jax.Array], rng: jax.Array
+    self, features: Sequence[Float[Array, "b h w c"]], batch: Mapping[str, jax.Array], rng: jax.Array
   ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """({"loss_ce" and "loss_auxiliary"}, {"pixel_accuracy"}) of `batch["labels"]`."""
     rng, auxiliary_rng = jax.random.split(rng)
     loss, accuracy = pixel_classification.cross_entropy(
-        self(features, rng=rng), batch["labels"], stride=self.strides[0])
+      self(features, rng=rng), batch["labels"], stride=self.strides[0]
+    )
     losses = {"loss_ce": loss}
     if self.config.auxiliary_weight:
       loss, _ = pixel_classification.cross_entropy(
-          self.auxiliary_logits(features, rng=auxiliary_rng), batch["labels"],
-          stride=self.strides[self.config.auxiliary_level])
+        self.auxiliary_logits(features, rng=auxiliary_rng),
+        batch["labels"],
+        stride=self.strides[self.config.auxiliary_level],
+      )
       losses["loss_auxiliary"] = self.config.auxiliary_weight * loss
     return losses, {"pixel_accuracy": accuracy}
 
   def predict_semantic(
-      self, features: Sequence[Float[Array, "b h w c"]], size: tuple[int, int]
+    self, features: Sequence[Float[Array, "b h w c"]], size: tuple[int, int]
   ) -> Float[Array, "b y x k"]:
     """Class probabilities of every pixel of the padded input of `size` (height, width)."""
     return pixel_classification.probabilities(self(features), size, stride=self.strides[0])

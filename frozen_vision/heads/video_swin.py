@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.video_swin import model as video_swin
-from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.ops import self_similarity
 
 Features = tuple[Float[Array, "b t hl wl cl"], ...]
@@ -55,18 +55,21 @@ class VideoSwinHeadConfig:
   def __post_init__(self):
     if not self.levels or not len(self.levels) == len(self.channels) == len(self.depths):
       raise ValueError(
-          f"VideoSwinHeadConfig: levels = {self.levels}, channels = {self.channels} and depths = "
-          f"{self.depths} must have one entry per level.")
+        f"VideoSwinHeadConfig: levels = {self.levels}, channels = {self.channels} and depths = "
+        f"{self.depths} must have one entry per level."
+      )
     if self.motion_radius < 0 or not self.motion_lags or min(self.motion_lags) < 1:
       raise ValueError(
-          f"VideoSwinHeadConfig.motion_radius = {self.motion_radius}, motion_lags = {self.motion_lags}; "
-          "expected 0 or more, and frames ahead from 1.")
+        f"VideoSwinHeadConfig.motion_radius = {self.motion_radius}, motion_lags = {self.motion_lags}; "
+        "expected 0 or more, and frames ahead from 1."
+      )
     if any(b - a != 1 for a, b in zip(self.levels, self.levels[1:])):
       raise ValueError(f"VideoSwinHeadConfig.levels = {self.levels}: expected neighbours, fine to coarse.")
     if any(width % self.head_channels for width in self.channels):
       raise ValueError(
-          f"VideoSwinHeadConfig.head_channels = {self.head_channels} does not divide channels = "
-          f"{self.channels}.")
+        f"VideoSwinHeadConfig.head_channels = {self.head_channels} does not divide channels = "
+        f"{self.channels}."
+      )
 
 
 class Classifier(nnx.Module):
@@ -75,7 +78,8 @@ class Classifier(nnx.Module):
   def __init__(self, channels: int, num_classes: int, dropout: float, *, rngs: nnx.Rngs):
     self.dropout = dropout
     self.linear = nnx.Linear(
-        channels, num_classes, rngs=rngs, kernel_init=nnx.initializers.normal(0.01))  # as released
+      channels, num_classes, rngs=rngs, kernel_init=nnx.initializers.normal(0.01)
+    )  # as released
 
   def __call__(self, pooled: Float[Array, "b c"], rng: Array | None) -> Float[Array, "b classes"]:
     x = pooled.astype(jnp.float32)
@@ -96,7 +100,7 @@ class Motion(nnx.Module):
 
   def __init__(self, radius: int, lags: tuple[int, ...], channels: int, *, dtype: Any, rngs: nnx.Rngs):
     self.radius, self.lags = radius, tuple(lags)
-    neighbours = len(self.lags) * (2 * radius + 1)**2
+    neighbours = len(self.lags) * (2 * radius + 1) ** 2
     # The default weights, which keep the variance, and not small ones as elsewhere: beside content the
     # similarities are faint, and blocks could not hear them.
     self.norm = swinv2.LayerNorm(neighbours, rngs=rngs)
@@ -116,22 +120,47 @@ class _Level(nnx.Module):
   """Frozen features into the head's width, what comes from the finer level, and blocks on both."""
 
   def __init__(
-      self, inputs: int, finer: int | None, channels: int, config: VideoSwinHeadConfig, rates: list[float], *,
-      dtype: Any, rngs: nnx.Rngs,
+    self,
+    inputs: int,
+    finer: int | None,
+    channels: int,
+    config: VideoSwinHeadConfig,
+    rates: list[float],
+    *,
+    dtype: Any,
+    rngs: nnx.Rngs,
   ):
     self.norm = swinv2.LayerNorm(inputs, rngs=rngs)
     self.proj = swinv2.linear(inputs, channels, dtype=dtype, rngs=rngs)
-    self.motion = Motion(
-        config.motion_radius, config.motion_lags, channels, dtype=dtype, rngs=rngs,
-    ) if config.motion_radius else None
-    self.merge = None if finer is None else video_swin.PatchMerging(
-        finer, outputs=channels, dtype=dtype, rngs=rngs)
-    self.blocks = nnx.List([
+    self.motion = (
+      Motion(
+        config.motion_radius,
+        config.motion_lags,
+        channels,
+        dtype=dtype,
+        rngs=rngs,
+      )
+      if config.motion_radius
+      else None
+    )
+    self.merge = (
+      None if finer is None else video_swin.PatchMerging(finer, outputs=channels, dtype=dtype, rngs=rngs)
+    )
+    self.blocks = nnx.List(
+      [
         video_swin.Block(
-            channels, channels // config.head_channels, config.window_size, shifted=index % 2 == 1,
-            mlp_ratio=config.mlp_ratio, drop_path=rate, dtype=dtype, rngs=rngs)
+          channels,
+          channels // config.head_channels,
+          config.window_size,
+          shifted=index % 2 == 1,
+          mlp_ratio=config.mlp_ratio,
+          drop_path=rate,
+          dtype=dtype,
+          rngs=rngs,
+        )
         for index, rate in enumerate(rates)
-    ])
+      ]
+    )
 
   def __call__(self, feature: Array, finer: Array | None, keys: list[Array | None]) -> Array:
     normed = self.norm(feature)
@@ -149,19 +178,32 @@ class VideoSwinHead(nnx.Module):
   """Blocks of Video Swin mix the frames; then norm, mean over time and space, dropout, linear."""
 
   def __init__(
-      self, feature_specs: tuple[FeatureSpec, ...], config: VideoSwinHeadConfig, num_classes: int, *,
-      dtype: Any = jnp.float32, rngs: nnx.Rngs,
+    self,
+    feature_specs: tuple[FeatureSpec, ...],
+    config: VideoSwinHeadConfig,
+    num_classes: int,
+    *,
+    dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
   ):
     self.dtype = dtype
     self.levels = check_levels(config.levels, feature_specs)
     rates = np.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
     starts = np.cumsum((0, *config.depths))
-    self.stages = nnx.List([
+    self.stages = nnx.List(
+      [
         _Level(
-            feature_specs[level].channels, config.channels[index - 1] if index else None,
-            config.channels[index], config, rates[starts[index]:starts[index + 1]], dtype=dtype, rngs=rngs)
+          feature_specs[level].channels,
+          config.channels[index - 1] if index else None,
+          config.channels[index],
+          config,
+          rates[starts[index] : starts[index + 1]],
+          dtype=dtype,
+          rngs=rngs,
+        )
         for index, level in enumerate(self.levels)
-    ])
+      ]
+    )
     self.norm = swinv2.LayerNorm(config.channels[-1], rngs=rngs)
     self.classifier = Classifier(config.channels[-1], num_classes, config.dropout, rngs=rngs)
 
@@ -186,19 +228,27 @@ class AverageHead(nnx.Module):
   """Norm, mean over time and space, linear: what a video is worth as a bag of frames."""
 
   def __init__(
-      self, feature_specs: tuple[FeatureSpec, ...], num_classes: int, *, levels: tuple[int, ...] = (3,),
-      dropout: float = 0.0, rngs: nnx.Rngs,
+    self,
+    feature_specs: tuple[FeatureSpec, ...],
+    num_classes: int,
+    *,
+    levels: tuple[int, ...] = (3,),
+    dropout: float = 0.0,
+    rngs: nnx.Rngs,
   ):
     self.levels = check_levels(levels, feature_specs)
-    self.norms = nnx.List([
-        swinv2.LayerNorm(feature_specs[level].channels, rngs=rngs) for level in self.levels])
+    self.norms = nnx.List(
+      [swinv2.LayerNorm(feature_specs[level].channels, rngs=rngs) for level in self.levels]
+    )
     self.classifier = Classifier(
-        sum(feature_specs[level].channels for level in self.levels), num_classes, dropout, rngs=rngs)
+      sum(feature_specs[level].channels for level in self.levels), num_classes, dropout, rngs=rngs
+    )
 
   def __call__(self, features: Features, rng: Array | None = None) -> Float[Array, "b classes"]:
     pooled = [
-        jnp.mean(norm(feature).astype(jnp.float32), axis=(1, 2, 3))
-        for norm, feature in zip(self.norms, _checked(features, self.levels), strict=True)]
+      jnp.mean(norm(feature).astype(jnp.float32), axis=(1, 2, 3))
+      for norm, feature in zip(self.norms, _checked(features, self.levels), strict=True)
+    ]
     return self.classifier(jnp.concatenate(pooled, axis=-1), rng)
 
 
@@ -210,20 +260,33 @@ class AttentiveHead(nnx.Module):
   """
 
   def __init__(
-      self, feature_specs: tuple[FeatureSpec, ...], num_classes: int, *, levels: tuple[int, ...] = (3,),
-      channels: int = 512, num_heads: int = 8, dropout: float = 0.0, dtype: Any = jnp.float32, rngs: nnx.Rngs,
+    self,
+    feature_specs: tuple[FeatureSpec, ...],
+    num_classes: int,
+    *,
+    levels: tuple[int, ...] = (3,),
+    channels: int = 512,
+    num_heads: int = 8,
+    dropout: float = 0.0,
+    dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
   ):
     if channels % (2 * num_heads):
       raise ValueError(
-          f"AttentiveHead: channels = {channels} must be a multiple of 2 x num_heads = {2 * num_heads}.")
+        f"AttentiveHead: channels = {channels} must be a multiple of 2 x num_heads = {2 * num_heads}."
+      )
     self.dtype = dtype
     self.num_heads = num_heads
     self.levels = check_levels(levels, feature_specs)
-    self.norms = nnx.List([
-        swinv2.LayerNorm(feature_specs[level].channels, rngs=rngs) for level in self.levels])
-    self.projs = nnx.List([
+    self.norms = nnx.List(
+      [swinv2.LayerNorm(feature_specs[level].channels, rngs=rngs) for level in self.levels]
+    )
+    self.projs = nnx.List(
+      [
         swinv2.linear(feature_specs[level].channels, channels, dtype=dtype, rngs=rngs)
-        for level in self.levels])
+        for level in self.levels
+      ]
+    )
     self.query = nnx.Param(nnx.initializers.truncated_normal(0.02)(rngs.params(), (channels,)))
     self.norm_tokens = swinv2.LayerNorm(channels, rngs=rngs)
     self.key_value = swinv2.linear(channels, 2 * channels, dtype=dtype, rngs=rngs)
@@ -244,9 +307,10 @@ class AttentiveHead(nnx.Module):
     keys, values = jnp.unstack(self.key_value(x).reshape(b, n, 2, self.num_heads, -1), axis=2)
     query = self.query[...].reshape(self.num_heads, -1).astype(x.dtype)
     logits = jnp.einsum("hd,bnhd->bhn", query, keys, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits * keys.shape[-1]**-0.5, axis=-1).astype(x.dtype)
+    weights = jax.nn.softmax(logits * keys.shape[-1] ** -0.5, axis=-1).astype(x.dtype)
     pooled = self.query[...].astype(x.dtype) + self.proj(
-        jnp.einsum("bhn,bnhd->bhd", weights, values).reshape(b, channels))
+      jnp.einsum("bhn,bnhd->bhd", weights, values).reshape(b, channels)
+    )
     pooled = pooled + self.mlp(self.norm_mlp(pooled))
     return self.classifier(self.norm(pooled), rng)
 
@@ -255,14 +319,15 @@ def _checked(features: Features, levels: tuple[int, ...]) -> Features:
   """The maps, if there is one [b, t, h, w, c] for each level; raises ValueError."""
   if len(features) != len(levels) or any(feature.ndim != 5 for feature in features):
     raise ValueError(
-        f"Feature maps {[feature.shape for feature in features]}; expected one [b, t, h, w, c] for each of "
-        f"the levels {levels}.")
+      f"Feature maps {[feature.shape for feature in features]}; expected one [b, t, h, w, c] for each of "
+      f"the levels {levels}."
+    )
   return features
 
 
 def _sines(frames: int, channels: int) -> Float[Array, "t c"]:
   """Sines and cosines of the frame's number with wavelengths from 2 pi to 2 pi * 10000."""
-  frequencies = 10000.0**(-np.arange(channels // 2) / (channels // 2))
+  frequencies = 10000.0 ** (-np.arange(channels // 2) / (channels // 2))
   angles = np.arange(frames)[:, None] * frequencies
   return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), jnp.float32)
 
@@ -271,6 +336,7 @@ def check_levels(levels: tuple[int, ...], feature_specs: tuple[FeatureSpec, ...]
   """The levels, if the backbone has them; raises ValueError."""
   if not levels or min(levels) < 0 or max(levels) >= len(feature_specs):
     raise ValueError(
-        f"levels = {tuple(levels)} of a backbone with {len(feature_specs)} levels; expected numbers from 0 "
-        f"to {len(feature_specs) - 1}.")
+      f"levels = {tuple(levels)} of a backbone with {len(feature_specs)} levels; expected numbers from 0 "
+      f"to {len(feature_specs) - 1}."
+    )
   return tuple(levels)

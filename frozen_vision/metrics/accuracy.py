@@ -1,19 +1,17 @@
 """Top-k accuracy, counted exactly and over all processes."""
 
-import logging
 from collections.abc import Mapping, Sequence
+import logging
 
-import numpy as np
 from jaxtyping import Bool, Float, Int
+import numpy as np
 
 from frozen_vision.metrics import gather
 
 _logger = logging.getLogger(__name__)
 
 
-def label_ranks(
-    logits: Float[np.ndarray, "b c"], labels: Int[np.ndarray, "b"]
-) -> Int[np.ndarray, "b"]:
+def label_ranks(logits: Float[np.ndarray, "b c"], labels: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
   """How many classes stand before the true one when logits are sorted in descending order.
 
   Equal logits keep the order of the classes (as `argmax` does), so a network that gives the same
@@ -54,14 +52,10 @@ class AccuracyEvaluator:
       ValueError: shapes that disagree, a label out of range, logits that are NaN.
     """
     logits: Float[np.ndarray, "b c"] = np.asarray(predictions["logits"])
-    labels: Int[np.ndarray, "b"] = np.asarray(batch["label"])
+    labels: Int[np.ndarray, b] = np.asarray(batch["label"])
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-      raise ValueError(
-          f"logits {logits.shape} and label {labels.shape} disagree; expected [b, c] and [b]."
-      )
-    valid: Bool[np.ndarray, "b"] = np.asarray(
-        batch.get("example_valid", np.ones(len(labels))), bool
-    )
+      raise ValueError(f"logits {logits.shape} and label {labels.shape} disagree; expected [b, c] and [b].")
+    valid: Bool[np.ndarray, b] = np.asarray(batch.get("example_valid", np.ones(len(labels))), bool)
     if valid.shape != labels.shape:
       raise ValueError(f"example_valid is {valid.shape}, label is {labels.shape}; expected [b].")
     logits, labels = logits[valid], labels[valid].astype(np.int64)
@@ -69,8 +63,8 @@ class AccuracyEvaluator:
       return
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
       raise ValueError(
-          f"label holds {labels.min()}..{labels.max()}, but logits have {logits.shape[1]} classes; "
-          "the head was built for another data set."
+        f"label holds {labels.min()}..{labels.max()}, but logits have {logits.shape[1]} classes; "
+        "the head was built for another data set."
       )
     if np.isnan(logits).any():
       raise ValueError("logits hold NaN; the model has diverged, or its input is broken.")
@@ -88,7 +82,4 @@ class AccuracyEvaluator:
     if not count:
       _logger.warning("No example was evaluated, so there is no accuracy.")
       return {}
-    return {
-        f"top{k}": sum(state["correct"][i] for state in states) / count
-        for i, k in enumerate(self.top_k)
-    }
+    return {f"top{k}": sum(state["correct"][i] for state in states) / count for i, k in enumerate(self.top_k)}

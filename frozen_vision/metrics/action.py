@@ -1,7 +1,7 @@
 """Top-k and mean class accuracy, and the confusion matrix, counted over all processes."""
 
-import logging
 from collections.abc import Mapping, Sequence
+import logging
 
 from jaxtyping import Int
 import numpy as np

@@ -7,11 +7,11 @@ of pycocotools (`COCOeval`) on the written file. On the command line:
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,11 +37,11 @@ class CocoEvaluator:
   """
 
   def __init__(
-      self,
-      ground_truth: Mapping[str, Any] | str | os.PathLike[str],
-      iou_types: Sequence[IouType] = ("bbox", "segm"),
-      *,
-      mask_area: MaskArea = "box",
+    self,
+    ground_truth: Mapping[str, Any] | str | os.PathLike[str],
+    iou_types: Sequence[IouType] = ("bbox", "segm"),
+    *,
+    mask_area: MaskArea = "box",
   ):
     """Reads the ground truth.
 
@@ -56,9 +56,7 @@ class CocoEvaluator:
       FileNotFoundError, ValueError: the file is absent, no JSON, or lacks what is needed.
     """
     if not iou_types or set(iou_types) - set(matching.PREFIXES):
-      raise ValueError(
-          f"iou_types is {iou_types!r}; expected one or both of {tuple(matching.PREFIXES)}."
-      )
+      raise ValueError(f"iou_types is {iou_types!r}; expected one or both of {tuple(matching.PREFIXES)}.")
     if mask_area not in ("box", "mask"):
       raise ValueError(f"mask_area is {mask_area!r}; expected 'box' or 'mask'.")
     self._iou_types = tuple(iou_types)
@@ -95,42 +93,42 @@ class CocoEvaluator:
     """
     if "segm" in self._iou_types and "masks" not in predictions:
       raise ValueError(
-          f"predictions have {sorted(predictions)} and no 'masks'; a detector without masks is "
-          "evaluated with iou_types=('bbox',)."
+        f"predictions have {sorted(predictions)} and no 'masks'; a detector without masks is "
+        "evaluated with iou_types=('bbox',)."
       )
     self._class_ap = None
     predictions = {key: np.asarray(value) for key, value in predictions.items()}
     batch = {
-        key: np.asarray(batch[key])
-        for key in ("image_size", "original_size", "image_id", "example_valid")
-        if key in batch
+      key: np.asarray(batch[key])
+      for key in ("image_size", "original_size", "image_id", "example_valid")
+      if key in batch
     }
     for i, image_id in enumerate(batch["image_id"].tolist()):
       if "example_valid" in batch and not batch["example_valid"][i]:
         continue
       self._check_image(image_id, tuple(batch["original_size"][i].tolist()))
       self._detections[image_id] = self._image_detections(
-          image_id,
-          {key: value[i] for key, value in predictions.items()},
-          batch["image_size"][i],
-          batch["original_size"][i],
+        image_id,
+        {key: value[i] for key, value in predictions.items()},
+        batch["image_size"][i],
+        batch["original_size"][i],
       )
 
   def _check_image(self, image_id: int, size: tuple[int, int]) -> None:
     if image_id not in self._truth.images:
       raise ValueError(
-          f"Image {image_id} is not in the ground truth; the predictions and the annotation file "
-          "belong to different data."
+        f"Image {image_id} is not in the ground truth; the predictions and the annotation file "
+        "belong to different data."
       )
     if image_id in self._detections:
       raise ValueError(
-          f"Image {image_id} was given twice. Mark padding with example_valid=False; call reset() "
-          "before a second pass."
+        f"Image {image_id} was given twice. Mark padding with example_valid=False; call reset() "
+        "before a second pass."
       )
     if (expected := self._truth.image_size(image_id)) != size:
       raise ValueError(
-          f"Image {image_id} is {size} (height, width), but {expected} in the ground truth; its "
-          "annotations would not fit. Correct the file, or the image's orientation."
+        f"Image {image_id} is {size} (height, width), but {expected} in the ground truth; its "
+        "annotations would not fit. Correct the file, or the image's orientation."
       )
 
   def _image_detections(self, image_id, predictions, image_size, original_size):
@@ -141,8 +139,8 @@ class CocoEvaluator:
       raise ValueError(f"Image {image_id} has boxes or scores that are NaN or infinite.")
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(self._category_ids):
       raise ValueError(
-          f"Image {image_id} has labels {labels.min()}..{labels.max()}, but the ground truth has "
-          f"{len(self._category_ids)} categories; the head was built for another data set."
+        f"Image {image_id} has labels {labels.min()}..{labels.max()}, but the ground truth has "
+        f"{len(self._category_ids)} categories; the head was built for another data set."
       )
     height, width = (int(size) for size in original_size)
     scale = (original_size / image_size)[[1, 0, 1, 0]]
@@ -151,13 +149,13 @@ class CocoEvaluator:
     # What is written is what is evaluated. A thousandth of a pixel is below float32 at 1024 px; the
     # shortest decimal of a float32 score keeps the order of scores, and creates no ties.
     detections = [
-        {
-            "image_id": image_id,
-            "category_id": self._category_ids[label],
-            "bbox": box,
-            "score": float(str(score)),
-        }
-        for label, box, score in zip(labels, np.round(xywh, 3).tolist(), scores)
+      {
+        "image_id": image_id,
+        "category_id": self._category_ids[label],
+        "bbox": box,
+        "score": float(str(score)),
+      }
+      for label, box, score in zip(labels, np.round(xywh, 3).tolist(), scores)
     ]
     if "segm" in self._iou_types:
       for detection, box, i in zip(detections, boxes, kept):
@@ -183,9 +181,7 @@ class CocoEvaluator:
     self._num_seen = len(images)
     return [detection for _, image in sorted(images.items()) for detection in image]
 
-  def write(
-      self, path: str | os.PathLike[str], iou_types: Sequence[IouType] | None = None
-  ) -> None:
+  def write(self, path: str | os.PathLike[str], iou_types: Sequence[IouType] | None = None) -> None:
     """Writes `detections()` as the COCO server expects them; a file is complete or not there.
 
     Every process must call it; the first one writes.
@@ -242,11 +238,11 @@ class CocoEvaluator:
 
 
 def evaluate_files(
-    ground_truth: str | os.PathLike[str],
-    detections: str | os.PathLike[str],
-    iou_types: Sequence[IouType] | None = None,
-    *,
-    mask_area: MaskArea = "box",
+  ground_truth: str | os.PathLike[str],
+  detections: str | os.PathLike[str],
+  iou_types: Sequence[IouType] | None = None,
+  *,
+  mask_area: MaskArea = "box",
 ) -> dict[str, float]:
   """The numbers of `CocoEvaluator.result` for a written file of detections.
 
@@ -265,9 +261,7 @@ def evaluate_files(
     raise ValueError(f"{name} is not a list of objects, which is COCO's results format.")
   if iou_types is None:
     iou_types = [
-        iou_type
-        for iou_type, key in matching.KEYS.items()
-        if not rows or any(key in row for row in rows)
+      iou_type for iou_type, key in matching.KEYS.items() if not rows or any(key in row for row in rows)
     ]
   truth = matching.GroundTruth(ground_truth, iou_types)
   for i, row in enumerate(rows):
@@ -291,8 +285,8 @@ def evaluate_files(
 def main(arguments: Sequence[str] | None = None) -> None:
   """Prints the table for two files."""
   parser = argparse.ArgumentParser(
-      prog="python -m frozen_vision.metrics.coco_ap",
-      description="COCO metrics of a detections file.",
+    prog="python -m frozen_vision.metrics.coco_ap",
+    description="COCO metrics of a detections file.",
   )
   parser.add_argument("ground_truth", help="COCO annotation file")
   parser.add_argument("detections", help="detections in COCO's results format")

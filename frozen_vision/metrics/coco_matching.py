@@ -1,16 +1,16 @@
 """COCO ground truth, matching and run-length encoding: what `coco_ap` is built from."""
 
+from collections.abc import Mapping, Sequence
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import faster_coco_eval
-import numpy as np
 from faster_coco_eval.core import faster_eval_api
 from jaxtyping import Float
+import numpy as np
 from pycocotools import mask as mask_utils
 
 from frozen_vision.ops import masks as mask_ops
@@ -30,11 +30,11 @@ KEYS: dict[IouType, str] = {"bbox": "bbox", "segm": "segmentation"}
 
 
 def encode_mask(
-    prob: Float[np.ndarray, "m m"],
-    box: Float[np.ndarray, "4"],
-    height: int,
-    width: int,
-    threshold: float = 0.5,
+  prob: Float[np.ndarray, "m m"],
+  box: Float[np.ndarray, "4"],
+  height: int,
+  width: int,
+  threshold: float = 0.5,
 ) -> dict[str, Any]:
   """Pastes a mask that fills a box into an image and encodes it, without ever filling the image.
 
@@ -116,8 +116,8 @@ class GroundTruth:
     for key in ("images", "categories"):
       if not isinstance(source, Mapping) or not source.get(key):
         raise ValueError(
-            f"{name} has no {key!r}; expected COCO's format, an object with 'images', "
-            "'categories' and, where the truth is known, 'annotations'."
+          f"{name} has no {key!r}; expected COCO's format, an object with 'images', "
+          "'categories' and, where the truth is known, 'annotations'."
         )
     self.images = {int(image["id"]): image for image in source["images"]}
     self.categories = sorted(source["categories"], key=lambda category: category["id"])
@@ -134,12 +134,12 @@ class GroundTruth:
       if image is None:
         continue  # As pycocotools: annotations of images that are not listed do not count.
       kept = {
-          "id": len(self.annotations) + 1,
-          "image_id": int(annotation["image_id"]),
-          "category_id": annotation["category_id"],
-          "bbox": annotation["bbox"],
-          "iscrowd": int(annotation.get("iscrowd", 0)),
-          "area": annotation.get("area"),
+        "id": len(self.annotations) + 1,
+        "image_id": int(annotation["image_id"]),
+        "category_id": annotation["category_id"],
+        "bbox": annotation["bbox"],
+        "iscrowd": int(annotation.get("iscrowd", 0)),
+        "area": annotation.get("area"),
       }
       if "segm" in iou_types:
         height, width = self.image_size(kept["image_id"])
@@ -166,21 +166,21 @@ class GroundTruth:
 
 
 def match(
-    truth: GroundTruth,
-    detections: Sequence[Mapping[str, Any]],
-    iou_type: IouType,
-    mask_area: MaskArea,
+  truth: GroundTruth,
+  detections: Sequence[Mapping[str, Any]],
+  iou_type: IouType,
+  mask_area: MaskArea,
 ) -> faster_eval_api.COCOeval_faster:
   """Matches detections to objects; `stats` of the answer holds the 12 numbers."""
   by_box = iou_type == "bbox" or (mask_area == "box" and "bbox" in (detections or [{}])[0])
   annotations = []
   for i, detection in enumerate(detections):
     annotation = {
-        "id": i + 1,
-        "image_id": detection["image_id"],
-        "category_id": detection["category_id"],
-        "score": detection["score"],
-        "iscrowd": 0,
+      "id": i + 1,
+      "image_id": detection["image_id"],
+      "category_id": detection["category_id"],
+      "score": detection["score"],
+      "iscrowd": 0,
     }
     if iou_type == "segm":
       annotation["segmentation"] = detection["segmentation"]
@@ -195,15 +195,15 @@ def match(
     index = faster_coco_eval.COCO()
     # Copies, because evaluation writes into the annotations.
     index.dataset = {
-        "images": list(truth.images.values()),
-        "categories": truth.categories,
-        "annotations": [dict(annotation) for annotation in annotations],
+      "images": list(truth.images.values()),
+      "categories": truth.categories,
+      "annotations": [dict(annotation) for annotation in annotations],
     }
     index.createIndex()
     return index
 
   evaluation = faster_eval_api.COCOeval_faster(
-      coco(truth.annotations), coco(annotations), iou_type, print_function=_logger.debug
+    coco(truth.annotations), coco(annotations), iou_type, print_function=_logger.debug
   )
   evaluation.run()
   return evaluation
@@ -212,8 +212,7 @@ def match(
 def stats(evaluation: faster_eval_api.COCOeval_faster, iou_type: IouType) -> dict[str, float]:
   prefix = PREFIXES[iou_type]
   return {
-      f"{prefix}_{name}": float(value)
-      for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True)
+    f"{prefix}_{name}": float(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True)
   }
 
 
@@ -231,7 +230,7 @@ def format_table(result: Mapping[str, float]) -> str:
       most = rest if kind == "AR" and rest.isdigit() else "100"
       title = f"Average {'Precision' if kind == 'AP' else 'Recall'}"
       lines.append(
-          f" {title:<18} ({kind}) @[ IoU={iou:<9} | area={area:>6} | maxDets={most:>3} ] = "
-          f"{result[f'{prefix}_{name}']:.3f}"
+        f" {title:<18} ({kind}) @[ IoU={iou:<9} | area={area:>6} | maxDets={most:>3} ] = "
+        f"{result[f'{prefix}_{name}']:.3f}"
       )
   return "\n".join(lines)

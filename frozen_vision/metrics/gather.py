@@ -32,8 +32,8 @@ def gather_objects(value: Any) -> list[Any]:
   lengths = np.asarray(multihost_utils.process_allgather(length)).reshape(-1)
   if lengths.min() < 0:
     raise ValueError(
-        f"Process {int(lengths.argmin())} holds 2 GiB or more of results, too much for one "
-        "exchange. Evaluate fewer images at a time or on more processes."
+      f"Process {int(lengths.argmin())} holds 2 GiB or more of results, too much for one "
+      "exchange. Evaluate fewer images at a time or on more processes."
     )
   padded = np.zeros(int(lengths.max()), np.uint8)
   padded[: data.size] = data

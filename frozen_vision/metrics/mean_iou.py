@@ -18,8 +18,8 @@ import logging
 import os
 import pathlib
 
-import numpy as np
 from jaxtyping import Float, Int, UInt8
+import numpy as np
 
 from frozen_vision.data.segmentation import label_maps
 from frozen_vision.metrics import gather
@@ -65,13 +65,13 @@ class MeanIoUEvaluator:
   """Collects predicted label maps and measures them; gathers over processes by itself."""
 
   def __init__(
-      self,
-      class_names: Sequence[str],
-      label: Callable[[int], LabelMap | None],
-      name: Callable[[int], str],
-      num_images: int,
-      *,
-      palette: Sequence[tuple[int, int, int]] = (),
+    self,
+    class_names: Sequence[str],
+    label: Callable[[int], LabelMap | None],
+    name: Callable[[int], str],
+    num_images: int,
+    *,
+    palette: Sequence[tuple[int, int, int]] = (),
   ):
     """Starts empty.
 
@@ -116,14 +116,16 @@ class MeanIoUEvaluator:
       index = int(batch["index"][row])
       if index in self._files:
         raise ValueError(
-            f"{self._name(index)} was given twice. Mark padding with example_valid=False; call reset() "
-            "before a second pass.")
+          f"{self._name(index)} was given twice. Mark padding with example_valid=False; call reset() "
+          "before a second pass."
+        )
       height, width = (int(side) for side in batch["original_size"][row])
       predicted = np.asarray(predictions["label_map"][row])
       if predicted.shape[0] < height or predicted.shape[1] < width:
         raise ValueError(
-            f"{self._name(index)} is {height} x {width} pixels (height x width), and predicted at "
-            f"{predicted.shape}.")
+          f"{self._name(index)} is {height} x {width} pixels (height x width), and predicted at "
+          f"{predicted.shape}."
+        )
       predicted = np.ascontiguousarray(predicted[:height, :width])
       truth = self._label(index)
       if truth is not None:
@@ -161,9 +163,9 @@ class MeanIoUEvaluator:
       _logger.warning("No labelled pixel was evaluated: label maps only, no mIoU.")
       return {}
     return {
-        "mIoU": float(np.nanmean(class_iou(counts))),
-        "mean_accuracy": float(np.nanmean(class_accuracy(counts))),
-        "pixel_accuracy": float(np.trace(counts) / counts.sum()),
+      "mIoU": float(np.nanmean(class_iou(counts))),
+      "mean_accuracy": float(np.nanmean(class_accuracy(counts))),
+      "pixel_accuracy": float(np.trace(counts) / counts.sum()),
     }
 
   def per_class(self) -> dict[str, dict[str, float | int | None]]:
@@ -172,11 +174,15 @@ class MeanIoUEvaluator:
     `pixels` are those of the truth. Every process must call it.
     """
     counts = self.counts()
-    number = lambda value: None if np.isnan(value) else float(value)
+
+    def number(value):
+      return None if np.isnan(value) else float(value)
+
     return {
-        name: {"IoU": number(iou), "accuracy": number(accuracy), "pixels": int(pixels)}
-        for name, iou, accuracy, pixels in zip(
-            self.class_names, class_iou(counts), class_accuracy(counts), counts.sum(axis=1))
+      name: {"IoU": number(iou), "accuracy": number(accuracy), "pixels": int(pixels)}
+      for name, iou, accuracy, pixels in zip(
+        self.class_names, class_iou(counts), class_accuracy(counts), counts.sum(axis=1)
+      )
     }
 
   def write(self, folder: str | os.PathLike[str], *, main_process: bool = True) -> None:

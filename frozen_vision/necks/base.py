@@ -22,13 +22,13 @@ class Neck(nnx.Module):
   """
 
   def __init__(
-      self,
-      feature_specs: Sequence[FeatureSpec],
-      *,
-      input_norm: bool,
-      attention_heads: int,
-      dtype: jnp.dtype,
-      rngs: nnx.Rngs,
+    self,
+    feature_specs: Sequence[FeatureSpec],
+    *,
+    input_norm: bool,
+    attention_heads: int,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
   ):
     """Builds the input stage.
 
@@ -42,13 +42,11 @@ class Neck(nnx.Module):
     self.in_specs = tuple(feature_specs)
     self.dtype = dtype
     self.norms = nnx.List(
-        [nnx.LayerNorm(s.channels, dtype=dtype, rngs=rngs) for s in self.in_specs]
-        if input_norm
-        else []
+      [nnx.LayerNorm(s.channels, dtype=dtype, rngs=rngs) for s in self.in_specs] if input_norm else []
     )
     last = self.in_specs[-1].channels
     self.attention = (
-        ExtraAttention(last, attention_heads, dtype=dtype, rngs=rngs) if attention_heads else None
+      ExtraAttention(last, attention_heads, dtype=dtype, rngs=rngs) if attention_heads else None
     )
 
   def inputs(self, features: Sequence[Float[Array, "b h w c"]]) -> list[jax.Array]:

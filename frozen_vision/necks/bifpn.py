@@ -30,7 +30,7 @@ def _norm(channels: int, norm: Norm, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Gr
   if norm == "none":
     return None
   return nnx.GroupNorm(
-      channels, num_groups=_GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs
+    channels, num_groups=_GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs
   )
 
 
@@ -42,16 +42,14 @@ def max_pool(x: Map) -> Float[Array, "b y x c"]:
 class Lateral(nnx.Module):
   """1x1 convolution to the pyramid's channels, and a norm."""
 
-  def __init__(
-      self, channels_in: int, channels: int, norm: Norm, *, dtype: jnp.dtype, rngs: nnx.Rngs
-  ):
+  def __init__(self, channels_in: int, channels: int, norm: Norm, *, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.conv = nnx.Linear(
-        channels_in,
-        channels,
-        use_bias=norm == "none",
-        dtype=dtype,
-        kernel_init=_XAVIER,
-        rngs=rngs,
+      channels_in,
+      channels,
+      use_bias=norm == "none",
+      dtype=dtype,
+      kernel_init=_XAVIER,
+      rngs=rngs,
     )
     self.norm = _norm(channels, norm, dtype, rngs)
 
@@ -67,18 +65,20 @@ class Fusion(nnx.Module):
   """
 
   def __init__(
-      self,
-      inputs: int,
-      channels: int,
-      *,
-      separable: bool,
-      norm: Norm,
-      dtype: jnp.dtype,
-      rngs: nnx.Rngs,
+    self,
+    inputs: int,
+    channels: int,
+    *,
+    separable: bool,
+    norm: Norm,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
   ):
     self.dtype = dtype
     self.weights = nnx.Param(jnp.ones((inputs,), jnp.float32))
-    conv = lambda size, groups, bias: nnx.Conv(
+
+    def conv(size, groups, bias):
+      return nnx.Conv(
         channels,
         channels,
         (size, size),
@@ -87,7 +87,8 @@ class Fusion(nnx.Module):
         dtype=dtype,
         kernel_init=_XAVIER,
         rngs=rngs,
-    )
+      )
+
     bias = norm == "none"
     self.depthwise = conv(3, channels, False) if separable else None
     self.conv = conv(1 if separable else 3, 1, bias)
@@ -107,23 +108,21 @@ class BiFPNBlock(nnx.Module):
   """One repeat: top-down, then bottom-up, over maps that all have `channels` channels."""
 
   def __init__(
-      self,
-      num_levels: int,
-      channels: int,
-      *,
-      separable: bool,
-      norm: Norm,
-      dtype: jnp.dtype,
-      rngs: nnx.Rngs,
+    self,
+    num_levels: int,
+    channels: int,
+    *,
+    separable: bool,
+    norm: Norm,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
   ):
-    fusion = lambda inputs: Fusion(
-        inputs, channels, separable=separable, norm=norm, dtype=dtype, rngs=rngs
-    )
+    def fusion(inputs):
+      return Fusion(inputs, channels, separable=separable, norm=norm, dtype=dtype, rngs=rngs)
+
     # top_down[i] makes level i; bottom_up[i] makes level i + 1.
     self.top_down = nnx.List([fusion(2) for _ in range(num_levels - 1)])
-    self.bottom_up = nnx.List(
-        [fusion(3 if i + 2 < num_levels else 2) for i in range(num_levels - 1)]
-    )
+    self.bottom_up = nnx.List([fusion(3 if i + 2 < num_levels else 2) for i in range(num_levels - 1)])
 
   def __call__(self, laterals: Sequence[Map]) -> list[jax.Array]:
     maps = list(laterals)
@@ -150,18 +149,18 @@ class BiFPN(Neck):
   """
 
   def __init__(
-      self,
-      feature_specs: Sequence[FeatureSpec],
-      channels: int = 256,
-      *,
-      num_levels: int = 5,
-      repeats: int = 1,
-      separable: bool = False,
-      norm: Norm = "group",
-      input_norm: bool = True,
-      attention_heads: int = 0,
-      dtype: jnp.dtype = jnp.float32,
-      rngs: nnx.Rngs,
+    self,
+    feature_specs: Sequence[FeatureSpec],
+    channels: int = 256,
+    *,
+    num_levels: int = 5,
+    repeats: int = 1,
+    separable: bool = False,
+    norm: Norm = "group",
+    input_norm: bool = True,
+    attention_heads: int = 0,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
   ):
     """Builds the neck.
 
@@ -184,8 +183,8 @@ class BiFPN(Neck):
     feature_specs = tuple(feature_specs)
     if not feature_specs or num_levels < max(len(feature_specs), 2):
       raise ValueError(
-          f"BiFPN: num_levels={num_levels} outputs for {len(feature_specs)} backbone levels;"
-          " expected at least one backbone level, and num_levels >= 2 and >= the number of levels."
+        f"BiFPN: num_levels={num_levels} outputs for {len(feature_specs)} backbone levels;"
+        " expected at least one backbone level, and num_levels >= 2 and >= the number of levels."
       )
     if repeats < 1:
       raise ValueError(f"BiFPN: repeats={repeats}; expected at least 1.")
@@ -193,11 +192,11 @@ class BiFPN(Neck):
       raise ValueError(f"BiFPN: norm is {norm!r}; known: group, none.")
     if norm == "group" and channels % _GROUPS:
       raise ValueError(
-          f"BiFPN: {channels} channels do not divide into {_GROUPS} groups; give a multiple of"
-          f" {_GROUPS}, or norm='none'."
+        f"BiFPN: {channels} channels do not divide into {_GROUPS} groups; give a multiple of"
+        f" {_GROUPS}, or norm='none'."
       )
     super().__init__(
-        feature_specs, input_norm=input_norm, attention_heads=attention_heads, dtype=dtype, rngs=rngs
+      feature_specs, input_norm=input_norm, attention_heads=attention_heads, dtype=dtype, rngs=rngs
     )
     specs = list(feature_specs)
     while len(specs) < num_levels:
@@ -205,20 +204,16 @@ class BiFPN(Neck):
     self.feature_specs = tuple(FeatureSpec(spec.stride, channels) for spec in specs)
     # None where a level has the right number of channels already, as in the reference.
     self.laterals = nnx.List(
-        [
-            None
-            if s.channels == channels
-            else Lateral(s.channels, channels, norm, dtype=dtype, rngs=rngs)
-            for s in specs
-        ]
+      [
+        None if s.channels == channels else Lateral(s.channels, channels, norm, dtype=dtype, rngs=rngs)
+        for s in specs
+      ]
     )
     self.blocks = nnx.List(
-        [
-            BiFPNBlock(
-                num_levels, channels, separable=separable, norm=norm, dtype=dtype, rngs=rngs
-            )
-            for _ in range(repeats)
-        ]
+      [
+        BiFPNBlock(num_levels, channels, separable=separable, norm=norm, dtype=dtype, rngs=rngs)
+        for _ in range(repeats)
+      ]
     )
 
   def __call__(self, features: Sequence[Map]) -> tuple[Float[Array, "b y x d"], ...]:
@@ -232,8 +227,8 @@ class BiFPN(Neck):
     for finer, coarser in zip(sizes[:-1], sizes[1:]):
       if coarser != tuple(-(-side // 2) for side in finer):
         raise ValueError(
-            f"BiFPN: got maps of sizes {sizes}; expected each to be half as large as the one"
-            " before, odd sizes rounded up."
+          f"BiFPN: got maps of sizes {sizes}; expected each to be half as large as the one"
+          " before, odd sizes rounded up."
         )
     maps = self.inputs(features)
     while len(maps) < len(self.feature_specs):

@@ -10,18 +10,18 @@ from frozen_vision.necks import bifpn, fpn
 
 
 def build_neck(
-    name: str,
-    feature_specs: Sequence[FeatureSpec],
-    *,
-    channels: int = 256,
-    num_levels: int = 5,
-    repeats: int = 1,
-    separable: bool = False,
-    norm: bifpn.Norm = "group",
-    input_norm: bool = True,
-    attention_heads: int = 0,
-    dtype: jnp.dtype = jnp.float32,
-    rngs: nnx.Rngs,
+  name: str,
+  feature_specs: Sequence[FeatureSpec],
+  *,
+  channels: int = 256,
+  num_levels: int = 5,
+  repeats: int = 1,
+  separable: bool = False,
+  norm: bifpn.Norm = "group",
+  input_norm: bool = True,
+  attention_heads: int = 0,
+  dtype: jnp.dtype = jnp.float32,
+  rngs: nnx.Rngs,
 ) -> fpn.FPN | bifpn.BiFPN:
   """A pyramid on the levels of a backbone.
 
@@ -40,18 +40,16 @@ def build_neck(
     ValueError: an unknown name, or what the neck itself refuses.
   """
   shared = dict(
-      num_levels=num_levels,
-      input_norm=input_norm,
-      attention_heads=attention_heads,
-      dtype=dtype,
-      rngs=rngs,
+    num_levels=num_levels,
+    input_norm=input_norm,
+    attention_heads=attention_heads,
+    dtype=dtype,
+    rngs=rngs,
   )
   match name:
     case "fpn":
       return fpn.FPN(feature_specs, channels, **shared)
     case "bifpn":
-      return bifpn.BiFPN(
-          feature_specs, channels, repeats=repeats, separable=separable, norm=norm, **shared
-      )
+      return bifpn.BiFPN(feature_specs, channels, repeats=repeats, separable=separable, norm=norm, **shared)
     case _:
       raise ValueError(f"Neck {name!r} is unknown; known: fpn, bifpn.")

@@ -17,13 +17,13 @@ class ExtraAttention(nnx.Module):
   """
 
   def __init__(
-      self,
-      channels: int,
-      num_heads: int,
-      *,
-      mlp_ratio: int = 4,
-      dtype: jnp.dtype = jnp.float32,
-      rngs: nnx.Rngs,
+    self,
+    channels: int,
+    num_heads: int,
+    *,
+    mlp_ratio: int = 4,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
   ):
     """Builds the block.
 
@@ -39,13 +39,18 @@ class ExtraAttention(nnx.Module):
     """
     if num_heads < 1 or channels % num_heads:
       raise ValueError(
-          f"ExtraAttention: {channels} channels do not divide into {num_heads} heads; give a"
-          " divisor (neck.attention_heads)."
+        f"ExtraAttention: {channels} channels do not divide into {num_heads} heads; give a"
+        " divisor (neck.attention_heads)."
       )
     self.num_heads = num_heads
     self.dtype = dtype
-    norm = lambda: nnx.LayerNorm(channels, dtype=dtype, rngs=rngs)
-    linear = lambda i, o: nnx.Linear(i, o, dtype=dtype, kernel_init=_INIT, rngs=rngs)
+
+    def norm():
+      return nnx.LayerNorm(channels, dtype=dtype, rngs=rngs)
+
+    def linear(i, o):
+      return nnx.Linear(i, o, dtype=dtype, kernel_init=_INIT, rngs=rngs)
+
     self.norm1, self.norm2, self.norm = norm(), norm(), norm()
     self.qkv = linear(channels, 3 * channels)
     self.proj = linear(channels, channels)

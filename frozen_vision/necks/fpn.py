@@ -39,15 +39,15 @@ class FPN(Neck):
   """
 
   def __init__(
-      self,
-      feature_specs: Sequence[FeatureSpec],
-      channels: int = 256,
-      *,
-      num_levels: int = 5,
-      input_norm: bool = True,
-      attention_heads: int = 0,
-      dtype: jnp.dtype = jnp.float32,
-      rngs: nnx.Rngs,
+    self,
+    feature_specs: Sequence[FeatureSpec],
+    channels: int = 256,
+    *,
+    num_levels: int = 5,
+    input_norm: bool = True,
+    attention_heads: int = 0,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
   ):
     """Builds the neck.
 
@@ -65,32 +65,27 @@ class FPN(Neck):
     feature_specs = tuple(feature_specs)
     if not feature_specs or num_levels < len(feature_specs):
       raise ValueError(
-          f"FPN: num_levels={num_levels} outputs for {len(feature_specs)} backbone levels; expected"
-          " at least one level and num_levels >= the number of levels."
+        f"FPN: num_levels={num_levels} outputs for {len(feature_specs)} backbone levels; expected"
+        " at least one level and num_levels >= the number of levels."
       )
     super().__init__(
-        feature_specs, input_norm=input_norm, attention_heads=attention_heads, dtype=dtype, rngs=rngs
+      feature_specs, input_norm=input_norm, attention_heads=attention_heads, dtype=dtype, rngs=rngs
     )
     strides = [spec.stride for spec in feature_specs]
     while len(strides) < num_levels:
       strides.append(2 * strides[-1])
     self.feature_specs = tuple(FeatureSpec(stride, channels) for stride in strides)
     self.laterals = nnx.List(
-        [
-            nnx.Linear(s.channels, channels, dtype=dtype, kernel_init=_XAVIER, rngs=rngs)
-            for s in feature_specs
-        ]
+      [nnx.Linear(s.channels, channels, dtype=dtype, kernel_init=_XAVIER, rngs=rngs) for s in feature_specs]
     )
     self.outputs = nnx.List(
-        [
-            nnx.Conv(channels, channels, (3, 3), dtype=dtype, kernel_init=_XAVIER, rngs=rngs)
-            for _ in feature_specs
-        ]
+      [
+        nnx.Conv(channels, channels, (3, 3), dtype=dtype, kernel_init=_XAVIER, rngs=rngs)
+        for _ in feature_specs
+      ]
     )
 
-  def __call__(
-      self, features: Sequence[Float[Array, "b h w c"]]
-  ) -> tuple[Float[Array, "b y x d"], ...]:
+  def __call__(self, features: Sequence[Float[Array, "b h w c"]]) -> tuple[Float[Array, "b y x d"], ...]:
     """Backbone levels, fine to coarse -> `num_levels` pyramid levels in `dtype`.
 
     Map sizes are free: a coarser map is resized to the next finer one, whatever their ratio.

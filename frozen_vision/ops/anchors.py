@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 
 def grid_anchors(
-    height: int,
-    width: int,
-    stride: int,
-    scales: Sequence[float] = (8,),
-    ratios: Sequence[float] = (0.5, 1, 2),
+  height: int,
+  width: int,
+  stride: int,
+  scales: Sequence[float] = (8,),
+  ratios: Sequence[float] = (0.5, 1, 2),
 ) -> Float[Array, "height*width*anchors 4"]:
   """All anchors of one pyramid level.
 
@@ -37,16 +37,18 @@ def grid_anchors(
   half_height = 0.5 * (sides * root).reshape(-1)
   base = np.stack([-half_width, -half_height, half_width, half_height], axis=-1)
   y, x = jnp.meshgrid(
-      jnp.arange(height, dtype=jnp.float32) * stride, jnp.arange(width, dtype=jnp.float32) * stride,
-      indexing="ij")
+    jnp.arange(height, dtype=jnp.float32) * stride,
+    jnp.arange(width, dtype=jnp.float32) * stride,
+    indexing="ij",
+  )
   centers = jnp.stack([x, y, x, y], axis=-1)
   return (centers[:, :, None, :] + base).reshape(-1, 4)
 
 
 def inside_flags(
-    anchors: Float[Array, "n 4"],
-    image_size: Int[Array, "*batch 2"],
-    allowed_border: float,
+  anchors: Float[Array, "n 4"],
+  image_size: Int[Array, "*batch 2"],
+  allowed_border: float,
 ) -> Bool[Array, "*batch n"]:
   """Anchors that reach at most `allowed_border` pixels out of the image.
 
@@ -63,8 +65,8 @@ def inside_flags(
   x1, y1, x2, y2 = (anchors[:, i] for i in range(4))
   # Strict on the right and bottom only, as mmdet's `anchor_inside_flags`.
   return (
-      (x1 >= -allowed_border)
-      & (y1 >= -allowed_border)
-      & (x2 < width + allowed_border)
-      & (y2 < height + allowed_border)
+    (x1 >= -allowed_border)
+    & (y1 >= -allowed_border)
+    & (x2 < width + allowed_border)
+    & (y2 < height + allowed_border)
   )

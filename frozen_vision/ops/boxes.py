@@ -23,9 +23,7 @@ def area(boxes: Float[Array, "*shape 4"]) -> Float[Array, "*shape"]:
   return width * height
 
 
-def pairwise_iou(
-    a: Float[Array, "*shape n 4"], b: Float[Array, "*shape m 4"]
-) -> Float[Array, "*shape n m"]:
+def pairwise_iou(a: Float[Array, "*shape n 4"], b: Float[Array, "*shape m 4"]) -> Float[Array, "*shape n m"]:
   """Intersection over union of each box of `a` with each box of `b`; zero where both are empty."""
   a = jnp.asarray(a, jnp.float32)
   b = jnp.asarray(b, jnp.float32)
@@ -38,9 +36,7 @@ def pairwise_iou(
   return intersection / jnp.maximum(union, _IOU_EPSILON)
 
 
-def clip(
-    boxes: Float[Array, "*shape 4"], image_size: Int[Array, "*leading 2"]
-) -> Float[Array, "*shape 4"]:
+def clip(boxes: Float[Array, "*shape 4"], image_size: Int[Array, "*leading 2"]) -> Float[Array, "*shape 4"]:
   """Moves coordinates into [0, width] x [0, height].
 
   Args:
@@ -53,18 +49,16 @@ def clip(
   return jnp.clip(boxes, 0.0, high)
 
 
-def is_valid_size(
-    boxes: Float[Array, "*shape 4"], smallest_side: float = 0.0
-) -> Bool[Array, "*shape"]:
+def is_valid_size(boxes: Float[Array, "*shape 4"], smallest_side: float = 0.0) -> Bool[Array, "*shape"]:
   """Whether both sides exceed `smallest_side` pixels (mmdet's `min_bbox_size`, strict)."""
   boxes = jnp.asarray(boxes, jnp.float32)
   return jnp.all(boxes[..., 2:] - boxes[..., :2] > smallest_side, axis=-1)
 
 
 def encode_deltas(
-    rois: Float[Array, "*shape 4"],
-    targets: Float[Array, "*shape 4"],
-    stds: tuple[float, float, float, float],
+  rois: Float[Array, "*shape 4"],
+  targets: Float[Array, "*shape 4"],
+  stds: tuple[float, float, float, float],
 ) -> Float[Array, "*shape 4"]:
   """What a regressor must predict to move `rois` onto `targets`: (dx, dy, dw, dh) / stds.
 
@@ -82,11 +76,11 @@ def encode_deltas(
 
 
 def decode_deltas(
-    rois: Float[Array, "*shape 4"],
-    deltas: Float[Array, "*shape 4"],
-    stds: tuple[float, float, float, float],
-    image_size: Int[Array, "*leading 2"] | None = None,
-    max_ratio: float = 16 / 1000,
+  rois: Float[Array, "*shape 4"],
+  deltas: Float[Array, "*shape 4"],
+  stds: tuple[float, float, float, float],
+  image_size: Int[Array, "*leading 2"] | None = None,
+  max_ratio: float = 16 / 1000,
 ) -> Float[Array, "*shape 4"]:
   """Inverse of `encode_deltas`, as mmdet 3.x `DeltaXYWHBBoxCoder` with zero means.
 
@@ -116,8 +110,8 @@ def _image_bounds(boxes: Array, image_size: Array) -> Array:
   image_size = jnp.asarray(image_size, jnp.float32)
   if image_size.shape[-1:] != (2,) or image_size.ndim > boxes.ndim:
     raise ValueError(
-        f"image_size has shape {image_size.shape}, boxes have {boxes.shape}; expected image_size"
-        " [..., 2] as (height, width) whose leading axes are the first axes of the boxes."
+      f"image_size has shape {image_size.shape}, boxes have {boxes.shape}; expected image_size"
+      " [..., 2] as (height, width) whose leading axes are the first axes of the boxes."
     )
   high = jnp.concatenate([image_size[..., ::-1], image_size[..., ::-1]], axis=-1)
   between = (1,) * (boxes.ndim - image_size.ndim)

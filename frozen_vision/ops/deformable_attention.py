@@ -17,10 +17,10 @@ import numpy as np
 
 
 def deformable_attention(
-    values: Float[Array, "b s heads d"],
-    shapes: Sequence[tuple[int, int]],
-    locations: Float[Array, "b q heads levels points 2"],
-    weights: Float[Array, "b q heads levels points"],
+  values: Float[Array, "b s heads d"],
+  shapes: Sequence[tuple[int, int]],
+  locations: Float[Array, "b q heads levels points 2"],
+  weights: Float[Array, "b q heads levels points"],
 ) -> Float[Array, "b q heads d"]:
   """Weighted sums of bilinear samples, as `grid_sample` gives them with zero padding and align_corners=False.
 
@@ -41,9 +41,10 @@ def deformable_attention(
   shapes = tuple((int(height), int(width)) for height, width in shapes)
   _check(values, shapes, locations, weights)
   per_head = (
-      jnp.moveaxis(values.astype(jnp.float32), 2, 0),
-      jnp.moveaxis(locations.astype(jnp.float32), 2, 0),
-      jnp.moveaxis(weights.astype(jnp.float32), 2, 0))
+    jnp.moveaxis(values.astype(jnp.float32), 2, 0),
+    jnp.moveaxis(locations.astype(jnp.float32), 2, 0),
+    jnp.moveaxis(weights.astype(jnp.float32), 2, 0),
+  )
 
   @jax.checkpoint
   def attend(values, locations, weights):
@@ -58,7 +59,7 @@ def deformable_attention(
 
 
 def _corner_table(
-    values: Float[Array, "b s d"], shapes: Sequence[tuple[int, int]]
+  values: Float[Array, "b s d"], shapes: Sequence[tuple[int, int]]
 ) -> Float[Array, "b rows d*4"]:
   """Row (y + 1) * (w + 1) + x + 1 of a level: cells (y, x), (y, x+1), (y+1, x), (y+1, x+1), zero outside."""
   tables, start = [], 0
@@ -73,7 +74,7 @@ def _corner_table(
 
 
 def _samples(
-    shapes: Sequence[tuple[int, int]], locations: Float[Array, "b q levels points 2"]
+  shapes: Sequence[tuple[int, int]], locations: Float[Array, "b q levels points 2"]
 ) -> tuple[Int[Array, "b q levels points"], Float[Array, "b q levels points 4"]]:
   """Row of the table that each sample reads, and the bilinear weights of the four cells in it."""
   sizes = np.asarray(shapes, np.int32)[:, ::-1]  # (width, height), as locations have (x, y)
@@ -95,15 +96,18 @@ def _check(values: Array, shapes: tuple, locations: Array, weights: Array) -> No
   cells = sum(height * width for height, width in shapes)
   if values.ndim != 4 or values.shape[1] != cells:
     raise ValueError(
-        f"deformable_attention got values of shape {tuple(values.shape)} for levels of sizes {shapes}; "
-        f"expected [b, {cells}, heads, d].")
+      f"deformable_attention got values of shape {tuple(values.shape)} for levels of sizes {shapes}; "
+      f"expected [b, {cells}, heads, d]."
+    )
   b, _, heads, _ = values.shape
   expected = (b, locations.shape[1], heads, len(shapes))
   if locations.ndim != 6 or locations.shape[:4] != expected or locations.shape[-1] != 2:
     raise ValueError(
-        f"deformable_attention got locations of shape {tuple(locations.shape)}; expected [{b}, q, {heads}, "
-        f"{len(shapes)}, points, 2] for values of shape {tuple(values.shape)} and levels of sizes {shapes}.")
+      f"deformable_attention got locations of shape {tuple(locations.shape)}; expected [{b}, q, {heads}, "
+      f"{len(shapes)}, points, 2] for values of shape {tuple(values.shape)} and levels of sizes {shapes}."
+    )
   if weights.shape != locations.shape[:-1]:
     raise ValueError(
-        f"deformable_attention got weights of shape {tuple(weights.shape)}; expected "
-        f"{tuple(locations.shape[:-1])}, one per location.")
+      f"deformable_attention got weights of shape {tuple(weights.shape)}; expected "
+      f"{tuple(locations.shape[:-1])}, one per location."
+    )

@@ -4,8 +4,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
+import numpy as np
 
 from frozen_vision.ops import roi_align as roi_ops
 
@@ -21,21 +21,21 @@ def unpack(packed: UInt8[Array, "*shape h w8"], width: int) -> Bool[Array, "*sha
   """Inverse of `pack`, for NumPy arrays on the host and for jax arrays on the device."""
   if not 8 * (packed.shape[-1] - 1) < width <= 8 * packed.shape[-1]:
     raise ValueError(
-        f"Packed masks of shape {tuple(packed.shape)} hold widths in ({8 * (packed.shape[-1] - 1)},"
-        f" {8 * packed.shape[-1]}], not {width}."
+      f"Packed masks of shape {tuple(packed.shape)} hold widths in ({8 * (packed.shape[-1] - 1)},"
+      f" {8 * packed.shape[-1]}], not {width}."
     )
   xp = jnp if isinstance(packed, jax.Array) else np
   return xp.unpackbits(packed, axis=-1, count=width).astype(bool)
 
 
 def crop_masks(
-    packed: UInt8[Array, "b n h w8"],
-    indices: Int[Array, "b m"],
-    rois: Float[Array, "b m 4"],
-    size: int,
-    *,
-    width: int | None = None,
-    chunk: int = 64,
+  packed: UInt8[Array, "b n h w8"],
+  indices: Int[Array, "b m"],
+  rois: Float[Array, "b m 4"],
+  size: int,
+  *,
+  width: int | None = None,
+  chunk: int = 64,
 ) -> Float[Array, "b m {size} {size}"]:
   """Mask targets: the part of an instance's bitmap inside a roi, resized to size x size, in {0, 1}.
 
@@ -64,9 +64,7 @@ def crop_masks(
   extent = jnp.maximum((rois[..., 2:] - 0.5) - low, 0.0)
   y = roi_ops.make_line(low[..., 1], extent[..., 1], jnp.full((b, m), height), _TILE, sampling)
   # Tiles begin with a whole byte.
-  x = roi_ops.make_line(
-      low[..., 0], extent[..., 0], jnp.full((b, m), width), _TILE, sampling, align=8
-  )
+  x = roi_ops.make_line(low[..., 0], extent[..., 0], jnp.full((b, m), width), _TILE, sampling, align=8)
   order, inverse, trips = roi_ops.tiled_order(y, x, chunk)
   offset = jnp.clip(indices, 0, n - 1) * height
   split = functools.partial(roi_ops.to_chunks, order=order, chunk=chunk)
@@ -103,24 +101,24 @@ _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 def _read_bytes(rows_of_bytes: Array, rows: Array, first: Array) -> Array:
   """A tile's bytes, from byte `first` on, of the given rows: [tile, _TILE / 8]."""
   dimensions = jax.lax.GatherDimensionNumbers(
-      offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0, 1)
+    offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0, 1)
   )
   starts = jnp.stack([rows, jnp.broadcast_to(first, rows.shape)], axis=-1)
   return jax.lax.gather(
-      rows_of_bytes,
-      starts,
-      dimensions,
-      slice_sizes=(1, _TILE // 8),
-      mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    rows_of_bytes,
+    starts,
+    dimensions,
+    slice_sizes=(1, _TILE // 8),
+    mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
   )
 
 
 def paste_mask(
-    probabilities: Float[np.ndarray, "s s"],
-    box: Float[np.ndarray, "4"],
-    height: int,
-    width: int,
-    threshold: float = 0.5,
+  probabilities: Float[np.ndarray, "s s"],
+  box: Float[np.ndarray, "4"],
+  height: int,
+  width: int,
+  threshold: float = 0.5,
 ) -> Bool[np.ndarray, "height width"]:
   """Pastes a predicted mask into an image, on the host (mmdet's `_do_paste_mask`, its CPU form).
 
@@ -154,7 +152,7 @@ def paste_mask(
 
 
 def _paste_weights(
-    first: int, last: int, low: np.float32, high: np.float32, cells: int
+  first: int, last: int, low: np.float32, high: np.float32, cells: int
 ) -> Float[np.ndarray, "pixels cells"]:
   """Linear weights of mask cells at centres of pixels first..last-1; zero outside of the mask."""
   centers = np.arange(first, last, dtype=np.float32) + np.float32(0.5)

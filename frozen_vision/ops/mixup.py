@@ -6,14 +6,14 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 
 def mixup_cutmix(
-    images: Float[Array, "b h w c"],
-    labels: Float[Array, "b k"],
-    key: PRNGKeyArray,
-    *,
-    mixup_alpha: float = 0.8,
-    cutmix_alpha: float = 1.0,
-    switch_prob: float = 0.5,
-    prob: float = 1.0,
+  images: Float[Array, "b h w c"],
+  labels: Float[Array, "b k"],
+  key: PRNGKeyArray,
+  *,
+  mixup_alpha: float = 0.8,
+  cutmix_alpha: float = 1.0,
+  switch_prob: float = 0.5,
+  prob: float = 1.0,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
   """Blends a batch with itself in reverse order, by one draw per batch (timm's mode `batch`).
 
@@ -34,9 +34,7 @@ def mixup_cutmix(
     Images and labels of the same shapes and dtypes.
   """
   if mixup_alpha < 0 or cutmix_alpha < 0:
-    raise ValueError(
-        f"mixup_alpha is {mixup_alpha} and cutmix_alpha is {cutmix_alpha}; expected 0 or more."
-    )
+    raise ValueError(f"mixup_alpha is {mixup_alpha} and cutmix_alpha is {cutmix_alpha}; expected 0 or more.")
   if not mixup_alpha and not cutmix_alpha:
     return images, labels
   use_key, switch_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
@@ -60,9 +58,7 @@ def mixup_cutmix(
   return mixed.astype(images.dtype), mixed_labels.astype(labels.dtype)
 
 
-def _random_box(
-    key: PRNGKeyArray, size: tuple[int, int], weight: Float[Array, ""]
-) -> Bool[Array, "h w"]:
+def _random_box(key: PRNGKeyArray, size: tuple[int, int], weight: Float[Array, ""]) -> Bool[Array, "h w"]:
   """A rectangle of share 1 - weight around a uniform centre, cut at the border."""
   inside = []
   for axis_key, length in zip(jax.random.split(key), size):

@@ -12,9 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from frozen_vision.ops import boxes as box_ops
 
 
-def nms(
-    boxes: Float[Array, "n 4"], scores: Float[Array, " n"], threshold: float
-) -> Bool[Array, " n"]:
+def nms(boxes: Float[Array, "n 4"], scores: Float[Array, " n"], threshold: float) -> Bool[Array, " n"]:
   """Which boxes survive.
 
   Args:
@@ -26,10 +24,10 @@ def nms(
 
 
 def batched_nms(
-    boxes: Float[Array, "n 4"],
-    scores: Float[Array, " n"],
-    groups: Int[Array, " n"],
-    threshold: float,
+  boxes: Float[Array, "n 4"],
+  scores: Float[Array, " n"],
+  groups: Int[Array, " n"],
+  threshold: float,
 ) -> Bool[Array, " n"]:
   """NMS within each group (class or pyramid level); groups never suppress each other.
 
@@ -55,12 +53,12 @@ def batched_nms(
 
 
 def multiclass_nms(
-    boxes: Float[Array, "n 4"],
-    scores: Float[Array, "n classes"],
-    *,
-    iou_threshold: float,
-    score_threshold: float,
-    max_detections: int,
+  boxes: Float[Array, "n 4"],
+  scores: Float[Array, "n classes"],
+  *,
+  iou_threshold: float,
+  score_threshold: float,
+  max_detections: int,
 ) -> dict[str, Array]:
   """NMS per class for boxes that all classes share, then the best `max_detections` of all classes.
 
@@ -81,8 +79,8 @@ def multiclass_nms(
   count, classes = scores.shape
   if count == 0 or classes == 0 or max_detections < 1:
     raise ValueError(
-        f"multiclass_nms got scores of shape {scores.shape} and max_detections={max_detections};"
-        " boxes, classes and max_detections must each be at least 1 (pad with score -inf)."
+      f"multiclass_nms got scores of shape {scores.shape} and max_detections={max_detections};"
+      " boxes, classes and max_detections must each be at least 1 (pad with score -inf)."
     )
   real = (scores > score_threshold) & (scores > -jnp.inf)
   masked = jnp.where(real, scores, -jnp.inf)
@@ -111,9 +109,9 @@ def _best(boxes: Array, scores: Array, count: int) -> dict[str, Array]:
   valid = best > -jnp.inf
   index = jnp.where(valid, index, 0)
   return {
-      "boxes": jnp.where(valid[:, None], boxes[index // classes], 0.0),
-      "scores": jnp.where(valid, best, 0.0),
-      "labels": index % classes,
-      "indices": index // classes,
-      "valid": valid,
+    "boxes": jnp.where(valid[:, None], boxes[index // classes], 0.0),
+    "scores": jnp.where(valid, best, 0.0),
+    "labels": index % classes,
+    "indices": index // classes,
+    "valid": valid,
   }

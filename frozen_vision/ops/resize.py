@@ -1,14 +1,12 @@
 """Bilinear resizing of maps whose cells have a place in the image."""
 
-from jaxtyping import Array, Float
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 import numpy as np
 
 
-def upsample(
-    x: Float[Array, "b h w c"], factor: int, size: tuple[int, int]
-) -> Float[Array, "b y x c"]:
+def upsample(x: Float[Array, "b h w c"], factor: int, size: tuple[int, int]) -> Float[Array, "b y x c"]:
   """Bilinear upsampling by a whole factor, cut to `size`.
 
   Cell i covers the output cells [factor * i, factor * (i + 1)), as a map of stride `factor` does of the
@@ -24,7 +22,7 @@ def upsample(
     raise ValueError(f"A map of {x.shape[1:3]} cells, {factor} pixels each, does not cover {size} pixels.")
   if factor > 1:
     x = jax.image.resize(x, (x.shape[0], *full, x.shape[3]), "bilinear")
-  return x[:, :size[0], :size[1]]
+  return x[:, : size[0], : size[1]]
 
 
 def average_pool_matrix(size_in: int, size_out: int) -> np.ndarray:
@@ -39,9 +37,7 @@ def average_pool_matrix(size_in: int, size_out: int) -> np.ndarray:
   return matrix
 
 
-def adaptive_average_pool(
-    x: Float[Array, "b h w c"], size: tuple[int, int]
-) -> Float[Array, "b y x c"]:
+def adaptive_average_pool(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:
   """Means of size[0] x size[1] bins that cover the map and may overlap by a cell."""
   rows = jnp.asarray(average_pool_matrix(x.shape[1], size[0]), x.dtype)
   columns = jnp.asarray(average_pool_matrix(x.shape[2], size[1]), x.dtype)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
+import numpy as np
 
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import select
@@ -24,7 +24,7 @@ _TILE = 16  # cells per side of a tile of features
 
 
 def assign_levels(
-    rois: Float[Array, "*shape 4"], num_levels: int, finest_scale: float = 56
+  rois: Float[Array, "*shape 4"], num_levels: int, finest_scale: float = 56
 ) -> Int[Array, "*shape"]:
   """Pyramid level of each roi (FPN, eq. 1): floor(log2(sqrt(area) / finest_scale + 1e-6)), clamped.
 
@@ -36,15 +36,15 @@ def assign_levels(
 
 
 def roi_align(
-    features: tuple[Float[Array, "b _h _w c"], ...],
-    rois: Float[Array, "b n 4"],
-    *,
-    strides: tuple[int, ...],
-    output_size: int,
-    sampling_ratio: int | None,
-    levels: Int[Array, "b n"] | None = None,
-    max_samples: int | None = None,
-    chunk: int = 64,
+  features: tuple[Float[Array, "b _h _w c"], ...],
+  rois: Float[Array, "b n 4"],
+  *,
+  strides: tuple[int, ...],
+  output_size: int,
+  sampling_ratio: int | None,
+  levels: Int[Array, "b n"] | None = None,
+  max_samples: int | None = None,
+  chunk: int = 64,
 ) -> Float[Array, "b n output_size output_size c"]:
   """Crops each roi from its pyramid level to output_size x output_size bins.
 
@@ -120,7 +120,7 @@ class Line(NamedTuple):
   tiles: Array  # int32, tiles needed from there
 
   def weights(
-      self, index: Int[Array, "*shape"], tile: int, sampling: Sampling
+    self, index: Int[Array, "*shape"], tile: int, sampling: Sampling
   ) -> Float[Array, "*shape bins tile"]:
     """Weight of each cell of tile `index` in each bin; zero for cells that no sample touches."""
     cells = self.low[..., None] + index[..., None] * tile + jnp.arange(tile)
@@ -128,12 +128,12 @@ class Line(NamedTuple):
 
 
 def make_line(
-    start: Float[Array, "*shape"],
-    extent: Float[Array, "*shape"],
-    size: Int[Array, "*shape"],
-    tile: int,
-    sampling: Sampling,
-    align: int = 1,
+  start: Float[Array, "*shape"],
+  extent: Float[Array, "*shape"],
+  size: Int[Array, "*shape"],
+  tile: int,
+  sampling: Sampling,
+  align: int = 1,
 ) -> Line:
   """Line of rois [start, start + extent] on maps of `size` cells, read in tiles of `tile` cells.
 
@@ -151,9 +151,7 @@ def make_line(
   return Line(start, extent, size, low, (high - low) // tile + 1)
 
 
-def _axis_weights(
-    start: Array, extent: Array, size: Array, cells: Array, sampling: Sampling
-) -> Array:
+def _axis_weights(start: Array, extent: Array, size: Array, cells: Array, sampling: Sampling) -> Array:
   """Mean over the samples of each bin of the linear weight of `cells` [..., k]: [..., bins, k]."""
   count = sampling.counts(extent)[..., None, None, None]
   step = (extent / sampling.bins)[..., None, None, None]
@@ -254,7 +252,7 @@ class _Plan:
 
 
 _einsum = functools.partial(
-    jnp.einsum, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+  jnp.einsum, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
 )
 
 
@@ -324,28 +322,28 @@ _pool.defvjp(_pool_forward, _pool_backward)
 def _read_rows(table: Array, starts: Array) -> Array:
   """Runs of `_TILE` cells: table [cells, c], starts [k, tile] -> [k, tile, _TILE, c]."""
   dimensions = jax.lax.GatherDimensionNumbers(
-      offset_dims=(2, 3), collapsed_slice_dims=(), start_index_map=(0,)
+    offset_dims=(2, 3), collapsed_slice_dims=(), start_index_map=(0,)
   )
   return jax.lax.gather(
-      table,
-      starts[..., None],
-      dimensions,
-      slice_sizes=(_TILE, table.shape[-1]),
-      mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    table,
+    starts[..., None],
+    dimensions,
+    slice_sizes=(_TILE, table.shape[-1]),
+    mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
   )
 
 
 def _add_rows(table: Array, starts: Array, patch: Array) -> Array:
   """Transpose of `_read_rows`: adds the runs of `patch` to the table."""
   dimensions = jax.lax.ScatterDimensionNumbers(
-      update_window_dims=(2, 3), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
+    update_window_dims=(2, 3), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
   )
   return jax.lax.scatter_add(
-      table,
-      starts[..., None],
-      patch,
-      dimensions,
-      mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    table,
+    starts[..., None],
+    patch,
+    dimensions,
+    mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
   )
 
 
@@ -353,22 +351,21 @@ def _check(features: tuple, rois: Array, strides: tuple, levels: Array | None) -
   shapes = [tuple(level.shape) for level in features]
   if not features or len(features) != len(strides):
     raise ValueError(
-        f"roi_align got {len(features)} feature levels {shapes} and strides {tuple(strides)};"
-        " pass one stride per level."
+      f"roi_align got {len(features)} feature levels {shapes} and strides {tuple(strides)};"
+      " pass one stride per level."
     )
   same = {(shape[0], shape[-1]) for shape in shapes if len(shape) == 4}
   if any(len(shape) != 4 for shape in shapes) or len(same) != 1:
     raise ValueError(
-        f"roi_align got feature levels of shapes {shapes}; expected [b, h, w, c] with one b and"
-        " one c."
+      f"roi_align got feature levels of shapes {shapes}; expected [b, h, w, c] with one b and one c."
     )
   if rois.ndim != 3 or rois.shape[-1] != 4 or rois.shape[0] != shapes[0][0]:
     raise ValueError(
-        f"roi_align got rois of shape {tuple(rois.shape)}; expected [{shapes[0][0]}, n, 4] for"
-        f" features of shapes {shapes}."
+      f"roi_align got rois of shape {tuple(rois.shape)}; expected [{shapes[0][0]}, n, 4] for"
+      f" features of shapes {shapes}."
     )
   if levels is not None and tuple(levels.shape) != tuple(rois.shape[:2]):
     raise ValueError(
-        f"roi_align got roi levels of shape {tuple(levels.shape)}; expected"
-        f" {tuple(rois.shape[:2])}, one per roi."
+      f"roi_align got roi levels of shape {tuple(levels.shape)}; expected"
+      f" {tuple(rois.shape[:2])}, one per roi."
     )

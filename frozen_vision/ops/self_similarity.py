@@ -9,7 +9,7 @@ import numpy as np
 
 
 def to_later_frames(
-    features: Float[Array, "b t h w c"], radius: int, lags: Sequence[int] = (1,)
+  features: Float[Array, "b t h w c"], radius: int, lags: Sequence[int] = (1,)
 ) -> Float[Array, "b t h w n"]:
   """Cosine similarities of every cell with its neighbourhood in frames that follow.
 
@@ -42,7 +42,7 @@ def to_later_frames(
   for lag in (min(lag, t) for lag in lags):
     later = jnp.pad(x[:, lag:], ((0, 0), (0, 0), (radius, radius), (0, 0), (0, 0)))
     for row in range(len(offsets)):
-      products = jnp.einsum("bthjc,bthkc->bthjk", x[:, :t - lag], later[:, :, row:row + h])
+      products = jnp.einsum("bthjc,bthkc->bthjk", x[:, : t - lag], later[:, :, row : row + h])
       ahead = jnp.einsum("bthjk,jkn->bthjn", products, pick)
       found.append(jnp.pad(ahead, ((0, 0), (0, lag), (0, 0), (0, 0), (0, 0))))
   return jnp.concatenate(found, axis=-1)

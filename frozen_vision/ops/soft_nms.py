@@ -15,7 +15,7 @@ from frozen_vision.ops import boxes as box_ops
 
 
 def _weight(
-    overlaps: Float[Array, " n"], kind: str, iou_threshold: float, sigma: float
+  overlaps: Float[Array, " n"], kind: str, iou_threshold: float, sigma: float
 ) -> Float[Array, " n"]:
   """What a score is multiplied by; linear: 1 - IoU from the threshold on, gaussian: everywhere."""
   match kind:
@@ -28,15 +28,15 @@ def _weight(
 
 
 def multiclass_soft_nms(
-    boxes: Float[Array, "n k 4"],
-    scores: Float[Array, "n classes"],
-    *,
-    kind: Literal["linear", "gaussian"] = "linear",
-    iou_threshold: float = 0.5,
-    sigma: float = 0.5,
-    min_score: float = 1e-3,
-    score_threshold: float,
-    max_detections: int,
+  boxes: Float[Array, "n k 4"],
+  scores: Float[Array, "n classes"],
+  *,
+  kind: Literal["linear", "gaussian"] = "linear",
+  iou_threshold: float = 0.5,
+  sigma: float = 0.5,
+  min_score: float = 1e-3,
+  score_threshold: float,
+  max_detections: int,
 ) -> dict[str, Array]:
   """Soft-NMS per class, then the best `max_detections` of all classes.
 
@@ -60,20 +60,18 @@ def multiclass_soft_nms(
   Raises:
     ValueError: an unknown kind, empty arrays, or k neither 1 nor the number of classes.
   """
-  boxes, scores = jax.lax.stop_gradient(
-      (jnp.asarray(boxes, jnp.float32), jnp.asarray(scores, jnp.float32))
-  )
+  boxes, scores = jax.lax.stop_gradient((jnp.asarray(boxes, jnp.float32), jnp.asarray(scores, jnp.float32)))
   count, classes = scores.shape
   if count == 0 or classes == 0 or max_detections < 1:
     raise ValueError(
-        f"multiclass_soft_nms got scores of shape {scores.shape} and"
-        f" max_detections={max_detections}; boxes, classes and max_detections must each be at least"
-        " 1 (pad with score -inf)."
+      f"multiclass_soft_nms got scores of shape {scores.shape} and"
+      f" max_detections={max_detections}; boxes, classes and max_detections must each be at least"
+      " 1 (pad with score -inf)."
     )
   if boxes.shape not in ((count, 1, 4), (count, classes, 4)):
     raise ValueError(
-        f"multiclass_soft_nms got boxes of shape {boxes.shape}; scores of shape {scores.shape}"
-        f" expect ({count}, 1, 4) or ({count}, {classes}, 4)."
+      f"multiclass_soft_nms got boxes of shape {boxes.shape}; scores of shape {scores.shape}"
+      f" expect ({count}, 1, 4) or ({count}, {classes}, 4)."
     )
   shared = boxes.shape[1] == 1
   by_class = boxes.swapaxes(0, 1)  # [k, n, 4]
@@ -94,9 +92,9 @@ def multiclass_soft_nms(
   _, (chosen, best, labels, rows) = jax.lax.scan(pick, remaining, length=max_detections)
   valid = best > -jnp.inf
   return {
-      "boxes": jnp.where(valid[:, None], chosen, 0.0),
-      "scores": jnp.where(valid, best, 0.0),
-      "labels": jnp.where(valid, labels, 0).astype(jnp.int32),
-      "indices": jnp.where(valid, rows, 0).astype(jnp.int32),
-      "valid": valid,
+    "boxes": jnp.where(valid[:, None], chosen, 0.0),
+    "scores": jnp.where(valid, best, 0.0),
+    "labels": jnp.where(valid, labels, 0).astype(jnp.int32),
+    "indices": jnp.where(valid, rows, 0).astype(jnp.int32),
+    "valid": valid,
   }

@@ -36,9 +36,9 @@ _GIB = 2**30
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
 CHIPS = {
-    "v5e": Chip(2, int(15.75 * _GIB), 197e12, _SQUARES),
-    "v5p": Chip(3, int(95.74 * _GIB), 459e12, _CUBES),
-    "v6e": Chip(2, int(31.25 * _GIB), 918e12, _SQUARES),
+  "v5e": Chip(2, int(15.75 * _GIB), 197e12, _SQUARES),
+  "v5p": Chip(3, int(95.74 * _GIB), 459e12, _CUBES),
+  "v6e": Chip(2, int(31.25 * _GIB), 918e12, _SQUARES),
 }
 
 
@@ -76,8 +76,9 @@ def describe(name: str) -> Machine:
   if chip is None or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)" + f"{{{chip.axes - 1}}}", size):
     known = "; ".join(f"{key}: {', '.join(row.slices)}" for key, row in CHIPS.items())
     raise ValueError(
-        f"--topology={name} is unknown. Give a TPU and its chips along each axis, such as v5e:8x8 ({known}), "
-        "or cpu:N for N virtual devices of this machine.")
+      f"--topology={name} is unknown. Give a TPU and its chips along each axis, such as v5e:8x8 ({known}), "
+      "or cpu:N for N virtual devices of this machine."
+    )
   return Machine(name, "tpu", _tpu_devices(kind, size), chip.memory, chip.peak_flops)
 
 
@@ -105,13 +106,17 @@ def _tpu_devices(kind: str, size: str) -> Sequence[jax.Device]:
   """Devices of a slice, from libtpu, which needs no TPU for it."""
   if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
     raise ValueError(
-        f"--topology={kind}:{size} needs libtpu, which compiles for TPUs on any x86-64 Linux machine and is "
-        "not installed: pip install 'frozen_vision[tpu]'. --topology=cpu:8 needs nothing.")
+      f"--topology={kind}:{size} needs libtpu, which compiles for TPUs on any x86-64 Linux machine and is "
+      "not installed: pip install 'frozen_vision[tpu]'. --topology=cpu:8 needs nothing."
+    )
   # Read when libtpu starts. Without them it asks a metadata server for the machine that it is not on, and
   # lets one process at a time have it.
   variables = dict(
-      TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5litepod-1", TPU_WORKER_HOSTNAMES="localhost",
-      ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    TPU_SKIP_MDS_QUERY="1",
+    TPU_ACCELERATOR_TYPE="v5litepod-1",
+    TPU_WORKER_HOSTNAMES="localhost",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+  )
   for variable, value in variables.items():
     os.environ.setdefault(variable, value)
   jax.config.update("jax_platforms", "cpu")
@@ -121,8 +126,9 @@ def _tpu_devices(kind: str, size: str) -> Sequence[jax.Device]:
     return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{size}", **one).devices
   except jax.errors.JaxRuntimeError as error:
     raise ValueError(
-        f"--topology={kind}:{size}: libtpu refuses ({str(error).splitlines()[0]}). Slices of {kind} are "
-        f"{', '.join(CHIPS[kind].slices)}.") from error
+      f"--topology={kind}:{size}: libtpu refuses ({str(error).splitlines()[0]}). Slices of {kind} are "
+      f"{', '.join(CHIPS[kind].slices)}."
+    ) from error
 
 
 def _cpu_devices(count: int) -> Sequence[jax.Device]:
@@ -135,9 +141,10 @@ def _cpu_devices(count: int) -> Sequence[jax.Device]:
   devices = jax.devices("cpu")
   if len(devices) < count:
     raise ValueError(
-        f"--topology=cpu:{count}: jax is already in use here, with {len(devices)} CPU device(s). Plan in a "
-        "process of its own, or set "
-        f"XLA_FLAGS=--xla_force_host_platform_device_count={count} before it starts.")
+      f"--topology=cpu:{count}: jax is already in use here, with {len(devices)} CPU device(s). Plan in a "
+      "process of its own, or set "
+      f"XLA_FLAGS=--xla_force_host_platform_device_count={count} before it starts."
+    )
   return devices[:count]
 
 

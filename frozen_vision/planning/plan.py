@@ -25,16 +25,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from frozen_vision.planning import flops
 from frozen_vision.backbones.swinv2 import folded as fold
-from frozen_vision.freezing import partition as freeze
-from frozen_vision.planning import machines
-from frozen_vision.training import optimizer as optimizer_lib
 from frozen_vision.devices import sharding
-from frozen_vision.training import step as step_lib
-from frozen_vision.tasks import base
+from frozen_vision.freezing import partition as freeze
+from frozen_vision.planning import flops, machines
+from frozen_vision.tasks import base, common
 from frozen_vision.tasks import build as tasks_build
-from frozen_vision.tasks import common
+from frozen_vision.training import optimizer as optimizer_lib
+from frozen_vision.training import step as step_lib
 
 _logger = logging.getLogger(__name__)
 
@@ -47,18 +45,23 @@ _BUILT_IN = ("scenes", "photos", "clips")
 
 # Parts of a device's memory, as they stand in plan.json and in the table.
 _PARTS = {
-    "frozen_weights": "frozen weights",
-    "trained_parameters": "trained parameters",
-    "optimizer": "optimizer and averages",
-    "batch": "batch",
-    "layout": "padding of their layouts",
-    "temporaries": "temporaries",
-    "program": "program code",
+  "frozen_weights": "frozen weights",
+  "trained_parameters": "trained parameters",
+  "optimizer": "optimizer and averages",
+  "batch": "batch",
+  "layout": "padding of their layouts",
+  "temporaries": "temporaries",
+  "program": "program code",
 }
 
 
 def plan(
-    config: ml_collections.ConfigDict, workdir: str, topology: str, *, mfu: float = 0.4, name: str = "",
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  topology: str,
+  *,
+  mfu: float = 0.4,
+  name: str = "",
 ) -> Report:
   """Compiles the train step for a machine, prints a table and writes `plan.json` into the workdir.
 
@@ -86,15 +89,27 @@ def plan(
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.model, machine.devices)
   sharding.check_batch(config.batch_size, mesh, "batch_size", config.accumulate)
   _logger.info(
-      "Planning %s for %s: %d devices with %s of memory each, %d classes.", name or config.task, machine.name,
-      len(machine.devices), _size(machine.device_memory), len(task.classes))
+    "Planning %s for %s: %d devices with %s of memory each, %d classes.",
+    name or config.task,
+    machine.name,
+    len(machine.devices),
+    _size(machine.device_memory),
+    len(task.classes),
+  )
 
   examples = config.batch_size // config.accumulate // len(machine.devices)
   report: Report = {
-      "config": name, "topology": machine.name, "devices": len(machine.devices), "mesh": dict(mesh.shape),
-      "device_memory_bytes": machine.device_memory, "peak_flops_per_device": machine.peak_flops, "mfu": mfu,
-      "batch_size": config.batch_size, "accumulate": config.accumulate, "examples_per_device": examples,
-      "versions": machines.versions(),
+    "config": name,
+    "topology": machine.name,
+    "devices": len(machine.devices),
+    "mesh": dict(mesh.shape),
+    "device_memory_bytes": machine.device_memory,
+    "peak_flops_per_device": machine.peak_flops,
+    "mfu": mfu,
+    "batch_size": config.batch_size,
+    "accumulate": config.accumulate,
+    "examples_per_device": examples,
+    "versions": machines.versions(),
   }
   program = make_program(task, config, mesh)
   report |= _measure(program, machine, program_flops(program), report)
@@ -134,8 +149,7 @@ class Program:
   def traced(self) -> Any:
     """The step after tracing, before lowering."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-    step = jax.jit(
-        self.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(self.mesh)))
+    step = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(self.mesh)))
     with jax.set_mesh(self.mesh):
       return step.trace(self.state, self.frozen, self.batch)
 
@@ -145,8 +159,12 @@ class Program:
 
 
 def make_program(
-    task: base.Task, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, *, stacked: bool = False,
-    remat: bool = True,
+  task: base.Task,
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+  *,
+  stacked: bool = False,
+  remat: bool = True,
 ) -> Program:
   """The train step of a config as `train.train` runs it, on shapes.
 
@@ -174,22 +192,33 @@ def make_program(
     frozen = jax.eval_shape(functools.partial(freeze.cast, dtype=jnp.dtype(config.frozen_dtype)), frozen)
   if mesh.devices.flat[0].platform == "tpu":  # fold keeps bfloat16 as bits where jax runs, which is a CPU
     frozen = jax.tree.map(lambda leaf: _retyped(leaf, jnp.uint16, jnp.bfloat16), frozen)
-  tx = optimizer_lib.build(
-      config.optimizer, steps=config.steps, trainable=trainable, layer_of=task.layer_of)
+  tx = optimizer_lib.build(config.optimizer, steps=config.steps, trainable=trainable, layer_of=task.layer_of)
   state = jax.eval_shape(
-      functools.partial(step_lib.init_state, tx=tx, seed=config.seed, ema=config.ema_decay > 0), trainable)
+    functools.partial(step_lib.init_state, tx=tx, seed=config.seed, ema=config.ema_decay > 0), trainable
+  )
   step = step_lib.make_train_step(
-      task, graphdef, tx, phase=task.phases[-1], accumulate=config.accumulate, ema_decay=config.ema_decay,
-      frozen_pass=frozen_pass)  # of several phases the last one has the largest images
+    task,
+    graphdef,
+    tx,
+    phase=task.phases[-1],
+    accumulate=config.accumulate,
+    ema_decay=config.ema_decay,
+    frozen_pass=frozen_pass,
+  )  # of several phases the last one has the largest images
   over = config.mesh.frozen
   example = {key: np.asarray(value) for key, value in task.blank_example().items()}
   batch = {
-      key: jax.ShapeDtypeStruct((config.batch_size, *value.shape), value.dtype)
-      for key, value in step_lib.device_batch(example).items()}
+    key: jax.ShapeDtypeStruct((config.batch_size, *value.shape), value.dtype)
+    for key, value in step_lib.device_batch(example).items()
+  }
   return Program(
-      step, _placed(state, sharding.state_shardings(state, mesh, over)),
-      _placed(frozen, sharding.frozen_shardings(frozen, mesh, over)),
-      _placed(batch, {key: sharding.batch_sharding(mesh) for key in batch}), mesh, frozen_pass)
+    step,
+    _placed(state, sharding.state_shardings(state, mesh, over)),
+    _placed(frozen, sharding.frozen_shardings(frozen, mesh, over)),
+    _placed(batch, {key: sharding.batch_sharding(mesh) for key in batch}),
+    mesh,
+    frozen_pass,
+  )
 
 
 def build_task(config: ml_collections.ConfigDict) -> base.Task:
@@ -229,8 +258,9 @@ def program_flops(program: Program) -> int:
 def needed_bytes(message: str) -> int | None:
   """Bytes that a program needs on a device, by the compiler's refusal; None if it is of another kind."""
   for pattern in (
-      r"Ran out of memory in memory space hbm\. Used ([\d.]+)([BKMGT]) of",
-      r"Ran out of memory on HBM, the total memory required for .*? \(([\d.]+)([BKMGT])\)"):
+    r"Ran out of memory in memory space hbm\. Used ([\d.]+)([BKMGT]) of",
+    r"Ran out of memory on HBM, the total memory required for .*? \(([\d.]+)([BKMGT])\)",
+  ):
     match = re.search(pattern, message)
     if match:
       return int(float(match[1]) * 1024 ** "BKMGT".index(match[2]))
@@ -249,36 +279,45 @@ def table(report: Report) -> str:
     return "yes" if column["fits"] else f"no, {_size(over)} too much"
 
   rows: dict[str, Callable[[Report], str]] = {
-      words: lambda column, part=part: _size(column["bytes_per_device"][part])
-      for part, words in _PARTS.items()}
+    words: lambda column, part=part: _size(column["bytes_per_device"][part]) for part, words in _PARTS.items()
+  }
   rows |= {
-      "total": lambda column: _size(column["bytes_per_device"]["total"]),
-      "memory of a device": lambda column: _size(memory),
-      "fits": fits,
-      "step of all devices": lambda column: _work(column["model_flops_per_step"]),
+    "total": lambda column: _size(column["bytes_per_device"]["total"]),
+    "memory of a device": lambda column: _size(memory),
+    "fits": fits,
+    "step of all devices": lambda column: _work(column["model_flops_per_step"]),
   }
   if report["peak_flops_per_device"]:
     rows[f"its time at {report['mfu']:.0%} MFU"] = lambda column: f"{column['step_seconds']:.3g} s"
   mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
-  line = lambda words, values: f"{words:<26}" + "".join(f"{value:>22}" for value in values)
-  return "\n".join([
+
+  def line(words, values):
+    return f"{words:<26}" + "".join(f"{value:>22}" for value in values)
+
+  return "\n".join(
+    [
       f"{report['config']} on {report['topology']} ({mesh}), batch {report['batch_size']}: "
       f"{report['examples_per_device']} at a time on each of {report['devices']} devices.",
       line("per device", columns),
       *(line(words, [cell(column) for column in columns.values()]) for words, cell in rows.items()),
-      *(f"{words.capitalize()}: most memory is {_PARTS[column['limited_by']]}. {column['advice']}"
-        for words, column in columns.items()),
-  ])
+      *(
+        f"{words.capitalize()}: most memory is {_PARTS[column['limited_by']]}. {column['advice']}"
+        for words, column in columns.items()
+      ),
+    ]
+  )
 
 
 def _measure(program: Program, machine: machines.Machine, step_flops: int, setting: Report) -> Report:
   """Memory by part, FLOPs, time, and what to do about them, of one program."""
   parts = {
-      "frozen_weights": _local_bytes(program.frozen),
-      "trained_parameters": _local_bytes(program.state["trainable"]),
-      "optimizer": _local_bytes({key: leaf for key, leaf in program.state.items() if key != "trainable"}),
-      "batch": _local_bytes(program.batch),
-      "layout": 0, "temporaries": 0, "program": 0,
+    "frozen_weights": _local_bytes(program.frozen),
+    "trained_parameters": _local_bytes(program.state["trainable"]),
+    "optimizer": _local_bytes({key: leaf for key, leaf in program.state.items() if key != "trainable"}),
+    "batch": _local_bytes(program.batch),
+    "layout": 0,
+    "temporaries": 0,
+    "program": 0,
   }
   arguments = sum(parts.values())
   started = time.perf_counter()
@@ -293,18 +332,19 @@ def _measure(program: Program, machine: machines.Machine, step_flops: int, setti
   else:
     parts["layout"] = max(memory.argument_size_in_bytes - arguments, 0)
     parts["temporaries"] = (
-        memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes)
+      memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )
     parts["program"] = memory.generated_code_size_in_bytes
     compiled = True
   total = sum(parts.values())
   peak = machine.peak_flops
   report = {
-      "fits": compiled and total <= machine.device_memory,
-      "bytes_per_device": parts | {"total": total},
-      "limited_by": max(parts, key=parts.get),
-      "model_flops_per_step": step_flops,
-      "step_seconds": step_flops / (len(machine.devices) * peak * setting["mfu"]) if peak else None,
-      "compile_seconds": time.perf_counter() - started,
+    "fits": compiled and total <= machine.device_memory,
+    "bytes_per_device": parts | {"total": total},
+    "limited_by": max(parts, key=parts.get),
+    "model_flops_per_step": step_flops,
+    "step_seconds": step_flops / (len(machine.devices) * peak * setting["mfu"]) if peak else None,
+    "compile_seconds": time.perf_counter() - started,
   }
   return report | {"advice": _advice(report, setting)}
 
@@ -314,20 +354,24 @@ def _advice(report: Report, setting: Report) -> str:
   match report["limited_by"]:
     case "frozen_weights":
       return (
-          "More devices share them where config.mesh.frozen is all; config.frozen_dtype=int8 halves what "
-          "bfloat16 takes.")
+        "More devices share them where config.mesh.frozen is all; config.frozen_dtype=int8 halves what "
+        "bfloat16 takes."
+      )
     case "trained_parameters" | "optimizer":
       return (
-          "Heads are whole on every device: train fewer parameters (config.trainable), or without an average "
-          "(config.ema_decay=0); what trains of a backbone is spread over all devices, so more of them help.")
+        "Heads are whole on every device: train fewer parameters (config.trainable), or without an average "
+        "(config.ema_decay=0); what trains of a backbone is spread over all devices, so more of them help."
+      )
     case "batch":
       return "Take fewer examples a device (config.batch_size, config.accumulate), or smaller frames."
   if setting["examples_per_device"] > 1:
     return (
-        f"Of {setting['examples_per_device']} examples at a time on a device fewer need less: lower "
-        "config.batch_size, or cut it into micro-batches with config.accumulate.")
+      f"Of {setting['examples_per_device']} examples at a time on a device fewer need less: lower "
+      "config.batch_size, or cut it into micro-batches with config.accumulate."
+    )
   return (
-      "There is one example on a device already: take smaller frames or windows, or a chip with more memory.")
+    "There is one example on a device already: take smaller frames or windows, or a chip with more memory."
+  )
 
 
 @jax.tree_util.register_dataclass
@@ -356,9 +400,13 @@ def _trained(folded: fold.FoldedSwinV2, remat: bool) -> _TrainedSwinV2:
   """A folded backbone with parameters that train in the place of frozen leaves."""
   names = [field.name for field in dataclasses.fields(fold.FoldedSwinV2)]
   fields = {name: getattr(folded, name) for name in names}
-  is_variable = lambda leaf: isinstance(leaf, nnx.Variable)
+
+  def is_variable(leaf):
+    return isinstance(leaf, nnx.Variable)
+
   return jax.tree.map(
-      lambda leaf: nnx.Param(leaf.get_value()), _TrainedSwinV2(**fields, remat=remat), is_leaf=is_variable)
+    lambda leaf: nnx.Param(leaf.get_value()), _TrainedSwinV2(**fields, remat=remat), is_leaf=is_variable
+  )
 
 
 def _retyped(leaf: jax.ShapeDtypeStruct, old: Any, new: Any) -> jax.ShapeDtypeStruct:
@@ -367,14 +415,15 @@ def _retyped(leaf: jax.ShapeDtypeStruct, old: Any, new: Any) -> jax.ShapeDtypeSt
 
 def _placed(tree: Any, shardings: Any) -> Any:
   return jax.tree.map(
-      lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings)
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+  )
 
 
 def _local_bytes(tree: Any) -> int:
   """Bytes of the leaves that one device holds."""
   return sum(
-      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(tree))
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+  )
 
 
 def _size(num_bytes: int) -> str:

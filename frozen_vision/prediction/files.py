@@ -32,15 +32,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from frozen_vision.prediction import predictor as predict_lib
-from frozen_vision.prediction import results as predictions
-from frozen_vision.prediction import trained_head
-from frozen_vision.visualization import instances
-from frozen_vision.visualization import clips
-from frozen_vision.visualization import label_maps as visualize_semantic
 from frozen_vision.data import images
 from frozen_vision.data.segmentation import label_maps
 from frozen_vision.data.video import decoding
+from frozen_vision.prediction import predictor as predict_lib
+from frozen_vision.prediction import results as predictions
+from frozen_vision.prediction import trained_head
+from frozen_vision.visualization import clips, instances
+from frozen_vision.visualization import label_maps as visualize_semantic
 
 _logger = logging.getLogger(__name__)
 
@@ -68,8 +67,14 @@ class Input:
 
 
 def predict(
-    inputs: Sequence[str], *, workdir: str | None = None, heads: Sequence[str] = (), out: str | None = None,
-    backbone: str | None = None, image_size: Sequence[int] = (), best: bool = False,
+  inputs: Sequence[str],
+  *,
+  workdir: str | None = None,
+  heads: Sequence[str] = (),
+  out: str | None = None,
+  backbone: str | None = None,
+  image_size: Sequence[int] = (),
+  best: bool = False,
 ) -> dict[str, Any]:
   """What `--mode=predict` does.
 
@@ -89,12 +94,14 @@ def predict(
   """
   if bool(workdir) == bool(heads):
     raise ValueError(
-        "--mode=predict needs the trained heads: --workdir=RUN for one, or --heads=detect=RUN1,segment=RUN2.")
+      "--mode=predict needs the trained heads: --workdir=RUN for one, or --heads=detect=RUN1,segment=RUN2."
+    )
   found = find_inputs(inputs, exclude=None if out is None else pathlib.Path(out))
   named = trained_head.named(heads or [workdir])
   size = tuple(image_size)
   predictor = predict_lib.Predictor(
-      backbone, named, image_size=size[0] if len(size) == 1 else size or None, best=best)
+    backbone, named, image_size=size[0] if len(size) == 1 else size or None, best=best
+  )
   _logger.info("%s", predictor.describe())
   folder = pathlib.Path(out) if out else pathlib.Path(next(iter(named.values()))) / "predictions"
   summary = predict_files(predictor, found, folder)
@@ -122,16 +129,21 @@ def find_inputs(inputs: Iterable[str | os.PathLike], *, exclude: pathlib.Path | 
     path = pathlib.Path(entry).expanduser()
     paths = [path]
     if not path.exists() and set("*?[") & set(str(path)):
-      paths = [pathlib.Path(match) for match in sorted(map(str, pathlib.Path(path.anchor).glob(
-          str(path.relative_to(path.anchor)))))]
+      paths = [
+        pathlib.Path(match)
+        for match in sorted(map(str, pathlib.Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
+      ]
     if not paths or not paths[0].exists():
       raise FileNotFoundError(f"--inputs={entry}: {path.absolute()} does not exist.")
     for path in paths:
       if path.is_dir():
         inside = [
-            file for file in sorted(path.rglob("*"))
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and not (exclude and file.resolve().is_relative_to(exclude.resolve()))]
+          file
+          for file in sorted(path.rglob("*"))
+          if file.is_file()
+          and not any(part.startswith(".") for part in file.relative_to(path).parts)
+          and not (exclude and file.resolve().is_relative_to(exclude.resolve()))
+        ]
         usable = [file for file in inside if file.suffix.lower() in known]
         others += len(inside) - len(usable)
         found |= {file: file.relative_to(path) for file in usable if file not in found}
@@ -157,8 +169,12 @@ def find_inputs(inputs: Iterable[str | os.PathLike], *, exclude: pathlib.Path | 
 
 
 def predict_files(
-    predictor: predict_lib.Predictor, inputs: Sequence[Input | str | os.PathLike], out: str | os.PathLike, *,
-    pictures: bool = True, score_threshold: float = 0.3,
+  predictor: predict_lib.Predictor,
+  inputs: Sequence[Input | str | os.PathLike],
+  out: str | os.PathLike,
+  *,
+  pictures: bool = True,
+  score_threshold: float = 0.3,
 ) -> dict[str, Any]:
   """Predicts on files and writes the results; see the module.
 
@@ -177,8 +193,9 @@ def predict_files(
   if not all(isinstance(entry, Input) for entry in inputs):
     inputs = find_inputs(inputs, exclude=out)
   writers = {
-      name: _WRITERS[type(head)](head, out / name, pictures, score_threshold)
-      for name, head in predictor.heads.items()}
+    name: _WRITERS[type(head)](head, out / name, pictures, score_threshold)
+    for name, head in predictor.heads.items()
+  }
   skipped: dict[pathlib.Path, str] = {}
   for media in ("image", "video"):
     of_media = [entry for entry in inputs if entry.media == media]
@@ -197,23 +214,31 @@ def predict_files(
     if any(entry.media == head.media for entry in inputs):
       writers[name].finish()
   summary = {
-      "inputs": len(inputs), "done": len(inputs) - len(skipped),
-      "skipped": [{"file": str(entry.path), "reason": skipped[entry.path]}
-                  for entry in inputs if entry.path in skipped],
-      "heads": {name: {"workdir": head.workdir, "step": head.step, "task": head.config.task}
-                for name, head in predictor.heads.items()},
-      "passes": [one.describe() for one in predictor.passes],
-      "seconds": round(time.perf_counter() - started, 2)}
+    "inputs": len(inputs),
+    "done": len(inputs) - len(skipped),
+    "skipped": [
+      {"file": str(entry.path), "reason": skipped[entry.path]} for entry in inputs if entry.path in skipped
+    ],
+    "heads": {
+      name: {"workdir": head.workdir, "step": head.step, "task": head.config.task}
+      for name, head in predictor.heads.items()
+    },
+    "passes": [one.describe() for one in predictor.passes],
+    "seconds": round(time.perf_counter() - started, 2),
+  }
   _write_json(out / "summary.json", summary, indent=1)
   _logger.info(
-      "%d of %d inputs done in %.1f s, %d skipped. Everything is in %s.", summary["done"], summary["inputs"],
-      summary["seconds"], len(skipped), out)
+    "%d of %d inputs done in %.1f s, %d skipped. Everything is in %s.",
+    summary["done"],
+    summary["inputs"],
+    summary["seconds"],
+    len(skipped),
+    out,
+  )
   return summary
 
 
-def draw(
-    picture: np.ndarray, result: predictions.Result, *, score_threshold: float = 0.3
-) -> np.ndarray:
+def draw(picture: np.ndarray, result: predictions.Result, *, score_threshold: float = 0.3) -> np.ndarray:
   """A result over its input, uint8 [h, w, 3].
 
   Args:
@@ -229,7 +254,8 @@ def draw(
       image = np.asarray(Image.fromarray(picture).resize(small, Image.Resampling.BILINEAR))
       comparison = visualize_semantic.LabelComparison(image, labels, None)
       return visualize_semantic.draw_label_comparisons(
-          [comparison], result.class_names, panel_size=max(max(small), 320))
+        [comparison], result.class_names, panel_size=max(max(small), 320)
+      )
     case predictions.ClassProbabilities():
       frames = picture if picture.ndim == 4 else picture[None]
       clip = clips.ClipPrediction(frames, result.probabilities, None)
@@ -246,20 +272,26 @@ def _draw_detections(picture: np.ndarray, result: predictions.Detections) -> np.
     masks = np.zeros((len(result), small[1], small[0]), bool)
     for index in range(len(result)):
       one = dataclasses.replace(
-          result, boxes=result.boxes[[index]], scores=result.scores[[index]], labels=result.labels[[index]],
-          segmentations=result.segmentations[index:index + 1])
+        result,
+        boxes=result.boxes[[index]],
+        scores=result.scores[[index]],
+        labels=result.labels[[index]],
+        segmentations=result.segmentations[index : index + 1],
+      )
       masks[index] = np.asarray(Image.fromarray(one.masks()[0]).resize(small, Image.Resampling.NEAREST))
   scale = np.array([small[0] / width, small[1] / height] * 2)
   image = np.asarray(Image.fromarray(picture).resize(small, Image.Resampling.LANCZOS))
   return instances.draw_detections(
-      image, result.boxes * scale, result.labels, result.scores, masks, result.class_names)
+    image, result.boxes * scale, result.labels, result.scores, masks, result.class_names
+  )
 
 
 class _Writer(abc.ABC):
   """Writes what a head says of one input after the other."""
 
   def __init__(
-      self, head: trained_head.TrainedHead, folder: pathlib.Path, pictures: bool, score_threshold: float):
+    self, head: trained_head.TrainedHead, folder: pathlib.Path, pictures: bool, score_threshold: float
+  ):
     self._head = head
     self._folder = folder
     self._pictures = pictures
@@ -286,7 +318,6 @@ class _Writer(abc.ABC):
 
 
 class _DetectionWriter(_Writer):
-
   def __init__(self, *arguments: Any):
     super().__init__(*arguments)
     self._images: list[dict[str, Any]] = []
@@ -294,30 +325,34 @@ class _DetectionWriter(_Writer):
   def _add(self, entry: Input, result: predictions.Detections) -> None:
     image_id = len(self._images) + 1
     height, width = result.size
-    self._images.append(
-        {"id": image_id, "file_name": entry.file_name, "height": height, "width": width})
+    self._images.append({"id": image_id, "file_name": entry.file_name, "height": height, "width": width})
     self._rows += result.coco_rows(image_id, [category["id"] for category in self._head.classes])
 
   def finish(self) -> None:
     _write_json(self._folder / "detections.json", self._rows)
-    _write_json(self._folder / "images.json", {
-        "images": self._images, "categories": list(self._head.classes), "annotations": []})
+    _write_json(
+      self._folder / "images.json",
+      {"images": self._images, "categories": list(self._head.classes), "annotations": []},
+    )
 
 
 class _LabelMapWriter(_Writer):
-
   def _add(self, entry: Input, result: predictions.LabelMap) -> None:
     palette = [instances.class_color(index) for index in range(len(result.class_names))]
     self._path("label_maps", entry, ".png").write_bytes(label_maps.encode(result.labels, palette))
 
   def finish(self) -> None:
-    _write_json(self._folder / "classes.json", [
+    _write_json(
+      self._folder / "classes.json",
+      [
         {"id": index, "name": name, "color": instances.class_color(index)}
-        for index, name in enumerate(self._head.class_names)], indent=1)
+        for index, name in enumerate(self._head.class_names)
+      ],
+      indent=1,
+    )
 
 
 class _ProbabilityWriter(_Writer):
-
   def _add(self, entry: Input, result: predictions.ClassProbabilities) -> None:
     top = [{"class": name, "probability": round(p, 6)} for name, p in result.top(_TOP)]
     self._rows.append({"file": entry.file_name, "top": top})
@@ -328,17 +363,18 @@ class _ProbabilityWriter(_Writer):
 
 
 _WRITERS: Mapping[type[trained_head.TrainedHead], type[_Writer]] = {
-    trained_head.ActionHead: _ProbabilityWriter,
-    trained_head.ClassificationHead: _ProbabilityWriter,
-    trained_head.DetectionHead: _DetectionWriter,
-    trained_head.SegmentationHead: _LabelMapWriter,
+  trained_head.ActionHead: _ProbabilityWriter,
+  trained_head.ClassificationHead: _ProbabilityWriter,
+  trained_head.DetectionHead: _DetectionWriter,
+  trained_head.SegmentationHead: _LabelMapWriter,
 }
 
 
 def _read_ahead(
-    predictor: predict_lib.Predictor, media: str, inputs: Sequence[Input], skipped: dict[pathlib.Path, str]
+  predictor: predict_lib.Predictor, media: str, inputs: Sequence[Input], skipped: dict[pathlib.Path, str]
 ) -> Iterator[list[tuple[Input, predict_lib.Example]]]:
   """Prepared inputs, as many as a batch has; the next ones are decoded meanwhile."""
+
   def prepare(entry: Input) -> predict_lib.Example | images.FileError:
     try:
       return predictor.prepare(media, entry.path)
@@ -388,8 +424,13 @@ class _Progress:
     if now - self._last >= _SECONDS_BETWEEN_LINES or self._done + skipped == self._total:
       self._last = now
       _logger.info(
-          "%d/%d %ss  %.2f %ss/s", self._done + skipped, self._total, self._media,
-          self._done / max(now - self._started, 1e-9), self._media)
+        "%d/%d %ss  %.2f %ss/s",
+        self._done + skipped,
+        self._total,
+        self._media,
+        self._done / max(now - self._started, 1e-9),
+        self._media,
+      )
 
 
 def _write_json(path: pathlib.Path, content: Any, indent: int | None = None) -> None:

@@ -40,7 +40,8 @@ class Pass:
     """One line: who shares this pass, and why it is not an earlier one."""
     names = ", ".join(head.name for head in self.heads)
     what = f"{names}: one backbone pass over every {self.media}" + (
-        f" for {len(self.heads)} heads" if len(self.heads) > 1 else "")
+      f" for {len(self.heads)} heads" if len(self.heads) > 1 else ""
+    )
     for head in self.heads:
       if head.extra_views:
         what += f"; {head.name} makes passes of its own for {head.extra_views} more views"
@@ -83,8 +84,13 @@ class Predictor:
   """
 
   def __init__(
-      self, backbone: str | os.PathLike | nnx.Module | None, heads: Mapping[str, str | os.PathLike], *,
-      image_size: int | tuple[int, int] | None = None, batch_size: int | None = None, best: bool = False,
+    self,
+    backbone: str | os.PathLike | nnx.Module | None,
+    heads: Mapping[str, str | os.PathLike],
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    best: bool = False,
   ):
     """Loads everything; nothing is compiled yet.
 
@@ -110,8 +116,9 @@ class Predictor:
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     backbones = frozen_backbones.Backbones(backbone)
     self.heads = {
-        name: trained_head.load(name, workdir, backbones, best=best, image_size=size)
-        for name, workdir in heads.items()}
+      name: trained_head.load(name, workdir, backbones, best=best, image_size=size)
+      for name, workdir in heads.items()
+    }
     self.passes = _passes(list(self.heads.values()), batch_size)
 
   def describe(self) -> str:
@@ -119,8 +126,8 @@ class Predictor:
     lines = []
     for name, head in self.heads.items():
       line = (
-          f"{name}: {head.config.task} with {len(head.classes)} classes, "
-          f"step {head.step} of {head.workdir}")
+        f"{name}: {head.config.task} with {len(head.classes)} classes, step {head.step} of {head.workdir}"
+      )
       if head.differs:
         differs = _shown(head.differs, "given", "own")
         line += f"; it does not fit the given backbone and has its own: {differs}"
@@ -216,12 +223,13 @@ class Predictor:
         features = head.features(batch)
       pending.append((head, batch, head.outputs(batch, features if head.takes_features else None)))
     return {
-        head.name: head.results(jax.device_get(outputs), batch, count) for head, batch, outputs in pending}
+      head.name: head.results(jax.device_get(outputs), batch, count) for head, batch, outputs in pending
+    }
 
 
 def chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
   """The items in their order, `size` at a time."""
-  return [items[start:start + size] for start in range(0, len(items), size)]
+  return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _passes(heads: Sequence[trained_head.TrainedHead], batch_size: int | None) -> tuple[Pass, ...]:
@@ -248,13 +256,15 @@ def _passes(heads: Sequence[trained_head.TrainedHead], batch_size: int | None) -
       other, others, _ = same_media[0]
       differs = trained_head.differing(other, key)
       reason = (
-          f"its own: it differs from {others[0].name}'s in " + _shown(differs, others[0].name, head.name)
-          if differs else f"its own: {others[0].name} looks through windows")
+        f"its own: it differs from {others[0].name}'s in " + _shown(differs, others[0].name, head.name)
+        if differs
+        else f"its own: {others[0].name} looks through windows"
+      )
     groups.append((key, [head], reason))
   return tuple(
-      Pass(
-          tuple(members), key, batch_size or min(head.config.eval_batch_size for head in members), reason)
-      for key, members, reason in groups)
+    Pass(tuple(members), key, batch_size or min(head.config.eval_batch_size for head in members), reason)
+    for key, members, reason in groups
+  )
 
 
 def _shown(differs: Mapping[str, tuple[Any, Any]], first: str, second: str) -> str:

@@ -56,8 +56,12 @@ class Detections:
     kept = np.flatnonzero(self.scores >= score)
     segmentations = self.segmentations and tuple(self.segmentations[i] for i in kept)
     return dataclasses.replace(
-        self, boxes=self.boxes[kept], scores=self.scores[kept], labels=self.labels[kept],
-        segmentations=segmentations)
+      self,
+      boxes=self.boxes[kept],
+      scores=self.scores[kept],
+      labels=self.labels[kept],
+      segmentations=segmentations,
+    )
 
   def coco_rows(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """Entries of COCO's results format: boxes are xywh there.
@@ -69,8 +73,9 @@ class Detections:
     # `boxes` have three decimals; a difference of two of them has more only by rounding in binary.
     xywh = np.round(np.concatenate([corners, self.boxes[:, 2:] - corners], axis=1), 3).tolist()
     rows = [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for label, box, score in zip(self.labels, xywh, self.scores.tolist())]
+      {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+      for label, box, score in zip(self.labels, xywh, self.scores.tolist())
+    ]
     for row, segmentation in zip(rows, self.segmentations or ()):
       row["segmentation"] = segmentation
     return rows
@@ -121,7 +126,10 @@ def class_names(classes: Classes) -> tuple[str, ...]:
 
 
 def detections(
-    outputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray], count: int, classes: Classes,
+  outputs: Mapping[str, np.ndarray],
+  batch: Mapping[str, np.ndarray],
+  count: int,
+  classes: Classes,
 ) -> list[Detections]:
   """The detections of the first `count` examples of a batch, exactly as evaluation would write them.
 
@@ -131,13 +139,22 @@ def detections(
   """
   sizes = np.asarray(batch["original_size"])[:count].tolist()
   evaluator = coco_ap.CocoEvaluator(
-      {"images": [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes)],
-       "categories": [{"id": label} for label in range(len(classes))]},
-      ("bbox", "segm") if "masks" in outputs else ("bbox",))
+    {
+      "images": [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes)],
+      "categories": [{"id": label} for label in range(len(classes))],
+    },
+    ("bbox", "segm") if "masks" in outputs else ("bbox",),
+  )
   ids = np.arange(len(batch["original_size"]))
-  evaluator.update(outputs, {
-      "image_size": batch["image_size"], "original_size": batch["original_size"], "image_id": ids,
-      "example_valid": ids < count})
+  evaluator.update(
+    outputs,
+    {
+      "image_size": batch["image_size"],
+      "original_size": batch["original_size"],
+      "image_id": ids,
+      "example_valid": ids < count,
+    },
+  )
   rows: list[list[dict[str, Any]]] = [[] for _ in sizes]
   for row in evaluator.detections():
     rows[row["image_id"]].append(row)
@@ -146,9 +163,14 @@ def detections(
   for size, found in zip(sizes, rows):
     xywh = np.array([row["bbox"] for row in found], np.float64).reshape(-1, 4)
     corners = xywh[:, :2]
-    result.append(Detections(
-        tuple(size), np.round(np.concatenate([corners, corners + xywh[:, 2:]], axis=1), 3),
+    result.append(
+      Detections(
+        tuple(size),
+        np.round(np.concatenate([corners, corners + xywh[:, 2:]], axis=1), 3),
         np.array([row["score"] for row in found], np.float64),
         np.array([row["category_id"] for row in found], np.int64),
-        tuple(row["segmentation"] for row in found) if "masks" in outputs else None, names))
+        tuple(row["segmentation"] for row in found) if "masks" in outputs else None,
+        names,
+      )
+    )
   return result

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.data import images
+from frozen_vision.data.video import decoding
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.freezing import prepare as frozen_backbones
 from frozen_vision.prediction import results as predictions
-from frozen_vision.training import step as train_step
-from frozen_vision.data import images
-from frozen_vision.data.video import decoding
+from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import base, common, semantic_inference
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.training import step as train_step
 
 Example = dict[str, np.ndarray]
 
@@ -49,9 +49,15 @@ class TrainedHead(abc.ABC):
   takes_features: bool = True
 
   def __init__(
-      self, name: str, workdir: str, step: int, task: base.Task, config: ml_collections.ConfigDict,
-      model: tuple[nnx.GraphDef, nnx.State, nnx.State], feature_key: dict[str, Any] | None,
-      differs: dict[str, tuple[Any, Any]],
+    self,
+    name: str,
+    workdir: str,
+    step: int,
+    task: base.Task,
+    config: ml_collections.ConfigDict,
+    model: tuple[nnx.GraphDef, nnx.State, nnx.State],
+    feature_key: dict[str, Any] | None,
+    differs: dict[str, tuple[Any, Any]],
   ):
     self.name = name
     self.workdir = workdir
@@ -85,7 +91,7 @@ class TrainedHead(abc.ABC):
     return self.task.frozen_features(nnx.merge(self.graphdef, trainable, frozen), batch)
 
   def compute_outputs(
-      self, trainable: nnx.State, frozen: nnx.State, batch: base.Batch, features: base.Features
+    self, trainable: nnx.State, frozen: nnx.State, batch: base.Batch, features: base.Features
   ) -> Any:
     """The head's outputs, to be jitted; it runs the backbone itself where `features` is None."""
     return self.task.predict(nnx.merge(self.graphdef, trainable, frozen), batch, features)
@@ -134,7 +140,7 @@ class SegmentationHead(TrainedHead):
     return len(self.transform.scales) * (1 + self.config.segmentation.test.flip) - 1
 
   def compute_outputs(
-      self, trainable: nnx.State, frozen: nnx.State, batch: base.Batch, features: base.Features
+    self, trainable: nnx.State, frozen: nnx.State, batch: base.Batch, features: base.Features
   ) -> list[semantic_inference.View]:
     return self.task.views(nnx.merge(self.graphdef, trainable, frozen), batch, features)
 
@@ -147,8 +153,9 @@ class SegmentationHead(TrainedHead):
 
   def results(self, outputs: Any, batch: base.Batch, count: int) -> list[predictions.LabelMap]:
     return [
-        predictions.LabelMap(np.ascontiguousarray(labels[:height, :width]), self.class_names)
-        for labels, (height, width) in zip(outputs["label_map"][:count], batch["original_size"])]
+      predictions.LabelMap(np.ascontiguousarray(labels[:height, :width]), self.class_names)
+      for labels, (height, width) in zip(outputs["label_map"][:count], batch["original_size"])
+    ]
 
 
 class ActionHead(TrainedHead):
@@ -160,9 +167,12 @@ class ActionHead(TrainedHead):
   def view(self) -> dict[str, Any]:
     options = self.config.action
     return {
-        "clips": self.transform.num_clips, "crops": self.transform.num_crops, "size": self.transform.size,
-        **dataclasses.asdict(self.transform.sampler),
-        "levels": list(options[options.head].levels)}
+      "clips": self.transform.num_clips,
+      "crops": self.transform.num_crops,
+      "size": self.transform.size,
+      **dataclasses.asdict(self.transform.sampler),
+      "levels": list(options[options.head].levels),
+    }
 
   def prepare(self, source: np.ndarray | str | os.PathLike) -> tuple[np.ndarray, Example]:
     if isinstance(source, np.ndarray):
@@ -174,8 +184,9 @@ class ActionHead(TrainedHead):
 
   def results(self, outputs: Any, batch: base.Batch, count: int) -> list[predictions.ClassProbabilities]:
     return [
-        predictions.ClassProbabilities(row, self.class_names)
-        for row in np.asarray(outputs["probabilities"])[:count]]
+      predictions.ClassProbabilities(row, self.class_names)
+      for row in np.asarray(outputs["probabilities"])[:count]
+    ]
 
 
 class ClassificationHead(TrainedHead):
@@ -184,11 +195,13 @@ class ClassificationHead(TrainedHead):
   @property
   def view(self) -> dict[str, Any]:
     return {
-        "central square": self.transform.size, "resized to": self.task.phases[-1] or self.transform.size,
-        "pooled": True}
+      "central square": self.transform.size,
+      "resized to": self.task.phases[-1] or self.transform.size,
+      "pooled": True,
+    }
 
   def compute_outputs(
-      self, trainable: nnx.State, frozen: nnx.State, batch: base.Batch, features: base.Features
+    self, trainable: nnx.State, frozen: nnx.State, batch: base.Batch, features: base.Features
   ) -> dict[str, jax.Array]:
     outputs = super().compute_outputs(trainable, frozen, batch, features)
     return {"probabilities": jax.nn.softmax(outputs["logits"], axis=-1)}
@@ -198,10 +211,10 @@ class ClassificationHead(TrainedHead):
 
 # By the task's name: what its head is called unless the caller says otherwise, and how it predicts.
 KINDS: dict[str, tuple[str, type[TrainedHead]]] = {
-    "action": ("act", ActionHead),
-    "classification": ("classify", ClassificationHead),
-    "detection": ("detect", DetectionHead),
-    "segmentation": ("segment", SegmentationHead),
+  "action": ("act", ActionHead),
+  "classification": ("classify", ClassificationHead),
+  "detection": ("detect", DetectionHead),
+  "segmentation": ("segment", SegmentationHead),
 }
 
 
@@ -213,7 +226,8 @@ def read_meta(workdir: str | os.PathLike, *, best: bool = False) -> dict[str, An
   """
   if not pathlib.Path(workdir).is_dir():
     raise FileNotFoundError(
-        f"{pathlib.Path(workdir).absolute()} does not exist; expected the workdir of a run.")
+      f"{pathlib.Path(workdir).absolute()} does not exist; expected the workdir of a run."
+    )
   with checkpoint.Checkpoints(workdir) as checkpoints:
     return checkpoints.read_meta(best=best)
 
@@ -236,8 +250,12 @@ def named(heads: Sequence[str]) -> dict[str, str]:
 
 
 def load(
-    name: str, workdir: str | os.PathLike, backbones: frozen_backbones.Backbones, *, best: bool = False,
-    image_size: tuple[int, int] | None = None,
+  name: str,
+  workdir: str | os.PathLike,
+  backbones: frozen_backbones.Backbones,
+  *,
+  best: bool = False,
+  image_size: tuple[int, int] | None = None,
 ) -> TrainedHead:
   """The head of a run's newest (or best) checkpoint, with averaged parameters where the run has them.
 
@@ -268,8 +286,9 @@ def load(
       classes = tasks_build.build_task(config).classes
     except FileNotFoundError as error:
       raise FileNotFoundError(
-          f"The checkpoint in {workdir} does not say which classes it has, and the data that do are not "
-          f"there. {error}") from error
+        f"The checkpoint in {workdir} does not say which classes it has, and the data that do are not "
+        f"there. {error}"
+      ) from error
   task = tasks_build.build_task(config, classes)
   patterns, differs = tuple(config.trainable), {}
   if meta["feature_key"] is None:
@@ -283,8 +302,9 @@ def load(
         backbone = backbones.of(config)
       except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{workdir} was trained on other features than the given backbone gives "
-            f"({', '.join(differs)} differ), and its own backbone is not there. {error}") from error
+          f"{workdir} was trained on other features than the given backbone gives "
+          f"({', '.join(differs)} differ), and its own backbone is not there. {error}"
+        ) from error
     key = backbone.key
     checkpoint.check_feature_key(wanted, key)
     module = task.build_model(backbone.module)
@@ -297,7 +317,8 @@ def load(
   with checkpoint.Checkpoints(workdir) as checkpoints:
     state, meta = checkpoints.restore({part: trainable}, meta["step"], partial=True, best=best)
   return KINDS[task_name][1](
-      name, os.fspath(workdir), meta["step"], task, config, (graphdef, state[part], frozen), key, differs)
+    name, os.fspath(workdir), meta["step"], task, config, (graphdef, state[part], frozen), key, differs
+  )
 
 
 def decode(source: np.ndarray | str | os.PathLike) -> np.ndarray:
@@ -315,8 +336,9 @@ def check_pixels(array: np.ndarray, media: str) -> np.ndarray:
   wanted = {"image": 3, "video": 4}[media]
   if array.dtype != np.uint8 or array.ndim != wanted or array.shape[-1] != 3 or 0 in array.shape:
     raise ValueError(
-        f"The {media} is {array.dtype} {array.shape}; expected RGB, uint8 "
-        f"{'[height, width, 3]' if media == 'image' else '[frames, height, width, 3]'}.")
+      f"The {media} is {array.dtype} {array.shape}; expected RGB, uint8 "
+      f"{'[height, width, 3]' if media == 'image' else '[frames, height, width, 3]'}."
+    )
   return array
 
 
@@ -349,6 +371,7 @@ def _frame(frame: tuple[int, int], resize: Any) -> dict[str, Any]:
 
 def _config(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
   """The config of a checkpoint; options that are younger than the run have their defaults."""
+
   def tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
       return {key: tuples(item) for key, item in value.items()}
@@ -362,7 +385,8 @@ def _config(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
     return both
 
   return ml_collections.ConfigDict(
-      merged(tasks_build.default_config(stored["task"]).to_dict(), tuples(stored)))
+    merged(tasks_build.default_config(stored["task"]).to_dict(), tuples(stored))
+  )
 
 
 def _set_image_size(config: ml_collections.ConfigDict, size: tuple[int, int]) -> None:
@@ -379,7 +403,7 @@ def _set_image_size(config: ml_collections.ConfigDict, size: tuple[int, int]) ->
 
 
 def _trained_with_backbone(
-    task: base.Task, config: ml_collections.ConfigDict, patterns: tuple[str, ...]
+  task: base.Task, config: ml_collections.ConfigDict, patterns: tuple[str, ...]
 ) -> nnx.Module:
   """A model some of whose backbone is in the checkpoint; pretrained weights are read if it is not all."""
   start = ml_collections.ConfigDict(config)

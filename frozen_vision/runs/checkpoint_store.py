@@ -43,8 +43,12 @@ class CheckpointStore:
     self._cleaned = False
 
   def save(
-      self, step: int, state: PyTree, meta: Mapping[str, Any],
-      metrics: Mapping[str, float] | None = None, quality: float | None = None,
+    self,
+    step: int,
+    state: PyTree,
+    meta: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+    quality: float | None = None,
   ) -> None:
     """See `Checkpoints.save`; with `quality`, the larger is kept, and any step may be added."""
     if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
@@ -52,11 +56,11 @@ class CheckpointStore:
     step = int(step)
     leaves, _ = state_leaves.flatten(state)
     record = dict(
-        meta={**workdir_lib.to_json(meta, "meta"), "step": step},
-        metrics=metrics,
-        quality=quality,
-        leaves=state_leaves.describe(leaves),
-        scalars={path: leaf for path, leaf in leaves.items() if state_leaves.is_number(leaf)},
+      meta={**workdir_lib.to_json(meta, "meta"), "step": step},
+      metrics=metrics,
+      quality=quality,
+      leaves=state_leaves.describe(leaves),
+      scalars={path: leaf for path, leaf in leaves.items() if state_leaves.is_number(leaf)},
     )
     arrays = {path: leaf for path, leaf in leaves.items() if state_leaves.has_bytes(leaf)}
     if not arrays:
@@ -66,16 +70,17 @@ class CheckpointStore:
     if quality is not None and step in self._steps():  # a rerun came by again and did better
       self._manager().delete(step)
     saved = self._manager().save(
-        step,
-        metrics=None if quality is None else {"quality": quality},
-        force=quality is not None,  # after a resume, a better one may come at a smaller step
-        args=ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state_leaves.nest(arrays)), meta=ocp.args.JsonSave(record)),
+      step,
+      metrics=None if quality is None else {"quality": quality},
+      force=quality is not None,  # after a resume, a better one may come at a smaller step
+      args=ocp.args.Composite(
+        state=ocp.args.PyTreeSave(state_leaves.nest(arrays)), meta=ocp.args.JsonSave(record)
+      ),
     )
     if not saved:
       raise ValueError(
-          f"Step {step} was not saved: {self.folder} already holds steps {self._steps()}, and only "
-          "later steps can be added. Resume from the newest one, or use another workdir."
+        f"Step {step} was not saved: {self.folder} already holds steps {self._steps()}, and only "
+        "later steps can be added. Resume from the newest one, or use another workdir."
       )
 
   def first_step(self) -> int | None:
@@ -94,8 +99,7 @@ class CheckpointStore:
     steps = self._steps()
     if step is not None:
       if step not in steps:
-        raise FileNotFoundError(
-            f"No checkpoint of step {step} in {self.folder}; found steps {steps}.")
+        raise FileNotFoundError(f"No checkpoint of step {step} in {self.folder}; found steps {steps}.")
       steps = [step]
     problems = {}
     for candidate, record in self._records(steps):
@@ -110,32 +114,37 @@ class CheckpointStore:
         if step is None and candidate not in self._unreadable:  # warn once
           self._unreadable[candidate] = e
           warnings.warn(
-              f"Checkpoint {self.folder / str(candidate)} cannot be read and is passed over: {e}",
-              RuntimeWarning, stacklevel=4)
+            f"Checkpoint {self.folder / str(candidate)} cannot be read and is passed over: {e}",
+            RuntimeWarning,
+            stacklevel=4,
+          )
       else:
         return result
     # A stray directory alone is a workdir without checkpoints; a real one that is broken is not.
     if step is None and all(isinstance(e, IncompleteError) for e in problems.values()):
       raise FileNotFoundError(f"No checkpoint in {self.folder}.")
     raise NothingReadableError(
-        "No checkpoint can be read:" + "".join(f"\n  {k}: {e}" for k, e in problems.items()))
+      "No checkpoint can be read:" + "".join(f"\n  {k}: {e}" for k, e in problems.items())
+    )
 
-  def read_arrays(
-      self, step: int, leaves: Mapping[str, Any], scalars: Mapping[str, Any]
-  ) -> dict[str, Any]:
+  def read_arrays(self, step: int, leaves: Mapping[str, Any], scalars: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the leaves by path, as the type and on the sharding of the given ones."""
-    item = state_leaves.nest({
-        path: state_leaves.abstract(leaf)
-        for path, leaf in leaves.items() if state_leaves.has_bytes(leaf)})
+    item = state_leaves.nest(
+      {path: state_leaves.abstract(leaf) for path, leaf in leaves.items() if state_leaves.has_bytes(leaf)}
+    )
     found = {}
     if item:
       problem = None
       try:
         # PyTreeRestore is strict about nothing that was not compared before, but can read a part.
-        restored = self._manager().restore(step, args=ocp.args.Composite(
+        restored = self._manager().restore(
+          step,
+          args=ocp.args.Composite(
             state=ocp.args.PyTreeRestore(
-                item=item, partial_restore=True,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(item))))["state"]
+              item=item, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
+            )
+          ),
+        )["state"]
         found, _ = state_leaves.flatten(restored)
       except MemoryError:
         raise
@@ -170,8 +179,8 @@ class CheckpointStore:
   def _manager(self) -> ocp.CheckpointManager:
     if self._manager_ is None:
       self._manager_ = ocp.CheckpointManager(
-          self.folder, item_names=("state", "meta"),
-          options=ocp.CheckpointManagerOptions(**self._options))
+        self.folder, item_names=("state", "meta"), options=ocp.CheckpointManagerOptions(**self._options)
+      )
     return self._manager_
 
   def _steps(self) -> list[int]:
@@ -238,8 +247,9 @@ class CheckpointStore:
         target, n = self.folder / f"{step}.unreadable-{n}", n + 1
       if jax.process_index() == 0:
         source.rename(target)
-        warnings.warn(f"Renamed {source}, which cannot be read, to {target.name}.",
-                      RuntimeWarning, stacklevel=4)
+        warnings.warn(
+          f"Renamed {source}, which cannot be read, to {target.name}.", RuntimeWarning, stacklevel=4
+        )
     self._unreadable.clear()
     if bad or leftovers:
       if jax.process_count() > 1:

@@ -47,13 +47,13 @@ class Checkpoints:
   """
 
   def __init__(
-      self,
-      directory: str | os.PathLike,
-      *,
-      keep: int = 2,
-      best_metric: str | None = None,
-      best_mode: str = "max",
-      asynchronous: bool = True,
+    self,
+    directory: str | os.PathLike,
+    *,
+    keep: int = 2,
+    best_metric: str | None = None,
+    best_mode: str = "max",
+    asynchronous: bool = True,
   ):
     if keep < 1:
       raise ValueError(f"keep is {keep}; at least one checkpoint must be kept.")
@@ -65,7 +65,8 @@ class Checkpoints:
     self._sign = 1 if best_mode == "max" else -1
     self._latest = CheckpointStore(root / "checkpoints", asynchronous, max_to_keep=keep)
     self._best = CheckpointStore(
-        root / "best", asynchronous, max_to_keep=1, best_fn=lambda metrics: metrics["quality"])
+      root / "best", asynchronous, max_to_keep=1, best_fn=lambda metrics: metrics["quality"]
+    )
 
   def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
     """Saves `state` at `step`, in the background if asynchronous.
@@ -85,7 +86,7 @@ class Checkpoints:
     self._latest.save(step, state, meta)
 
   def save_best(
-      self, step: int, state: PyTree, meta: Mapping[str, Any], metrics: Mapping[str, float]
+    self, step: int, state: PyTree, meta: Mapping[str, Any], metrics: Mapping[str, float]
   ) -> bool:
     """Saves `state` if `metrics[best_metric]` is strictly better than what is kept.
 
@@ -96,8 +97,8 @@ class Checkpoints:
       raise ValueError("save_best needs Checkpoints(best_metric=...).")
     if self._best_metric not in metrics:
       raise ValueError(
-          f"Metric {self._best_metric!r} decides which checkpoint is best but was not measured; "
-          f"found {sorted(metrics)}."
+        f"Metric {self._best_metric!r} decides which checkpoint is best but was not measured; "
+        f"found {sorted(metrics)}."
       )
     metrics = {k: float(v) for k, v in metrics.items()}
     value = metrics[self._best_metric]
@@ -133,12 +134,12 @@ class Checkpoints:
     return self._best.read(lambda s, record: record["metrics"], step)
 
   def restore(
-      self,
-      abstract_state: PyTree,
-      step: int | None = None,
-      *,
-      best: bool = False,
-      partial: bool = False,
+    self,
+    abstract_state: PyTree,
+    step: int | None = None,
+    *,
+    best: bool = False,
+    partial: bool = False,
   ) -> tuple[PyTree, dict[str, Any]]:
     """Restores bit for bit into the structure, types and shardings of `abstract_state`.
 
@@ -171,9 +172,9 @@ class Checkpoints:
       problems = state_leaves.differences(stored, wanted)
       if problems:
         raise ValueError(
-            f"Checkpoint {store.folder / str(found_step)} does not hold the state that is wanted "
-            f"({len(problems)} differences). Build the model and optimizer that were saved, or "
-            "use another workdir:\n  " + "\n  ".join(problems)
+          f"Checkpoint {store.folder / str(found_step)} does not hold the state that is wanted "
+          f"({len(problems)} differences). Build the model and optimizer that were saved, or "
+          "use another workdir:\n  " + "\n  ".join(problems)
         )
       values = store.read_arrays(found_step, leaves, record["scalars"])
       return jax.tree.unflatten(treedef, [values[path] for path in leaves]), record["meta"]

@@ -11,9 +11,9 @@ import re
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib import figure as mpl_figure
 from matplotlib.backends import backend_agg
+import numpy as np
 
 _logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ Points = list[tuple[int, float]]
 # Numbers of the training loop that are not terms of the loss. Each gets a panel of its own, or one
 # with those that share the part before a slash.
 _PROGRESS = re.compile(
-    r"/|rate|norm|time|second|per_s|wait|eta|mfu|epoch|memory|examples|images|flops|scale|accuracy"
+  r"/|rate|norm|time|second|per_s|wait|eta|mfu|epoch|memory|examples|images|flops|scale|accuracy"
 )
 
 
@@ -50,9 +50,7 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, Points]:
   return {key: sorted(points.items()) for key, points in series.items()}
 
 
-def plot_curves(
-    metrics_path: str | os.PathLike[str], out_png: str | os.PathLike[str]
-) -> list[pathlib.Path]:
+def plot_curves(metrics_path: str | os.PathLike[str], out_png: str | os.PathLike[str]) -> list[pathlib.Path]:
   """Draws what a run wrote to `metrics.jsonl`: one figure for training, one for evaluation.
 
   Args:
@@ -69,9 +67,9 @@ def plot_curves(
   written = []
   for name, title in (("train", "Training"), ("eval", "Evaluation")):
     own = {
-        key.removeprefix(f"{name}/"): points
-        for key, points in series.items()
-        if key.startswith(f"{name}/") and key != "train/eta"
+      key.removeprefix(f"{name}/"): points
+      for key, points in series.items()
+      if key.startswith(f"{name}/") and key != "train/eta"
     }
     for key in [key for key in own if key.startswith(("box_A", "mask_A"))]:
       own[key] = [point for point in own[key] if point[1] >= 0]

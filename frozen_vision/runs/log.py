@@ -40,9 +40,7 @@ class RunLog:
     is_writer: False on all processes but one; they write nothing.
   """
 
-  def __init__(
-      self, workdir: str | os.PathLike, *, tensorboard: bool = True, is_writer: bool = True
-  ):
+  def __init__(self, workdir: str | os.PathLike, *, tensorboard: bool = True, is_writer: bool = True):
     self._workdir = pathlib.Path(workdir)
     self._metrics = self._workdir / "metrics.jsonl"
     self._wants_tensorboard = tensorboard
@@ -65,13 +63,12 @@ class RunLog:
     if not self._is_writer or not self._metrics.exists():
       return
     lines = self._metrics.read_bytes().splitlines(keepends=True)
-    kept = [l for l in lines if (s := _step_of(l)) is not None and step is not None and s <= step]
+    kept = [line for line in lines if (s := _step_of(line)) is not None and step is not None and s <= step]
     if len(kept) < len(lines):
       temporary = self._metrics.with_suffix(f".{os.getpid()}")
       temporary.write_bytes(b"".join(kept))
       temporary.replace(self._metrics)
-      _logger.info("Dropped %d lines after step %s from %s.", len(lines) - len(kept),
-                   step, self._metrics)
+      _logger.info("Dropped %d lines after step %s from %s.", len(lines) - len(kept), step, self._metrics)
 
   def scalars(self, step: int, values: Mapping[str, Any]) -> None:
     """Appends one line and flushes it; values are numbers or arrays of one element.
@@ -102,8 +99,7 @@ class RunLog:
     images = {name: np.asarray(image) for name, image in images.items()}
     for name, image in images.items():
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(
-            f"Picture {name!r} is {image.dtype}{list(image.shape)}; expected uint8[h, w, 3].")
+        raise ValueError(f"Picture {name!r} is {image.dtype}{list(image.shape)}; expected uint8[h, w, 3].")
       Image.fromarray(image).save(self._path("pictures", step, name, "png"))
     if events := self._tensorboard():
       events.write_images(int(step), images)
@@ -156,13 +152,16 @@ class RunLog:
 def _event_writer(folder: pathlib.Path):
   missing = [m for m in ("tensorflow", "tensorboard", "clu") if not importlib.util.find_spec(m)]
   if missing:
-    _logger.info("No TensorBoard events: %s is not installed (pip install tensorflow-cpu "
-                 "tensorboard clu). metrics.jsonl has everything.", " and ".join(missing))
+    _logger.info(
+      "No TensorBoard events: %s is not installed (pip install tensorflow-cpu "
+      "tensorboard clu). metrics.jsonl has everything.",
+      " and ".join(missing),
+    )
     return None
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # both are read once, by the import
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else two lines about rounding; unused here
-  import tensorflow as tf  # pylint: disable=g-import-not-at-top
   from clu.metric_writers import SummaryWriter  # pylint: disable=g-import-not-at-top
+  import tensorflow as tf  # pylint: disable=g-import-not-at-top
 
   with contextlib.suppress(RuntimeError):  # somebody else has used TensorFlow's devices already
     tf.config.set_visible_devices([], "GPU")  # TensorFlow would take the memory that JAX needs
@@ -216,14 +215,14 @@ class Progress:
   """
 
   def __init__(
-      self,
-      total_steps: int,
-      images_per_step: int,
-      *,
-      start_step: int = 0,
-      flops_per_step: float | None = None,
-      peak_flops: float | None = None,
-      clock=time.perf_counter,
+    self,
+    total_steps: int,
+    images_per_step: int,
+    *,
+    start_step: int = 0,
+    flops_per_step: float | None = None,
+    peak_flops: float | None = None,
+    clock=time.perf_counter,
   ):
     self._total, self._images, self._step = total_steps, images_per_step, start_step
     self._flops = flops_per_step / peak_flops if flops_per_step and peak_flops else None
@@ -270,8 +269,9 @@ class Progress:
       return {}
     self._start_window()
     step_time = seconds / steps
-    rates = dict(step_time=step_time, images_per_s=self._images / step_time,
-                 data_wait=min(1.0, waited / seconds))
+    rates = dict(
+      step_time=step_time, images_per_s=self._images / step_time, data_wait=min(1.0, waited / seconds)
+    )
     return rates | ({} if self._flops is None else dict(mfu=self._flops / step_time))
 
   def eta_seconds(self) -> float | None:
@@ -286,8 +286,11 @@ class Progress:
     width = len(str(self._total))
     parts = [f"step {self._step:{width}d}/{self._total}", f"loss {loss:.4f}"]
     if rates:
-      parts += [f"{rates['step_time']:.3g} s/step", f"{rates['images_per_s']:.3g} images/s",
-                f"data {100 * rates['data_wait']:.0f}%"]
+      parts += [
+        f"{rates['step_time']:.3g} s/step",
+        f"{rates['images_per_s']:.3g} images/s",
+        f"data {100 * rates['data_wait']:.0f}%",
+      ]
       if "mfu" in rates:
         parts.append(f"MFU {100 * rates['mfu']:.1f}%")
     elif self.first_step_seconds is not None:

@@ -22,9 +22,15 @@ def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
 
   The box of an `nnx.Variable` is no part of the path, so paths are those of `nnx.to_flat_state`.
   """
-  name = lambda keys: [jax.tree_util.keystr((k,), simple=True) for k in keys]
+
+  def name(keys):
+    return [jax.tree_util.keystr((k,), simple=True) for k in keys]
+
   leaves, treedef = jax.tree.flatten(tree)
-  is_variable = lambda x: isinstance(x, nnx.Variable)
+
+  def is_variable(x):
+    return isinstance(x, nnx.Variable)
+
   paths = []
   for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable):
     boxed = is_variable(node)
@@ -32,8 +38,9 @@ def flatten(tree: PyTree) -> tuple[dict[str, Any], Any]:
       paths.append("/".join(name(path) + name(inner[1:] if boxed else inner)))
   if len(set(paths)) != len(leaves) or "" in paths:
     raise ValueError(
-        "A state is a dict (or the like) in which every leaf has a path of its own; found the "
-        f"repeated or empty paths {sorted({p for p in paths if paths.count(p) > 1 or not p})}.")
+      "A state is a dict (or the like) in which every leaf has a path of its own; found the "
+      f"repeated or empty paths {sorted({p for p in paths if paths.count(p) > 1 or not p})}."
+    )
   return dict(zip(paths, leaves)), treedef
 
 
@@ -57,10 +64,12 @@ def describe(leaves: Mapping[str, Any]) -> dict[str, str]:
 def differences(stored: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
   """One line for every missing, unexpected and mis-shaped or mistyped leaf; paths to `describe`."""
   missing = [f"missing in the checkpoint: {k} {v}" for k, v in wanted.items() if k not in stored]
-  unexpected = [f"unexpected in the checkpoint: {k} {v}"
-                for k, v in stored.items() if k not in wanted]
-  differing = [f"differs: {k} is {stored[k]} in the checkpoint, wanted {v}"
-               for k, v in wanted.items() if stored.get(k, v) != v]
+  unexpected = [f"unexpected in the checkpoint: {k} {v}" for k, v in stored.items() if k not in wanted]
+  differing = [
+    f"differs: {k} is {stored[k]} in the checkpoint, wanted {v}"
+    for k, v in wanted.items()
+    if stored.get(k, v) != v
+  ]
   return missing + unexpected + differing
 
 
@@ -88,8 +97,7 @@ def _describe(path: str, leaf: Any) -> str:
   if is_number(leaf):
     return type(leaf).__name__
   if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)):
-    raise TypeError(
-        f"{path} is a {type(leaf).__name__}; a checkpoint holds arrays and Python numbers.")
+    raise TypeError(f"{path} is a {type(leaf).__name__}; a checkpoint holds arrays and Python numbers.")
   if leaf.dtype == object:
     raise TypeError(f"{path} is a NumPy array of objects, which cannot be saved.")
   return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"

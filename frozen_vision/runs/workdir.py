@@ -12,7 +12,7 @@ import numpy as np
 
 
 def make_meta(
-    *, config: Mapping[str, Any], feature_key: Mapping[str, Any] | str | None, examples: int, **more
+  *, config: Mapping[str, Any], feature_key: Mapping[str, Any] | str | None, examples: int, **more
 ) -> dict[str, Any]:
   """The `meta` of a checkpoint.
 
@@ -23,8 +23,9 @@ def make_meta(
     examples: examples consumed so far over all processes: the position in the data.
     **more: anything else that JSON can hold.
   """
-  return dict(config=config, feature_key=feature_key, examples=int(examples),
-              library_version=library_version(), **more)
+  return dict(
+    config=config, feature_key=feature_key, examples=int(examples), library_version=library_version(), **more
+  )
 
 
 def library_version() -> str:
@@ -35,9 +36,7 @@ def library_version() -> str:
     return "unknown"
 
 
-def check_feature_key(
-    found: Mapping[str, Any] | str | None, wanted: Mapping[str, Any] | str | None
-) -> None:
+def check_feature_key(found: Mapping[str, Any] | str | None, wanted: Mapping[str, Any] | str | None) -> None:
   """Refuses a head that was trained on other features than it would now receive.
 
   Args:
@@ -51,19 +50,22 @@ def check_feature_key(
   differing = _changes(found, wanted)
   if differing:
     raise ValueError(
-        "The checkpoint was trained on other frozen features than this backbone gives. Load the "
-        "backbone it was trained with, or train the head anew."
-        f"\n  checkpoint: {json.dumps(found)}\n  backbone:   {json.dumps(wanted)}\n  differing:"
-        + "".join(f"\n    {k}: {_shown(a)} in the checkpoint, {_shown(b)} in the backbone"
-                  for k, (a, b) in differing.items()))
+      "The checkpoint was trained on other frozen features than this backbone gives. Load the "
+      "backbone it was trained with, or train the head anew."
+      f"\n  checkpoint: {json.dumps(found)}\n  backbone:   {json.dumps(wanted)}\n  differing:"
+      + "".join(
+        f"\n    {k}: {_shown(a)} in the checkpoint, {_shown(b)} in the backbone"
+        for k, (a, b) in differing.items()
+      )
+    )
 
 
 def claim_workdir(
-    workdir: str | os.PathLike,
-    config: Mapping[str, Any],
-    *,
-    ignore: Sequence[str] = (),
-    is_writer: bool = True,
+  workdir: str | os.PathLike,
+  config: Mapping[str, Any],
+  *,
+  ignore: Sequence[str] = (),
+  is_writer: bool = True,
 ) -> None:
   """Makes `workdir` belong to `config`: writes `config.json`, or compares with the one there.
 
@@ -87,14 +89,17 @@ def claim_workdir(
     except ValueError as e:
       raise ValueError(f"{path} is not valid JSON ({e}). Use another workdir.") from e
     changes = _changes(found, wanted)
-    covered = lambda k: any(fnmatch.fnmatchcase(k, p) or k.startswith(p + ".") for p in ignore)
+
+    def covered(k):
+      return any(fnmatch.fnmatchcase(k, p) or k.startswith(p + ".") for p in ignore)
+
     differing = {k: v for k, v in changes.items() if not covered(k)}
     if differing:
       raise ValueError(
-          f"Workdir {workdir} belongs to another config. Use another --workdir, set these keys "
-          "back to continue that run, or delete the workdir to start over:"
-          + "".join(f"\n  {k}: {_shown(a)} there, {_shown(b)} now"
-                    for k, (a, b) in differing.items()))
+        f"Workdir {workdir} belongs to another config. Use another --workdir, set these keys "
+        "back to continue that run, or delete the workdir to start over:"
+        + "".join(f"\n  {k}: {_shown(a)} there, {_shown(b)} now" for k, (a, b) in differing.items())
+      )
     if not changes:
       return
   if is_writer:
@@ -117,7 +122,8 @@ def _changes(found: Any, wanted: Any, prefix: str = "") -> dict[str, tuple[Any, 
     return changes
   # Compared as text: NaN equals itself, and True is not 1. But 1 is 1.0, as JSON has one number.
   same = _shown(found) == _shown(wanted) or (
-      type(found) in (int, float) and type(wanted) in (int, float) and found == wanted)
+    type(found) in (int, float) and type(wanted) in (int, float) and found == wanted
+  )
   return {} if same else {prefix or "value": (found, wanted)}
 
 

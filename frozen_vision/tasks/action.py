@@ -12,17 +12,17 @@ import ml_collections
 import numpy as np
 import optax
 
-from frozen_vision.devices import sharding
-from frozen_vision.visualization import instances
-from frozen_vision.visualization import clips as visualize_action
 from frozen_vision.backbones import families
-from frozen_vision.data.classification import augment
-from frozen_vision.data.video import clips, prepared_videos, sources
-from frozen_vision.data.generated import motion_clips
 from frozen_vision.data import pipeline
+from frozen_vision.data.classification import augment
+from frozen_vision.data.generated import motion_clips
+from frozen_vision.data.video import clips, prepared_videos, sources
+from frozen_vision.devices import sharding
 from frozen_vision.heads import video_swin
 from frozen_vision.metrics import action as action_metrics
 from frozen_vision.tasks import base, common
+from frozen_vision.visualization import clips as visualize_action
+from frozen_vision.visualization import instances
 
 _HEADS = ("video_swin", "attentive", "average")
 _DATA = ("clips", "videos", "folds", "prepared")
@@ -31,7 +31,8 @@ _SPLITS = ("train", "validation")
 
 def default_config() -> ml_collections.ConfigDict:
   """All options of the task's own."""
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       # clips: generated ones, see data/motion_clips.py; videos: `train` and `validation`, each a folder of
       # class folders or a list (data/videos.py); folds: one fold of a cross-validation over all of `lists`;
       # prepared: what frozen_vision.data.prepare wrote below `root`, splits train and validation. The folder
@@ -65,7 +66,8 @@ def default_config() -> ml_collections.ConfigDict:
       video_swin=dataclasses.asdict(video_swin.VideoSwinHeadConfig()),
       attentive=dict(levels=(3,), channels=512, num_heads=8, dropout=0.0),
       average=dict(levels=(3,), dropout=0.0),
-  ))
+    )
+  )
 
 
 class Recogniser(nnx.Module):
@@ -95,9 +97,12 @@ class ActionTask(base.Task):
     if classes is None:
       self._train, self._validation = _open_sources(options, config.seed)
       classes = common.shared_classes(
-          self._train.classes, self._validation.classes, _data_names(options),
-          "Put a classes.json beside the lists" + (
-              ", and prepare them again." if options.data == "prepared" else "."))
+        self._train.classes,
+        self._validation.classes,
+        _data_names(options),
+        "Put a classes.json beside the lists"
+        + (", and prepare them again." if options.data == "prepared" else "."),
+      )
       self.headline = common.headline(self.headline, self._train, self._validation, classes, "videos")
     self.classes = tuple(classes)
     self._names = [category["name"] for category in self.classes]
@@ -111,7 +116,8 @@ class ActionTask(base.Task):
   def build_model(self, backbone: nnx.Module | None = None) -> Recogniser:
     backbone = backbone or common.build_backbone(self._config)
     head = build_head(
-        self._options, backbone.feature_specs, len(self.classes), rngs=nnx.Rngs(self._config.seed))
+      self._options, backbone.feature_specs, len(self.classes), rngs=nnx.Rngs(self._config.seed)
+    )
     return Recogniser(backbone, head)
 
   def train_batches(self, start_example: int) -> pipeline.BatchIterator:
@@ -126,13 +132,19 @@ class ActionTask(base.Task):
     options = self._options
     rand_augment = augment.RandAugment(**options.rand_augment) if options.rand_augment.num_ops else None
     return clips.TrainTransform(
-        self._sampler, options.image_size, short_side=options.short_side,
-        crop_scale=tuple(options.crop_scale), flip=options.flip, rand_augment=rand_augment,
-        erasing=options.erasing)
+      self._sampler,
+      options.image_size,
+      short_side=options.short_side,
+      crop_scale=tuple(options.crop_scale),
+      flip=options.flip,
+      rand_augment=rand_augment,
+      erasing=options.erasing,
+    )
 
   def eval_batches(self) -> pipeline.BatchIterator:
     return common.eval_batches(
-        self._config, self._validation, self.eval_transform(), num_workers=self._config.loader.workers)
+      self._config, self._validation, self.eval_transform(), num_workers=self._config.loader.workers
+    )
 
   def eval_transform(self) -> clips.EvalTransform:
     test = self._options.test
@@ -146,28 +158,34 @@ class ActionTask(base.Task):
     frames = batch["clip"]
     time = frames.shape[-4]
     maps = frame_features(
-        model.backbone, frames.reshape(-1, *frames.shape[-3:]), model.head.levels,
-        frames_per_pass=self._options.frames_per_pass, rng=rng)
+      model.backbone,
+      frames.reshape(-1, *frames.shape[-3:]),
+      model.head.levels,
+      frames_per_pass=self._options.frames_per_pass,
+      rng=rng,
+    )
     return tuple(x.reshape(-1, time, *x.shape[1:]) for x in maps)
 
   def loss(
-      self, model: Recogniser, batch: base.Batch, features: base.Features, rng: jax.Array, phase: Any
+    self, model: Recogniser, batch: base.Batch, features: base.Features, rng: jax.Array, phase: Any
   ) -> tuple[jax.Array, base.Scalars]:
     drop_rng, head_rng = jax.random.split(rng)
     if features is None:
       features = self._features(model, batch, drop_rng)
     logits = model.head(features, head_rng)
     labels = optax.smooth_labels(
-        jax.nn.one_hot(batch["label"], logits.shape[-1]), self._options.label_smoothing)
+      jax.nn.one_hot(batch["label"], logits.shape[-1]), self._options.label_smoothing
+    )
     weights = batch["readable"].astype(jnp.float32)
-    mean = lambda values: jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1)
+
+    def mean(values):
+      return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1)
+
     loss = mean(optax.softmax_cross_entropy(logits, labels))
     top1 = mean(jnp.argmax(logits, axis=-1) == batch["label"])
     return loss, {"top1": top1, "unreadable": 1 - jnp.mean(weights)}
 
-  def predict(
-      self, model: Recogniser, batch: base.Batch, features: base.Features
-  ) -> dict[str, jax.Array]:
+  def predict(self, model: Recogniser, batch: base.Batch, features: base.Features) -> dict[str, jax.Array]:
     """Probabilities [b, classes], averaged over the views of each video."""
     if features is None:
       features = self.frozen_features(model, batch)
@@ -179,12 +197,15 @@ class ActionTask(base.Task):
     return action_metrics.ActionEvaluator(self._names, top_k=sorted({1, min(5, len(self._names))}))
 
   def pictures(
-      self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
+    self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
   ) -> dict[str, np.ndarray]:
     chosen = np.flatnonzero(batch["example_valid"] & batch["readable"])[:count]
     examples = [
-        visualize_action.ClipPrediction(
-            batch["clip"][i, 0], predictions["probabilities"][i], int(batch["label"][i])) for i in chosen]
+      visualize_action.ClipPrediction(
+        batch["clip"][i, 0], predictions["probabilities"][i], int(batch["label"][i])
+      )
+      for i in chosen
+    ]
     return {"clips": visualize_action.draw_strips(examples, self._names)} if examples else {}
 
   def write_results(self, evaluator: action_metrics.ActionEvaluator, folder: pathlib.Path) -> None:
@@ -198,11 +219,12 @@ class ActionTask(base.Task):
       writer.writerow(["", *evaluator.classes])
       writer.writerows([name, *row] for name, row in zip(evaluator.classes, confusion.tolist()))
     instances.save_png(
-        visualize_action.draw_confusion(confusion, evaluator.classes), folder / "confusion.png")
+      visualize_action.draw_confusion(confusion, evaluator.classes), folder / "confusion.png"
+    )
 
 
 def build_head(
-    options: ml_collections.ConfigDict, feature_specs: tuple[Any, ...], num_classes: int, *, rngs: nnx.Rngs
+  options: ml_collections.ConfigDict, feature_specs: tuple[Any, ...], num_classes: int, *, rngs: nnx.Rngs
 ) -> nnx.Module:
   """The head that `options.head` names, with the options of that name."""
   fields = common.plain(options[options.head])
@@ -218,8 +240,12 @@ def build_head(
 
 
 def frame_features(
-    backbone: nnx.Module, frames: jax.Array, levels: tuple[int, ...], *, frames_per_pass: int,
-    rng: jax.Array | None = None,
+  backbone: nnx.Module,
+  frames: jax.Array,
+  levels: tuple[int, ...],
+  *,
+  frames_per_pass: int,
+  rng: jax.Array | None = None,
 ) -> tuple[jax.Array, ...]:
   """Features of some levels of every frame, a few frames at a time.
 
@@ -238,7 +264,9 @@ def frame_features(
   count = frames.shape[1]
   passes = -(-count // frames_per_pass)
   size = -(-count // passes)
-  together = lambda x: x.reshape(-1, *x.shape[2:])
+
+  def together(x):
+    return x.reshape(-1, *x.shape[2:])
 
   def run(indexed: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
     index, part = indexed
@@ -266,28 +294,34 @@ def _open_sources(options: ml_collections.ConfigDict, seed: int) -> tuple[Any, A
   """Training and validation records."""
   match options.data:
     case "clips":
-      make = lambda split, count: motion_clips.MotionClipSource(
-          count, options.clips.frames, options.image_size, seed=seed, split=split)
+
+      def make(split, count):
+        return motion_clips.MotionClipSource(
+          count, options.clips.frames, options.image_size, seed=seed, split=split
+        )
+
       return make("train", options.clips.train_clips), make("validation", options.clips.validation_clips)
     case "videos":
       return tuple(
-          _open_videos(
-              common.existing_path(options[name], f"action.{name}", _HOW_TO_GET_KINETICS), options)
-          for name in _SPLITS)
+        _open_videos(common.existing_path(options[name], f"action.{name}", _HOW_TO_GET_KINETICS), options)
+        for name in _SPLITS
+      )
     case "folds":
       if not options.lists:
         raise ValueError("config.action.data=folds needs config.action.lists, one list of videos or more.")
       parts = [
-          _open_videos(common.existing_path(path, "action.lists"), options, options.group_column)
-          for path in options.lists]
+        _open_videos(common.existing_path(path, "action.lists"), options, options.group_column)
+        for path in options.lists
+      ]
       return sources.split_fold(sources.concatenate(parts), options.fold, options.num_folds)
     case "prepared":
       root = common.existing_path(
-          options.root, "action.root",
-          "Make it with python -m frozen_vision.data.prepare videos --videos FOLDER_OR_LIST --out FOLDER "
-          "--split train, and again for --split validation.")
-      return tuple(
-          _fitting(prepared_videos.PreparedVideos(root, split), options) for split in _SPLITS)
+        options.root,
+        "action.root",
+        "Make it with python -m frozen_vision.data.prepare videos --videos FOLDER_OR_LIST --out FOLDER "
+        "--split train, and again for --split validation.",
+      )
+      return tuple(_fitting(prepared_videos.PreparedVideos(root, split), options) for split in _SPLITS)
   raise ValueError(f"config.action.data is {options.data!r}; known: {', '.join(_DATA)}.")
 
 
@@ -300,7 +334,7 @@ def _open_videos(path: pathlib.Path, options: ml_collections.ConfigDict, group_c
 
 
 def _fitting(
-    prepared: prepared_videos.PreparedVideos, options: ml_collections.ConfigDict
+  prepared: prepared_videos.PreparedVideos, options: ml_collections.ConfigDict
 ) -> prepared_videos.PreparedVideos:
   prepared.require(rate=options.rate, short_side=max(options.short_side, options.image_size))
   return prepared
@@ -314,6 +348,7 @@ def _data_names(options: ml_collections.ConfigDict) -> tuple[str, str]:
 
 
 _HOW_TO_GET_KINETICS = (
-    "Give a folder of class folders, or a .csv or .txt list of paths and labels, with "
-    "--config.action.train=PATH and --config.action.validation=PATH; "
-    "--config=configs/kinetics_video_swin.py without a variant needs no data.")
+  "Give a folder of class folders, or a .csv or .txt list of paths and labels, with "
+  "--config.action.train=PATH and --config.action.validation=PATH; "
+  "--config=configs/kinetics_video_swin.py without a variant needs no data."
+)

@@ -74,7 +74,7 @@ class Task(Protocol):
     """What the frozen backbone says of a batch; called by the loop, outside of the gradient."""
 
   def loss(
-      self, model: Any, batch: Batch, features: Features, rng: jax.Array, phase: Any
+    self, model: Any, batch: Batch, features: Features, rng: jax.Array, phase: Any
   ) -> tuple[jax.Array, Scalars]:
     """The scalar to minimise, and what to log.
 
@@ -87,9 +87,7 @@ class Task(Protocol):
 
   def evaluator(self) -> Evaluator: ...
 
-  def pictures(
-      self, predictions: dict[str, np.ndarray], batch: Batch, count: int
-  ) -> dict[str, np.ndarray]:
+  def pictures(self, predictions: dict[str, np.ndarray], batch: Batch, count: int) -> dict[str, np.ndarray]:
     """{name: uint8 [h, w, 3]} that show the first `count` predictions of a batch beside the truth."""
 
   def write_results(self, evaluator: Evaluator, folder: Any) -> None:

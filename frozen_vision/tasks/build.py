@@ -5,13 +5,12 @@ import ml_collections
 from frozen_vision import config as config_lib
 from frozen_vision.tasks import action, base, classification, detection, segmentation
 
-
 # By name: the task, and the module that has its options.
 _TASKS = {
-    "action": (action.ActionTask, action),
-    "classification": (classification.ClassificationTask, classification),
-    "detection": (detection.DetectionTask, detection),
-    "segmentation": (segmentation.SegmentationTask, segmentation),
+  "action": (action.ActionTask, action),
+  "classification": (classification.ClassificationTask, classification),
+  "detection": (detection.DetectionTask, detection),
+  "segmentation": (segmentation.SegmentationTask, segmentation),
 }
 
 

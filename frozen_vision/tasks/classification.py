@@ -11,8 +11,8 @@ import numpy as np
 import optax
 
 from frozen_vision.backbones import families
-from frozen_vision.data.classification import augment, folders
 from frozen_vision.data import pipeline
+from frozen_vision.data.classification import augment, folders
 from frozen_vision.metrics import accuracy
 from frozen_vision.ops import mixup
 from frozen_vision.tasks import base, common
@@ -20,7 +20,8 @@ from frozen_vision.tasks import base, common
 
 def default_config() -> ml_collections.ConfigDict:
   """All options of the task's own."""
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       train=".",  # image folder or tar archive with CLASS/IMAGE members
       validation=".",
       decoded_cache=False,  # keep all images decoded in memory; for many small ones of one size
@@ -36,7 +37,8 @@ def default_config() -> ml_collections.ConfigDict:
       # ((first step, side), ...): sides that images are resized to on the device, growing during the run.
       # Empty: as loaded. Evaluation uses the last.
       resolutions=(),
-  ))
+    )
+  )
 
 
 class Classifier(nnx.Module):
@@ -45,8 +47,11 @@ class Classifier(nnx.Module):
   def __init__(self, backbone: nnx.Module, num_classes: int, *, rngs: nnx.Rngs):
     self.backbone = backbone
     self.head = nnx.Linear(
-        backbone.feature_specs[-1].channels, num_classes, rngs=rngs,
-        kernel_init=nnx.initializers.truncated_normal(0.02))
+      backbone.feature_specs[-1].channels,
+      num_classes,
+      rngs=rngs,
+      kernel_init=nnx.initializers.truncated_normal(0.02),
+    )
 
 
 class ClassificationTask(base.Task):
@@ -63,14 +68,16 @@ class ClassificationTask(base.Task):
       self._train = self._open(options.train)
       self._validation = self._open(options.validation)
       classes = common.shared_classes(
-          self._train.classes, self._validation.classes, (options.train, options.validation))
+        self._train.classes, self._validation.classes, (options.train, options.validation)
+      )
       self.headline = common.headline(self.headline, self._train, self._validation, classes)
     self.classes = tuple(classes)
     self._starts = tuple(int(start) for start, _ in options.resolutions)
     self.phases = tuple(int(side) for _, side in options.resolutions) or (None,)
     if self._starts and (self._starts[0] != 0 or list(self._starts) != sorted(set(self._starts))):
       raise ValueError(
-          f"classification.resolutions = {options.resolutions}: expected growing first steps from 0.")
+        f"classification.resolutions = {options.resolutions}: expected growing first steps from 0."
+      )
 
   def _open(self, path: str) -> Any:
     source = folders.open_source(common.existing_path(path, "classification"))
@@ -86,7 +93,8 @@ class ClassificationTask(base.Task):
 
   def build_model(self, backbone: nnx.Module | None = None) -> Classifier:
     return Classifier(
-        backbone or common.build_backbone(self._config), len(self.classes), rngs=nnx.Rngs(self._config.seed))
+      backbone or common.build_backbone(self._config), len(self.classes), rngs=nnx.Rngs(self._config.seed)
+    )
 
   def train_batches(self, start_example: int) -> pipeline.BatchIterator:
     return common.train_batches(self._config, self._train, self._train_transform(), start_example)
@@ -102,9 +110,12 @@ class ClassificationTask(base.Task):
     if options.rand_augment.num_ops:
       rand_augment = augment.RandAugment(**options.rand_augment)
     return augment.TrainTransform(
-        size=options.image_size,
-        padding=None if options.crop_padding < 0 else options.crop_padding,
-        crop_scale=tuple(options.crop_scale), rand_augment=rand_augment, erasing=options.erasing)
+      size=options.image_size,
+      padding=None if options.crop_padding < 0 else options.crop_padding,
+      crop_scale=tuple(options.crop_scale),
+      rand_augment=rand_augment,
+      erasing=options.erasing,
+    )
 
   def eval_batches(self) -> pipeline.BatchIterator:
     return common.eval_batches(self._config, self._validation, self.eval_transform())
@@ -122,27 +133,31 @@ class ClassificationTask(base.Task):
     return (model.backbone.embed(self._images(batch, self.phases[-1])),)
 
   def loss(
-      self, model: Classifier, batch: base.Batch, features: base.Features, rng: jax.Array, phase: Any
+    self, model: Classifier, batch: base.Batch, features: base.Features, rng: jax.Array, phase: Any
   ) -> tuple[jax.Array, base.Scalars]:
     options = self._options
     labels = optax.smooth_labels(
-        jax.nn.one_hot(batch["label"], model.head.out_features), options.label_smoothing)
+      jax.nn.one_hot(batch["label"], model.head.out_features), options.label_smoothing
+    )
     if features is None:
       mix_rng, drop_rng = jax.random.split(rng)
       images, labels = mixup.mixup_cutmix(
-          self._images(batch, phase), labels, mix_rng, mixup_alpha=options.mixup,
-          cutmix_alpha=options.cutmix, prob=options.mix_probability)
+        self._images(batch, phase),
+        labels,
+        mix_rng,
+        mixup_alpha=options.mixup,
+        cutmix_alpha=options.cutmix,
+        prob=options.mix_probability,
+      )
       pooled = model.backbone.embed(images, rng=drop_rng)
     else:
-      pooled, = features  # the pixels are behind us: mixing does not apply to frozen features
+      (pooled,) = features  # the pixels are behind us: mixing does not apply to frozen features
     logits = model.head(pooled).astype(jnp.float32)
     loss = jnp.mean(optax.softmax_cross_entropy(logits, labels))
     top1 = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
     return loss, {"top1": top1}
 
-  def predict(
-      self, model: Classifier, batch: base.Batch, features: base.Features
-  ) -> dict[str, jax.Array]:
+  def predict(self, model: Classifier, batch: base.Batch, features: base.Features) -> dict[str, jax.Array]:
     if features is None:
       features = self.frozen_features(model, batch)
     return {"logits": model.head(features[0]).astype(jnp.float32)}

@@ -20,16 +20,18 @@ from frozen_vision.heads import files as head_weights
 from frozen_vision.tasks import base
 
 _HOW_TO_GET_WEIGHTS = (
-    "Download a SwinV2 checkpoint (Microsoft's, SimMIM's, timm's or transformers'; SwinV2-G was never "
-    "published) and write it in our format with python -m frozen_vision.convert SOURCE FILE, or give it as "
-    "it is with --config.backbone.weights=SOURCE; or give the name of published weights, such as "
-    "--config.backbone.weights=swinv2_base_window12_192_22k, to have them fetched; "
-    "--config.backbone.weights=random trains on a random backbone.")
+  "Download a SwinV2 checkpoint (Microsoft's, SimMIM's, timm's or transformers'; SwinV2-G was never "
+  "published) and write it in our format with python -m frozen_vision.convert SOURCE FILE, or give it as "
+  "it is with --config.backbone.weights=SOURCE; or give the name of published weights, such as "
+  "--config.backbone.weights=swinv2_base_window12_192_22k, to have them fetched; "
+  "--config.backbone.weights=random trains on a random backbone."
+)
 
 
 def backbone_config() -> ml_collections.ConfigDict:
   """Options of the backbone."""
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       name="swinv2_nano",
       # shipped: the weights inside the package; init: as initialised for training; random: the same with the
       # norms that end residual branches at one, since a SwinV2 as initialised is the identity in every block;
@@ -40,7 +42,8 @@ def backbone_config() -> ml_collections.ConfigDict:
       # scanned.
       fold=True,
       overrides=ml_collections.ConfigDict(dict(), type_safe=False),  # fields of SwinV2Config
-  ))
+    )
+  )
 
 
 def build_backbone(config: ml_collections.ConfigDict) -> nnx.Module:
@@ -62,8 +65,7 @@ def open_backbone(config: ml_collections.ConfigDict) -> nnx.Module | families.Ba
   if options.weights in ("random", "init"):
     if options.weights == "random":
       overrides.setdefault("residual_norm_init", 1.0)
-    return families.build_backbone(
-        options.name, dtype=dtype, rngs=nnx.Rngs(config.seed), **overrides)
+    return families.build_backbone(options.name, dtype=dtype, rngs=nnx.Rngs(config.seed), **overrides)
   source = options.name
   if options.weights in named_weights.TABLE:
     source = options.weights
@@ -75,9 +77,10 @@ def open_backbone(config: ml_collections.ConfigDict) -> nnx.Module | families.Ba
     found, wanted = getattr(backbone.module.config, field), getattr(named, field)
     if found != wanted:
       raise ValueError(
-          f"config.backbone.weights: {source} holds a network with {field} = {found}, but "
-          f"config.backbone.name = {options.name} has {wanted}. Give the weights of that backbone, or the "
-          "name of the backbone of these weights.")
+        f"config.backbone.weights: {source} holds a network with {field} = {found}, but "
+        f"config.backbone.name = {options.name} has {wanted}. Give the weights of that backbone, or the "
+        "name of the backbone of these weights."
+      )
   return backbone
 
 
@@ -102,8 +105,9 @@ def head_fields(section: ml_collections.ConfigDict, kind: type, option: str) -> 
     if key not in fields or key == "num_classes":
       close = difflib.get_close_matches(key, fields, n=1)
       raise ValueError(
-          f"{option}.{key} is no option of the head"
-          + (f"; did you mean {close[0]}?" if close else f"; known: {fields}."))
+        f"{option}.{key} is no option of the head"
+        + (f"; did you mean {close[0]}?" if close else f"; known: {fields}.")
+      )
   return plain(section)
 
 
@@ -111,34 +115,52 @@ def start_head(module: nnx.Module, init: ml_collections.ConfigDict, option: str)
   """Fills neck and head from the file `init.path`, if one is given; `option` is the section's name."""
   if init.path:
     path = existing_path(
-        init.path, f"{option}.path", "It is written by frozen_vision.convert or experiments/export_head.py.")
+      init.path, f"{option}.path", "It is written by frozen_vision.convert or experiments/export_head.py."
+    )
     nnx.update(module, head_weights.load(nnx.state(module), path, keep=tuple(init.keep)))
 
 
 def train_batches(
-    config: ml_collections.ConfigDict, source: pipeline.Source, transform: pipeline.TrainTransform,
-    start_example: int,
+  config: ml_collections.ConfigDict,
+  source: pipeline.Source,
+  transform: pipeline.TrainTransform,
+  start_example: int,
 ) -> pipeline.BatchIterator:
   """`pipeline.train_batches` with the batch size, seed and loader of a config: this process's share."""
   return pipeline.train_batches(
-      source, transform, batch_size=config.batch_size, seed=config.seed, start_example=start_example,
-      num_workers=config.loader.workers, num_threads=config.loader.threads,
-      process_index=jax.process_index(), process_count=jax.process_count())
+    source,
+    transform,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    start_example=start_example,
+    num_workers=config.loader.workers,
+    num_threads=config.loader.threads,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
 
 
 def eval_batches(
-    config: ml_collections.ConfigDict, source: pipeline.Source, transform: pipeline.EvalTransform, *,
-    num_workers: int = 0,
+  config: ml_collections.ConfigDict,
+  source: pipeline.Source,
+  transform: pipeline.EvalTransform,
+  *,
+  num_workers: int = 0,
 ) -> pipeline.BatchIterator:
   """`pipeline.eval_batches` likewise. Threads decode images; where that is too slow, workers do too."""
   return pipeline.eval_batches(
-      source, transform, batch_size=config.eval_batch_size, num_workers=num_workers,
-      num_threads=config.loader.threads, process_index=jax.process_index(),
-      process_count=jax.process_count())
+    source,
+    transform,
+    batch_size=config.eval_batch_size,
+    num_workers=num_workers,
+    num_threads=config.loader.threads,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
 
 
 def shared_classes(
-    train: Sequence[str], validation: Sequence[str], names: tuple[str, str], how: str = ""
+  train: Sequence[str], validation: Sequence[str], names: tuple[str, str], how: str = ""
 ) -> base.Classes:
   """The classes of the training data, if the data for validation have the same ones in the same order.
 
@@ -149,12 +171,15 @@ def shared_classes(
     ValueError: they differ.
   """
   if list(train) != list(validation):
-    found = [f"{name} has the {len(classes)} classes {list(classes[:5])}{'...' if len(classes) > 5 else ''}"
-             for name, classes in zip(names, (train, validation))]
+    found = [
+      f"{name} has the {len(classes)} classes {list(classes[:5])}{'...' if len(classes) > 5 else ''}"
+      for name, classes in zip(names, (train, validation))
+    ]
     first = next(pair for pair in itertools.zip_longest(train, validation) if pair[0] != pair[1])
     raise ValueError(
-        f"{', but '.join(found)}; the first to differ is {first[0]!r} against {first[1]!r}. Both must have "
-        f"the same ones in the same order. {how}".strip())
+      f"{', but '.join(found)}; the first to differ is {first[0]!r} against {first[1]!r}. Both must have "
+      f"the same ones in the same order. {how}".strip()
+    )
   return base.named_classes(train)
 
 
@@ -172,8 +197,9 @@ def existing_path(path: str | os.PathLike, option: str, how: str = "") -> pathli
   found = pathlib.Path(path).expanduser()
   if not found.exists():
     raise FileNotFoundError(
-        f"config.{option}: {found.absolute()} does not exist. "
-        f"{how or 'Give an existing path with --config.' + option + '=PATH.'}")
+      f"config.{option}: {found.absolute()} does not exist. "
+      f"{how or 'Give an existing path with --config.' + option + '=PATH.'}"
+    )
   return found
 
 
@@ -189,6 +215,6 @@ def layer_of(path: str, config: ml_collections.ConfigDict) -> int:
   if parts[:2] == ["backbone", "stages"]:
     stage = int(parts[2])
     if parts[3] == "downsample":
-      return sum(depths[:stage + 1])
+      return sum(depths[: stage + 1])
     return sum(depths[:stage]) + int(parts[4]) + 1
   return sum(depths) + 1

@@ -10,12 +10,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from frozen_vision.visualization import instances
 from frozen_vision.backbones import families
-from frozen_vision.data.detection import coco, copy_paste, photos, prepared_coco
 from frozen_vision.data import pipeline
+from frozen_vision.data.detection import coco, copy_paste, photos, prepared_coco, semantic_maps, transforms
 from frozen_vision.data.generated import scenes
-from frozen_vision.data.detection import semantic_maps, transforms
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
 from frozen_vision.heads.htc import views as views_lib
@@ -23,21 +21,24 @@ from frozen_vision.metrics import coco_ap
 from frozen_vision.necks.build import build_neck
 from frozen_vision.ops import mirror
 from frozen_vision.tasks import base, common
+from frozen_vision.visualization import instances
 
 _HEADS = {
-    "htc": htc_config.htc,
-    "cascade_mask_rcnn": htc_config.cascade_mask_rcnn,
-    "mask_rcnn": htc_config.mask_rcnn,
+  "htc": htc_config.htc,
+  "cascade_mask_rcnn": htc_config.cascade_mask_rcnn,
+  "mask_rcnn": htc_config.mask_rcnn,
 }
 _HOW_TO_GET_COCO = (
-    "Download train2017.zip, val2017.zip and annotations_trainval2017.zip from "
-    "https://cocodataset.org/#download, unpack them into one folder and give it with "
-    "--config.detection.root=FOLDER; or give your own data with --config.detection.data=files.")
+  "Download train2017.zip, val2017.zip and annotations_trainval2017.zip from "
+  "https://cocodataset.org/#download, unpack them into one folder and give it with "
+  "--config.detection.root=FOLDER; or give your own data with --config.detection.data=files."
+)
 
 
 def default_config() -> ml_collections.ConfigDict:
   """All options of the task's own."""
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       # scenes: generated; photos: the built-in sample; coco: the standard layout below `root`;
       # files: any COCO JSON and its folder of images; prepared: what frozen_vision.data.prepare wrote.
       data="coco",
@@ -60,18 +61,25 @@ def default_config() -> ml_collections.ConfigDict:
       copy_paste=0.0,  # probability that objects of another random image are pasted into a training image
       # Testing on several views. Without short sides there is one scale, eval_short_side in eval_frame.
       test=dict(
-          short_sides=(),  # of each scale; 0: as large as its frame allows
-          frames=(),  # (height, width) of each scale, padded; an image that does not fit is made smaller
-          sizes=(),  # of the objects that each scale may find: "s", "ml", ... (COCO's, by box); all if empty
-          flip=False,  # each scale also mirrored
-          max_detections=0,  # after merging; 0: the head's
+        short_sides=(),  # of each scale; 0: as large as its frame allows
+        frames=(),  # (height, width) of each scale, padded; an image that does not fit is made smaller
+        sizes=(),  # of the objects that each scale may find: "s", "ml", ... (COCO's, by box); all if empty
+        flip=False,  # each scale also mirrored
+        max_detections=0,  # after merging; 0: the head's
       ),
       # name: fpn | bifpn; repeats, separable and norm (group | none) are bifpn's; input_norm: a trainable
       # norm on every level of the frozen backbone (off to start from published heads of backbones without
       # one); attention_heads: one more global attention block on its last level (HTC++), 0 for none
       neck=dict(
-          name="fpn", channels=256, levels=5, input_norm=True, attention_heads=0, repeats=1, separable=False,
-          norm="group"),
+        name="fpn",
+        channels=256,
+        levels=5,
+        input_norm=True,
+        attention_heads=0,
+        repeats=1,
+        separable=False,
+        norm="group",
+      ),
       # Of head_options.semantic_classes: the folder of the training images' label maps, one PNG of class
       # indices for each, and pixel values without a class, besides 255. COCO-stuff's maps: 183 classes.
       semantic=dict(maps="", ignored=()),
@@ -82,15 +90,21 @@ def default_config() -> ml_collections.ConfigDict:
       # experiments/export_head.py. `keep`: regular expressions of the paths that start at random all the
       # same.
       init=dict(path="", keep=()),
-  ))
+    )
+  )
 
 
 class Detector(nnx.Module):
   """Backbone, neck and head."""
 
   def __init__(
-      self, backbone: nnx.Module, neck: nnx.Module, config: htc_config.HTCConfig, *, dtype: Any,
-      rngs: nnx.Rngs,
+    self,
+    backbone: nnx.Module,
+    neck: nnx.Module,
+    config: htc_config.HTCConfig,
+    *,
+    dtype: Any,
+    rngs: nnx.Rngs,
   ):
     self.backbone = backbone
     self.neck = neck
@@ -111,8 +125,7 @@ class DetectionTask(base.Task):
     self.headline = "Detection"
     if classes is None:
       self._train, self._validation = _open_sources(config, require_masks=with_masks)
-      classes = [
-          {"id": int(category["id"]), "name": category["name"]} for category in self._train.categories]
+      classes = [{"id": int(category["id"]), "name": category["name"]} for category in self._train.categories]
       what = "images, held out of one file" if _holds_out(self._options) else "images"
       self.headline = common.headline(self.headline, self._train, self._validation, classes, what)
     self.classes = tuple(classes)
@@ -123,21 +136,26 @@ class DetectionTask(base.Task):
     semantic_classes, semantic = self._head_config.semantic_classes, self._options.semantic
     if bool(semantic_classes) != bool(semantic.maps):
       raise ValueError(
-          f"detection.head_options.semantic_classes is {semantic_classes}, detection.semantic.maps is "
-          f"{semantic.maps!r}: the semantic branch needs both, the number of classes and the folder of label "
-          "maps of the training images.")
+        f"detection.head_options.semantic_classes is {semantic_classes}, detection.semantic.maps is "
+        f"{semantic.maps!r}: the semantic branch needs both, the number of classes and the folder of label "
+        "maps of the training images."
+      )
     if semantic_classes:
       if self._train is not None:
         self._train = semantic_maps.WithSemanticMaps(
-            self._train, common.existing_path(semantic.maps, "detection.semantic.maps"),
-            num_classes=semantic_classes, ignored=tuple(semantic.ignored))
+          self._train,
+          common.existing_path(semantic.maps, "detection.semantic.maps"),
+          num_classes=semantic_classes,
+          ignored=tuple(semantic.ignored),
+        )
       # Of the level it works on: the finest of the backbones here has stride 4.
       self._semantic_stride = 4 * 2**self._head_config.semantic_level
     pasting, with_masks = self._options.copy_paste, self._head_config.with_masks
     if not 0 <= pasting <= 1 or (pasting and not with_masks):
       raise ValueError(
-          f"detection.copy_paste is {pasting}, with_masks of the head is {with_masks}: expected a "
-          "probability, and masks, by which objects are cut out.")
+        f"detection.copy_paste is {pasting}, with_masks of the head is {with_masks}: expected a "
+        "probability, and masks, by which objects are cut out."
+      )
 
   def phase_at(self, step: int) -> None:
     return None
@@ -150,9 +168,18 @@ class DetectionTask(base.Task):
     backbone = backbone or common.build_backbone(self._config)
     options = self._options.neck
     neck = build_neck(
-        options.name, backbone.feature_specs, channels=options.channels, num_levels=options.levels,
-        repeats=options.repeats, separable=options.separable, norm=options.norm,
-        input_norm=options.input_norm, attention_heads=options.attention_heads, dtype=dtype, rngs=rngs)
+      options.name,
+      backbone.feature_specs,
+      channels=options.channels,
+      num_levels=options.levels,
+      repeats=options.repeats,
+      separable=options.separable,
+      norm=options.norm,
+      input_norm=options.input_norm,
+      attention_heads=options.attention_heads,
+      dtype=dtype,
+      rngs=rngs,
+    )
     detector = Detector(backbone, neck, self._head_config, dtype=dtype, rngs=rngs)
     common.start_head(detector, self._options.init, "detection.init")
     return detector
@@ -166,9 +193,12 @@ class DetectionTask(base.Task):
   def blank_example(self) -> dict[str, np.ndarray]:
     size = tuple(self._options.frame)
     record = dict(
-        image=np.zeros((*size, 3), np.uint8), boxes=np.zeros((0, 4), np.float32),
-        labels=np.zeros(0, np.int32),
-        masks=np.zeros((0, *size), bool), semantic=np.zeros(size, np.uint8))
+      image=np.zeros((*size, 3), np.uint8),
+      boxes=np.zeros((0, 4), np.float32),
+      labels=np.zeros(0, np.int32),
+      masks=np.zeros((0, *size), bool),
+      semantic=np.zeros(size, np.uint8),
+    )
     return self._train_transform()(record, np.random.default_rng(0))
 
   def _train_transform(self) -> transforms.DetectionTrain:
@@ -183,8 +213,13 @@ class DetectionTask(base.Task):
       case other:
         raise ValueError(f"detection.resize is {other!r}; known: lsj, short_side, fit.")
     return transforms.DetectionTrain(
-        tuple(options.frame), options.max_objects, resize, flip_probability=options.flip,
-        with_masks=self._head_config.with_masks, semantic_stride=self._semantic_stride)
+      tuple(options.frame),
+      options.max_objects,
+      resize,
+      flip_probability=options.flip,
+      with_masks=self._head_config.with_masks,
+      semantic_stride=self._semantic_stride,
+    )
 
   def eval_batches(self) -> pipeline.BatchIterator:
     return common.eval_batches(self._config, self._validation, self.eval_transform())
@@ -198,7 +233,7 @@ class DetectionTask(base.Task):
     return model.backbone(families.normalise(batch["image"], batch["image_size"]))
 
   def loss(
-      self, model: Detector, batch: base.Batch, features: base.Features, rng: jax.Array, phase: None
+    self, model: Detector, batch: base.Batch, features: base.Features, rng: jax.Array, phase: None
   ) -> tuple[jax.Array, base.Scalars]:
     head_rng, drop_rng = jax.random.split(rng)
     if features is None:
@@ -206,9 +241,7 @@ class DetectionTask(base.Task):
     losses, metrics = model.head.losses(model.neck(features), batch, head_rng)
     return sum(losses.values()), losses | metrics
 
-  def predict(
-      self, model: Detector, batch: base.Batch, features: base.Features
-  ) -> dict[str, jax.Array]:
+  def predict(self, model: Detector, batch: base.Batch, features: base.Features) -> dict[str, jax.Array]:
     views = []
     for scale, sizes in enumerate(self._sizes):
       image, image_size = (batch[f"{name}.{scale}" if scale else name] for name in ("image", "image_size"))
@@ -218,27 +251,33 @@ class DetectionTask(base.Task):
           features = self.frozen_features(model, view)
         views.append(views_lib.View(model.neck(features), image_size, mirrored, sizes))
     return views_lib.predict(
-        model.head, views, batch["original_size"], max_detections=self._options.test.max_detections or None)
+      model.head, views, batch["original_size"], max_detections=self._options.test.max_detections or None
+    )
 
   def evaluator(self) -> coco_ap.CocoEvaluator:
     kinds = ("bbox", "segm") if self._head_config.with_masks else ("bbox",)
     return coco_ap.CocoEvaluator(self._validation.ground_truth, kinds)
 
   def pictures(
-      self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
+    self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
   ) -> dict[str, np.ndarray]:
     first = self._scales[0]
     place = transforms.DetectionTrain(
-        first.frame, 300, first.resize, flip_probability=0.0, with_masks=self._head_config.with_masks)
+      first.frame, 300, first.resize, flip_probability=0.0, with_masks=self._head_config.with_masks
+    )
     rows = []
     for row in range(min(count, int(np.sum(batch["example_valid"])))):
       record = self._validation[int(batch["index"][row])]
       target = {key: value[None] for key, value in place(record, np.random.default_rng(0)).items()}
       height, width = batch["image_size"][row]
-      rows.append(instances.Comparison(
+      rows.append(
+        instances.Comparison(
           batch["image"][row][:height, :width],
           instances.predicted_instances(predictions, row, (height, width)),
-          instances.true_instances(target, 0), str(record["file_name"])))
+          instances.true_instances(target, 0),
+          str(record["file_name"]),
+        )
+      )
     return {"predictions": instances.draw_comparisons(rows, self._names)}
 
   def write_results(self, evaluator: coco_ap.CocoEvaluator, folder: pathlib.Path) -> None:
@@ -249,7 +288,7 @@ class DetectionTask(base.Task):
 
 
 def _test_scales(
-    options: ml_collections.ConfigDict,
+  options: ml_collections.ConfigDict,
 ) -> tuple[tuple[transforms.DetectionEval, ...], tuple[str, ...]]:
   """How each scale of testing is loaded, and which objects it may find.
 
@@ -263,14 +302,16 @@ def _test_scales(
     short_sides, frames = (options.eval_short_side,), (options.eval_frame,)
   if not len(short_sides) == len(frames) == len(sizes):
     raise ValueError(
-        f"detection.test has {len(short_sides)} short_sides, {len(frames)} frames and {len(sizes)} sizes; "
-        "expected one frame for each short side, and one text of sizes for each or none at all.")
+      f"detection.test has {len(short_sides)} short_sides, {len(frames)} frames and {len(sizes)} sizes; "
+      "expected one frame for each short side, and one text of sizes for each or none at all."
+    )
   for letters in sizes:
     if not letters or set(letters) - set(everything):
       raise ValueError(f"detection.test.sizes has {letters!r}; expected some of the letters {everything!r}.")
   return tuple(
-      transforms.DetectionEval(tuple(frame), transforms.ResizeToLimits(side or None, None))
-      for side, frame in zip(short_sides, frames)), sizes
+    transforms.DetectionEval(tuple(frame), transforms.ResizeToLimits(side or None, None))
+    for side, frame in zip(short_sides, frames)
+  ), sizes
 
 
 def _head_config(options: ml_collections.ConfigDict, num_classes: int) -> htc_config.HTCConfig:
@@ -284,7 +325,10 @@ def _head_config(options: ml_collections.ConfigDict, num_classes: int) -> htc_co
 def _open_sources(config: ml_collections.ConfigDict, *, require_masks: bool) -> tuple[Any, Any]:
   """(training, validation) sources with one label space."""
   options = config.detection
-  chosen = lambda ids: tuple(int(i) for i in ids) or None
+
+  def chosen(ids):
+    return tuple(int(i) for i in ids) or None
+
   train = dict(image_ids=chosen(options.train_image_ids), drop_empty=True)
   validation = dict(image_ids=chosen(options.validation_image_ids))
   if options.data != "prepared":  # where the preparation has decided
@@ -294,13 +338,15 @@ def _open_sources(config: ml_collections.ConfigDict, *, require_masks: bool) -> 
     case "scenes":
       sizes = dict(image_size=options.scenes.image_size, seed=config.seed)
       return (
-          scenes.SceneSource(options.scenes.train_images, split="train", **sizes),
-          scenes.SceneSource(options.scenes.validation_images, split="validation", **sizes))
+        scenes.SceneSource(options.scenes.train_images, split="train", **sizes),
+        scenes.SceneSource(options.scenes.validation_images, split="validation", **sizes),
+      )
     case "photos":
       sample = photos.sample_photos()
       source = coco.load_coco(sample.annotations, sample.images, **train)
       return source, coco.load_coco(
-          sample.annotations, sample.images, categories=source.categories, **validation)
+        sample.annotations, sample.images, categories=source.categories, **validation
+      )
     case "coco":
       root = common.existing_path(options.root, "detection.root", _HOW_TO_GET_COCO)
       source = coco.coco_root(root, "train", **train)
@@ -313,14 +359,16 @@ def _open_sources(config: ml_collections.ConfigDict, *, require_masks: bool) -> 
       return source, _open_files(options, "validation", categories=source.categories, **validation)
     case "prepared":
       root = common.existing_path(
-          options.root, "detection.root",
-          "Make it with python -m frozen_vision.data.prepare coco --root COCO --out FOLDER.")
+        options.root,
+        "detection.root",
+        "Make it with python -m frozen_vision.data.prepare coco --root COCO --out FOLDER.",
+      )
       return (
-          prepared_coco.PreparedCoco(root, "train", **train),
-          prepared_coco.PreparedCoco(root, "val", **validation))
+        prepared_coco.PreparedCoco(root, "train", **train),
+        prepared_coco.PreparedCoco(root, "val", **validation),
+      )
     case other:
-      raise ValueError(
-          f"detection.data is {other!r}; known: scenes, photos, coco, files, prepared.")
+      raise ValueError(f"detection.data is {other!r}; known: scenes, photos, coco, files, prepared.")
 
 
 def _holds_out(options: ml_collections.ConfigDict) -> bool:
@@ -336,9 +384,12 @@ def _open_files(options: ml_collections.ConfigDict, name: str, **more: Any) -> c
     if not pair[kind]:
       hold_out = "; or set --config.detection.validation_share=0.1 to hold out training images"
       raise ValueError(
-          f"detection.data=files needs --config.detection.{name}.{kind}=PATH "
-          f"({'a COCO JSON' if kind == 'annotations' else 'the folder of its images'})"
-          f"{hold_out if name == 'validation' else ''}.")
+        f"detection.data=files needs --config.detection.{name}.{kind}=PATH "
+        f"({'a COCO JSON' if kind == 'annotations' else 'the folder of its images'})"
+        f"{hold_out if name == 'validation' else ''}."
+      )
   return coco.load_coco(
-      common.existing_path(pair.annotations, f"detection.{name}.annotations"),
-      common.existing_path(pair.images, f"detection.{name}.images"), **more)
+    common.existing_path(pair.annotations, f"detection.{name}.annotations"),
+    common.existing_path(pair.images, f"detection.{name}.images"),
+    **more,
+  )

@@ -11,27 +11,27 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from frozen_vision.visualization import instances
-from frozen_vision.visualization import label_maps as visualize_semantic
 from frozen_vision.backbones import families
-from frozen_vision.data.segmentation import ade20k, label_maps, prepared_segmentation
 from frozen_vision.data import pipeline
-from frozen_vision.data.generated import semantic_scenes
 from frozen_vision.data.detection import transforms
-from frozen_vision.data.segmentation import sources
+from frozen_vision.data.generated import semantic_scenes
+from frozen_vision.data.segmentation import ade20k, label_maps, prepared_segmentation, sources
 from frozen_vision.data.segmentation import transforms as segmentation_transforms
 from frozen_vision.heads import linear, upernet
 from frozen_vision.heads.mask2former import config as mask2former_config
 from frozen_vision.heads.mask2former import mask2former
 from frozen_vision.metrics import mean_iou
 from frozen_vision.tasks import base, common, semantic_inference
+from frozen_vision.visualization import instances
+from frozen_vision.visualization import label_maps as visualize_semantic
 
 _HEADS = ("mask2former", "upernet", "linear")
 
 
 def default_config() -> ml_collections.ConfigDict:
   """All options of the task's own."""
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       # scenes: generated; ade20k: the official layout below `root`; files: any images and label images;
       # prepared: what frozen_vision.data.prepare wrote below `root`, splits training and validation.
       data="ade20k",
@@ -72,7 +72,8 @@ def default_config() -> ml_collections.ConfigDict:
       # experiments/export_head.py. `keep`: regular expressions of the paths that start at random all the
       # same.
       init=dict(path="", keep=()),
-  ))
+    )
+  )
 
 
 class Segmenter(nnx.Module):
@@ -98,7 +99,8 @@ class SegmentationTask(base.Task):
     if classes is None:
       self._train, self._validation = _open_sources(config)
       classes = common.shared_classes(
-          self._train.class_names, self._validation.class_names, (repr(self._train), repr(self._validation)))
+        self._train.class_names, self._validation.class_names, (repr(self._train), repr(self._validation))
+      )
       self.headline = common.headline(self.headline, self._train, self._validation, classes)
     self.classes = tuple(classes)
     self._names = tuple(category["name"] for category in self.classes)
@@ -129,11 +131,15 @@ class SegmentationTask(base.Task):
   def _train_transform(self) -> segmentation_transforms.SegmentationTrain:
     options = self._options
     resize = segmentation_transforms.RandomShortSide(
-        tuple(options.short_sides), options.long_side, options.category_max_area)
+      tuple(options.short_sides), options.long_side, options.category_max_area
+    )
     return segmentation_transforms.SegmentationTrain(
-        tuple(options.frame), min(options.max_segments, len(self._names)), resize,
-        jitter=segmentation_transforms.ColourJitter() if options.colour_jitter else None,
-        flip_probability=options.flip)
+      tuple(options.frame),
+      min(options.max_segments, len(self._names)),
+      resize,
+      jitter=segmentation_transforms.ColourJitter() if options.colour_jitter else None,
+      flip_probability=options.flip,
+    )
 
   def eval_batches(self) -> pipeline.BatchIterator:
     return common.eval_batches(self._config, self._validation, self.eval_transform())
@@ -142,13 +148,14 @@ class SegmentationTask(base.Task):
     options = self._options
     resize = transforms.ResizeToLimits(options.eval_short_side or None, options.eval_long_side or None)
     return segmentation_transforms.SegmentationEval(
-        tuple(options.eval_frame), resize, tuple(options.test.scales))
+      tuple(options.eval_frame), resize, tuple(options.test.scales)
+    )
 
   def frozen_features(self, model: Segmenter, batch: base.Batch) -> base.Features:
     return model.backbone(families.normalise(batch["image"], batch["image_size"]))
 
   def loss(
-      self, model: Segmenter, batch: base.Batch, features: base.Features, rng: jax.Array, phase: None
+    self, model: Segmenter, batch: base.Batch, features: base.Features, rng: jax.Array, phase: None
   ) -> tuple[jax.Array, base.Scalars]:
     head_rng, drop_rng = jax.random.split(rng)
     if features is None:
@@ -156,15 +163,16 @@ class SegmentationTask(base.Task):
     losses, metrics = model.head.losses(features, batch, head_rng)
     return sum(losses.values()), losses | metrics
 
-  def predict(
-      self, model: Segmenter, batch: base.Batch, features: base.Features
-  ) -> dict[str, jax.Array]:
+  def predict(self, model: Segmenter, batch: base.Batch, features: base.Features) -> dict[str, jax.Array]:
     largest = tuple(self._options.eval_frame) if self._validation is None else self._validation.largest_size
-    return {"label_map": semantic_inference.label_maps(
-        self.views(model, batch, features), batch["original_size"], largest)}
+    return {
+      "label_map": semantic_inference.label_maps(
+        self.views(model, batch, features), batch["original_size"], largest
+      )
+    }
 
   def views(
-      self, model: Segmenter, batch: base.Batch, features: base.Features
+    self, model: Segmenter, batch: base.Batch, features: base.Features
   ) -> list[semantic_inference.View]:
     """Class scores of every view of testing, each at the size of its own frame."""
     test = self._options.test
@@ -194,18 +202,25 @@ class SegmentationTask(base.Task):
 
   def evaluator(self) -> mean_iou.MeanIoUEvaluator:
     return mean_iou.MeanIoUEvaluator(
-        self._names, self._validation.label, self._validation.name, len(self._validation),
-        palette=[instances.class_color(i) for i in range(len(self._names))])
+      self._names,
+      self._validation.label,
+      self._validation.name,
+      len(self._validation),
+      palette=[instances.class_color(i) for i in range(len(self._names))],
+    )
 
   def pictures(
-      self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
+    self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
   ) -> dict[str, np.ndarray]:
     examples = []
     for row in range(min(count, int(np.sum(batch["example_valid"])))):
       record = self._validation[int(batch["index"][row])]
       height, width = record["image"].shape[:2]
-      examples.append(visualize_semantic.LabelComparison(
-          record["image"], predictions["label_map"][row][:height, :width], record["label"], record["name"]))
+      examples.append(
+        visualize_semantic.LabelComparison(
+          record["image"], predictions["label_map"][row][:height, :width], record["label"], record["name"]
+        )
+      )
     return {"predictions": visualize_semantic.draw_label_comparisons(examples, self._names)}
 
   def write_results(self, evaluator: mean_iou.MeanIoUEvaluator, folder: pathlib.Path) -> None:
@@ -240,7 +255,7 @@ def _head(options: ml_collections.ConfigDict) -> tuple[Any, Callable[..., nnx.Mo
 
 
 def _open_sources(
-    config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
 ) -> tuple[sources.SegmentationSource, sources.SegmentationSource]:
   """(training, validation) sources."""
   options = config.segmentation
@@ -249,23 +264,30 @@ def _open_sources(
     case "scenes":
       sizes = dict(image_size=options.scenes.image_size, seed=config.seed)
       return (
-          semantic_scenes.SemanticScenes(options.scenes.train_images, split="train", **sizes),
-          semantic_scenes.SemanticScenes(options.scenes.validation_images, split="validation", **sizes))
+        semantic_scenes.SemanticScenes(options.scenes.train_images, split="train", **sizes),
+        semantic_scenes.SemanticScenes(options.scenes.validation_images, split="validation", **sizes),
+      )
     case "ade20k":
       root = common.existing_path(
-          options.root, "segmentation.root",
-          f"{ade20k.HOW_TO_GET} Give it with --config.segmentation.root=FOLDER.")
+        options.root,
+        "segmentation.root",
+        f"{ade20k.HOW_TO_GET} Give it with --config.segmentation.root=FOLDER.",
+      )
       return (
-          ade20k.ade20k_root(root, "training", unlabelled=training_unlabelled),
-          ade20k.ade20k_root(root, "validation", unlabelled=options.unlabelled))
+        ade20k.ade20k_root(root, "training", unlabelled=training_unlabelled),
+        ade20k.ade20k_root(root, "validation", unlabelled=options.unlabelled),
+      )
     case "files":
       return (
-          _open_files(options, "train", training_unlabelled),
-          _open_files(options, "validation", options.unlabelled))
+        _open_files(options, "train", training_unlabelled),
+        _open_files(options, "validation", options.unlabelled),
+      )
     case "prepared":
       root = common.existing_path(
-          options.root, "segmentation.root",
-          "Make it with python -m frozen_vision.data.prepare ade20k --root ADE20K --out FOLDER.")
+        options.root,
+        "segmentation.root",
+        "Make it with python -m frozen_vision.data.prepare ade20k --root ADE20K --out FOLDER.",
+      )
       return tuple(prepared_segmentation.PreparedSegmentation(root, split) for split in ade20k.SPLITS)
     case other:
       raise ValueError(f"segmentation.data is {other!r}; known: scenes, ade20k, files, prepared.")
@@ -274,21 +296,33 @@ def _open_sources(
 def _open_files(options: ml_collections.ConfigDict, name: str, unlabelled: str) -> sources.LabelledImages:
   root = pathlib.Path(options.root).expanduser()
   pair = options[name]
-  wanted = {"classes": (options.classes, "a class list, .json or .txt"),
-            f"{name}.images": (pair.images, "a folder of images")}
+  wanted = {
+    "classes": (options.classes, "a class list, .json or .txt"),
+    f"{name}.images": (pair.images, "a folder of images"),
+  }
   if unlabelled != "keep":
     wanted[f"{name}.labels"] = (pair.labels, "the folder of their label images")
   for option, (value, what) in wanted.items():
     if not value:
       raise ValueError(f"segmentation.data=files needs --config.segmentation.{option}=PATH ({what}).")
-  find = lambda value, option: common.existing_path(
-      root / value, f"segmentation.{option}",
-      "Give --config.segmentation.root=FOLDER, or an absolute path with "
-      f"--config.segmentation.{option}=PATH.")
+
+  def find(value, option):
+    return common.existing_path(
+      root / value,
+      f"segmentation.{option}",
+      f"Give --config.segmentation.root=FOLDER, or an absolute path with "
+      f"--config.segmentation.{option}=PATH.",
+    )
+
   label_format = label_maps.read_format(
-      find(options.classes, "classes"), ignored=tuple(options.ignore), unknown=options.unknown_labels)
+    find(options.classes, "classes"), ignored=tuple(options.ignore), unknown=options.unknown_labels
+  )
   return sources.LabelledImages(
-      find(pair.images, f"{name}.images"),
-      find(pair.labels, f"{name}.labels") if pair.labels else None, label_format,
-      segments=find(pair.segments, f"{name}.segments") if pair.segments else None,
-      unlabelled=unlabelled, image_suffix=options.image_suffix, label_suffix=options.label_suffix)
+    find(pair.images, f"{name}.images"),
+    find(pair.labels, f"{name}.labels") if pair.labels else None,
+    label_format,
+    segments=find(pair.segments, f"{name}.segments") if pair.segments else None,
+    unlabelled=unlabelled,
+    image_suffix=options.image_suffix,
+    label_suffix=options.label_suffix,
+  )

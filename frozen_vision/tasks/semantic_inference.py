@@ -62,7 +62,10 @@ def sliding(scorer: Scorer, window: tuple[int, int], stride: tuple[int, int]) ->
     def add(total: tuple[jax.Array, jax.Array], cell: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
       last = jnp.maximum(sizes - jnp.asarray(side), 0)
       start = jnp.minimum(cell * jnp.asarray(stride), last)
-      cut = lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), (*side, 3))
+
+      def cut(image, at):
+        return jax.lax.dynamic_slice(image, (at[0], at[1], 0), (*side, 3))
+
       parts = jax.vmap(cut)(images, start)
       inside = jnp.minimum(sizes - start, jnp.asarray(side))
       # An image that needs fewer windows than the frame has room for sees its last one again, for nothing.
@@ -77,9 +80,14 @@ def sliding(scorer: Scorer, window: tuple[int, int], stride: tuple[int, int]) ->
       return (jax.vmap(put)(total[0], scores, start), jax.vmap(put)(total[1], counts, start)), None
 
     example = jax.eval_shape(
-        scorer, jax.ShapeDtypeStruct((images.shape[0], *side, 3), images.dtype),
-        jax.ShapeDtypeStruct(sizes.shape, sizes.dtype))
-    zeros = lambda channels: jnp.zeros((images.shape[0], *frame, channels), jnp.float32)
+      scorer,
+      jax.ShapeDtypeStruct((images.shape[0], *side, 3), images.dtype),
+      jax.ShapeDtypeStruct(sizes.shape, sizes.dtype),
+    )
+
+    def zeros(channels):
+      return jnp.zeros((images.shape[0], *frame, channels), jnp.float32)
+
     cells = jnp.stack(jnp.meshgrid(*(jnp.arange(n) for n in grid), indexing="ij"), axis=-1).reshape(-1, 2)
     (sums, counts), _ = jax.lax.scan(add, (zeros(example.shape[-1]), zeros(1)), cells)
     return sums / jnp.maximum(counts, 1.0)
@@ -94,7 +102,7 @@ def _count(length, window: int, stride: int):
 
 
 def label_maps(
-    views: Sequence[View], original_size: Int[Array, "b 2"], largest: tuple[int, int]
+  views: Sequence[View], original_size: Int[Array, "b 2"], largest: tuple[int, int]
 ) -> UInt8[Array, "b y x"]:
   """The class with the largest mean score at every pixel of the original images.
 
@@ -120,8 +128,9 @@ def label_maps(
 
       def tile(j: jax.Array, result: jax.Array) -> jax.Array:
         total = sum(
-            _resize_rows(x.swapaxes(0, 1), j * _TILE[1], _TILE[1], v.sizes[1], original[1])
-            for x, v in zip(rows, views))
+          _resize_rows(x.swapaxes(0, 1), j * _TILE[1], _TILE[1], v.sizes[1], original[1])
+          for x, v in zip(rows, views)
+        )
         classes = jnp.argmax(total, axis=-1).astype(jnp.uint8).T
         y, x = (jnp.arange(n) + at * n < side for n, at, side in zip(_TILE, (i, j), original))
         classes = jnp.where(y[:, None] & x[None, :], classes, 0)
@@ -135,7 +144,7 @@ def label_maps(
 
 
 def _resize_rows(
-    x: Float[Array, "h w k"], first: jax.Array, count: int, content: jax.Array, target: jax.Array
+  x: Float[Array, "h w k"], first: jax.Array, count: int, content: jax.Array, target: jax.Array
 ) -> Float[Array, "count w k"]:
   """Rows first .. first + count - 1 of the first `content` rows resized to `target` rows."""
   at = (first + jnp.arange(count) + 0.5) * (content.astype(jnp.float32) / target) - 0.5

@@ -12,7 +12,10 @@ from frozen_vision.tasks import base
 
 
 def evaluate(
-    task: base.Task, predict: Callable[[base.Batch], Any], *, num_pictures: int = 0,
+  task: base.Task,
+  predict: Callable[[base.Batch], Any],
+  *,
+  num_pictures: int = 0,
 ) -> tuple[dict[str, float], dict[str, np.ndarray], base.Evaluator]:
   """Runs a task's whole evaluation set; every process its share, with the metrics of all.
 
@@ -26,6 +29,7 @@ def evaluate(
   evaluator = task.evaluator()
   pictures: dict[str, np.ndarray] = {}
   examples, started = 0, time.perf_counter()
+
   def score(predictions: Any, batch: base.Batch) -> None:
     predictions = sharding.local_rows(predictions)
     evaluator.update(predictions, batch)

@@ -15,27 +15,34 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from frozen_vision.backbones import families as backbones_build
+from frozen_vision.backbones.swinv2 import folded as fold
+from frozen_vision.devices import processes as distributed
+from frozen_vision.devices import sharding
+from frozen_vision.freezing import partition as freeze
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import curves
-from frozen_vision.devices import processes as distributed
-from frozen_vision.training import evaluation as evaluate_lib
-from frozen_vision.backbones.swinv2 import folded as fold
-from frozen_vision.freezing import partition as freeze
-from frozen_vision.training import optimizer as optimizer_lib
 from frozen_vision.runs import log as run_log
-from frozen_vision.devices import sharding
-from frozen_vision.training import step as step_lib
-from frozen_vision.backbones import families as backbones_build
-from frozen_vision.tasks import base
+from frozen_vision.tasks import base, common
 from frozen_vision.tasks import build as tasks_build
-from frozen_vision.tasks import common
+from frozen_vision.training import evaluation as evaluate_lib
+from frozen_vision.training import optimizer as optimizer_lib
+from frozen_vision.training import step as step_lib
 
 _logger = logging.getLogger(__name__)
 
 # Options that may differ between a run and its continuation: they change no number.
 _FREE_OPTIONS = (
-    "log_every", "eval_every", "eval_batch_size", "checkpoint_every", "keep_checkpoints", "pictures",
-    "tensorboard", "loader.*", "mesh.*")
+  "log_every",
+  "eval_every",
+  "eval_batch_size",
+  "checkpoint_every",
+  "keep_checkpoints",
+  "pictures",
+  "tensorboard",
+  "loader.*",
+  "mesh.*",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Model:
 
 
 def build_model(
-    task: base.Task, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None
+  task: base.Task, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None
 ) -> Model:
   """Builds a task's model with its weights and splits it by `config.trainable`.
 
@@ -94,8 +101,9 @@ def build_model(
     graphdef, trainable, frozen = freeze.partition(module, patterns)
   if is_frozen:
     key = backbones_build.feature_key(
-        module.backbone,
-        source.fingerprint if on_disk else freeze.fingerprint(nnx.state(module.backbone, nnx.Param)))
+      module.backbone,
+      source.fingerprint if on_disk else freeze.fingerprint(nnx.state(module.backbone, nnx.Param)),
+    )
     key["held_as"] = fold.describe_held(held_as, folded=folded)
   if folded:
     canonical = module.backbone
@@ -103,22 +111,24 @@ def build_model(
       module.backbone = nnx.data(fold.shapes(canonical, held_as=held_as))
       graphdef, trainable, frozen = freeze.partition(module, patterns)
       where = sharding.frozen_shardings(
-          frozen, mesh or sharding.make_mesh(devices=jax.local_devices()[:1]), config.mesh.frozen)
+        frozen, mesh or sharding.make_mesh(devices=jax.local_devices()[:1]), config.mesh.frozen
+      )
       shardings = nnx.merge(graphdef, trainable, where).backbone
-      module.backbone = nnx.data(
-          fold.fold(canonical, held_as=held_as, read=source.read, shardings=shardings))
+      module.backbone = nnx.data(fold.fold(canonical, held_as=held_as, read=source.read, shardings=shardings))
       source.check()
     else:
       module.backbone = nnx.data(fold.fold(canonical, held_as=held_as))
     graphdef, trainable, frozen = freeze.partition(module, patterns)
   elif held_as == "int8":
     raise ValueError(
-        "config.frozen_dtype=int8 is for a folded backbone: nothing of it may match config.trainable, and "
-        "config.backbone.fold must be on. Take bfloat16 otherwise.")
+      "config.frozen_dtype=int8 is for a folded backbone: nothing of it may match config.trainable, and "
+      "config.backbone.fold must be on. Take bfloat16 otherwise."
+    )
   else:
     frozen = freeze.cast(frozen, jnp.dtype(held_as))
   model = Model(
-      graphdef, trainable, frozen, key, parameters, f"{held_as}, {'folded' if folded else 'as they train'}")
+    graphdef, trainable, frozen, key, parameters, f"{held_as}, {'folded' if folded else 'as they train'}"
+  )
   return model if mesh is None else _place(model, mesh, config.mesh.frozen)
 
 
@@ -146,8 +156,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
   checkpoint.claim_workdir(folder, config.to_dict(), ignore=_FREE_OPTIONS, is_writer=False)
   model = build_model(task, config, mesh)
   tx = optimizer_lib.build(
-      config.optimizer, steps=config.steps, trainable=model.trainable,
-      layer_of=task.layer_of)
+    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of
+  )
   rate = jax.jit(optimizer_lib.schedule(config.optimizer, config.steps))
   state = step_lib.init_state(model.trainable, tx, seed=config.seed, ema=config.ema_decay > 0)
   layout = sharding.state_shardings(state, mesh, config.mesh.frozen)
@@ -155,12 +165,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
   _describe(model, state, mesh)
 
   with (
-      jax.set_mesh(mesh),
-      checkpoint.Checkpoints(
-          folder, keep=config.keep_checkpoints, best_metric=task.best_metric) as checkpoints,
-      run_log.RunLog(folder, tensorboard=config.tensorboard, is_writer=is_writer) as log,
-      run_log.compile_counter() as compilations,
-      run_log.StopSignal() as stop,
+    jax.set_mesh(mesh),
+    checkpoint.Checkpoints(folder, keep=config.keep_checkpoints, best_metric=task.best_metric) as checkpoints,
+    run_log.RunLog(folder, tensorboard=config.tensorboard, is_writer=is_writer) as log,
+    run_log.compile_counter() as compilations,
+    run_log.StopSignal() as stop,
   ):
     start = 0
     if checkpoints.latest_step() is not None:
@@ -170,8 +179,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
       _logger.info("Continuing from step %d in %s.", start, folder)
     if start >= config.steps:
       # Without them the run was killed just before it drew them; without metrics only checkpoints were kept.
-      if (is_writer and (folder / "metrics.jsonl").exists()
-          and not (folder / "curves_train.png").exists()):
+      if is_writer and (folder / "metrics.jsonl").exists() and not (folder / "curves_train.png").exists():
         curves.plot_curves(folder / "metrics.jsonl", folder / "curves.png")
       _logger.info("All %d steps are done; --mode=evaluate evaluates again.", config.steps)
       return {}
@@ -180,8 +188,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     def save(step: int, metrics: dict[str, float] | None = None) -> None:
       _check_finite(jax.device_get(pending), step)
       meta = checkpoint.make_meta(
-          config=config.to_dict(), feature_key=model.feature_key, examples=step * config.batch_size,
-          classes=list(task.classes))
+        config=config.to_dict(),
+        feature_key=model.feature_key,
+        examples=step * config.batch_size,
+        classes=list(task.classes),
+      )
       if metrics is None:
         checkpoints.save(step, state, meta)
       elif task.best_metric in metrics:
@@ -216,11 +227,14 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
           rates = progress.rates()
           _logger.info("%s", progress.line(values["loss"], rates))
           with progress.pause():  # the first write imports TensorFlow
-            log.scalars(done, {
+            log.scalars(
+              done,
+              {
                 **{f"train/{name}": value for name, value in values.items()},
                 "train/learning_rate": float(rate(step)),
                 **{f"speed/{name}": value for name, value in rates.items()},
-            })
+              },
+            )
         finished = done == config.steps
         evaluates = finished or (config.eval_every and done % config.eval_every == 0)
         stops = stop.agreed(done)
@@ -238,7 +252,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             save(done)
         if stops and not finished:
           _logger.warning(
-              "Stopped by %s; step %d is saved and the same command continues.", stop.signal_name, done)
+            "Stopped by %s; step %d is saved and the same command continues.", stop.signal_name, done
+          )
           return metrics
     late = compilations.since(first_evaluation)
     log.scalars(config.steps, {"compilations/after_first_evaluation": len(late)})
@@ -266,9 +281,9 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float
   model = build_model(task, config, mesh)
   weights = "ema" if config.ema_decay > 0 else "trainable"
   with (
-      jax.set_mesh(mesh),
-      checkpoint.Checkpoints(folder) as checkpoints,
-      run_log.RunLog(folder, tensorboard=config.tensorboard, is_writer=jax.process_index() == 0) as log,
+    jax.set_mesh(mesh),
+    checkpoint.Checkpoints(folder) as checkpoints,
+    run_log.RunLog(folder, tensorboard=config.tensorboard, is_writer=jax.process_index() == 0) as log,
   ):
     meta = checkpoints.read_meta()
     checkpoint.check_feature_key(meta["feature_key"], model.feature_key)
@@ -283,62 +298,97 @@ def _place(model: Model, mesh: jax.sharding.Mesh, over: sharding.Over) -> Model:
   """Puts a model's weights where `sharding` says."""
   trainable = sharding.state_shardings({"trainable": model.trainable}, mesh, over)["trainable"]
   return dataclasses.replace(
-      model, trainable=sharding.put(model.trainable, trainable),
-      frozen=sharding.put(model.frozen, sharding.frozen_shardings(model.frozen, mesh, over)))
+    model,
+    trainable=sharding.put(model.trainable, trainable),
+    frozen=sharding.put(model.frozen, sharding.frozen_shardings(model.frozen, mesh, over)),
+  )
 
 
 def _describe(model: Model, state: step_lib.State, mesh: jax.sharding.Mesh) -> None:
   """Says what trains and what does not, and on what."""
-  count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
+
+  def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
+
   _logger.info(
-      "Parameters: %.2f M train, %.2f M are frozen (%.1f MB held as %s); optimizer and averages %.1f MB.",
-      count(model.trainable), model.frozen_parameters / 1e6, freeze.num_bytes(model.frozen) / 1e6,
-      model.held_as,
-      freeze.num_bytes([state["opt_state"], state.get("ema")]) / 1e6)
+    "Parameters: %.2f M train, %.2f M are frozen (%.1f MB held as %s); optimizer and averages %.1f MB.",
+    count(model.trainable),
+    model.frozen_parameters / 1e6,
+    freeze.num_bytes(model.frozen) / 1e6,
+    model.held_as,
+    freeze.num_bytes([state["opt_state"], state.get("ema")]) / 1e6,
+  )
   if mesh.size > 1:
     first = mesh.devices.flat[0]
     held = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(model.frozen))
+      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(model.frozen)
+    )
     _logger.info(
-        "Mesh: data %d x model %d on %d processes, %s; frozen weights take %.1f MB of each device.",
-        *mesh.devices.shape, jax.process_count(), first.device_kind, held / 1e6)
+      "Mesh: data %d x model %d on %d processes, %s; frozen weights take %.1f MB of each device.",
+      *mesh.devices.shape,
+      jax.process_count(),
+      first.device_kind,
+      held / 1e6,
+    )
 
 
 def _compile(
-    task: base.Task, model: Model, tx: Any, config: ml_collections.ConfigDict, state: step_lib.State,
-    layout: Any, batch: base.Batch, mesh: jax.sharding.Mesh,
+  task: base.Task,
+  model: Model,
+  tx: Any,
+  config: ml_collections.ConfigDict,
+  state: step_lib.State,
+  layout: Any,
+  batch: base.Batch,
+  mesh: jax.sharding.Mesh,
 ) -> tuple[dict[Any, Any], Any]:
   """All programs of the run, before the first step: {phase: train step}, and the prediction."""
   started = time.perf_counter()
   steps, flops = {}, 0.0
   for phase in task.phases:
     train_step = step_lib.make_train_step(
-        task, model.graphdef, tx, phase=phase, accumulate=config.accumulate,
-        ema_decay=config.ema_decay, frozen_pass=model.frozen_pass)
-    lowered = jax.jit(
-        train_step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh))).lower(
-            state, model.frozen, sharding.put_batch(step_lib.device_batch(batch), mesh))
+      task,
+      model.graphdef,
+      tx,
+      phase=phase,
+      accumulate=config.accumulate,
+      ema_decay=config.ema_decay,
+      frozen_pass=model.frozen_pass,
+    )
+    lowered = jax.jit(train_step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh))).lower(
+      state, model.frozen, sharding.put_batch(step_lib.device_batch(batch), mesh)
+    )
     steps[phase] = lowered.compile()
     flops = (steps[phase].cost_analysis() or {}).get("flops", 0.0)
   predict = _compile_prediction(task, model, _evaluated(state), mesh)
   _logger.info(
-      "Compiled %d programs in %.1f s; a training step is %.1f GFLOP by the compiler's count (a scanned "
-      "body counts once).", len(steps) + 1, time.perf_counter() - started, flops / 1e9)
+    "Compiled %d programs in %.1f s; a training step is %.1f GFLOP by the compiler's count (a scanned "
+    "body counts once).",
+    len(steps) + 1,
+    time.perf_counter() - started,
+    flops / 1e9,
+  )
   distributed.wait_for_all("training")
   return steps, predict
 
 
 def _compile_prediction(
-    task: base.Task, model: Model, parameters: nnx.State, mesh: jax.sharding.Mesh
+  task: base.Task, model: Model, parameters: nnx.State, mesh: jax.sharding.Mesh
 ) -> Callable[[nnx.State, base.Batch], Any]:
   """(parameters, batch of this process) -> predictions on the devices."""
-  place = lambda batch: sharding.put_batch(step_lib.device_batch(batch), mesh)
+
+  def place(batch):
+    return sharding.put_batch(step_lib.device_batch(batch), mesh)
+
   with task.eval_batches() as batches:
     example = next(batches)
   step = step_lib.make_predict_step(task, model.graphdef, frozen_pass=model.frozen_pass)
-  compiled = jax.jit(step, out_shardings=sharding.batch_sharding(mesh)).lower(
-      parameters, model.frozen, place(example)).compile()
+  compiled = (
+    jax.jit(step, out_shardings=sharding.batch_sharding(mesh))
+    .lower(parameters, model.frozen, place(example))
+    .compile()
+  )
   return lambda parameters, batch: compiled(parameters, model.frozen, place(batch))
 
 
@@ -366,23 +416,31 @@ def _check_finite(pending: list[dict[str, np.ndarray]], step: int) -> None:
     if not math.isfinite(scalars["loss"]) or not math.isfinite(scalars["grad_norm"]):
       bad = sorted(name for name, value in scalars.items() if not math.isfinite(value))
       raise FloatingPointError(
-          f"Not finite before step {step}: {bad}. The last checkpoint is from before; lower "
-          "optimizer.learning_rate or set optimizer.clip_norm.")
+        f"Not finite before step {step}: {bad}. The last checkpoint is from before; lower "
+        "optimizer.learning_rate or set optimizer.clip_norm."
+      )
 
 
 def _evaluate(
-    task: base.Task, predict: Any, state: step_lib.State, config: ml_collections.ConfigDict,
-    folder: pathlib.Path, log: run_log.RunLog, step: int,
+  task: base.Task,
+  predict: Any,
+  state: step_lib.State,
+  config: ml_collections.ConfigDict,
+  folder: pathlib.Path,
+  log: run_log.RunLog,
+  step: int,
 ) -> dict[str, float]:
   """Evaluates, writes results and pictures, and says the metrics."""
   parameters = _evaluated(state)
   metrics, pictures, evaluator = evaluate_lib.evaluate(
-      task, lambda batch: predict(parameters, batch),
-      num_pictures=config.pictures if jax.process_index() == 0 else 0)
+    task,
+    lambda batch: predict(parameters, batch),
+    num_pictures=config.pictures if jax.process_index() == 0 else 0,
+  )
   task.write_results(evaluator, folder)
   log.scalars(step, {f"eval/{name}": value for name, value in metrics.items()})
   log.images(step, pictures)
   _logger.info(
-      "Evaluation at step %d: %s", step,
-      "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+    "Evaluation at step %d: %s", step, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+  )
   return metrics

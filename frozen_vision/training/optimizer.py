@@ -17,7 +17,8 @@ _UNDECAYED = ("position_bias", "logit_scale", "level_embed", "query_features", "
 
 def default_config() -> ml_collections.ConfigDict:
   """All options, with the values that most configs keep."""
-  return ml_collections.ConfigDict(dict(
+  return ml_collections.ConfigDict(
+    dict(
       name="adamw",  # adamw | muon (matrices; the rest as adamw) | sgd
       learning_rate=1e-3,
       weight_decay=0.05,
@@ -30,7 +31,8 @@ def default_config() -> ml_collections.ConfigDict:
       b2=0.999,
       momentum=0.9,
       layer_decay=1.0,
-  ))
+    )
+  )
 
 
 def schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
@@ -43,13 +45,11 @@ def schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
     case "linear":
       main = optax.linear_schedule(peak, peak * config.final_fraction, rest)
     case "steps":
-      main = optax.piecewise_constant_schedule(
-          peak, {int(step) - warmup: 0.1 for step in config.decay_at})
+      main = optax.piecewise_constant_schedule(peak, {int(step) - warmup: 0.1 for step in config.decay_at})
     case "constant":
       main = optax.constant_schedule(peak)
     case other:
-      raise ValueError(
-          f"optimizer.schedule is {other!r}; known: cosine, linear, steps, constant.")
+      raise ValueError(f"optimizer.schedule is {other!r}; known: cosine, linear, steps, constant.")
   if not warmup:
     return main
   return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
@@ -58,12 +58,16 @@ def schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
 def decay_mask(trainable: nnx.State) -> Any:
   """True where weight decay applies: kernels, but none of the position bias MLP."""
   return _map_paths(
-      trainable, lambda path, leaf: leaf.ndim > 1 and not any(name in path for name in _UNDECAYED))
+    trainable, lambda path, leaf: leaf.ndim > 1 and not any(name in path for name in _UNDECAYED)
+  )
 
 
 def build(
-    config: ml_collections.ConfigDict, *, steps: int, trainable: nnx.State,
-    layer_of: Callable[[str], int],
+  config: ml_collections.ConfigDict,
+  *,
+  steps: int,
+  trainable: nnx.State,
+  layer_of: Callable[[str], int],
 ) -> optax.GradientTransformation:
   """The update rule.
 
@@ -91,8 +95,11 @@ def build(
     depths = _map_paths(trainable, lambda path, leaf: layer_of(path))
     deepest = max(jax.tree.leaves(depths))
     factors = jax.tree.map(lambda depth: config.layer_decay ** (deepest - depth), depths)
-    chain.append(optax.stateless(lambda updates, _: jax.tree.map(
-        lambda update, factor: update * factor, updates, factors)))
+    chain.append(
+      optax.stateless(
+        lambda updates, _: jax.tree.map(lambda update, factor: update * factor, updates, factors)
+      )
+    )
   chain.append(optax.scale_by_learning_rate(rate))
   return optax.chain(*chain)
 
@@ -106,15 +113,18 @@ def _scale_by_muon(config: ml_collections.ConfigDict, decayed: Any) -> optax.Gra
 
   def kinds(updates: Any) -> Any:
     return jax.tree.map(
-        lambda leaf, kernel: "muon" if kernel and leaf.ndim == 2 else "adam", updates, decayed)
+      lambda leaf, kernel: "muon" if kernel and leaf.ndim == 2 else "adam", updates, decayed
+    )
 
   def dimensions(updates: Any) -> Any:
     return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), updates)
 
   muon = optax.chain(
-      optax.contrib.scale_by_muon(weight_dimension_numbers=dimensions),
-      optax.stateless(lambda updates, _: jax.tree.map(
-          lambda update: update * (0.2 * max(update.shape) ** 0.5), updates)))
+    optax.contrib.scale_by_muon(weight_dimension_numbers=dimensions),
+    optax.stateless(
+      lambda updates, _: jax.tree.map(lambda update: update * (0.2 * max(update.shape) ** 0.5), updates)
+    ),
+  )
   return optax.partition({"muon": muon, "adam": optax.scale_by_adam(b1=config.b1, b2=config.b2)}, kinds)
 
 

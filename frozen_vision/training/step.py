@@ -18,15 +18,13 @@ def device_batch(batch: base.Batch) -> base.Batch:
   return {name: value for name, value in batch.items() if value.dtype.itemsize < 8}
 
 
-def init_state(
-    trainable: nnx.State, tx: optax.GradientTransformation, *, seed: int, ema: bool
-) -> State:
+def init_state(trainable: nnx.State, tx: optax.GradientTransformation, *, seed: int, ema: bool) -> State:
   """Everything that changes while training, and all that a checkpoint holds."""
   state = {
-      "trainable": trainable,
-      "opt_state": tx.init(trainable),
-      "step": jnp.zeros((), jnp.int32),
-      "key": jax.random.key(seed),
+    "trainable": trainable,
+    "opt_state": tx.init(trainable),
+    "step": jnp.zeros((), jnp.int32),
+    "key": jax.random.key(seed),
   }
   if ema:
     state["ema"] = jax.tree.map(jnp.copy, trainable)
@@ -38,9 +36,15 @@ def backbone_is_frozen(trainable: nnx.State) -> bool:
 
 
 def make_train_step(
-    task: base.Task, graphdef: nnx.GraphDef, tx: optax.GradientTransformation, *,
-    phase: Any = None, accumulate: int = 1, ema_decay: float = 0.0, frozen_pass: bool,
-    given_features: bool = False,
+  task: base.Task,
+  graphdef: nnx.GraphDef,
+  tx: optax.GradientTransformation,
+  *,
+  phase: Any = None,
+  accumulate: int = 1,
+  ema_decay: float = 0.0,
+  frozen_pass: bool,
+  given_features: bool = False,
 ) -> Any:
   """train_step(state, frozen, batch[, features]) -> (state, scalars), to be jitted.
 
@@ -72,8 +76,7 @@ def make_train_step(
     if accumulate == 1:
       grads, scalars = gradients(trainable, frozen, batch, features, rng)
     else:
-      micro = jax.tree.map(
-          lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
+      micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
 
       def add(total, indexed):
         index, batch = indexed
@@ -81,20 +84,21 @@ def make_train_step(
         return jax.tree.map(jnp.add, total, new), None
 
       shapes = jax.eval_shape(
-          lambda batch: gradients(trainable, frozen, batch, None, rng),
-          jax.tree.map(lambda x: x[0], micro))
+        lambda batch: gradients(trainable, frozen, batch, None, rng), jax.tree.map(lambda x: x[0], micro)
+      )
       zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
       total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro))
       grads, scalars = jax.tree.map(lambda leaf: leaf / accumulate, total)
     updates, opt_state = tx.update(grads, state["opt_state"], trainable)
     new = dict(
-        state, trainable=optax.apply_updates(trainable, updates), opt_state=opt_state,
-        step=state["step"] + 1)
+      state, trainable=optax.apply_updates(trainable, updates), opt_state=opt_state, step=state["step"] + 1
+    )
     if "ema" in state:
       step = state["step"].astype(jnp.float32)
       decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
       new["ema"] = jax.tree.map(
-          lambda old, leaf: decay * old + (1 - decay) * leaf, state["ema"], new["trainable"])
+        lambda old, leaf: decay * old + (1 - decay) * leaf, state["ema"], new["trainable"]
+      )
     return new, {**scalars, "grad_norm": optax.tree.norm(grads)}
 
   return train_step

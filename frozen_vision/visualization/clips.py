@@ -33,7 +33,7 @@ class ClipPrediction:
 
 
 def draw_strips(
-    examples: Sequence[ClipPrediction], class_names: Sequence[str], *, num_frames: int = 8
+  examples: Sequence[ClipPrediction], class_names: Sequence[str], *, num_frames: int = 8
 ) -> UInt8[np.ndarray, "h w 3"]:
   """A row of frames per clip; above it the predicted class with its probability, and the truth if it differs.
 
@@ -78,7 +78,7 @@ def _panel(frame: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
 
 
 def draw_confusion(
-    confusion: Int[np.ndarray, "c c"], class_names: Sequence[str]
+  confusion: Int[np.ndarray, "c c"], class_names: Sequence[str]
 ) -> UInt8[np.ndarray, "h w 3"]:
   """The confusion matrix: true classes downwards, predicted to the right; colours are shares of a row."""
   count = len(class_names)
@@ -98,7 +98,13 @@ def draw_confusion(
     axes.set_yticks(range(count), class_names, fontsize=8)
     for row, column in zip(*np.nonzero(confusion)):
       axes.text(
-          column, row, str(confusion[row, column]), ha="center", va="center", fontsize=7,
-          color="white" if shares[row, column] > 0.5 else "black")
+        column,
+        row,
+        str(confusion[row, column]),
+        ha="center",
+        va="center",
+        fontsize=7,
+        color="white" if shares[row, column] > 0.5 else "black",
+      )
   canvas.draw()
   return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,13 +1,13 @@
 """Pictures of detections, alone and beside the truth."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
 
+from jaxtyping import Bool, Float, Int, UInt8
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from frozen_vision.ops import masks as mask_ops
@@ -45,11 +45,11 @@ class Comparison:
 
 
 def predicted_instances(
-    predictions: Mapping[str, np.ndarray],
-    index: int,
-    image_size: Sequence[int],
-    *,
-    score_threshold: float = 0.3,
+  predictions: Mapping[str, np.ndarray],
+  index: int,
+  image_size: Sequence[int],
+  *,
+  score_threshold: float = 0.3,
 ) -> Instances:
   """Detections of one example of a batch, masks pasted into the input frame.
 
@@ -99,20 +99,18 @@ def get_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
   """The font of all pictures."""
   # matplotlib ships this font, so pictures look the same on every machine.
   name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-  return ImageFont.truetype(
-      os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name), size
-  )
+  return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name), size)
 
 
 def draw_detections(
-    image: UInt8[np.ndarray, "h w 3"],
-    boxes: Float[np.ndarray, "n 4"],
-    labels: Int[np.ndarray, "n"],
-    scores: Float[np.ndarray, "n"] | None = None,
-    masks: Bool[np.ndarray, "n h w"] | None = None,
-    class_names: Sequence[str] | None = None,
-    *,
-    min_long_side: int = 640,
+  image: UInt8[np.ndarray, "h w 3"],
+  boxes: Float[np.ndarray, "n 4"],
+  labels: Int[np.ndarray, "n"],
+  scores: Float[np.ndarray, "n"] | None = None,
+  masks: Bool[np.ndarray, "n h w"] | None = None,
+  class_names: Sequence[str] | None = None,
+  *,
+  min_long_side: int = 640,
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
   """Draws masks with outlines, boxes, and labels with scores.
 
@@ -150,10 +148,10 @@ def _check(image: np.ndarray, instances: Instances) -> None:
 
 
 def _draw(
-    image: np.ndarray,
-    instances: Instances,
-    class_names: Sequence[str] | None,
-    size: tuple[int, int],
+  image: np.ndarray,
+  instances: Instances,
+  class_names: Sequence[str] | None,
+  size: tuple[int, int],
 ) -> Image.Image:
   """Draws at the size (width, height) of the result, so that lines and text are sharp."""
   _check(image, instances)
@@ -246,11 +244,11 @@ def _draw_labels(draw, boxes, instances, colors, class_names, size) -> None:
 
 
 def draw_comparisons(
-    examples: Sequence[Comparison],
-    class_names: Sequence[str] | None = None,
-    *,
-    panel_size: int = 480,
-    pairs_per_row: int | None = None,
+  examples: Sequence[Comparison],
+  class_names: Sequence[str] | None = None,
+  *,
+  panel_size: int = 480,
+  pairs_per_row: int | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
   """A sheet of images, each twice: prediction on the left, truth on the right.
 
@@ -274,8 +272,8 @@ def draw_comparisons(
   rows = [pairs[i : i + columns] for i in range(0, len(pairs), columns)]
   heights = [head + max(pair[0].height for pair in row) + margin for row in rows]
   widths = [
-      max(pair[0].width + gap + pair[1].width for pair in pairs[column::columns]) + margin
-      for column in range(min(columns, len(pairs)))
+    max(pair[0].width + gap + pair[1].width for pair in pairs[column::columns]) + margin
+    for column in range(min(columns, len(pairs)))
   ]
   sheet = Image.new("RGB", (sum(widths) + margin, sum(heights) + margin), "white")
   draw = ImageDraw.Draw(sheet)
@@ -284,8 +282,8 @@ def draw_comparisons(
     left, top = margin + sum(widths[:column]), margin + sum(heights[:row])
     draw.text((left, top), example.title, font=title_font, fill=INK)
     counts = (
-        f"Prediction · {_count(len(example.prediction.labels), 'detection')}",
-        f"Ground truth · {_count(len(example.truth.labels), 'object')}",
+      f"Prediction · {_count(len(example.prediction.labels), 'detection')}",
+      f"Ground truth · {_count(len(example.truth.labels), 'object')}",
     )
     for picture, text in zip(pair, counts):
       draw.text((left, top + 27), text, font=font, fill=GRAY)

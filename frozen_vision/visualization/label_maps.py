@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 import dataclasses
 
-import numpy as np
 from jaxtyping import UInt8
+import numpy as np
 from PIL import Image, ImageDraw
 
-from frozen_vision.visualization import instances
 from frozen_vision.data.segmentation.label_maps import IGNORE
+from frozen_vision.visualization import instances
 
 _OPACITY = 0.62
 _UNLABELLED = (46, 47, 51)
@@ -32,7 +32,7 @@ class LabelComparison:
 
 
 def draw_label_map(
-    image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], size: tuple[int, int] | None = None
+  image: UInt8[np.ndarray, "h w 3"], labels: UInt8[np.ndarray, "h w"], size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
   """Lays the classes' colours over an image, with a line along borders; pixels without a class are dark.
 
@@ -44,8 +44,9 @@ def draw_label_map(
   """
   if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or labels.shape != image.shape[:2]:
     raise ValueError(
-        f"The image is {image.dtype} {image.shape} and the label map {labels.shape}; expected uint8 [h, w, "
-        "3] and [h, w].")
+      f"The image is {image.dtype} {image.shape} and the label map {labels.shape}; expected uint8 [h, w, "
+      "3] and [h, w]."
+    )
   palette = np.array([instances.class_color(i) for i in range(256)], np.float32)
   palette[IGNORE] = _UNLABELLED
   size = size or (image.shape[1], image.shape[0])
@@ -61,7 +62,7 @@ def draw_label_map(
 
 
 def draw_label_comparisons(
-    examples: Sequence[LabelComparison], class_names: Sequence[str], *, panel_size: int = 420
+  examples: Sequence[LabelComparison], class_names: Sequence[str], *, panel_size: int = 420
 ) -> UInt8[np.ndarray, "h w 3"]:
   """A sheet with a row for every image: the image, its prediction, its truth, and below them a legend.
 
@@ -87,13 +88,15 @@ def draw_label_comparisons(
 
 
 def _row(
-    example: LabelComparison, class_names: Sequence[str], panel_size: int, font, title_font
+  example: LabelComparison, class_names: Sequence[str], panel_size: int, font, title_font
 ) -> Image.Image:
   factor = panel_size / max(example.image.shape[:2])
   width, height = (max(1, round(side * factor)) for side in example.image.shape[1::-1])
   resized = Image.fromarray(example.image).resize((width, height), Image.Resampling.BICUBIC)
-  panels = [("Image", np.asarray(resized)),
-            ("Prediction", draw_label_map(example.image, example.prediction, (width, height)))]
+  panels = [
+    ("Image", np.asarray(resized)),
+    ("Prediction", draw_label_map(example.image, example.prediction, (width, height))),
+  ]
   if example.truth is not None:
     panels.append(("Ground truth", draw_label_map(example.image, example.truth, (width, height))))
   total = len(panels) * width + (len(panels) - 1) * _GAP
@@ -114,14 +117,17 @@ def _row(
 
 
 def _legend(
-    example: LabelComparison, class_names: Sequence[str], font, width: int
+  example: LabelComparison, class_names: Sequence[str], font, width: int
 ) -> list[tuple[int, int, tuple[int, int, int], str]]:
   """(line, left, colour, text) of every class that is there."""
   truth = predicted = example.prediction
   if example.truth is not None:
     truth = example.truth
     predicted = np.where(truth == IGNORE, IGNORE, example.prediction)  # what is scored
-  count = lambda labels: np.bincount(labels.ravel(), minlength=256)
+
+  def count(labels):
+    return np.bincount(labels.ravel(), minlength=256)
+
   area = count(truth) + count(predicted)
   shown = count(truth) + count(example.prediction) > 0
   present = [i for i in np.argsort(-area, kind="stable").tolist() if i != IGNORE and shown[i]]

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from frozen_vision.freezing import partition
 from frozen_vision.backbones import families
 from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.freezing import partition
 from frozen_vision.tasks import common
 from tests import tiny
 
 _SMALL = dict(
-    embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_sizes=(4, 4, 4, 2),
-    residual_norm_init=1.0)
+  embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_sizes=(4, 4, 4, 2), residual_norm_init=1.0
+)
 
 
 def _backbone(seed=0, **changes):
@@ -53,7 +53,10 @@ def test_what_is_saved_is_loaded_bit_for_bit(backbone, path):
   assert loaded.config == backbone.config
   images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
   np.testing.assert_array_equal(jax.jit(loaded)(images)[-1], jax.jit(backbone)(images)[-1])
-  fingerprint = lambda module: partition.fingerprint(nnx.state(module, nnx.Param))
+
+  def fingerprint(module):
+    return partition.fingerprint(nnx.state(module, nnx.Param))
+
   assert fingerprint(loaded) == fingerprint(backbone)
 
 
@@ -124,7 +127,10 @@ def test_weights_of_another_network_than_the_named_one(path):
 def test_random_weights_are_no_identity():
   config = tiny.detection()
   config.backbone.overrides = dict(embed_dim=8, depths=(1,) * 4, num_heads=(1,) * 4)
-  scale = lambda: common.build_backbone(config).stages[0].blocks[0].norm1.scale[...]
+
+  def scale():
+    return common.build_backbone(config).stages[0].blocks[0].norm1.scale[...]
+
   np.testing.assert_array_equal(scale(), 1)
   config.backbone.weights = "init"
   np.testing.assert_array_equal(scale(), 0)
@@ -146,10 +152,15 @@ def test_names_and_options():
 def test_feature_key_changes_with_what_changes_features(backbone):
   key = families.feature_key(backbone, "abc")
   assert json.loads(json.dumps(key)) == key and key["weights"] == "abc"
-  abstract = lambda **changes: nnx.eval_shape(lambda: _backbone(**changes))
+
+  def abstract(**changes):
+    return nnx.eval_shape(lambda: _backbone(**changes))
+
   others = [
-      abstract(window_sizes=(8, 4, 4, 2)), abstract(pretrained_window_sizes=(8, 8, 4, 2)),
-      abstract(dtype=jnp.bfloat16)]
+    abstract(window_sizes=(8, 4, 4, 2)),
+    abstract(pretrained_window_sizes=(8, 8, 4, 2)),
+    abstract(dtype=jnp.bfloat16),
+  ]
   keys = [families.feature_key(other, "abc") for other in others]
   keys += [families.feature_key(backbone, "abd"), families.feature_key(backbone, "abc", levels=2)]
   assert all(other != key for other in keys)
@@ -166,8 +177,9 @@ def test_fingerprint_sees_values_shapes_and_names():
 
   base = of(a=[[1, 2]], b=[3])
   assert base == of(b=[3], a=[[1, 2]])
-  assert len({base, of(a=[1, 2], b=[3]), of(a=[[1, 2]], c=[3]), of(a=[[1, 3]], b=[3]),
-              of(a=[[3, 2]], b=[1])}) == 5
+  assert (
+    len({base, of(a=[1, 2], b=[3]), of(a=[[1, 2]], c=[3]), of(a=[[1, 3]], b=[3]), of(a=[[3, 2]], b=[1])}) == 5
+  )
 
 
 def test_normalise():
@@ -188,4 +200,5 @@ def test_one_contract_for_every_variant():
     abstract = nnx.eval_shape(lambda: families.build_backbone(name, rngs=nnx.Rngs(0), depths=(1, 1, 1, 1)))
     assert [spec.stride for spec in abstract.feature_specs] == [4, 8, 16, 32]
     assert [spec.channels for spec in abstract.feature_specs] == [
-        config.embed_dim * 2**stage for stage in range(4)]
+      config.embed_dim * 2**stage for stage in range(4)
+    ]

@@ -8,31 +8,30 @@ import warnings
 import zlib
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
 from frozen_vision.data import images as image_io
 from tests import paths
 
 # What is wrong with the files of odd_images that must be refused.
 BAD = {
-    "truncated.jpg": "damaged",
-    "truncated.png": "damaged",
-    "truncated_end_chunk.png": "damaged",  # all pixels are there, but the file is cut
-    "broken_data_stream.png": "damaged",  # Pillow "reads" it at the second attempt, partly black
-    "broken.png": "not an image",
-    "zero_width.gif": "not an image",
-    "decompression_bomb.gif": "too many pixels",
-    "bad_width.bmp": "too many pixels",
-    "bad_palette_size.bmp": "damaged",
-    "derived_truncated_half.jpg": "damaged",
-    "derived_header_only.jpg": "damaged",
-    "derived_empty.jpg": "empty",
-    "derived_text_as.jpg": "not an image",
-    "derived_bitflips.jpg": "damaged",
+  "truncated.jpg": "damaged",
+  "truncated.png": "damaged",
+  "truncated_end_chunk.png": "damaged",  # all pixels are there, but the file is cut
+  "broken_data_stream.png": "damaged",  # Pillow "reads" it at the second attempt, partly black
+  "broken.png": "not an image",
+  "zero_width.gif": "not an image",
+  "decompression_bomb.gif": "too many pixels",
+  "bad_width.bmp": "too many pixels",
+  "bad_palette_size.bmp": "damaged",
+  "derived_truncated_half.jpg": "damaged",
+  "derived_header_only.jpg": "damaged",
+  "derived_empty.jpg": "empty",
+  "derived_text_as.jpg": "not an image",
+  "derived_bitflips.jpg": "damaged",
 }
-WIDE = ("gray16.png_like.tif", "gray16.pgm", "gray_12in16.tif", "derived_gray16.png",
-        "derived_float32.tif")
+WIDE = ("gray16.png_like.tif", "gray16.pgm", "gray_12in16.tif", "derived_gray16.png", "derived_float32.tif")
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +61,7 @@ def _exif(orientation: int) -> Image.Exif:
 
 def _png(bit_depth: int, colour_type: int, rows: np.ndarray, transparent: bytes = b"") -> bytes:
   """A PNG written by hand, since Pillow writes no 16-bit colour."""
+
   def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -148,7 +148,7 @@ def test_exif_is_applied_in_every_format(image_format, orientation):
 
 
 @pytest.mark.parametrize(
-    "image_format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"]
+  "image_format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"]
 )
 def test_half_a_file_is_refused_in_every_format(image_format):
   data = _encode(_picture(), image_format)
@@ -187,8 +187,12 @@ def test_sixteen_bit_tiff_with_inverted_gray():
 
 
 @pytest.mark.parametrize(
-    "values", [np.array([[0.0, 200.0]], np.float32), np.array([[0.0, np.nan]], np.float32),
-               np.array([[0, 70000]], np.int32)]
+  "values",
+  [
+    np.array([[0.0, 200.0]], np.float32),
+    np.array([[0.0, np.nan]], np.float32),
+    np.array([[0, 70000]], np.int32),
+  ],
 )
 def test_pixels_without_a_defined_range_are_refused(values):
   with pytest.raises(image_io.ImageError, match="Convert the file to 8 or 16 bits") as caught:
@@ -230,8 +234,7 @@ def test_limits_and_hostile_input(tmp_path):
     with pytest.raises(image_io.ImageError, match="empty"):
       call(b"")
   copied = pickle.loads(pickle.dumps(caught.value))
-  assert (copied.name, copied.reason, copied.kind) == (
-      caught.value.name, caught.value.reason, "missing")
+  assert (copied.name, copied.reason, copied.kind) == (caught.value.name, caught.value.reason, "missing")
 
 
 def test_random_damage_never_escapes_as_another_exception():

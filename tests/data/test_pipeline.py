@@ -29,7 +29,6 @@ class Numbers:
 
 
 class Unreadable(Numbers):
-
   def __getitem__(self, index):
     raise OSError("the disk is gone")
 
@@ -111,7 +110,7 @@ def test_each_pass_is_a_new_permutation():
   batches = take(12)
   records = column(batches, "record")
   for start in (0, 23, 46):
-    assert sorted(records[start:start + 23]) == list(range(23))
+    assert sorted(records[start : start + 23]) == list(range(23))
   assert not np.array_equal(records[:23], records[23:46])
   assert batches[0]["index"].dtype == np.int64
   np.testing.assert_array_equal(column(batches, "index"), np.arange(72))
@@ -164,9 +163,7 @@ def test_error_of_a_worker_reaches_the_caller():
   first_bad = next(i for i, batch in enumerate(reference) if 7 in batch["record"])
   seen = []
   with pytest.raises(ValueError, match="seven is broken") as caught:
-    with pipeline.train_batches(
-        Numbers(), failing, batch_size=6, seed=5, num_workers=1
-    ) as batches:
+    with pipeline.train_batches(Numbers(), failing, batch_size=6, seed=5, num_workers=1) as batches:
       while True:
         seen.append(next(batches))
   assert any("global index" in note for note in caught.value.__notes__)
@@ -189,8 +186,11 @@ if __name__ == "__main__":
   before = set(os.listdir("/dev/shm"))
   # `-c` has no file that a spawned worker would import again.
   with subprocess.Popen(
-      [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-      cwd=_ROOT,
+    [sys.executable, "-c", program],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+    cwd=_ROOT,
   ) as parent:
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 1 and all(running(pid) for pid in pids)
@@ -240,7 +240,7 @@ def test_evaluation_is_shared_evenly():
   shares = []
   for i in range(2):
     with pipeline.eval_batches(
-        Numbers(13), plain, batch_size=4, process_index=i, process_count=2
+      Numbers(13), plain, batch_size=4, process_index=i, process_count=2
     ) as iterator:
       shares.append(list(iterator))
   assert [len(share) for share in shares] == [4, 4]
@@ -249,16 +249,16 @@ def test_evaluation_is_shared_evenly():
 
 
 @pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"start_example": 7}, "start_example is 7.*batch_size"),
-        ({"start_example": -6}, "start_example is -6"),
-        ({"source": Numbers(0)}, "empty"),
-        ({"process_count": 4}, "batch_size is 6.*4"),
-        ({"process_index": 2, "process_count": 2}, "process_index is 2"),
-        ({"num_workers": -1}, "num_workers is -1"),
-        ({"transform": failing}, "seven is broken"),
-    ],
+  "options, message",
+  [
+    ({"start_example": 7}, "start_example is 7.*batch_size"),
+    ({"start_example": -6}, "start_example is -6"),
+    ({"source": Numbers(0)}, "empty"),
+    ({"process_count": 4}, "batch_size is 6.*4"),
+    ({"process_index": 2, "process_count": 2}, "process_index is 2"),
+    ({"num_workers": -1}, "num_workers is -1"),
+    ({"transform": failing}, "seven is broken"),
+  ],
 )
 def test_errors(options, message):
   with pytest.raises(ValueError, match=message):

@@ -8,14 +8,12 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
-from frozen_vision.data.segmentation import ade20k
-from frozen_vision.data.detection import coco
 from frozen_vision.data import prepare
-from frozen_vision.data.detection import prepared_coco
-from frozen_vision.data.segmentation import prepared_segmentation
+from frozen_vision.data.detection import coco, prepared_coco
+from frozen_vision.data.segmentation import ade20k, prepared_segmentation
 from tests import paths
 from tests.data import test_images
 
@@ -105,13 +103,16 @@ def test_worker_reads_without_tensorflow(written, tmp_path):
   assert len(data) == size < 20_000
   (tmp_path / "source.pickle").write_bytes(data)
   code = (
-      "import pickle, sys\n"
-      "source = pickle.load(open(sys.argv[1], 'rb'))\n"
-      "print(source[1]['image'].sum(), 'tensorflow' in sys.modules)"
+    "import pickle, sys\n"
+    "source = pickle.load(open(sys.argv[1], 'rb'))\n"
+    "print(source[1]['image'].sum(), 'tensorflow' in sys.modules)"
   )
   result = subprocess.run(
-      [sys.executable, "-c", code, tmp_path / "source.pickle"], cwd=ROOT, capture_output=True,
-      text=True, check=True,
+    [sys.executable, "-c", code, tmp_path / "source.pickle"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
   )
   assert result.stdout.split() == [str(image.sum()), "False"]
 
@@ -172,8 +173,7 @@ def test_workers_find_the_same():
   folder = paths.data_dir("odd_images") / "files"
   tasks = [prepare._Task(path, path.name) for path in sorted(folder.glob("*.png"))]
   alone, together = (list(prepare.check_images(tasks, workers)) for workers in (1, 2))
-  assert [(r.name, r.info, str(r.error)) for r in alone] == [
-      (r.name, r.info, str(r.error)) for r in together]
+  assert [(r.name, r.info, str(r.error)) for r in alone] == [(r.name, r.info, str(r.error)) for r in together]
 
 
 def test_wrong_calls_and_nothing_usable(tmp_path, capsys):
@@ -181,11 +181,11 @@ def test_wrong_calls_and_nothing_usable(tmp_path, capsys):
   assert prepare.main(["images", "--images", str(tmp_path)]) == 1
   assert "nothing usable" in capsys.readouterr().err
   for arguments, message in (
-      (["images", "--images", str(tmp_path / "absent")], "no such folder"),
-      (["coco", "--images", "x"], "give --root, or --images and --annotations"),
-      (["coco", "--root", "x", "--images", "y"], "not both"),
-      (["coco", "--root", "x"], "give --out"),
-      (["coco", "--root", "x", "--check"], "no such folder of images"),
+    (["images", "--images", str(tmp_path / "absent")], "no such folder"),
+    (["coco", "--images", "x"], "give --root, or --images and --annotations"),
+    (["coco", "--root", "x", "--images", "y"], "not both"),
+    (["coco", "--root", "x"], "give --out"),
+    (["coco", "--root", "x", "--check"], "no such folder of images"),
   ):
     assert prepare.main(arguments) == 1
     assert message in capsys.readouterr().err
@@ -244,9 +244,14 @@ def test_bad_label_files_are_named_and_left_out(tmp_path, capsys):
   assert prepare.main(command) == 0
   text = capsys.readouterr().out
   for line in (
-      "bad: ADE_0: has no label image", "ADE_1.png: cannot be decoded", "bad: ADE_2: is 30 x 22 pixels",
-      "ADE_3.png: has labels outside of the class list: 200 (690 pixels)", "bad: ADE_4: not a readable image",
-      "6 checked, 1 usable, 5 bad", "usable: 1 images, 150 classes"):
+    "bad: ADE_0: has no label image",
+    "ADE_1.png: cannot be decoded",
+    "bad: ADE_2: is 30 x 22 pixels",
+    "ADE_3.png: has labels outside of the class list: 200 (690 pixels)",
+    "bad: ADE_4: not a readable image",
+    "6 checked, 1 usable, 5 bad",
+    "usable: 1 images, 150 classes",
+  ):
     assert line in text, line
   assert prepare.main([*command, "--strict"]) == 1
 
@@ -254,7 +259,19 @@ def test_bad_label_files_are_named_and_left_out(tmp_path, capsys):
 def test_checking_camvid_with_workers(capsys):
   root = paths.data_dir("camvid")
   command = [
-      "segmentation", "--images", str(root / "val/images"), "--labels", str(root / "val/labels"), "--classes",
-      str(root / "meta.json"), "--split", "validation", "--check", "--strict", "--workers", "2"]
+    "segmentation",
+    "--images",
+    str(root / "val/images"),
+    "--labels",
+    str(root / "val/labels"),
+    "--classes",
+    str(root / "meta.json"),
+    "--split",
+    "validation",
+    "--check",
+    "--strict",
+    "--workers",
+    "2",
+  ]
   assert prepare.main(command) == 0
   assert "51 checked, 51 usable, 0 bad" in capsys.readouterr().out

@@ -13,11 +13,11 @@ import time
 import numpy as np
 import pytest
 
-from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.devices import processes as distributed
 from frozen_vision.freezing import partition
-from frozen_vision.training import loop
+from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.training import loop
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -25,13 +25,18 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "task, head",
-    [("detection", ""), ("segmentation", "mask2former"), ("segmentation", "linear"), ("action", "")])
+  "task, head",
+  [("detection", ""), ("segmentation", "mask2former"), ("segmentation", "linear"), ("action", "")],
+)
 def test_every_mesh_gives_what_one_device_gives(task, head, quick_environment):
   output = subprocess.run(
-      [sys.executable, "-m", "tests.mesh_run", task, head], cwd=_ROOT, check=True, capture_output=True,
-      text=True,
-      env=os.environ | quick_environment | {"JAX_PLATFORMS": "cpu"}).stdout
+    [sys.executable, "-m", "tests.mesh_run", task, head],
+    cwd=_ROOT,
+    check=True,
+    capture_output=True,
+    text=True,
+    env=os.environ | quick_environment | {"JAX_PLATFORMS": "cpu"},
+  ).stdout
   report = json.loads(output.splitlines()[-1])
   assert list(report) == ["8x1", "4x2", "2x4", "1x8"]
   for mesh, found in report.items():
@@ -44,16 +49,27 @@ def test_every_mesh_gives_what_one_device_gives(task, head, quick_environment):
 
 def _environment(quick_environment, devices):
   # Two devices a process on two cores wait for each other for ever, unless threads are plenty.
-  return os.environ | quick_environment | {
-      "JAX_PLATFORMS": "cpu", "NPROC": "8", "JAX_NUM_CPU_DEVICES": str(devices)}
+  return (
+    os.environ
+    | quick_environment
+    | {"JAX_PLATFORMS": "cpu", "NPROC": "8", "JAX_NUM_CPU_DEVICES": str(devices)}
+  )
 
 
 def _command(workdir, *changes, mode="train", distributed=True):
   return [
-      sys.executable, "-m", "frozen_vision.main", "--config=tests/tiny.py", f"--workdir={workdir}",
-      f"--mode={mode}",
-      "--config.batch_size=4", "--config.eval_batch_size=4", "--config.frozen_dtype=float32", *changes,
-      *(["--distributed"] if distributed else [])]
+    sys.executable,
+    "-m",
+    "frozen_vision.main",
+    "--config=tests/tiny.py",
+    f"--workdir={workdir}",
+    f"--mode={mode}",
+    "--config.batch_size=4",
+    "--config.eval_batch_size=4",
+    "--config.frozen_dtype=float32",
+    *changes,
+    *(["--distributed"] if distributed else []),
+  ]
 
 
 def _launch(processes, command):
@@ -67,8 +83,10 @@ def _trained(workdir):
   with checkpoint.Checkpoints(workdir) as checkpoints:
     state, meta = checkpoints.restore({"trainable": trainable, "ema": trainable}, partial=True)
   leaves = {
-      f"{part}/{path}": np.asarray(leaf)
-      for part, tree in state.items() for path, leaf in partition.flatten(tree).items()}
+    f"{part}/{path}": np.asarray(leaf)
+    for part, tree in state.items()
+    for path, leaf in partition.flatten(tree).items()
+  }
   return leaves, meta["step"]
 
 
@@ -82,9 +100,17 @@ def _assert_close(found, wanted):
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, quick_environment):
   changes = ("--config.steps=4", "--config.checkpoint_every=2", "--config.log_every=1")
-  run = lambda command, devices: subprocess.run(
-      command, cwd=_ROOT, env=_environment(quick_environment, devices), capture_output=True, text=True,
-      timeout=900)
+
+  def run(command, devices):
+    return subprocess.run(
+      command,
+      cwd=_ROOT,
+      env=_environment(quick_environment, devices),
+      capture_output=True,
+      text=True,
+      timeout=900,
+    )
+
   alone = run(_command(tmp_path / "one", *changes, distributed=False), 1)
   assert alone.returncode == 0, alone.stdout + alone.stderr
   both = run(_launch(2, _command(tmp_path / "two", *changes)), 2)
@@ -112,7 +138,8 @@ def test_two_processes_equal_one(tmp_path, quick_environment):
   said = evaluated.stdout + evaluated.stderr
   assert evaluated.returncode == 0 and "Evaluating step 4" in evaluated.stdout, said
   assert tiny.metrics(tmp_path / "one")["eval/box_AP"][-1][1] == pytest.approx(
-      wanted["eval/box_AP"][-1][1], abs=1e-6)
+    wanted["eval/box_AP"][-1][1], abs=1e-6
+  )
 
 
 # What a run does after an evaluation, many times: keeps the best, and saves.
@@ -135,8 +162,13 @@ with checkpoint.Checkpoints(sys.argv[1], best_metric="quality") as checkpoints:
 @pytest.mark.slow
 def test_saves_of_two_folders_do_not_meet(tmp_path, quick_environment):
   result = subprocess.run(
-      _launch(2, [sys.executable, "-c", _SAVES, str(tmp_path)]), cwd=_ROOT,
-      env=_environment(quick_environment, 1), capture_output=True, text=True, timeout=300)
+    _launch(2, [sys.executable, "-c", _SAVES, str(tmp_path)]),
+    cwd=_ROOT,
+    env=_environment(quick_environment, 1),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
   assert result.returncode == 0, result.stdout + result.stderr
   with checkpoint.Checkpoints(tmp_path, best_metric="quality") as checkpoints:
     assert checkpoints.latest_step() == checkpoints.best_step() == 19
@@ -168,8 +200,7 @@ def test_a_process_that_ends_takes_the_others_along_and_both_resume(tmp_path, qu
   with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
     step = checkpoints.latest_step()
   assert step >= 5
-  again = subprocess.run(
-      command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=900)
+  again = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=900)
   assert f"Continuing from step {step}" in again.stdout and again.returncode == 0, again.stdout + again.stderr
 
 
@@ -203,7 +234,8 @@ def test_wrong_use_is_said(monkeypatch):
       distributed._main(arguments)
   assert distributed.launch([sys.executable, "-c", "import sys; sys.exit(0)"], 2) == 0
   failing = (
-      "import os, sys, time; sys.exit(3) if os.environ['FROZEN_VISION_PROCESS'] == '1' else time.sleep(60)")
+    "import os, sys, time; sys.exit(3) if os.environ['FROZEN_VISION_PROCESS'] == '1' else time.sleep(60)"
+  )
   started = time.monotonic()
   assert distributed.launch([sys.executable, "-c", failing], 2) == 3
   assert time.monotonic() - started < 30

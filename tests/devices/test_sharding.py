@@ -4,15 +4,15 @@ import math
 
 from flax import nnx
 import jax
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 import numpy as np
 import optax
 import pytest
 
+from frozen_vision.backbones import families
 from frozen_vision.backbones.swinv2 import folded
 from frozen_vision.devices import sharding
-from frozen_vision.backbones import families
 
 
 def _mesh(data, model):
@@ -21,7 +21,6 @@ def _mesh(data, model):
 
 def _folded_state(name, held_as, **overrides):
   class Model(nnx.Module):
-
     def __init__(self, backbone):
       self.backbone = nnx.data(backbone)
 
@@ -68,11 +67,12 @@ def test_the_scanned_axis_stays_whole_and_small_leaves_too():
 
 
 def test_a_large_leaf_without_a_rule_is_an_error():
-  unknown = lambda size: nnx.State(
-      {"backbone": {"odd": nnx.Param(jax.ShapeDtypeStruct((size,), jnp.float32))}})
+  def unknown(size):
+    return nnx.State({"backbone": {"odd": nnx.Param(jax.ShapeDtypeStruct((size,), jnp.float32))}})
+
   with pytest.raises(ValueError, match="No rule .* backbone/odd"):
     sharding.frozen_shardings(unknown(2**20), _mesh(2, 1))
-  (_, leaf), = nnx.to_flat_state(sharding.frozen_shardings(unknown(4), _mesh(2, 1)))
+  ((_, leaf),) = nnx.to_flat_state(sharding.frozen_shardings(unknown(4), _mesh(2, 1)))
   assert leaf.get_value().spec == PartitionSpec()
   with pytest.raises(ValueError, match="config.mesh.frozen is 'data'"):
     sharding.frozen_shardings(unknown(4), _mesh(2, 1), over="data")
@@ -93,15 +93,21 @@ def test_wrong_meshes_and_batches_are_said():
 
 
 def test_heads_are_whole_and_open_blocks_are_spread_with_their_moments():
-  trainable = nnx.State({
+  trainable = nnx.State(
+    {
       "head": {"kernel": nnx.Param(jnp.zeros((8, 8)))},
-      "backbone": {"block": {"kernel": nnx.Param(jnp.zeros((8, 16))), "bias": nnx.Param(jnp.zeros(16))}}})
+      "backbone": {"block": {"kernel": nnx.Param(jnp.zeros((8, 16))), "bias": nnx.Param(jnp.zeros(16))}},
+    }
+  )
   state = dict(
-      trainable=trainable, opt_state=optax.adam(1e-3).init(trainable), ema=trainable, step=jnp.zeros(()))
+    trainable=trainable, opt_state=optax.adam(1e-3).init(trainable), ema=trainable, step=jnp.zeros(())
+  )
   found = sharding.state_shardings(state, _mesh(2, 2))
   kernels = [
-      (jax.tree_util.keystr(path), place.spec) for path, place in jax.tree.flatten_with_path(found)[0]
-      if "kernel" in jax.tree_util.keystr(path)]
+    (jax.tree_util.keystr(path), place.spec)
+    for path, place in jax.tree.flatten_with_path(found)[0]
+    if "kernel" in jax.tree_util.keystr(path)
+  ]
   assert len(kernels) == 8  # parameters, two moments and the average, of both
   for path, spec in kernels:
     assert spec == (PartitionSpec(None, sharding.AXES) if "backbone" in path else PartitionSpec()), path

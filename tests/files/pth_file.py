@@ -8,8 +8,11 @@ import zipfile
 import numpy as np
 
 _STORAGES = {
-    "float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage",
-    "int64": "LongStorage"}
+  "float32": "FloatStorage",
+  "float16": "HalfStorage",
+  "bfloat16": "BFloat16Storage",
+  "int64": "LongStorage",
+}
 
 
 class Call:
@@ -46,7 +49,9 @@ def _global(module: str, name: str) -> bytes:
 
 
 def _encode(value: Any, storages: list[np.ndarray]) -> bytes:
-  encode = lambda item: _encode(item, storages)
+  def encode(item):
+    return _encode(item, storages)
+
   match value:
     case None:
       return b"N"
@@ -68,10 +73,24 @@ def _encode(value: Any, storages: list[np.ndarray]) -> bytes:
     case View():
       storages.append(value.storage)
       storage = (
-          b"(" + encode("storage") + _global("torch", _STORAGES[value.storage.dtype.name])
-          + encode(str(len(storages) - 1)) + encode("cpu") + encode(value.storage.size) + b"tQ")
+        b"("
+        + encode("storage")
+        + _global("torch", _STORAGES[value.storage.dtype.name])
+        + encode(str(len(storages) - 1))
+        + encode("cpu")
+        + encode(value.storage.size)
+        + b"tQ"
+      )
       return (
-          _global("torch._utils", "_rebuild_tensor_v2") + b"(" + storage + encode(value.offset)
-          + encode(value.shape) + encode(value.strides) + encode(False)
-          + _global("collections", "OrderedDict") + b")R" + b"tR")
+        _global("torch._utils", "_rebuild_tensor_v2")
+        + b"("
+        + storage
+        + encode(value.offset)
+        + encode(value.shape)
+        + encode(value.strides)
+        + encode(False)
+        + _global("collections", "OrderedDict")
+        + b")R"
+        + b"tR"
+      )
   raise TypeError(type(value))

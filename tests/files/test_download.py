@@ -28,7 +28,6 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-
   def do_GET(self):
     server = self.server
     asked = self.headers.get("Range")
@@ -48,7 +47,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.send_header("Content-Length", str(len(server.data) - start))
     self.end_headers()
     rest = server.data[start:]
-    self.wfile.write(rest[:server.cuts.pop(0)] if server.cuts else rest)
+    self.wfile.write(rest[: server.cuts.pop(0)] if server.cuts else rest)
     self.close_connection = True
 
   def log_message(self, *args):
@@ -92,7 +91,8 @@ def test_what_breaks_off_is_continued(server, path):
 def test_a_later_call_continues_what_an_earlier_one_kept(server, path):
   server.cuts = [1000]
   with pytest.raises(
-      ConnectionError, match=r"1,000 of 5,000 bytes came.*1,000 bytes are kept.*put it at .*weights.pth"):
+    ConnectionError, match=r"1,000 of 5,000 bytes came.*1,000 bytes are kept.*put it at .*weights.pth"
+  ):
     download.fetch(server.url, path, sha256=_HASH, attempts=1)
   assert not path.exists() and _left(path) == ["weights.pth.partial", "weights.pth.partial.version"]
   download.fetch(server.url, path, sha256=_HASH)
@@ -135,7 +135,8 @@ def test_a_version_that_cannot_be_held_together_is_not_continued(server, path):
 
 def test_another_file_is_refused_and_removed(server, path):
   with pytest.raises(
-      ValueError, match=f"gave 5,000 bytes with the SHA-256 {_HASH}, expected the SHA-256 {'0' * 64}"):
+    ValueError, match=f"gave 5,000 bytes with the SHA-256 {_HASH}, expected the SHA-256 {'0' * 64}"
+  ):
     download.fetch(server.url, path, sha256="0" * 64)
   with pytest.raises(ValueError, match="gave 5,000 bytes .* expected at least 6,000 bytes"):
     download.fetch(server.url, path, least_bytes=6000)
@@ -147,7 +148,8 @@ def test_what_cannot_be_reached(server, path, tmp_path):
     download.fetch(server.url.replace("weights.pth", "absent"), path)
   assert len(server.requests) == 1  # asking again would not help
   with pytest.raises(
-      ConnectionError, match=r"http://127.0.0.1:9/x could not be fetched.*Without a network.*put it at "):
+    ConnectionError, match=r"http://127.0.0.1:9/x could not be fetched.*Without a network.*put it at "
+  ):
     download.fetch("http://127.0.0.1:9/x", path)
   with pytest.raises(ConnectionError, match="No such file"):
     download.fetch((tmp_path / "absent").as_uri(), path)

@@ -19,7 +19,8 @@ def _attack(path: pathlib.Path) -> pth_file.Call:
 
 def test_tensors_of_every_layout(tmp_path):
   base = np.arange(24, dtype=np.float32)
-  content = {"model": {
+  content = {
+    "model": {
       "plain": base.reshape(2, 3, 4),
       "transposed": pth_file.View(base, 4, (3, 2), (1, 3)),
       "half": base.astype(np.float16),
@@ -27,7 +28,10 @@ def test_tensors_of_every_layout(tmp_path):
       "index": np.arange(5),
       "scalar": pth_file.View(base, 7, (), ()),
       "empty": pth_file.View(base, 0, (0, 3), (3, 1)),
-  }, "epoch": 3, "optimizer": {"lr": 1}}
+    },
+    "epoch": 3,
+    "optimizer": {"lr": 1},
+  }
   tensors, others = torch_file.open_torch(pth_file.write(tmp_path / "a.pth", content))
   assert others == ["epoch", "optimizer"]
   np.testing.assert_array_equal(tensors["plain"].read(), base.reshape(2, 3, 4))
@@ -48,7 +52,8 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path, name):
   attack = pth_file.Call(module, function, argument)
   path = pth_file.write(tmp_path / "a.pth", attack)
   with pytest.raises(
-      ValueError, match=rf"holds no dictionary of tensors.*neither imported nor called: \['{name}'\]"):
+    ValueError, match=rf"holds no dictionary of tensors.*neither imported nor called: \['{name}'\]"
+  ):
     families.load_backbone(path)
   # Beside real weights it is ignored, by name.
   path = pth_file.write(tmp_path / "b.pth", {"model": {"x": np.ones(2, np.float32)}, "config": attack})
@@ -68,27 +73,43 @@ _OS = b"cos\nsystem\n"
 
 
 # Every way in which a pickle can call: REDUCE of a name found on the stack, INST, OBJ, NEWOBJ, NEWOBJ_EX.
-@pytest.mark.parametrize("program", [
+@pytest.mark.parametrize(
+  "program",
+  [
     lambda name, text: name(b"os") + name(b"system") + b"\x93(" + text + b"tR",
     lambda name, text: b"(" + text + b"ios\nsystem\n",
-    lambda name, text: b"(" + _OS + text + b"o", lambda name, text: _OS + b"(" + text + b"t\x81",
+    lambda name, text: b"(" + _OS + text + b"o",
+    lambda name, text: _OS + b"(" + text + b"t\x81",
     lambda name, text: _OS + b"(" + text + b"t}\x92",
-], ids=["STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"])
+  ],
+  ids=["STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"],
+)
 def test_no_opcode_calls_anything(tmp_path, program):
   target = tmp_path / "executed"
-  string = lambda text: b"X" + len(text).to_bytes(4, "little") + text
+
+  def string(text):
+    return b"X" + len(text).to_bytes(4, "little") + text
+
   path = tmp_path / "a.pth"
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr(
-        "archive/data.pkl", b"\x80\x04" + program(string, string(f"touch {target}".encode())) + b".")
+      "archive/data.pkl", b"\x80\x04" + program(string, string(f"touch {target}".encode())) + b"."
+    )
   with pytest.raises(ValueError, match=r"holds no dictionary of tensors.*\['os.system'\]"):
     families.load_backbone(path)
   assert not target.exists()
 
 
-@pytest.mark.parametrize("name", [
-    "torch._utils\n_rebuild_parameter", "torch._utils\n_rebuild_tensor_v2", "torch\nFloatStorage",
-    "collections\nOrderedDict", "os\nsystem"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "torch._utils\n_rebuild_parameter",
+    "torch._utils\n_rebuild_tensor_v2",
+    "torch\nFloatStorage",
+    "collections\nOrderedDict",
+    "os\nsystem",
+  ],
+)
 def test_nothing_of_ours_can_be_changed_by_a_file(tmp_path, name):
   good = pth_file.write(tmp_path / "good.pth", {"x": np.arange(4, dtype=np.float32)})
   state = pth_file.pickle_of((None, {"__defaults__": (1,), "call": 2, "dtype": 3, "__setstate__": 4}))[2:-1]
@@ -132,15 +153,23 @@ def test_damaged_files(tmp_path):
     families.load_backbone(tmp_path / "absent.pth")
   # Numbers flipped inside of a storage: the zip's checksum.
   start = data.index(np.ones(8, np.float32).tobytes())
-  bad.write_bytes(data[:start] + b"\x01" + data[start + 1:])
+  bad.write_bytes(data[:start] + b"\x01" + data[start + 1 :])
   tensors, _ = torch_file.open_torch(bad)
   with pytest.raises(ValueError, match="bad.pth is damaged: Bad CRC"):
     tensors["x"].read()
 
 
-@pytest.mark.parametrize("view", [
-    ((0, (5,), (1,))), ((1, (4,), (1,))), ((-1, (2,), (1,))), ((0, (2,), (-1,))), ((0, (2, 2), (1,))),
-    ((0, (1 << 30,), (0,))[:1] + ((2, 3), (2, 1)))])
+@pytest.mark.parametrize(
+  "view",
+  [
+    ((0, (5,), (1,))),
+    ((1, (4,), (1,))),
+    ((-1, (2,), (1,))),
+    ((0, (2,), (-1,))),
+    ((0, (2, 2), (1,))),
+    ((0, (1 << 30,), (0,))[:1] + ((2, 3), (2, 1))),
+  ],
+)
 def test_tensors_stay_inside_their_storage(tmp_path, view):
   path = pth_file.write(tmp_path / "a.pth", {"x": pth_file.View(np.ones(4, np.float32), *view)})
   with pytest.raises(ValueError, match="a.pth cannot be read as a .pth file"):

@@ -6,9 +6,9 @@ import optax
 import pytest
 
 from frozen_vision.freezing import partition
+from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 from frozen_vision.training import step as train_step
-from frozen_vision.tasks import build as tasks_build
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

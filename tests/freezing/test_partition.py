@@ -11,11 +11,10 @@ import pytest
 
 from frozen_vision.backbones.swinv2 import folded as fold
 from frozen_vision.freezing import partition as freeze
-from frozen_vision.training import optimizer
 from frozen_vision.runs import state_leaves
-from frozen_vision.training import loop
-from frozen_vision.training import step as train_step
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.training import loop, optimizer
+from frozen_vision.training import step as train_step
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -40,9 +39,11 @@ class _Program:
       model = nnx.eval_shape(folded)
     self.graphdef, self.trainable, self.frozen = freeze.partition(model, patterns)
     self.tx = optimizer.build(
-        config.optimizer, steps=config.steps, trainable=self.trainable, layer_of=task.layer_of)
+      config.optimizer, steps=config.steps, trainable=self.trainable, layer_of=task.layer_of
+    )
     self.state = jax.eval_shape(
-        lambda leaves: train_step.init_state(leaves, self.tx, seed=0, ema=True), self.trainable)
+      lambda leaves: train_step.init_state(leaves, self.tx, seed=0, ema=True), self.trainable
+    )
     with task.train_batches(0) as batches:
       self.batch = train_step.device_batch(next(batches))
     self.frozen_pass = train_step.backbone_is_frozen(self.trainable)
@@ -52,7 +53,8 @@ class _Program:
 
   def step(self, **options):
     return train_step.make_train_step(
-        self.task, self.graphdef, self.tx, ema_decay=0.9, frozen_pass=self.frozen_pass, **options)
+      self.task, self.graphdef, self.tx, ema_decay=0.9, frozen_pass=self.frozen_pass, **options
+    )
 
 
 def _compiled(function, *arguments, **options):
@@ -76,14 +78,18 @@ def test_no_gradient_of_a_frozen_leaf_is_computed(name, with_masks):
   forward = _flops(_compiled(program.forward, *inputs))
   step = _compiled(program.step(), *arguments, donate_argnums=0)
   on_features = _compiled(
-      program.step(given_features=True), *arguments, jax.eval_shape(program.forward, *inputs))
+    program.step(given_features=True), *arguments, jax.eval_shape(program.forward, *inputs)
+  )
   assert 0.9 * forward <= _flops(step) - _flops(on_features) <= 1.02 * forward
   # A backbone that computes something: two operations per weight and position, at stride 32 at least.
   assert forward > 2 * freeze.num_bytes(program.frozen) / 4
 
   # The program returns the state, in place, and scalars. Frozen weights are far larger than all of it.
   state, scalars = outputs = jax.eval_shape(program.step(), *arguments)
-  describe = lambda tree: state_leaves.describe(state_leaves.flatten(tree)[0])
+
+  def describe(tree):
+    return state_leaves.describe(state_leaves.flatten(tree)[0])
+
   assert describe(state) == describe(program.state)
   assert not [path for path in describe(state) if "backbone" in path]
   assert all(leaf.shape == () for leaf in scalars.values())
@@ -119,10 +125,12 @@ def _run(config, steps):
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   tx = optimizer.build(
-      config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of)
+    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of
+  )
   state = train_step.init_state(model.trainable, tx, seed=0, ema=False)
-  step = jax.jit(train_step.make_train_step(
-      task, model.graphdef, tx, frozen_pass=model.frozen_pass), donate_argnums=0)
+  step = jax.jit(
+    train_step.make_train_step(task, model.graphdef, tx, frozen_pass=model.frozen_pass), donate_argnums=0
+  )
   before = _bits(model.frozen), _bits(state["trainable"])
   with task.train_batches(0) as batches:
     for _ in range(steps):
@@ -171,8 +179,9 @@ def test_partition_is_complete_and_merges_back():
   for policy in (("neck/.*", "head/.*"), _OPEN_END, (".*",), (".*/bias",)):
     model = nnx.eval_shape(task.build_model)
     graphdef, trainable, frozen = freeze.partition(model, policy)
-    paths = [{freeze.path_string(path) for path, _ in nnx.to_flat_state(part)}
-             for part in (trainable, frozen)]
+    paths = [
+      {freeze.path_string(path) for path, _ in nnx.to_flat_state(part)} for part in (trainable, frozen)
+    ]
     assert not paths[0] & paths[1] and paths[0] | paths[1] == names
     assert all(any(re.fullmatch(pattern, path) for pattern in policy) for path in paths[0])
     merged = nnx.merge(graphdef, trainable, frozen)
@@ -191,7 +200,6 @@ def test_a_pattern_that_matches_nothing_is_an_error():
 
 
 class _Layers(nnx.Module):
-
   def __init__(self):
     rngs = nnx.Rngs(0)
     self.body = nnx.Sequential(nnx.Linear(2, 2, rngs=rngs), nnx.Dropout(0.5))

@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.heads import linear
-from frozen_vision.heads import pixel_classification
-from frozen_vision.heads import upernet
+from frozen_vision.heads import linear, pixel_classification, upernet
 from frozen_vision.ops import resize
 from tests import golden_values
 
@@ -67,8 +65,9 @@ def test_cross_entropy_counts_labelled_pixels_only():
   full = np.asarray(resize.upsample(logits, 4, _IMAGE), np.float64)
   log_probabilities = full - np.log(np.exp(full).sum(-1, keepdims=True))
   known = labels != 255
-  picked = np.take_along_axis(
-      log_probabilities, np.where(known, labels, 0)[..., None].astype(int), -1)[..., 0]
+  picked = np.take_along_axis(log_probabilities, np.where(known, labels, 0)[..., None].astype(int), -1)[
+    ..., 0
+  ]
   assert loss == pytest.approx(-picked[known].mean(), rel=1e-5)
   assert accuracy == pytest.approx((full.argmax(-1) == labels)[known].mean(), abs=1e-6)
   nothing, _ = pixel_classification.cross_entropy(logits, np.full_like(labels, 255), stride=4)
@@ -156,17 +155,24 @@ def _compare(folder):
   spec = json.loads((folder / "upernet.json").read_text())
   specs = [FeatureSpec(stride, channels) for stride, channels in zip(spec["strides"], spec["channels"])]
   config = upernet.UPerNetConfig(
-      spec["num_labels"], channels=spec["hidden_size"], pool_scales=tuple(spec["pool_scales"]),
-      norm_groups=spec["groups"], auxiliary_channels=spec["auxiliary_channels"], input_norm=False)
+    spec["num_labels"],
+    channels=spec["hidden_size"],
+    pool_scales=tuple(spec["pool_scales"]),
+    norm_groups=spec["groups"],
+    auxiliary_channels=spec["auxiliary_channels"],
+    input_norm=False,
+  )
   head = upernet.UPerNet(specs, config, rngs=nnx.Rngs(0))
   _our_weights(head, golden_values.state_dict(spec))
   shapes = [(2, s.channels, *(side // s.stride for side in spec["image"])) for s in specs]
   features = [
-      golden_values.values(spec["seed"], f"features.{i}", shape).transpose(0, 2, 3, 1)
-      for i, shape in enumerate(shapes)]
+    golden_values.values(spec["seed"], f"features.{i}", shape).transpose(0, 2, 3, 1)
+    for i, shape in enumerate(shapes)
+  ]
   graphdef, state = nnx.split(head)
-  run = jax.jit(lambda state, x: (
-      nnx.merge(graphdef, state)(x), nnx.merge(graphdef, state).auxiliary_logits(x)))
+  run = jax.jit(
+    lambda state, x: (nnx.merge(graphdef, state)(x), nnx.merge(graphdef, state).auxiliary_logits(x))
+  )
   wanted = np.load(folder / "upernet.npz")
   for found, name in zip(run(state, features), ("decode_head", "auxiliary_head")):
     reference = wanted[name].transpose(0, 2, 3, 1)

@@ -17,33 +17,39 @@ _SPECS = (FeatureSpec(4, 4), FeatureSpec(8, 6), FeatureSpec(16, 8))
 def _features(b=2, t=4, h=4, w=6):
   keys = jax.random.split(jax.random.key(0), 3)
   return tuple(
-      jax.random.normal(key, (b, t, -(-h // 2**i), -(-w // 2**i), spec.channels))
-      for i, (key, spec) in enumerate(zip(keys, _SPECS)))
+    jax.random.normal(key, (b, t, -(-h // 2**i), -(-w // 2**i), spec.channels))
+    for i, (key, spec) in enumerate(zip(keys, _SPECS))
+  )
 
 
 def _video_swin(**changes):
   options = dict(
-      levels=(1, 2), channels=(8, 16), depths=(2, 1), head_channels=4, window_size=(2, 2, 2),
-      drop_path_rate=0.2)
+    levels=(1, 2), channels=(8, 16), depths=(2, 1), head_channels=4, window_size=(2, 2, 2), drop_path_rate=0.2
+  )
   config = video_swin.VideoSwinHeadConfig(**(options | changes))
   return video_swin.VideoSwinHead(_SPECS, config, 5, rngs=nnx.Rngs(0))
 
 
 def _heads():
   return {
-      "video_swin": _video_swin(),
-      "video_swin with motion": _video_swin(motion_radius=1),
-      "average": video_swin.AverageHead(_SPECS, 5, levels=(1, 2), dropout=0.5, rngs=nnx.Rngs(0)),
-      "attentive": video_swin.AttentiveHead(
-          _SPECS, 5, levels=(1, 2), channels=8, num_heads=2, dropout=0.5, rngs=nnx.Rngs(0)),
+    "video_swin": _video_swin(),
+    "video_swin with motion": _video_swin(motion_radius=1),
+    "average": video_swin.AverageHead(_SPECS, 5, levels=(1, 2), dropout=0.5, rngs=nnx.Rngs(0)),
+    "attentive": video_swin.AttentiveHead(
+      _SPECS, 5, levels=(1, 2), channels=8, num_heads=2, dropout=0.5, rngs=nnx.Rngs(0)
+    ),
   }
 
 
 @pytest.mark.parametrize("name", ["video_swin", "video_swin with motion", "average", "attentive"])
 def test_logits_are_float32_and_only_a_key_makes_them_random(name):
   head = _heads()[name]
-  head = nnx.merge(nnx.graphdef(head), jax.tree.map(  # a fresh classifier hides the rest: it starts near zero
-      lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), nnx.state(head)))
+  head = nnx.merge(
+    nnx.graphdef(head),
+    jax.tree.map(  # a fresh classifier hides the rest: it starts near zero
+      lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), nnx.state(head)
+    ),
+  )
   features = tuple(feature.astype(jnp.bfloat16) for feature in _features()[1:])
   apply = jax.jit(lambda features, key: head(features, key))
   logits = apply(features, None)
@@ -53,8 +59,11 @@ def test_logits_are_float32_and_only_a_key_makes_them_random(name):
   np.testing.assert_array_equal(first, apply(features, jax.random.key(1)))
   assert np.abs(first - logits).max() > 1e-3
   assert np.abs(first - apply(features, jax.random.key(2))).max() > 1e-3
+
   # Every parameter takes part.
-  loss = lambda state: jnp.sum(nnx.merge(nnx.graphdef(head), state)(features, None)**2)
+  def loss(state):
+    return jnp.sum(nnx.merge(nnx.graphdef(head), state)(features, None) ** 2)
+
   gradients = jax.jit(jax.grad(loss))(nnx.state(head, nnx.Param))
   for path, leaf in nnx.to_flat_state(gradients):
     assert np.abs(leaf[...]).max() > 0, path
@@ -64,7 +73,8 @@ def test_logits_are_float32_and_only_a_key_makes_them_random(name):
 def test_which_heads_see_the_order_of_frames(name, sees_order):
   head = _heads()[name]
   head.classifier.linear.kernel[...] = jax.random.normal(
-      jax.random.key(0), head.classifier.linear.kernel.shape)
+    jax.random.key(0), head.classifier.linear.kernel.shape
+  )
   features = _features()[1:]
   backwards = tuple(feature[:, ::-1] for feature in features)
   apply = jax.jit(lambda features: head(features))
@@ -105,14 +115,17 @@ def test_only_the_levels_that_are_read_are_taken():
     head(_features())
 
 
-@pytest.mark.parametrize("changes, message", [
+@pytest.mark.parametrize(
+  "changes, message",
+  [
     (dict(levels=(1, 3)), "expected neighbours"),
     (dict(depths=(2,)), "one entry per level"),
     (dict(head_channels=3), "does not divide"),
     (dict(motion_radius=-1), "motion_radius = -1, motion_lags .* expected 0 or more"),
     (dict(motion_lags=(0, 1)), "frames ahead from 1"),
     (dict(levels=(2, 3)), "levels = .2, 3. of a backbone with 3 levels"),
-])
+  ],
+)
 def test_options_that_do_not_fit(changes, message):
   with pytest.raises(ValueError, match=message):
     _video_swin(**changes)

@@ -27,9 +27,14 @@ def test_equals_a_plain_count():
 def test_padding_and_unreadable_videos_do_not_count():
   evaluator = action.ActionEvaluator("ab", top_k=(1,))
   probabilities = np.array([[0.2, 0.8], [0.9, 0.1], [0.3, 0.7], [np.nan, np.nan]])
-  evaluator.update({"probabilities": probabilities}, {
-      "label": np.array([1, 1, 0, 0]), "example_valid": np.array([True, True, True, False]),
-      "readable": np.array([True, True, False, False])})
+  evaluator.update(
+    {"probabilities": probabilities},
+    {
+      "label": np.array([1, 1, 0, 0]),
+      "example_valid": np.array([True, True, True, False]),
+      "readable": np.array([True, True, False, False]),
+    },
+  )
   assert evaluator.result() == {"top1": 0.5, "mean_class_accuracy": 0.5, "unreadable": 1.0}
   assert evaluator.total().tolist() == [[0, 0], [1, 1]]
 
@@ -37,5 +42,6 @@ def test_padding_and_unreadable_videos_do_not_count():
 def test_without_a_readable_video_there_is_no_accuracy():
   evaluator = action.ActionEvaluator("ab")
   evaluator.update(
-      {"probabilities": np.ones((2, 2))}, {"label": np.zeros(2, int), "readable": np.zeros(2, bool)})
+    {"probabilities": np.ones((2, 2))}, {"label": np.zeros(2, int), "readable": np.zeros(2, bool)}
+  )
   assert evaluator.result() == {"unreadable": 2.0}

@@ -4,10 +4,10 @@ import io
 import json
 
 import numpy as np
-import pytest
 from pycocotools import coco as pycoco
 from pycocotools import cocoeval
 from pycocotools import mask as mask_utils
+import pytest
 
 from frozen_vision.metrics import coco_ap, coco_matching
 from frozen_vision.ops import masks as mask_ops
@@ -15,8 +15,8 @@ from tests import paths
 
 ORACLE_TRUTH = "instances_val2014_100.json"
 ORACLE_DETECTIONS = {
-    "bbox": "instances_val2014_fakebbox100_results.json",
-    "segm": "instances_val2014_fakesegm100_results.json",
+  "bbox": "instances_val2014_fakebbox100_results.json",
+  "segm": "instances_val2014_fakesegm100_results.json",
 }
 CATEGORIES = [{"id": i, "name": name} for i, name in ((7, "seven"), (3, "three"), (90, "ninety"))]
 
@@ -41,10 +41,10 @@ def make_batch(truth: dict, image_ids, input_scale=1.0):
   sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
   original = np.array([sizes[i] for i in image_ids], np.int32)
   return {
-      "image_id": np.array(image_ids, np.int64),
-      "original_size": original,
-      "image_size": np.round(original * input_scale).astype(np.int32),
-      "example_valid": np.ones(len(image_ids), bool),
+    "image_id": np.array(image_ids, np.int64),
+    "original_size": original,
+    "image_size": np.round(original * input_scale).astype(np.int32),
+    "example_valid": np.ones(len(image_ids), bool),
   }
 
 
@@ -55,11 +55,11 @@ def make_predictions(b: int, k: int, *, size: float = 0, labels: int = 1, seed: 
   scores = rng.uniform(0, 1, (b, k))
   scores = np.where(rng.random((b, k)) < 0.5, np.round(scores, 1), scores)
   return {
-      "boxes": corners.astype(np.float32),
-      "scores": scores.astype(np.float32),
-      "labels": rng.integers(0, labels, (b, k)).astype(np.int32),
-      "valid": rng.random((b, k)) < 0.9,
-      "masks": rng.random((b, k, 28, 28), np.float32) ** 0.5,
+    "boxes": corners.astype(np.float32),
+    "scores": scores.astype(np.float32),
+    "labels": rng.integers(0, labels, (b, k)).astype(np.int32),
+    "valid": rng.random((b, k)) < 0.9,
+    "masks": rng.random((b, k, 28, 28), np.float32) ** 0.5,
   }
 
 
@@ -131,18 +131,21 @@ def test_official_demo_boxes_through_update(tmp_path):
     boxes = np.array([row["bbox"] for row in own]).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     evaluator.update(
-        {
-            "boxes": boxes[None].astype(np.float32),
-            "scores": np.array([[row["score"] for row in own]], np.float32),
-            "labels": np.array([[index[row["category_id"]] for row in own]], np.int32),
-            "valid": np.ones((1, len(own)), bool),
-        },
-        make_batch(truth, [image["id"]]),
+      {
+        "boxes": boxes[None].astype(np.float32),
+        "scores": np.array([[row["score"] for row in own]], np.float32),
+        "labels": np.array([[index[row["category_id"]] for row in own]], np.int32),
+        "valid": np.ones((1, len(own)), bool),
+      },
+      make_batch(truth, [image["id"]]),
     )
   np.testing.assert_allclose(list(evaluator.result().values()), expected, rtol=0, atol=1e-9)
   evaluator.write(tmp_path / "detections.json")
   written = json.loads((tmp_path / "detections.json").read_text())
-  key = lambda row: (row["image_id"], row["category_id"], row["score"], row["bbox"])
+
+  def key(row):
+    return (row["image_id"], row["category_id"], row["score"], row["bbox"])
+
   assert sorted(map(key, written)) == sorted(map(key, rows))
 
 
@@ -155,8 +158,8 @@ def filled_evaluator(truth, k, *, scale=1.0, order=1, **kwargs) -> coco_ap.CocoE
   batch = make_batch(truth, ids, scale)
   for i in range(len(ids))[::order]:
     evaluator.update(
-        {key: value[i : i + 1] for key, value in predictions.items()},
-        {key: value[i : i + 1] for key, value in batch.items()},
+      {key: value[i : i + 1] for key, value in predictions.items()},
+      {key: value[i : i + 1] for key, value in batch.items()},
     )
   return evaluator
 

@@ -83,9 +83,7 @@ def test_two_processes_equal_one(tmp_path):
       process.kill()  # SIGKILL: jax.distributed catches SIGTERM.
   for i in range(2):
     assert json.loads((workdir / f"result{i}.json").read_text()) == expected
-  assert (workdir / "detections.json").read_bytes() == (
-      tmp_path / "one/detections.json"
-  ).read_bytes()
+  assert (workdir / "detections.json").read_bytes() == (tmp_path / "one/detections.json").read_bytes()
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@ import json
 import logging
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
-from frozen_vision.metrics import gather
-from frozen_vision.metrics import mean_iou
+from frozen_vision.metrics import gather, mean_iou
 
 _NAMES = ("a", "b", "c", "d", "never")
 
@@ -36,21 +35,25 @@ def independent(truth, predicted, num_classes):
   recalls = {c: len(true[c] & found[c]) / len(true[c]) for c in true if true[c]}
   right = sum(len(true[c] & found[c]) for c in true)
   return dict(
-      ious=ious, mIoU=sum(ious.values()) / len(ious), mean_accuracy=sum(recalls.values()) / len(recalls),
-      pixel_accuracy=right / sum(map(len, true.values())))
+    ious=ious,
+    mIoU=sum(ious.values()) / len(ious),
+    mean_accuracy=sum(recalls.values()) / len(recalls),
+    pixel_accuracy=right / sum(map(len, true.values())),
+  )
 
 
 def batch_of(predicted, indices, frame=(16, 20)):
   maps = np.full((len(indices), *frame), 77, np.uint8)  # what lies outside of an image must not be looked at
   for row, i in enumerate(indices):
-    maps[row, :predicted[i].shape[0], :predicted[i].shape[1]] = predicted[i]
+    maps[row, : predicted[i].shape[0], : predicted[i].shape[1]] = predicted[i]
   return {"label_map": maps}, {
-      "index": np.array(indices), "original_size": np.array([predicted[i].shape for i in indices])}
+    "index": np.array(indices),
+    "original_size": np.array([predicted[i].shape for i in indices]),
+  }
 
 
 def make_evaluator(truth, **options):
-  return mean_iou.MeanIoUEvaluator(
-      _NAMES, lambda i: truth[i], lambda i: f"folder/{i}", len(truth), **options)
+  return mean_iou.MeanIoUEvaluator(_NAMES, lambda i: truth[i], lambda i: f"folder/{i}", len(truth), **options)
 
 
 def test_equals_sets_of_pixels(tmp_path):
@@ -93,7 +96,8 @@ def test_processes_are_added(monkeypatch):
   parts[1].update(*batch_of(predicted, [1, 3]))
   states = []
   monkeypatch.setattr(
-      gather, "gather_objects", lambda value: states.append(json.loads(json.dumps(value))) or states)
+    gather, "gather_objects", lambda value: states.append(json.loads(json.dumps(value))) or states
+  )
   parts[0].counts()
   result = parts[1].result()
   wanted = independent(truth, predicted, 5)

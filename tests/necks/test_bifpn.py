@@ -16,8 +16,7 @@ SIZES = ((9, 7), (5, 4), (3, 2))
 def _features(seed=0):
   rng = np.random.default_rng(seed)
   return tuple(
-      rng.standard_normal((2, *size, s.channels)).astype(np.float32)
-      for size, s in zip(SIZES, SPECS)
+    rng.standard_normal((2, *size, s.channels)).astype(np.float32) for size, s in zip(SIZES, SPECS)
   )
 
 
@@ -25,7 +24,10 @@ def _randomise(module, seed=0):
   """Every parameter drawn anew, so that no zero bias or weight of one hides a mistake."""
   rng = np.random.default_rng(seed)
   graphdef, state = nnx.split(module)
-  draw = lambda x: jnp.asarray(rng.normal(0.3, 0.5, x.shape), jnp.float32)
+
+  def draw(x):
+    return jnp.asarray(rng.normal(0.3, 0.5, x.shape), jnp.float32)
+
   return nnx.merge(graphdef, jax.tree.map(draw, state))
 
 
@@ -96,10 +98,10 @@ def _reference(neck, features):
   levels = [np.asarray(x, float) for x in features]
   levels += [_pool(levels[-1])]
   p = [
-      x
-      if lateral is None
-      else _finish(x @ np.asarray(lateral.conv.kernel[...], float), lateral.conv, lateral.norm)
-      for x, lateral in zip(levels, neck.laterals, strict=True)
+    x
+    if lateral is None
+    else _finish(x @ np.asarray(lateral.conv.kernel[...], float), lateral.conv, lateral.norm)
+    for x, lateral in zip(levels, neck.laterals, strict=True)
   ]
   for block in neck.blocks:  # written out for four levels: mid 0..2, out 0..3
     mid2 = _fuse(block.top_down[2], [p[2], _nearest(p[3], p[2].shape[:2])])
@@ -113,21 +115,21 @@ def _reference(neck, features):
 
 
 @pytest.mark.parametrize(
-    "channels, repeats, separable, norm",
-    [(4, 2, False, "none"), (4, 1, True, "none"), (64, 1, True, "group")],
+  "channels, repeats, separable, norm",
+  [(4, 2, False, "none"), (4, 1, True, "none"), (64, 1, True, "group")],
 )
 def test_equals_the_loop(channels, repeats, separable, norm):
   neck = _randomise(
-      bifpn.BiFPN(
-          SPECS,
-          channels,
-          num_levels=4,
-          repeats=repeats,
-          separable=separable,
-          norm=norm,
-          input_norm=False,
-          rngs=nnx.Rngs(0),
-      )
+    bifpn.BiFPN(
+      SPECS,
+      channels,
+      num_levels=4,
+      repeats=repeats,
+      separable=separable,
+      norm=norm,
+      input_norm=False,
+      rngs=nnx.Rngs(0),
+    )
   )
   features = _features()
   outputs = jax.jit(neck.__call__)(features)
@@ -136,22 +138,21 @@ def test_equals_the_loop(channels, repeats, separable, norm):
   for image in range(2):
     expected = _reference(neck, [x[image] for x in features])
     for ours, theirs in zip(outputs, expected, strict=True):
-      np.testing.assert_allclose(
-          ours[image], theirs, rtol=0, atol=1e-5 * np.abs(theirs).max()
-      )
+      np.testing.assert_allclose(ours[image], theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("separable, millions", [(False, 4.7227), (True, 0.5468)])
 def test_parameters_of_a_repeat(separable, millions):
   """The counts of the facts about the frozen study: 256 channels, 5 levels, group norm."""
   specs = tuple(FeatureSpec(4 * 2**i, 256) for i in range(4))
-  size = lambda repeats: _size(
+
+  def size(repeats):
+    return _size(
       nnx.eval_shape(
-          lambda: bifpn.BiFPN(
-              specs, repeats=repeats, separable=separable, input_norm=False, rngs=nnx.Rngs(0)
-          )
+        lambda: bifpn.BiFPN(specs, repeats=repeats, separable=separable, input_norm=False, rngs=nnx.Rngs(0))
       )
-  )
+    )
+
   assert round(size(1) / 1e6, 4) == millions  # no laterals: all levels have 256 channels
   assert round((size(3) - size(2)) / 1e6, 4) == millions
 
@@ -202,9 +203,9 @@ def test_input_norm_and_bfloat16():
 
 
 def test_build_neck():
-  make = lambda name, **options: nnx.eval_shape(
-      lambda: build.build_neck(name, SPECS, channels=32, rngs=nnx.Rngs(0), **options)
-  )
+  def make(name, **options):
+    return nnx.eval_shape(lambda: build.build_neck(name, SPECS, channels=32, rngs=nnx.Rngs(0), **options))
+
   plain = make("fpn", num_levels=4)
   assert isinstance(plain, fpn.FPN) and len(plain.feature_specs) == 4
   neck = make("bifpn", repeats=3, separable=True, norm="none", input_norm=False)
@@ -216,7 +217,9 @@ def test_build_neck():
 
 
 def test_errors_name_what_was_found():
-  build_ = lambda **options: bifpn.BiFPN(SPECS, **(dict(rngs=nnx.Rngs(0)) | options))
+  def build_(**options):
+    return bifpn.BiFPN(SPECS, **(dict(rngs=nnx.Rngs(0)) | options))
+
   with pytest.raises(ValueError, match="num_levels=2 outputs for 3 backbone levels"):
     build_(num_levels=2)
   with pytest.raises(ValueError, match="repeats=0"):

@@ -18,7 +18,10 @@ SPECS = (FeatureSpec(4, 3), FeatureSpec(8, 6))
 def _randomise(module):
   rng = np.random.default_rng(0)
   graphdef, state = nnx.split(module)
-  draw = lambda x: jnp.asarray(rng.normal(0.1, 0.4, x.shape), jnp.float32)
+
+  def draw(x):
+    return jnp.asarray(rng.normal(0.1, 0.4, x.shape), jnp.float32)
+
   return nnx.merge(graphdef, jax.tree.map(draw, state))
 
 
@@ -60,12 +63,12 @@ def test_equals_the_loop():
 
 @pytest.mark.parametrize("name", ["fpn", "bifpn"])
 def test_it_replaces_the_last_level_only(name):
-  make = lambda heads: build.build_neck(
-      name, SPECS, channels=32, num_levels=3, attention_heads=heads, rngs=nnx.Rngs(0)
-  )
+  def make(heads):
+    return build.build_neck(name, SPECS, channels=32, num_levels=3, attention_heads=heads, rngs=nnx.Rngs(0))
+
   features = tuple(
-      jax.ShapeDtypeStruct((1, 8 // (i + 1), 8 // (i + 1), s.channels), jnp.float32)
-      for i, s in enumerate(SPECS)
+    jax.ShapeDtypeStruct((1, 8 // (i + 1), 8 // (i + 1), s.channels), jnp.float32)
+    for i, s in enumerate(SPECS)
   )
   plain, extended = nnx.eval_shape(lambda: (make(0), make(2)))
   assert plain.attention is None and plain.feature_specs == extended.feature_specs
@@ -76,7 +79,10 @@ def test_it_replaces_the_last_level_only(name):
     return [x.shape for x in outputs]
 
   assert shapes(plain) == shapes(extended) == [(1, s, s, 32) for s in (8, 4, 2)]
-  size = lambda neck: sum(x.size for x in jax.tree.leaves(nnx.state(neck)))
+
+  def size(neck):
+    return sum(x.size for x in jax.tree.leaves(nnx.state(neck)))
+
   c = SPECS[-1].channels
   assert size(extended) - size(plain) == 12 * c * c + 3 * 2 * c + (3 + 1 + 4 + 1) * c
   with pytest.raises(ValueError, match="6 channels do not divide into 4 heads"):

@@ -15,10 +15,10 @@ def bilinear(image: np.ndarray, y: float, x: float) -> np.ndarray:
   bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
   v, u = y - top, x - left
   return (
-      (1 - v) * (1 - u) * image[top, left]
-      + (1 - v) * u * image[top, right]
-      + v * (1 - u) * image[bottom, left]
-      + v * u * image[bottom, right]
+    (1 - v) * (1 - u) * image[top, left]
+    + (1 - v) * u * image[top, right]
+    + v * (1 - u) * image[bottom, left]
+    + v * u * image[bottom, right]
   )
 
 
@@ -48,16 +48,16 @@ def odd_rois(rng: np.random.Generator, count: int, height: int, width: int) -> n
   sides = np.exp(rng.uniform(np.log(2), np.log(width), (count, 2)))
   rois = np.concatenate([corner, corner + sides], axis=1)
   special = [
-      (0, 0, width, height),  # the whole image
-      (-width, -height, 2 * width, 2 * height),  # three times the image
-      (2 * width, 2 * height, 3 * width, 3 * height),  # outside
-      (8, 8, 8 + 28, 8 + 56),  # whole numbers of samples per bin: 28 / 4 / 7 = 1
-      (4, 12, 4 + 56, 12 + 28),
-      (10.3, 20.6, 10.3, 20.6),  # a point
-      (10.3, 20.6, 30.1, 20.6),  # a line
-      (0, 5.2, width, 7.9),  # as flat as can be
-      (3.1, 0, 5.0, height),
-      (0, 0, 0, 0),  # padding
+    (0, 0, width, height),  # the whole image
+    (-width, -height, 2 * width, 2 * height),  # three times the image
+    (2 * width, 2 * height, 3 * width, 3 * height),  # outside
+    (8, 8, 8 + 28, 8 + 56),  # whole numbers of samples per bin: 28 / 4 / 7 = 1
+    (4, 12, 4 + 56, 12 + 28),
+    (10.3, 20.6, 10.3, 20.6),  # a point
+    (10.3, 20.6, 30.1, 20.6),  # a line
+    (0, 5.2, width, 7.9),  # as flat as can be
+    (3.1, 0, 5.0, height),
+    (0, 0, 0, 0),  # padding
   ]
   rois[: len(special)] = special
   return rois.astype(np.float32)

@@ -27,8 +27,8 @@ def test_inside_flags_are_strict_on_the_far_side():
   boxes = np.array([[0, 0, 9, 9], [-1, 0, 5, 5], [0, 0, 10, 5], [0, 0, 5, 20], [0, 0, 5, 19]])
   size = np.array([[20, 10], [21, 11]])  # (height, width)
   np.testing.assert_array_equal(
-      anchors.inside_flags(boxes, size, 0),
-      [[True, False, False, False, True], [True, False, True, True, True]],
+    anchors.inside_flags(boxes, size, 0),
+    [[True, False, False, False, True], [True, False, True, True, True]],
   )
   np.testing.assert_array_equal(anchors.inside_flags(boxes, size[0], 1), [True] * 5)
   np.testing.assert_array_equal(anchors.inside_flags(boxes - 100, size[0], -1), [True] * 5)

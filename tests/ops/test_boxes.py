@@ -42,9 +42,7 @@ def test_clip_matches_each_image_to_its_size():
   sizes = np.array([[20, 25], [3, 2]], np.int32)  # (height, width)
   expected = [[[0, 0, 25, 20]], [[1, 2, 2, 3]]]
   np.testing.assert_array_equal(box_ops.clip(boxes, sizes), expected)
-  np.testing.assert_array_equal(
-      box_ops.clip(boxes[:, None], sizes), np.asarray(expected)[:, None]
-  )
+  np.testing.assert_array_equal(box_ops.clip(boxes[:, None], sizes), np.asarray(expected)[:, None])
   np.testing.assert_array_equal(box_ops.clip(boxes[0, 0], sizes[0]), expected[0][0])
   with pytest.raises(ValueError, match="height, width"):
     box_ops.clip(boxes, sizes[0, :1])
@@ -65,7 +63,7 @@ def test_decode_limits_sizes_and_clips():
   unbounded = box_ops.decode_deltas(roi, jnp.array([[0, 0, 1e9, -1e9]]), (1, 1, 1, 1))
   np.testing.assert_allclose(unbounded, [[5 - 312.5, 5 - 0.08, 5 + 312.5, 5 + 0.08]], rtol=1e-5)
   clipped = box_ops.decode_deltas(
-      roi, jnp.array([[0, 0, 1e9, -1e9]]), (1, 1, 1, 1), image_size=jnp.array([8, 20])
+    roi, jnp.array([[0, 0, 1e9, -1e9]]), (1, 1, 1, 1), image_size=jnp.array([8, 20])
   )
   np.testing.assert_allclose(clipped, [[0, 4.92, 20, 5.08]], rtol=1e-5)
 
@@ -88,9 +86,9 @@ def test_decode_equals_golden_refinement():
   rois = np.stack([golden["rois.0"], golden["rois.1"]])
   for stage, head in enumerate(spec["config"]["roi_head"]["bbox_head"]):
     found = box_ops.decode_deltas(
-        rois, golden[f"stage{stage}.reg"].reshape(rois.shape), head["bbox_coder"]["target_stds"],
-        image_size=np.asarray(spec["image_sizes"]),
+      rois,
+      golden[f"stage{stage}.reg"].reshape(rois.shape),
+      head["bbox_coder"]["target_stds"],
+      image_size=np.asarray(spec["image_sizes"]),
     )
-    np.testing.assert_allclose(
-        found.reshape(-1, 4), golden[f"stage{stage}.refined"], rtol=1e-5, atol=1e-4
-    )
+    np.testing.assert_allclose(found.reshape(-1, 4), golden[f"stage{stage}.refined"], rtol=1e-5, atol=1e-4)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from frozen_vision.ops.deformable_attention import deformable_attention
-from tests import golden_mask2former
-from tests import golden_values
+from tests import golden_mask2former, golden_values
 
 SHAPES = ((3, 4), (5, 7), (10, 13))
 BATCH, QUERIES, HEADS, CHANNELS, POINTS = 2, 9, 3, 5, 4
@@ -18,10 +17,9 @@ def inputs(seed):
   cells = sum(h * w for h, w in SHAPES)
   samples = (BATCH, QUERIES, HEADS, len(SHAPES), POINTS)
   return (
-      jnp.asarray(golden_values.values(seed, "values", (BATCH, cells, HEADS, CHANNELS))),
-      jnp.asarray(
-          golden_values.uniform(seed, "locations", (*samples, 2)) * np.float32(1.4) - np.float32(0.2)),
-      jnp.asarray(golden_values.uniform(seed, "weights", samples)),
+    jnp.asarray(golden_values.values(seed, "values", (BATCH, cells, HEADS, CHANNELS))),
+    jnp.asarray(golden_values.uniform(seed, "locations", (*samples, 2)) * np.float32(1.4) - np.float32(0.2)),
+    jnp.asarray(golden_values.uniform(seed, "weights", samples)),
   )
 
 
@@ -65,7 +63,8 @@ def test_half_precision_values_are_summed_in_float32(quick_compilation):
   output = deformable_attention(rounded, SHAPES, locations, weights)
   assert output.dtype == jnp.float32
   np.testing.assert_array_equal(
-      output, deformable_attention(rounded.astype(jnp.float32), SHAPES, locations, weights))
+    output, deformable_attention(rounded.astype(jnp.float32), SHAPES, locations, weights)
+  )
 
 
 def test_arrays_that_do_not_fit():

@@ -26,9 +26,10 @@ def test_pack_and_unpack():
 def _bitmaps(rng, height, width):
   y, x = np.mgrid[:height, :width]
   ellipses = [
-      ((y - rng.uniform(10, height - 10)) / rng.uniform(5, 40)) ** 2
-      + ((x - rng.uniform(10, width - 10)) / rng.uniform(5, 40)) ** 2 <= 1
-      for _ in range(2)
+    ((y - rng.uniform(10, height - 10)) / rng.uniform(5, 40)) ** 2
+    + ((x - rng.uniform(10, width - 10)) / rng.uniform(5, 40)) ** 2
+    <= 1
+    for _ in range(2)
   ]
   return np.stack([*ellipses, rng.random((height, width)) > 0.5, np.ones((height, width), bool)])
 
@@ -88,14 +89,14 @@ def _paste_loop(probabilities, box, height, width, threshold):
 
 
 @pytest.mark.parametrize(
-    "box",
-    [
-        (5.3, 4.1, 30.7, 20.2),
-        (-10, -8, 20.5, 50),
-        (39.2, 2, 60, 9),
-        (3.2, 3.3, 4.1, 30),
-        (0, 0, 40, 32),
-    ],
+  "box",
+  [
+    (5.3, 4.1, 30.7, 20.2),
+    (-10, -8, 20.5, 50),
+    (39.2, 2, 60, 9),
+    (3.2, 3.3, 4.1, 30),
+    (0, 0, 40, 32),
+  ],
 )
 def test_paste_equals_loop(box):
   rng = np.random.default_rng(3)
@@ -105,7 +106,7 @@ def test_paste_equals_loop(box):
 
 
 @pytest.mark.parametrize(
-    "box", [(5, 5, 5, 9), (9, 9, 3, 3), (100, 3, 120, 9), (-30, 3, -20, 9), (np.nan, 0, 9, 9)]
+  "box", [(5, 5, 5, 9), (9, 9, 3, 3), (100, 3, 120, 9), (-30, 3, -20, 9), (np.nan, 0, 9, 9)]
 )
 def test_paste_of_nothing_is_empty(box):
   found = mask_ops.paste_mask(np.ones((7, 7), np.float32), np.array(box), 32, 40)

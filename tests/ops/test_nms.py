@@ -5,15 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_vision.ops import anchors
+from frozen_vision.ops import anchors, nms
 from frozen_vision.ops import boxes as box_ops
-from frozen_vision.ops import nms
 from tests import paths
 
 _nms = jax.jit(nms.nms, static_argnums=2)
 _batched = jax.jit(nms.batched_nms, static_argnums=3)
 _multiclass = jax.jit(
-    nms.multiclass_nms, static_argnames=("iou_threshold", "score_threshold", "max_detections")
+  nms.multiclass_nms, static_argnames=("iou_threshold", "score_threshold", "max_detections")
 )
 
 
@@ -51,11 +50,9 @@ def test_equals_greedy_loop(threshold):
     boxes, scores = _random(rng, 120, rounded=case % 2 == 1)
     scores[rng.random(120) < 0.1 * case] = -np.inf
     groups = rng.integers(0, 3, 120)
+    np.testing.assert_array_equal(_nms(boxes, scores, threshold), _greedy(boxes, scores, threshold))
     np.testing.assert_array_equal(
-        _nms(boxes, scores, threshold), _greedy(boxes, scores, threshold)
-    )
-    np.testing.assert_array_equal(
-        _batched(boxes, scores, groups, threshold), _greedy(boxes, scores, threshold, groups)
+      _batched(boxes, scores, groups, threshold), _greedy(boxes, scores, threshold, groups)
     )
 
 
@@ -82,9 +79,7 @@ def test_suppression_is_strict_and_chains_do_not_propagate():
 def test_ties_zero_areas_and_padding():
   same = jnp.array([[0, 0, 4, 4]] * 3, jnp.float32)
   np.testing.assert_array_equal(_nms(same, jnp.ones(3), 0.5), [True, False, False])
-  np.testing.assert_array_equal(
-      _nms(same, jnp.array([-jnp.inf, jnp.nan, -5.0]), 0.5), [False, False, True]
-  )
+  np.testing.assert_array_equal(_nms(same, jnp.array([-jnp.inf, jnp.nan, -5.0]), 0.5), [False, False, True])
   np.testing.assert_array_equal(_nms(same * 0, jnp.ones(3), 0.5), [True, True, True])
   assert not _nms(same, jnp.full(3, -jnp.inf), 0.5).any()
   assert _nms(same[:0], jnp.ones(0), 0.5).shape == (0,)
@@ -104,9 +99,7 @@ def test_multiclass_equals_greedy_per_class(rounded):
   if rounded:
     scores = np.round(scores, 1)
   scores[3] = -np.inf
-  found = _multiclass(
-      boxes, scores, iou_threshold=0.5, score_threshold=0.05, max_detections=60
-  )
+  found = _multiclass(boxes, scores, iou_threshold=0.5, score_threshold=0.05, max_detections=60)
   passing = np.where(scores > 0.05, scores, -np.inf)
   keep = np.stack([_greedy(boxes, passing[:, c], 0.5) for c in range(5)], axis=1)
   row, label = np.nonzero(keep)
@@ -122,18 +115,14 @@ def test_multiclass_equals_greedy_per_class(rounded):
 def test_multiclass_pads_and_may_be_empty():
   boxes = jnp.array([[0, 0, 4, 4], [0, 0, 4, 5]], jnp.float32)
   found = _multiclass(
-      boxes, jnp.array([[0.9], [0.8]]), iou_threshold=0.5, score_threshold=0.1, max_detections=5
+    boxes, jnp.array([[0.9], [0.8]]), iou_threshold=0.5, score_threshold=0.1, max_detections=5
   )
   np.testing.assert_array_equal(found["valid"], [True, False, False, False, False])
   np.testing.assert_array_equal(found["boxes"][1:], 0)
-  empty = _multiclass(
-      boxes, jnp.zeros((2, 1)), iou_threshold=0.5, score_threshold=0.1, max_detections=5
-  )
+  empty = _multiclass(boxes, jnp.zeros((2, 1)), iou_threshold=0.5, score_threshold=0.1, max_detections=5)
   assert not empty["valid"].any() and not empty["scores"].any()
   with pytest.raises(ValueError, match="at least 1"):
-    nms.multiclass_nms(
-        boxes, jnp.zeros((2, 0)), iou_threshold=0.5, score_threshold=0.1, max_detections=5
-    )
+    nms.multiclass_nms(boxes, jnp.zeros((2, 0)), iou_threshold=0.5, score_threshold=0.1, max_detections=5)
 
 
 def test_golden_proposals():
@@ -161,6 +150,4 @@ def test_golden_proposals():
     expected = golden[f"proposals.{image}.scores"]
     assert len(order) == len(expected)
     np.testing.assert_allclose(scores[keep][order], expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(
-        boxes[keep][order], golden[f"proposals.{image}.boxes"], rtol=1e-4, atol=1e-3
-    )
+    np.testing.assert_allclose(boxes[keep][order], golden[f"proposals.{image}.boxes"], rtol=1e-4, atol=1e-3)

@@ -30,4 +30,4 @@ def test_adaptive_pooling(length, bins):
   for i in range(bins):
     rows = range(i * length // bins, -(-(i + 1) * length // bins))
     for j in range(2):
-      np.testing.assert_allclose(found[:, i, j], x[:, rows, 2 * j:2 * j + 2].mean((1, 2)), atol=1e-6)
+      np.testing.assert_allclose(found[:, i, j], x[:, rows, 2 * j : 2 * j + 2].mean((1, 2)), atol=1e-6)

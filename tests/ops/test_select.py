@@ -32,7 +32,7 @@ def test_each_row_may_ask_for_another_number(values):
   marked = jax.jit(select.smallest)(values, k)
   order = np.argsort(values, axis=-1, kind="stable")
   for row in np.ndindex(3, 2):
-    np.testing.assert_array_equal(np.flatnonzero(marked[row]), np.sort(order[row][:k[row]]))
+    np.testing.assert_array_equal(np.flatnonzero(marked[row]), np.sort(order[row][: k[row]]))
 
 
 def test_indices_of_fewer_than_asked_for_end_with_the_length():

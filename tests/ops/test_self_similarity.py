@@ -10,10 +10,15 @@ from frozen_vision.ops import self_similarity
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.mark.parametrize("radius, lags, shape", [
-    (0, (1,), (1, 2, 3, 3, 4)), (1, (1,), (2, 3, 4, 5, 6)), (2, (1, 3), (1, 5, 3, 2, 5)),
+@pytest.mark.parametrize(
+  "radius, lags, shape",
+  [
+    (0, (1,), (1, 2, 3, 3, 4)),
+    (1, (1,), (2, 3, 4, 5, 6)),
+    (2, (1, 3), (1, 5, 3, 2, 5)),
     (1, (2, 9), (1, 4, 2, 3, 4)),
-])
+  ],
+)
 def test_equals_loops_over_cells(radius, lags, shape):
   features = np.random.default_rng(radius).normal(size=shape) + 3
   centred = features - features.mean((2, 3), keepdims=True)

@@ -6,19 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from frozen_vision.ops import nms
-from frozen_vision.ops import soft_nms
+from frozen_vision.ops import nms, soft_nms
 
 _soft = jax.jit(
-    soft_nms.multiclass_soft_nms,
-    static_argnames=(
-        "kind",
-        "iou_threshold",
-        "sigma",
-        "min_score",
-        "score_threshold",
-        "max_detections",
-    ),
+  soft_nms.multiclass_soft_nms,
+  static_argnames=(
+    "kind",
+    "iou_threshold",
+    "sigma",
+    "min_score",
+    "score_threshold",
+    "max_detections",
+  ),
 )
 
 
@@ -27,7 +26,10 @@ def _iou(a, b):
   height = min(a[3], b[3]) - max(a[1], b[1])
   if width <= 0 or height <= 0:
     return 0.0
-  area = lambda box: (box[2] - box[0]) * (box[3] - box[1])
+
+  def area(box):
+    return (box[2] - box[0]) * (box[3] - box[1])
+
   return width * height / (area(a) + area(b) - width * height)
 
 
@@ -63,22 +65,20 @@ def test_equals_greedy_loop(kind, sigma, per_class):
   boxes, scores = _random(rng, 40, 3 if per_class else 1, 3)
   scores[rng.uniform(size=40) < 0.2] = -np.inf
   found = _soft(
-      boxes,
-      scores,
-      kind=kind,
-      iou_threshold=0.4,
-      sigma=sigma,
-      min_score=0.02,
-      score_threshold=0.05,
-      max_detections=50,
+    boxes,
+    scores,
+    kind=kind,
+    iou_threshold=0.4,
+    sigma=sigma,
+    min_score=0.02,
+    score_threshold=0.05,
+    max_detections=50,
   )
   expected = []
   for label in range(3):
     own = boxes[:, label if per_class else 0].astype(float)
     passing = np.where(scores[:, label] > 0.05, scores[:, label], -np.inf)
-    expected += [
-        (score, label, row) for row, score in _greedy(own, passing, kind, 0.4, sigma, 0.02)
-    ]
+    expected += [(score, label, row) for row, score in _greedy(own, passing, kind, 0.4, sigma, 0.02)]
   total = len(expected)
   expected = sorted(expected, reverse=True)[:50]
   count = len(expected)
@@ -107,9 +107,7 @@ def test_without_overlap_it_is_hard_nms_and_with_equal_boxes_one_remains():
   boxes = np.array([[[0, 0, 4, 4]], [[8, 0, 12, 4]], [[0, 8, 4, 12]]], np.float32)
   scores = np.array([[0.3], [0.9], [0.6]], np.float32)
   soft = _soft(boxes, scores, score_threshold=0.0, max_detections=5)
-  hard = nms.multiclass_nms(
-      boxes[:, 0], scores, iou_threshold=0.5, score_threshold=0.0, max_detections=5
-  )
+  hard = nms.multiclass_nms(boxes[:, 0], scores, iou_threshold=0.5, score_threshold=0.0, max_detections=5)
   for name in hard:
     np.testing.assert_array_equal(soft[name], hard[name], err_msg=name)
   # Padding with the same box as the winner: -inf times a weight of zero is no number.
@@ -129,7 +127,10 @@ def test_linear_lowers_from_the_threshold_on():
 def test_under_vmap():
   rng = np.random.default_rng(1)
   boxes, scores = (np.stack(a) for a in zip(*[_random(rng, 10, 1, 2) for _ in range(3)]))
-  run = lambda b, s: soft_nms.multiclass_soft_nms(b, s, score_threshold=0.05, max_detections=6)
+
+  def run(b, s):
+    return soft_nms.multiclass_soft_nms(b, s, score_threshold=0.05, max_detections=6)
+
   together = jax.jit(jax.vmap(run))(boxes, scores)
   for i in range(3):
     alone = _soft(boxes[i], scores[i], score_threshold=0.05, max_detections=6)

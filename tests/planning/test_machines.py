@@ -10,9 +10,25 @@ import pytest
 from frozen_vision.planning import machines
 
 
-@pytest.mark.parametrize("name", [
-    "", "v5e", "v5e:", "v4:2x2", "v5e:8", "v5e:4x4x4", "v5p:4x4", "v6e:0x4", "v5e:8x8x", "cpu", "cpu:0",
-    "cpu:-1", "cpu:2x2", "gpu:8"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "",
+    "v5e",
+    "v5e:",
+    "v4:2x2",
+    "v5e:8",
+    "v5e:4x4x4",
+    "v5p:4x4",
+    "v6e:0x4",
+    "v5e:8x8x",
+    "cpu",
+    "cpu:0",
+    "cpu:-1",
+    "cpu:2x2",
+    "gpu:8",
+  ],
+)
 def test_an_unknown_machine_is_an_error_that_lists_the_known_ones(name):
   with pytest.raises(ValueError) as error:
     machines.describe(name)
@@ -50,7 +66,8 @@ def test_the_table_has_every_slice_in_the_form_that_its_chip_has():
 
 
 @pytest.mark.parametrize(
-    "name, devices", [("v5e:1x1", 1), ("v5e:8x8", 64), ("v5p:4x4x4", 64), ("v6e:4x4", 16)])
+  "name, devices", [("v5e:1x1", 1), ("v5e:8x8", 64), ("v5p:4x4x4", 64), ("v6e:4x4", 16)]
+)
 def test_tpu_slices(name, devices):
   pytest.importorskip("libtpu")
   machine = machines.describe(name)

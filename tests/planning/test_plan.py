@@ -11,26 +11,39 @@ import jax
 import numpy as np
 import pytest
 
-from frozen_vision.planning import machines
-from frozen_vision.planning import plan
 from frozen_vision.devices import sharding
+from frozen_vision.planning import machines, plan
 from frozen_vision.runs import state_leaves
-from frozen_vision.training import loop
-from frozen_vision.training import step
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.training import loop, step
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PARTS = {
-    "frozen_weights", "trained_parameters", "optimizer", "batch", "layout", "temporaries", "program", "total"}
+  "frozen_weights",
+  "trained_parameters",
+  "optimizer",
+  "batch",
+  "layout",
+  "temporaries",
+  "program",
+  "total",
+}
 _KEYS = {
-    "fits", "bytes_per_device", "limited_by", "advice", "model_flops_per_step", "step_seconds",
-    "compile_seconds"}
+  "fits",
+  "bytes_per_device",
+  "limited_by",
+  "advice",
+  "model_flops_per_step",
+  "step_seconds",
+  "compile_seconds",
+}
 
 # As libtpu 0.0.42 refuses a program whose arrays alone are too large.
 _TOO_LARGE = (
-    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (24.00G) "
-    "exceeds available HBM (15.75G).")
+  "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (24.00G) "
+  "exceeds available HBM (15.75G)."
+)
 
 
 @pytest.fixture
@@ -40,8 +53,11 @@ def configs(tmp_path):
   classification = tiny.classification(folder, folder)
   classification.trainable = ("head/.*",)
   return {
-      "detection": tiny.detection(), "segmentation": tiny.segmentation("mask2former"),
-      "action": tiny.action(), "classification": classification}
+    "detection": tiny.detection(),
+    "segmentation": tiny.segmentation("mask2former"),
+    "action": tiny.action(),
+    "classification": classification,
+  }
 
 
 def _mesh():
@@ -53,7 +69,8 @@ def _described(tree):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("detection", marks=pytest.mark.slow), "segmentation", "action", "classification"])
+  "name", [pytest.param("detection", marks=pytest.mark.slow), "segmentation", "action", "classification"]
+)
 def test_the_planned_program_takes_what_training_gives_it(configs, name, quick_compilation):
   config = configs[name]
   task = tasks_build.build_task(config)
@@ -107,7 +124,10 @@ def test_a_plan(tmp_path, quick_compilation):
   # What lies in memory is what a run would put there.
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
-  size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+  def size(tree):
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
   with task.train_batches(0) as batches:
     batch = size(step.device_batch(next(batches)))
   found = report["bytes_per_device"]
@@ -133,13 +153,21 @@ def test_a_plan(tmp_path, quick_compilation):
 @pytest.fixture
 def no_compiler(monkeypatch):
   """Programs that the compiler of a small TPU refuses, with the given message; nothing is compiled."""
+
   def install(message):
     def refuse(program):
       raise jax.errors.JaxRuntimeError(message)
+
     monkeypatch.setattr(plan.Program, "compile", refuse)
     describe = machines.describe
-    monkeypatch.setattr(machines, "describe", lambda name: dataclasses.replace(
-        describe("cpu:1"), name=name, device_memory=int(15.75 * 2**30), peak_flops=197e12))
+    monkeypatch.setattr(
+      machines,
+      "describe",
+      lambda name: dataclasses.replace(
+        describe("cpu:1"), name=name, device_memory=int(15.75 * 2**30), peak_flops=197e12
+      ),
+    )
+
   return install
 
 
@@ -165,7 +193,8 @@ def test_what_the_compiler_refuses_for_another_reason_is_an_error(tmp_path, no_c
 def test_fitting_is_a_matter_of_the_memory(tmp_path, monkeypatch, quick_compilation):
   describe = machines.describe
   monkeypatch.setattr(
-      machines, "describe", lambda name: dataclasses.replace(describe(name), device_memory=100_000))
+    machines, "describe", lambda name: dataclasses.replace(describe(name), device_memory=100_000)
+  )
   report = plan.plan(tiny.segmentation(), str(tmp_path), "cpu:1")
   assert not report["fits"] and not report["finetune"]["fits"]
 
@@ -197,8 +226,9 @@ def test_fine_tuning_costs_three_forward_passes_and_is_counted_without_what_is_c
   task, mesh = plan.build_task(config), _mesh()
   frozen = plan.make_program(task, config, mesh)
   tuned, again = (
-      plan.make_program(task, plan.finetuned(config), mesh, stacked=True, remat=remat)
-      for remat in (False, True))
+    plan.make_program(task, plan.finetuned(config), mesh, stacked=True, remat=remat)
+    for remat in (False, True)
+  )
   once, tuned, again = (plan.program_flops(program) for program in (frozen, tuned, again))
   # The head is one small product, and no gradient goes into the images.
   assert 2.8 < tuned / once < 3.05
@@ -208,7 +238,8 @@ def test_fine_tuning_costs_three_forward_passes_and_is_counted_without_what_is_c
 def test_flops_of_a_step_without_loops_are_those_that_the_compiler_counts():
   config = plan.without_files(tiny.action())
   config.backbone.overrides.update(
-      embed_dim=64, num_heads=(2, 4, 8, 16), pretrained_window_sizes=(4, 4, 4, 2))
+    embed_dim=64, num_heads=(2, 4, 8, 16), pretrained_window_sizes=(4, 4, 4, 2)
+  )
   config.action.update(dict(head="average", frames_per_pass=64, image_size=64))
   config.action.average.levels = (3,)
   program = plan.make_program(plan.build_task(config), config, _mesh())
@@ -220,8 +251,15 @@ def test_flops_of_a_step_without_loops_are_those_that_the_compiler_counts():
 @pytest.mark.slow
 def test_the_command_plans_for_four_devices(tmp_path, quick_environment):
   command = [
-      sys.executable, "-m", "frozen_vision.main", "--config=tests/tiny.py:action", f"--workdir={tmp_path}",
-      "--mode=plan", "--topology=cpu:4", "--config.batch_size=8"]
+    sys.executable,
+    "-m",
+    "frozen_vision.main",
+    "--config=tests/tiny.py:action",
+    f"--workdir={tmp_path}",
+    "--mode=plan",
+    "--topology=cpu:4",
+    "--config.batch_size=8",
+  ]
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", **quick_environment}
   process = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=600)
   assert process.returncode == 0, process.stdout + process.stderr
@@ -233,4 +271,3 @@ def test_the_command_plans_for_four_devices(tmp_path, quick_environment):
   assert np.isclose(report["bytes_per_device"]["frozen_weights"], whole / 4, rtol=0.05)
   assert report["bytes_per_device"]["temporaries"] > 0
   assert "fine-tuned" in process.stdout and "Traceback" not in process.stdout + process.stderr
-

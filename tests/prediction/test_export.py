@@ -34,12 +34,19 @@ def _run_elsewhere(program, images, tmp_path, environment):
   np.save(folder / "images.npy", images)
   variables = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
   check = subprocess.run(
-      [sys.executable, "-I", "-c", "import frozen_vision"], cwd=folder, env=variables, capture_output=True)
+    [sys.executable, "-I", "-c", "import frozen_vision"], cwd=folder, env=variables, capture_output=True
+  )
   if check.returncode == 0:
     pytest.skip("frozen_vision is installed here, so a script cannot show that it does without.")
   done = subprocess.run(
-      [sys.executable, "-I", str(_SCRIPT), str(program), "images.npy", "out.npz"], cwd=folder, env=variables,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+    [sys.executable, "-I", str(_SCRIPT), str(program), "images.npy", "out.npz"],
+    cwd=folder,
+    env=variables,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=600,
+  )
   assert done.returncode == 0, done.stdout
   with np.load(folder / "out.npz") as file:
     return dict(file)
@@ -71,7 +78,8 @@ def test_program_without_the_package_gives_our_numbers(tmp_path, quick_environme
     stored = json.loads(file.metadata()["frozen_vision"])
   assert [entry["name"] for entry in stored["heads"]["coarse"]["classes"]] == ["background", "disk", "ring"]
   assert sum(name.startswith("backbone/") for name in names) == sum(
-      leaf is not None for leaf in jax.tree.leaves(predictor.heads["segment"].frozen))  # once for both heads
+    leaf is not None for leaf in jax.tree.leaves(predictor.heads["segment"].frozen)
+  )  # once for both heads
   assert any(name.startswith("coarse/head/") for name in names)
 
   images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)

@@ -14,18 +14,17 @@ from PIL import Image
 from pycocotools import coco as pycoco
 import pytest
 
-from frozen_vision.training import evaluation
-from frozen_vision.prediction import predictor as predict
-from frozen_vision.prediction import files as predict_files
-from frozen_vision.prediction import results as predictions
-from frozen_vision.training import loop
-from frozen_vision.training import step as train_step
-from frozen_vision.prediction import trained_head
 from frozen_vision.backbones import families
 from frozen_vision.data import images
-from frozen_vision.data.segmentation import label_maps
 from frozen_vision.data.generated import scenes
+from frozen_vision.data.segmentation import label_maps
+from frozen_vision.prediction import files as predict_files
+from frozen_vision.prediction import predictor as predict
+from frozen_vision.prediction import results as predictions
+from frozen_vision.prediction import trained_head
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.training import evaluation, loop
+from frozen_vision.training import step as train_step
 from tests import runs, tiny
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -119,7 +118,10 @@ def test_one_pass_gives_what_each_head_gives_alone(tmp_path, monkeypatch):
   together = predict.Predictor(None, heads, batch_size=2)
   passes = []
   features = trained_head.TrainedHead.features
-  counted = lambda self, batch: passes.append(self.name) or features(self, batch)
+
+  def counted(self, batch):
+    return passes.append(self.name) or features(self, batch)
+
   monkeypatch.setattr(trained_head.TrainedHead, "features", counted)
   results = together(pictures)
   assert passes == ["all", "all"]  # three images, two at a time
@@ -142,15 +144,18 @@ def test_detections_are_those_of_the_evaluation(tmp_path):
   model = loop.build_model(task, config)
   step = jax.jit(train_step.make_predict_step(task, model.graphdef, frozen_pass=True))
   _, _, evaluator = evaluation.evaluate(
-      task, lambda batch: step(model.trainable, model.frozen, train_step.device_batch(batch)))
+    task, lambda batch: step(model.trainable, model.frozen, train_step.device_batch(batch))
+  )
   wanted = evaluator.detections()
   source = scenes.SceneSource(3, split="validation", image_size=64, seed=0)
   predictor = predict.Predictor(None, {"detect": workdir}, batch_size=2)
   assert predictor.heads["detect"].classes == task.classes
   found = predictor([source[i]["image"] for i in range(3)])["detect"]
   rows = [
-      row for i, result in enumerate(found)
-      for row in result.coco_rows(source[i]["image_id"], [category["id"] for category in task.classes])]
+    row
+    for i, result in enumerate(found)
+    for row in result.coco_rows(source[i]["image_id"], [category["id"] for category in task.classes])
+  ]
   assert len(rows) == len(wanted) >= 10
   for a, b in zip(rows, wanted):
     assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
@@ -172,7 +177,10 @@ def test_videos_go_to_heads_for_videos(tmp_path):
   clip = np.random.default_rng(0).integers(0, 256, (9, 40, 56, 3)).astype(np.uint8)
   results = predictor([clip, _picture(20, 20), clip[:2]])
   assert [type(x) for x in results["act"]] == [
-      predictions.ClassProbabilities, type(None), predictions.ClassProbabilities]
+    predictions.ClassProbabilities,
+    type(None),
+    predictions.ClassProbabilities,
+  ]
   assert [type(x) for x in results["segment"]] == [type(None), predictions.LabelMap, type(None)]
   first = results["act"][0]
   assert first.probabilities.sum() == pytest.approx(1, abs=1e-6)
@@ -209,16 +217,16 @@ def test_files_for_an_action_recogniser_and_a_classifier(tmp_path):
   assert [row["file"] for row in rows] == ["a.avi", "b.avi"]
   for row, result in zip(rows, direct["act"]):
     assert [(entry["class"], entry["probability"]) for entry in row["top"]] == [
-        (name, pytest.approx(probability, abs=1e-5)) for name, probability in result.top(5)]
-  row, = json.loads((out / "classify" / "top_classes.json").read_text())
+      (name, pytest.approx(probability, abs=1e-5)) for name, probability in result.top(5)
+    ]
+  (row,) = json.loads((out / "classify" / "top_classes.json").read_text())
   assert row["file"] == "c.png" and {entry["class"] for entry in row["top"]} == {"cat", "dog"}
   assert row["top"][0]["probability"] == pytest.approx(direct["classify"][2].probabilities.max(), abs=1e-5)
   # What the classifier says is what its model says of the same pixels.
   head = predictor.heads["classify"]
   image = {"image": head.transform({"image": pixels, "image_id": 0, "label": 0})["image"][None]}
   logits = head.task.predict(nnx.merge(head.graphdef, head.trainable, head.frozen), image, None)["logits"]
-  np.testing.assert_allclose(
-      direct["classify"][2].probabilities, jax.nn.softmax(logits[0]), atol=1e-5)
+  np.testing.assert_allclose(direct["classify"][2].probabilities, jax.nn.softmax(logits[0]), atol=1e-5)
   for head, name in (("act", "a"), ("act", "b"), ("classify", "c")):
     with Image.open(out / head / "pictures" / f"{name}.jpg") as picture:
       assert picture.size[0] >= 30
@@ -227,11 +235,17 @@ def test_files_for_an_action_recogniser_and_a_classifier(tmp_path):
 def test_results_are_drawn_in_the_inputs_coordinates():
   names = ("disk", "ring")
   found = predictions.detections(
-      {"boxes": np.array([[[8.0, 4, 24, 12], [0, 0, 64, 32]]]), "scores": np.array([[0.9, 0.2]], np.float32),
-       "labels": np.array([[1, 0]]), "valid": np.array([[True, True]]),
-       "masks": np.ones((1, 2, 4, 4), np.float32)},
-      {"image_size": np.array([[32, 64]]), "original_size": np.array([[64, 128]])}, 1,
-      [{"id": 5, "name": "disk"}, {"id": 9, "name": "ring"}])[0]
+    {
+      "boxes": np.array([[[8.0, 4, 24, 12], [0, 0, 64, 32]]]),
+      "scores": np.array([[0.9, 0.2]], np.float32),
+      "labels": np.array([[1, 0]]),
+      "valid": np.array([[True, True]]),
+      "masks": np.ones((1, 2, 4, 4), np.float32),
+    },
+    {"image_size": np.array([[32, 64]]), "original_size": np.array([[64, 128]])},
+    1,
+    [{"id": 5, "name": "disk"}, {"id": 9, "name": "ring"}],
+  )[0]
   np.testing.assert_allclose(found.boxes[0], [16, 8, 48, 24])
   assert found.size == (64, 128) and found.names == ["ring", "disk"]
   mask = found.masks()[0]
@@ -249,14 +263,26 @@ def test_results_are_drawn_in_the_inputs_coordinates():
 
 def test_inputs_are_found_and_named(tmp_path):
   for name in (
-      "a.jpg", "b/a.png", "b/c.PNG", "b/c.jpg", "b/x.mp4", "notes.txt", ".hidden.jpg", "out/old.png"):
+    "a.jpg",
+    "b/a.png",
+    "b/c.PNG",
+    "b/c.jpg",
+    "b/x.mp4",
+    "notes.txt",
+    ".hidden.jpg",
+    "out/old.png",
+  ):
     (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "in" / name).write_bytes(b"x")
   folder = tmp_path / "in"
   found = predict_files.find_inputs([folder], exclude=folder / "out")
   assert [(entry.name, entry.file_name, entry.media) for entry in found] == [
-      ("a", "a.jpg", "image"), ("b/a", "b/a.png", "image"), ("b/c.PNG", "b/c.PNG", "image"),
-      ("b/c.jpg", "b/c.jpg", "image"), ("b/x", "b/x.mp4", "video")]
+    ("a", "a.jpg", "image"),
+    ("b/a", "b/a.png", "image"),
+    ("b/c.PNG", "b/c.PNG", "image"),
+    ("b/c.jpg", "b/c.jpg", "image"),
+    ("b/x", "b/x.mp4", "video"),
+  ]
   found = predict_files.find_inputs([folder / "notes.txt", str(folder / "b" / "c.*"), folder / "b"])
   assert [entry.file_name for entry in found] == ["notes.txt", "c.PNG", "c.jpg", "a.png", "x.mp4"]
   found = predict_files.find_inputs([folder / "a.jpg", folder / "b" / "a.png", folder / "b" / "c.jpg"])
@@ -295,8 +321,14 @@ def test_clear_errors(tmp_path):
 def _cli(*arguments, environment):
   variables = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
   return subprocess.run(
-      [sys.executable, "-m", "frozen_vision.main", "--mode=predict", *map(str, arguments)], cwd=_ROOT,
-      env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+    [sys.executable, "-m", "frozen_vision.main", "--mode=predict", *map(str, arguments)],
+    cwd=_ROOT,
+    env=variables,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=600,
+  )
 
 
 @pytest.mark.slow
@@ -311,8 +343,8 @@ def test_command_line_on_three_files_one_of_them_bad(tmp_path, quick_environment
   (folder / "bad.jpg").write_bytes((folder / "turned.jpg").read_bytes()[:700])
 
   done = _cli(
-      f"--inputs={folder}", f"--heads={detect},labels={segment}", f"--out={out}",
-      environment=quick_environment)
+    f"--inputs={folder}", f"--heads={detect},labels={segment}", f"--out={out}", environment=quick_environment
+  )
   assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
   assert "detect, labels: one backbone pass over every image for 2 heads." in done.stdout
   assert f"Skipped {folder}/bad.jpg: cannot be decoded" in done.stdout
@@ -323,7 +355,9 @@ def test_command_line_on_three_files_one_of_them_bad(tmp_path, quick_environment
   # COCO's own tool reads the detections with the list of images beside them.
   truth = pycoco.COCO(str(out / "detect" / "images.json"))
   assert [(row["file_name"], row["height"], row["width"]) for row in truth.dataset["images"]] == [
-      ("gray.png", 700, 100), ("turned.jpg", 80, 60)]
+    ("gray.png", 700, 100),
+    ("turned.jpg", 80, 60),
+  ]
   assert {category["name"] for category in truth.loadCats([3, 7, 8])} == {"disk", "ring", "bar"}
   loaded = truth.loadRes(str(out / "detect" / "detections.json"))
   assert loaded.getAnnIds() and loaded.annToMask(loaded.dataset["annotations"][0]).shape == (700, 100)
@@ -338,7 +372,8 @@ def test_command_line_on_three_files_one_of_them_bad(tmp_path, quick_environment
         assert picture.size[0] >= 60
 
   failed = _cli(
-      folder / "bad.jpg", f"--inputs={folder}/bad.jpg", f"--workdir={segment}", environment=quick_environment)
+    folder / "bad.jpg", f"--inputs={folder}/bad.jpg", f"--workdir={segment}", environment=quick_environment
+  )
   assert failed.returncode == 1 and "None of the 1 inputs could be used" in failed.stdout
   failed = _cli(f"--workdir={segment}", environment=quick_environment)
   assert failed.returncode == 1 and "--mode=predict needs --inputs" in failed.stdout

@@ -18,14 +18,15 @@ import numpy as np
 import torch
 
 try:
-  import torchvision  # transformers imports it
+  import torchvision  # noqa: F401  # transformers imports it
 except RuntimeError:  # a torchvision without its compiled operators, which Mask2Former does not need
   _LIBRARY = torch.library.Library("torchvision", "DEF")
   _LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
   _LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
   _LIBRARY.define(
-      "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
-      "int sampling_ratio, bool aligned) -> Tensor")
+    "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
+    "int sampling_ratio, bool aligned) -> Tensor"
+  )
   for _name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
     del sys.modules[_name]
 
@@ -38,9 +39,21 @@ from tests import golden_values
 SEED = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 ATTENTION = dict(batch=2, queries=9, heads=3, channels=5, points=4, shapes=[[3, 4], [5, 7], [10, 13]])
 MODEL = dict(
-    seed=SEED, image=[64, 96], channels=[8, 16, 32, 64], hidden_dim=32, mask_dim=24, num_heads=4,
-    encoder_layers=2, encoder_ffn_dim=40, decoder_layers=4, decoder_ffn_dim=48, num_queries=6, num_classes=9,
-    num_points=48, segments=8)
+  seed=SEED,
+  image=[64, 96],
+  channels=[8, 16, 32, 64],
+  hidden_dim=32,
+  mask_dim=24,
+  num_heads=4,
+  encoder_layers=2,
+  encoder_ffn_dim=40,
+  decoder_layers=4,
+  decoder_ffn_dim=48,
+  num_queries=6,
+  num_classes=9,
+  num_points=48,
+  segments=8,
+)
 
 
 def deformable_attention():
@@ -56,7 +69,8 @@ def deformable_attention():
   output.backward(torch.tensor(golden_values.values(SEED, "cotangent", tuple(output.shape))))
   names = ("values", "locations", "weights")
   return {"seed": np.asarray(SEED), "output": output.detach().numpy()} | {
-      f"gradient.{name}": x.grad.numpy() for name, x in zip(names, inputs)}
+    f"gradient.{name}": x.grad.numpy() for name, x in zip(names, inputs)
+  }
 
 
 class Features(torch.nn.Module):
@@ -74,15 +88,27 @@ class Features(torch.nn.Module):
 
 def build():
   swin = SwinConfig(
-      embed_dim=MODEL["channels"][0], depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1],
-      out_features=["stage1", "stage2", "stage3", "stage4"])
-  model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(
-      backbone_config=swin, feature_size=MODEL["hidden_dim"], hidden_dim=MODEL["hidden_dim"],
-      mask_feature_size=MODEL["mask_dim"], encoder_feedforward_dim=MODEL["encoder_ffn_dim"],
-      dim_feedforward=MODEL["decoder_ffn_dim"], encoder_layers=MODEL["encoder_layers"],
-      decoder_layers=MODEL["decoder_layers"] + 1, num_attention_heads=MODEL["num_heads"],
-      num_queries=MODEL["num_queries"], num_labels=MODEL["num_classes"],
-      train_num_points=MODEL["num_points"]))
+    embed_dim=MODEL["channels"][0],
+    depths=[1, 1, 1, 1],
+    num_heads=[1, 1, 1, 1],
+    out_features=["stage1", "stage2", "stage3", "stage4"],
+  )
+  model = Mask2FormerForUniversalSegmentation(
+    Mask2FormerConfig(
+      backbone_config=swin,
+      feature_size=MODEL["hidden_dim"],
+      hidden_dim=MODEL["hidden_dim"],
+      mask_feature_size=MODEL["mask_dim"],
+      encoder_feedforward_dim=MODEL["encoder_ffn_dim"],
+      dim_feedforward=MODEL["decoder_ffn_dim"],
+      encoder_layers=MODEL["encoder_layers"],
+      decoder_layers=MODEL["decoder_layers"] + 1,
+      num_attention_heads=MODEL["num_heads"],
+      num_queries=MODEL["num_queries"],
+      num_labels=MODEL["num_classes"],
+      train_num_points=MODEL["num_points"],
+    )
+  )
   model.model.pixel_level_module.encoder = Features(MODEL["channels"])
   entries = {}
   for name, value in model.state_dict().items():
@@ -163,8 +189,9 @@ def losses():
   (height, width), channels = MODEL["image"], MODEL["channels"]
   shapes = [(3, c, height >> i + 2, width >> i + 2) for i, c in enumerate(channels)]
   maps = [
-      torch.tensor(golden_values.values(SEED, f"features.{i}", shape), requires_grad=True)
-      for i, shape in enumerate(shapes)]
+    torch.tensor(golden_values.values(SEED, f"features.{i}", shape), requires_grad=True)
+    for i, shape in enumerate(shapes)
+  ]
   model.model.pixel_level_module.encoder.maps = maps
   labels, classes = label_maps()
   present = [row[row >= 0] for row in classes]
@@ -173,18 +200,26 @@ def losses():
   random, torch.rand = torch.rand, given.rand
   try:
     output = model(
-        torch.zeros(3, 3, height, width), output_auxiliary_logits=True,
-        mask_labels=[
-            torch.tensor(np.stack([image == c for c in row]).reshape(-1, height, width), dtype=torch.float32)
-            if len(row) else torch.zeros(0, height, width)
-            for image, row in zip(labels, present)],
-        class_labels=[torch.tensor(row) for row in present])
+      torch.zeros(3, 3, height, width),
+      output_auxiliary_logits=True,
+      mask_labels=[
+        torch.tensor(np.stack([image == c for c in row]).reshape(-1, height, width), dtype=torch.float32)
+        if len(row)
+        else torch.zeros(0, height, width)
+        for image, row in zip(labels, present)
+      ],
+      class_labels=[torch.tensor(row) for row in present],
+    )
   finally:
     torch.rand = random
   output.loss.backward()
-  predictions = [*output.auxiliary_logits, {
+  predictions = [
+    *output.auxiliary_logits,
+    {
       "class_queries_logits": output.class_queries_logits,
-      "masks_queries_logits": output.masks_queries_logits}]
+      "masks_queries_logits": output.masks_queries_logits,
+    },
+  ]
   arrays = {"labels": labels, "segment_labels": classes, "loss": output.loss.detach().numpy()}
   for i, prediction in enumerate(predictions):
     arrays[f"class_logits.{i}"] = prediction["class_queries_logits"].detach().numpy()
@@ -196,7 +231,8 @@ def losses():
   arrays |= {f"gradient.{i}": x.grad.numpy()[:, :, ::2, ::2] for i, x in enumerate(maps)}
   # The official code's semantic inference.
   masks = torch.nn.functional.interpolate(
-      output.masks_queries_logits, size=(height, width), mode="bilinear", align_corners=False).sigmoid()
+    output.masks_queries_logits, size=(height, width), mode="bilinear", align_corners=False
+  ).sigmoid()
   probabilities = output.class_queries_logits.softmax(-1)[..., :-1]
   semantic = torch.einsum("bqc,bqhw->bchw", probabilities, masks).detach().numpy()
   arrays["semantic"] = semantic[:, :, 1::4, 2::4]
@@ -209,8 +245,11 @@ def _losses(model, given, predictions, labels, present):
   """{class, mask, dice}: [p], the weighted losses of each prediction alone."""
   height, width = MODEL["image"]
   truth = [
-      torch.tensor(np.stack([image == c for c in row]), dtype=torch.float32) if len(row)
-      else torch.zeros(0, height, width) for image, row in zip(labels, present)]
+    torch.tensor(np.stack([image == c for c in row]), dtype=torch.float32)
+    if len(row)
+    else torch.zeros(0, height, width)
+    for image, row in zip(labels, present)
+  ]
   found = {"class": [], "mask": [], "dice": []}
   names = {"class": "loss_cross_entropy", "mask": "loss_mask", "dice": "loss_dice"}
   for i, prediction in enumerate(predictions):
@@ -218,8 +257,12 @@ def _losses(model, given, predictions, labels, present):
     random, torch.rand = torch.rand, given.rand
     try:
       losses = model.get_loss_dict(
-          prediction["masks_queries_logits"].detach(), prediction["class_queries_logits"].detach(), truth,
-          [torch.tensor(row) for row in present], None)
+        prediction["masks_queries_logits"].detach(),
+        prediction["class_queries_logits"].detach(),
+        truth,
+        [torch.tensor(row) for row in present],
+        None,
+      )
     finally:
       torch.rand = random
     for name, key in names.items():

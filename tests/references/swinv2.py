@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 try:
-  import torchvision
+  import torchvision  # noqa: F401
 except RuntimeError:  # a torchvision without its compiled operators, which SwinV2 does not need
   _LIBRARY = torch.library.Library("torchvision", "DEF")
   for _name in ("nms", "qnms"):
@@ -30,40 +30,68 @@ from transformers import Swinv2Config, Swinv2ForImageClassification
 
 _SHAPE = dict(embed_dim=16, depths=(2, 1, 2, 1), num_heads=(1, 2, 4, 8))
 _SIZES = {  # embed_dim, depths, heads
-    "swinv2_t": (96, (2, 2, 6, 2), (3, 6, 12, 24)), "swinv2_s": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
-    "swinv2_b": (128, (2, 2, 18, 2), (4, 8, 16, 32)), "swinv2_l": (192, (2, 2, 18, 2), (6, 12, 24, 48))}
+  "swinv2_t": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
+  "swinv2_s": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+  "swinv2_b": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+  "swinv2_l": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
 
 
 # Widths and heads of the published networks at images and windows that they are used at: T as it is, the
 # others with fewer blocks, since the blocks of a stage are alike and a full L at 384 px is 231 GFLOP.
 _FULL_CASES = {  # (embed_dim, depths, heads), image, window, pretrained windows
-    "t_window8_256": (_SIZES["swinv2_t"], 256, 8, (0,) * 4),
-    "s_window16_256": ((96, (2, 2, 4, 2), (3, 6, 12, 24)), 256, 16, (0,) * 4),
-    "b_window12to16_192to256": ((128, (2, 2, 4, 2), (4, 8, 16, 32)), 256, 16, (12, 12, 12, 6)),
-    "l_window12to24_192to384": ((192, (2, 2, 2, 2), (6, 12, 24, 48)), 384, 24, (12, 12, 12, 6)),
+  "t_window8_256": (_SIZES["swinv2_t"], 256, 8, (0,) * 4),
+  "s_window16_256": ((96, (2, 2, 4, 2), (3, 6, 12, 24)), 256, 16, (0,) * 4),
+  "b_window12to16_192to256": ((128, (2, 2, 4, 2), (4, 8, 16, 32)), 256, 16, (12, 12, 12, 6)),
+  "l_window12to24_192to384": ((192, (2, 2, 2, 2), (6, 12, 24, 48)), 384, 24, (12, 12, 12, 6)),
 }
 _FULL_SOURCES = {
-    "t_window8_256": ("timm", "transformers", "torchvision"), "s_window16_256": ("timm",),
-    "b_window12to16_192to256": ("timm", "transformers"), "l_window12to24_192to384": ("timm",)}
+  "t_window8_256": ("timm", "transformers", "torchvision"),
+  "s_window16_256": ("timm",),
+  "b_window12to16_192to256": ("timm", "transformers"),
+  "l_window12to24_192to384": ("timm",),
+}
 
 
 def _timm(image, window, pretrained, embed_dim, depths, num_heads, classes=5):
   return SwinTransformerV2(
-      img_size=image, window_size=window, pretrained_window_sizes=pretrained, embed_dim=embed_dim,
-      depths=depths,
-      num_heads=num_heads, num_classes=classes)
+    img_size=image,
+    window_size=window,
+    pretrained_window_sizes=pretrained,
+    embed_dim=embed_dim,
+    depths=depths,
+    num_heads=num_heads,
+    num_classes=classes,
+  )
 
 
 def _transformers(image, window, pretrained, embed_dim, depths, num_heads, classes=5):
-  return Swinv2ForImageClassification(Swinv2Config(
-      image_size=image, window_size=window, pretrained_window_sizes=list(pretrained), embed_dim=embed_dim,
-      depths=list(depths), num_heads=list(num_heads), num_labels=classes, drop_path_rate=0.0))
+  return Swinv2ForImageClassification(
+    Swinv2Config(
+      image_size=image,
+      window_size=window,
+      pretrained_window_sizes=list(pretrained),
+      embed_dim=embed_dim,
+      depths=list(depths),
+      num_heads=list(num_heads),
+      num_labels=classes,
+      drop_path_rate=0.0,
+    )
+  )
 
 
 def _torchvision(window, embed_dim, depths, num_heads, classes=5):
   return SwinTransformer(
-      [4, 4], embed_dim, list(depths), list(num_heads), [window, window], stochastic_depth_prob=0.0,
-      num_classes=classes, block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)
+    [4, 4],
+    embed_dim,
+    list(depths),
+    list(num_heads),
+    [window, window],
+    stochastic_depth_prob=0.0,
+    num_classes=classes,
+    block=SwinTransformerBlockV2,
+    downsample_layer=PatchMergingV2,
+  )
 
 
 def _run_timm(model, images):
@@ -100,11 +128,11 @@ def main(folder: pathlib.Path) -> None:
   cases = {}
   for name, build, run in (("timm", _timm, _run_timm), ("transformers", _transformers, _run_transformers)):
     cases |= {
-        # Late maps are smaller than windows.
-        f"{name}-window8_128": (build(128, 8, (0,) * 4, **_SHAPE), run, 128),
-        f"{name}-window6to8_96to128": (build(128, 8, (6, 6, 6, 3), **_SHAPE), run, 128),
-        f"{name}-window16_128": (build(128, 16, (0,) * 4, **_SHAPE), run, 128),
-        f"{name}-window12to24_192to192": (build(192, 24, (12, 12, 12, 6), **_SHAPE), run, 192),
+      # Late maps are smaller than windows.
+      f"{name}-window8_128": (build(128, 8, (0,) * 4, **_SHAPE), run, 128),
+      f"{name}-window6to8_96to128": (build(128, 8, (6, 6, 6, 3), **_SHAPE), run, 128),
+      f"{name}-window16_128": (build(128, 16, (0,) * 4, **_SHAPE), run, 128),
+      f"{name}-window12to24_192to192": (build(192, 24, (12, 12, 12, 6), **_SHAPE), run, 192),
     }
   # With padding: 112 and 136.
   cases["transformers-window4_112"] = (_transformers(112, 4, (0,) * 4, **_SHAPE), _run_transformers, 112)
@@ -140,21 +168,25 @@ def main(folder: pathlib.Path) -> None:
     if is_small:
       torch.save(model.state_dict(), folder / f"{name}.pth")
     save_file(
-        {key: value.contiguous() for key, value in model.state_dict().items()},
-        folder / f"{name}.safetensors")
+      {key: value.contiguous() for key, value in model.state_dict().items()}, folder / f"{name}.safetensors"
+    )
     arrays = {f"stage{index}": feature.numpy() for index, feature in enumerate(features)}
     depths = _SHAPE["depths"] if is_small else _FULL_CASES[name.split("-")[1]][0][1]
     np.savez(
-        folder / f"{name}.npz", depths=depths, images=images.permute(0, 2, 3, 1).numpy(),
-        logits=logits.numpy(),
-        **arrays)
+      folder / f"{name}.npz",
+      depths=depths,
+      images=images.permute(0, 2, 3, 1).numpy(),
+      logits=logits.numpy(),
+      **arrays,
+    )
   shapes = {}
   with torch.device("meta"):
     for variant, (embed_dim, depths, heads) in _SIZES.items():
       shape = dict(embed_dim=embed_dim, depths=depths, num_heads=heads, classes=1000)
       models = {
-          "timm": _timm(256, 8, (0,) * 4, **shape),
-          "transformers": _transformers(256, 8, (0,) * 4, **shape)}
+        "timm": _timm(256, 8, (0,) * 4, **shape),
+        "transformers": _transformers(256, 8, (0,) * 4, **shape),
+      }
       try:
         models["torchvision"] = _torchvision(8, **shape)
       except RuntimeError:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 try:
-  import torchvision
+  import torchvision  # noqa: F401
 except RuntimeError:  # a torchvision without its compiled operators, which UPerNet does not need
   _LIBRARY = torch.library.Library("torchvision", "DEF")
   for _name in ("nms", "qnms"):
@@ -31,8 +31,14 @@ from transformers.models.upernet import modeling_upernet
 CHANNELS, STRIDES, IMAGE = (8, 12, 16, 24), (4, 8, 16, 32), (64, 160)
 GROUPS = 4
 CONFIG = types.SimpleNamespace(
-    pool_scales=(1, 2, 3, 6), hidden_size=16, num_labels=5, auxiliary_in_channels=None, auxiliary_channels=8,
-    auxiliary_num_convs=1, auxiliary_concat_input=False)
+  pool_scales=(1, 2, 3, 6),
+  hidden_size=16,
+  num_labels=5,
+  auxiliary_in_channels=None,
+  auxiliary_channels=8,
+  auxiliary_num_convs=1,
+  auxiliary_concat_input=False,
+)
 
 
 def values(seed, name, shape, scale=1.0, offset=0.0):
@@ -49,9 +55,12 @@ def _with_group_norms(module):
 
 
 def main(folder, seed):
-  heads = nn.ModuleDict({
+  heads = nn.ModuleDict(
+    {
       "decode_head": modeling_upernet.UperNetHead(CONFIG, list(CHANNELS)),
-      "auxiliary_head": modeling_upernet.UperNetFCNHead(CONFIG, list(CHANNELS), in_index=2)})
+      "auxiliary_head": modeling_upernet.UperNetFCNHead(CONFIG, list(CHANNELS), in_index=2),
+    }
+  )
   # The modules of the pyramid pooling are also kept in plain lists, which is what its forward uses.
   _with_group_norms(heads)
   spec = {}
@@ -59,22 +68,32 @@ def main(folder, seed):
     is_norm_scale = "batch_norm.weight" in name
     scale = 0.1 if tensor.ndim < 2 else float(np.prod(tensor.shape[1:])) ** -0.5
     spec[name] = dict(shape=list(tensor.shape), scale=scale, offset=1.0 if is_norm_scale else 0.0)
-  heads.load_state_dict({
+  heads.load_state_dict(
+    {
       name: torch.from_numpy(values(seed, name, **{k: entry[k] for k in ("shape", "scale", "offset")}))
-      for name, entry in spec.items()})
+      for name, entry in spec.items()
+    }
+  )
   features = [
-      torch.from_numpy(values(seed, f"features.{i}", (2, c, IMAGE[0] // s, IMAGE[1] // s)))
-      for i, (c, s) in enumerate(zip(CHANNELS, STRIDES))]
+    torch.from_numpy(values(seed, f"features.{i}", (2, c, IMAGE[0] // s, IMAGE[1] // s)))
+    for i, (c, s) in enumerate(zip(CHANNELS, STRIDES))
+  ]
   with torch.no_grad():
     outputs = {name: head(features).numpy() for name, head in heads.items()}
   folder = pathlib.Path(folder)
   np.savez_compressed(folder / "upernet.npz", **outputs)
   description = dict(
-      seed=seed, channels=CHANNELS, strides=STRIDES, image=IMAGE, groups=GROUPS,
-      pool_scales=CONFIG.pool_scales,
-      hidden_size=CONFIG.hidden_size, num_labels=CONFIG.num_labels,
-      auxiliary_channels=CONFIG.auxiliary_channels,
-      state_dict=spec)
+    seed=seed,
+    channels=CHANNELS,
+    strides=STRIDES,
+    image=IMAGE,
+    groups=GROUPS,
+    pool_scales=CONFIG.pool_scales,
+    hidden_size=CONFIG.hidden_size,
+    num_labels=CONFIG.num_labels,
+    auxiliary_channels=CONFIG.auxiliary_channels,
+    state_dict=spec,
+  )
   (folder / "upernet.json").write_text(json.dumps(description, indent=1))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 try:
-  import torchvision
+  import torchvision  # noqa: F401
 except RuntimeError:  # a torchvision without its compiled operators, which Swin does not need
   _LIBRARY = torch.library.Library("torchvision", "DEF")
   for _name in ("nms", "qnms"):
@@ -57,13 +57,14 @@ def live(folder: pathlib.Path) -> None:
 def golden(path: pathlib.Path) -> None:
   """Window 4 on images of 64 px: maps of 16, 8 and 4, all of whole windows."""
   model = swin_transformer.SwinTransformer(
-      [4, 4], 16, [2, 2, 1], [1, 2, 4], [4, 4], stochastic_depth_prob=0.0, num_classes=5).eval()
+    [4, 4], 16, [2, 2, 1], [1, 2, 4], [4, 4], stochastic_depth_prob=0.0, num_classes=5
+  ).eval()
   state = {}
   for key, value in model.state_dict().items():
     if key.endswith("relative_position_index"):
       continue
     is_norm = "norm" in key or key.startswith("features.0.2")
-    scale = 0.1 if value.ndim == 1 else 0.5 if key.endswith("table") else 0.5 * value[0].numel()**-0.5
+    scale = 0.1 if value.ndim == 1 else 0.5 if key.endswith("table") else 0.5 * value[0].numel() ** -0.5
     offset = float(is_norm and key.endswith("weight"))
     state[key] = torch.from_numpy(golden_values.values(0, key, tuple(value.shape), scale, offset))
   model.load_state_dict(state, strict=False)
@@ -75,12 +76,21 @@ def golden(path: pathlib.Path) -> None:
     table = state["features.1.0.attn.relative_position_bias_table"]
     grid = table.T.reshape(1, -1, 7, 7)
     resized = {
-        f"bias_window{window}": torch.nn.functional.interpolate(
-            grid, size=(2 * window - 1,) * 2, mode="bicubic").reshape(grid.shape[1], -1).T.numpy()
-        for window in (3, 7)}
+      f"bias_window{window}": torch.nn.functional.interpolate(
+        grid, size=(2 * window - 1,) * 2, mode="bicubic"
+      )
+      .reshape(grid.shape[1], -1)
+      .T.numpy()
+      for window in (3, 7)
+    }
   np.savez_compressed(
-      path, features=features.numpy(), logits=logits.numpy(), **resized,
-      names=np.array(list(state)), shapes=np.array([str(tuple(v.shape)) for v in state.values()]))
+    path,
+    features=features.numpy(),
+    logits=logits.numpy(),
+    **resized,
+    names=np.array(list(state)),
+    shapes=np.array([str(tuple(v.shape)) for v in state.values()]),
+  )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ META = dict(config=dict(steps=7, name="x"), feature_key="abc", examples=56)
 
 
 class _Head(nnx.Module):
-
   def __init__(self, rngs):
     self.first = nnx.Linear(3, 4, rngs=rngs)
     self.rest = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(2)])
@@ -36,23 +35,25 @@ def _state(seed=0):
   head = nnx.state(_Head(nnx.Rngs(seed)))
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
   return dict(
-      trainable=head,
-      ema=jax.tree.map(lambda x: x + 1, head),
-      opt_state=optimizer.init(head),
-      key=jax.random.key(seed),
-      keys=jax.random.split(jax.random.key(seed, impl="rbg"), 4),
-      half=(jnp.arange(8) + seed).astype(jnp.bfloat16),
-      nothing=jnp.zeros((0, 3)),
-      step=jnp.int32(seed),
-      epoch=seed,
-      rate=0.1 + seed,
-      ids=np.array([2**40 + seed]),
-      big=np.int64(2**50 + seed),
+    trainable=head,
+    ema=jax.tree.map(lambda x: x + 1, head),
+    opt_state=optimizer.init(head),
+    key=jax.random.key(seed),
+    keys=jax.random.split(jax.random.key(seed, impl="rbg"), 4),
+    half=(jnp.arange(8) + seed).astype(jnp.bfloat16),
+    nothing=jnp.zeros((0, 3)),
+    step=jnp.int32(seed),
+    epoch=seed,
+    rate=0.1 + seed,
+    ids=np.array([2**40 + seed]),
+    big=np.int64(2**50 + seed),
   )
 
 
 def _abstract(state, sharding=None):
-  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  def shape(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
   return jax.tree.map(lambda x: shape(x) if isinstance(x, jax.Array) else x, state)
 
 
@@ -66,8 +67,6 @@ def _assert_equal(found, wanted):
       a, b = jax.random.key_data(a), jax.random.key_data(b)
     assert isinstance(a, jax.Array) == isinstance(b, jax.Array), path
     assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
-
-
 
 
 def _checkpoint_with(tmp_path, *steps, **kwargs):
@@ -95,8 +94,13 @@ def test_everything_comes_back_bit_for_bit(tmp_path, asynchronous):
 
 def test_paths_are_those_of_the_model():
   leaves, _ = state_leaves.flatten(_state())
-  assert {"trainable/first/kernel", "ema/rest/1/bias", "opt_state/1/0/mu/rest/0/kernel",
-          "opt_state/1/0/count", "key"} <= set(leaves)
+  assert {
+    "trainable/first/kernel",
+    "ema/rest/1/bias",
+    "opt_state/1/0/mu/rest/0/kernel",
+    "opt_state/1/0/count",
+    "key",
+  } <= set(leaves)
   model_paths = ["/".join(map(str, p)) for p, _ in nnx.to_flat_state(_state()["trainable"])]
   assert {f"trainable/{p}" for p in model_paths} == {p for p in leaves if p.startswith("trainable")}
 
@@ -166,7 +170,10 @@ def test_retention_and_best_are_independent(tmp_path):
       if checkpoints.save_best(step, _state(step), META, {"eval/box_AP": ap, "eval/other": 1.0}):
         saved.append(step)
   assert saved == [1, 2]  # equal and NaN are not better
-  names = lambda folder: sorted(p.name for p in (tmp_path / folder).iterdir())
+
+  def names(folder):
+    return sorted(p.name for p in (tmp_path / folder).iterdir())
+
   assert names("checkpoints") == ["4", "5"] and names("best") == ["2"]
   with checkpoint.Checkpoints(tmp_path, best_metric="eval/box_AP") as checkpoints:
     assert checkpoints.latest_step() == 5 and checkpoints.best_step() == 2
@@ -214,14 +221,15 @@ def test_a_mismatch_lists_every_key_before_reading_arrays(tmp_path):
     checkpoints.restore(wanted)
   text = str(error.value)
   for line in (
-      "missing in the checkpoint: extra/scale float32[2,5]",
-      "unexpected in the checkpoint: ids int64[1]",
-      "unexpected in the checkpoint: ema/rest/0/kernel float32[4,4]",
-      "differs: half is bfloat16[8] in the checkpoint, wanted bfloat16[9]",
-      "differs: step is int32[] in the checkpoint, wanted float32[]",
-      "differs: epoch is int in the checkpoint, wanted float",
-      "differs: key is key<fry>[] in the checkpoint, wanted key<rbg>[]",
-      "checkpoints/1", "(12 differences)",
+    "missing in the checkpoint: extra/scale float32[2,5]",
+    "unexpected in the checkpoint: ids int64[1]",
+    "unexpected in the checkpoint: ema/rest/0/kernel float32[4,4]",
+    "differs: half is bfloat16[8] in the checkpoint, wanted bfloat16[9]",
+    "differs: step is int32[] in the checkpoint, wanted float32[]",
+    "differs: epoch is int in the checkpoint, wanted float",
+    "differs: key is key<fry>[] in the checkpoint, wanted key<rbg>[]",
+    "checkpoints/1",
+    "(12 differences)",
   ):
     assert line in text, text
 
@@ -253,6 +261,7 @@ def _without(*parts):
   def damage(step_dir):
     path = step_dir.joinpath(*parts)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
+
   return damage
 
 
@@ -268,10 +277,18 @@ def _half_of_the_data(step_dir):
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [_empty_directory, _half_of_the_record, _half_of_the_data, _without("state"),
-     _without("state", "d"), _without("state", "manifest.ocdbt"), _without("meta")],
-    ids=["empty", "record", "data", "state", "chunks", "manifest", "meta"])
+  "damage",
+  [
+    _empty_directory,
+    _half_of_the_record,
+    _half_of_the_data,
+    _without("state"),
+    _without("state", "d"),
+    _without("state", "manifest.ocdbt"),
+    _without("meta"),
+  ],
+  ids=["empty", "record", "data", "state", "chunks", "manifest", "meta"],
+)
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's loop
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, damage):
@@ -342,9 +359,9 @@ def test_a_damaged_best_is_replaced(tmp_path):
 def test_what_cannot_be_saved_is_named(tmp_path):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     for state, meta, message in (
-        (dict(a=dict(b="text")), {}, "a/b is a str"),
-        (dict(a=np.array([None])), {}, "a is a NumPy array of objects"),
-        (dict(a=jnp.ones(2)), dict(config=dict(x=[1, {2}])), r"meta.config.x\[1\] is a set"),
+      (dict(a=dict(b="text")), {}, "a/b is a str"),
+      (dict(a=np.array([None])), {}, "a is a NumPy array of objects"),
+      (dict(a=jnp.ones(2)), dict(config=dict(x=[1, {2}])), r"meta.config.x\[1\] is a set"),
     ):
       with pytest.raises(TypeError, match=message):
         checkpoints.save(1, state, meta)
@@ -387,13 +404,20 @@ with checkpoint.Checkpoints(directory, best_metric="ap") as checkpoints:
 def test_kill_9_in_the_middle_of_saves(tmp_path):
   size, rounds, rng = 400_000, 3, random.Random(0)
   namespace = {}
-  exec(_SAVER[_SAVER.index("def state"):_SAVER.index("with ")],
-       dict(np=np, jnp=jnp, jax=jax, size=size), namespace)
+  exec(
+    _SAVER[_SAVER.index("def state") : _SAVER.index("with ")],
+    dict(np=np, jnp=jnp, jax=jax, size=size),
+    namespace,
+  )
   steps = []
   for _ in range(rounds):
     child = subprocess.Popen(
-        [sys.executable, "-c", _SAVER, str(tmp_path), str(size)],
-        stdout=subprocess.PIPE, text=True, env=_environment(), cwd=_ROOT)
+      [sys.executable, "-c", _SAVER, str(tmp_path), str(size)],
+      stdout=subprocess.PIPE,
+      text=True,
+      env=_environment(),
+      cwd=_ROOT,
+    )
     try:
       output = [child.stdout.readline() for _ in range(1 + rng.randint(1, 5))]
       assert output[0] == "ready\n"
@@ -402,7 +426,7 @@ def test_kill_9_in_the_middle_of_saves(tmp_path):
       child.kill()
       output += child.communicate()[0].splitlines(keepends=True)
     assert child.returncode == -signal.SIGKILL
-    confirmed = [int(l.split()[1]) for l in output if l.startswith("confirmed") and l[-1] == "\n"]
+    confirmed = [int(s.split()[1]) for s in output if s.startswith("confirmed") and s[-1] == "\n"]
     with checkpoint.Checkpoints(tmp_path) as checkpoints, warnings.catch_warnings():
       warnings.simplefilter("error")  # a fallback would warn: the newest listed must be whole
       step = checkpoints.latest_step()
@@ -449,10 +473,10 @@ def test_meta_holds_what_a_head_needs(tmp_path):
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
   workdir = tmp_path / "a" / "run"
-  config = dict(steps=100, log_every=10, data=dict(num_workers=2, sizes=(128, 192)), drop=0.1,
-                nan=float("nan"))
-  claim = functools.partial(
-      checkpoint.claim_workdir, workdir, ignore=("log_every", "*.num_workers"))
+  config = dict(
+    steps=100, log_every=10, data=dict(num_workers=2, sizes=(128, 192)), drop=0.1, nan=float("nan")
+  )
+  claim = functools.partial(checkpoint.claim_workdir, workdir, ignore=("log_every", "*.num_workers"))
   checkpoint.claim_workdir(workdir, config, is_writer=False)
   assert not workdir.exists()
   claim(config)
@@ -463,8 +487,13 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
   with pytest.raises(ValueError) as error:
     claim(dict(config, steps=200, drop=True, new=None, log_every=1))
   text = str(error.value)
-  for part in (str(workdir), "steps: 100 there, 200 now", "drop: 0.1 there, true now",
-               "new: absent there, null now", "another --workdir"):
+  for part in (
+    str(workdir),
+    "steps: 100 there, 200 now",
+    "drop: 0.1 there, true now",
+    "new: absent there, null now",
+    "another --workdir",
+  ):
     assert part in text
   assert "log_every" not in text and "sizes" not in text
   assert (workdir / "config.json").read_bytes() == written

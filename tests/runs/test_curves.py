@@ -8,8 +8,8 @@ from frozen_vision.runs import curves
 
 def test_train_and_eval_get_a_figure_each(tmp_path):
   rows = [
-      {"step": s, "train/loss": 3 / s, "train/rpn_box": 1 / s, "train/learning_rate": 1e-3}
-      for s in range(1, 100)
+    {"step": s, "train/loss": 3 / s, "train/rpn_box": 1 / s, "train/learning_rate": 1e-3}
+    for s in range(1, 100)
   ]
   rows += [{"step": 99, "eval/box_AP": 0.4, "eval/box_AP_large": -1.0, "eval/mask_AP50": 0.5}]
   path = tmp_path / "metrics.jsonl"
@@ -34,13 +34,13 @@ def test_nothing_to_draw(tmp_path):
 
 def test_reading_survives_a_killed_and_resumed_run(tmp_path, caplog):
   lines = [
-      '{"step": 10, "train/loss": 3.0, "note": "text"}',
-      '{"step": 20, "train/loss": 2.5}',
-      '{"step": 20, "train/loss": 2.4, "train/grad_norm": null}',
-      '{"step": 15, "train/loss": Infinity}',
-      "",
-      '{"train/loss": 1.0}',
-      '{"step": 30, "train/l',
+    '{"step": 10, "train/loss": 3.0, "note": "text"}',
+    '{"step": 20, "train/loss": 2.5}',
+    '{"step": 20, "train/loss": 2.4, "train/grad_norm": null}',
+    '{"step": 15, "train/loss": Infinity}',
+    "",
+    '{"train/loss": 1.0}',
+    '{"step": 30, "train/l',
   ]
   (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
   series = curves.read_metrics(tmp_path / "metrics.jsonl")

@@ -22,7 +22,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _lines(workdir):
-  return [json.loads(l) for l in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def _log(workdir, **kwargs):
@@ -76,7 +76,7 @@ def _lines_without_time(workdir):
   lines = (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
   if not lines[-1].endswith(b"\n"):
     lines.pop()
-  return [{k: v for k, v in json.loads(l).items() if k != "time"} for l in lines]
+  return [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
 
 
 def test_an_unfinished_line_does_not_swallow_the_next(tmp_path):
@@ -85,7 +85,7 @@ def test_an_unfinished_line_does_not_swallow_the_next(tmp_path):
     log.scalars(2, {"x": 1})
     with pytest.raises(ValueError, match="before the first write"):
       log.resume_from(1)
-  assert [l["step"] for l in _lines(tmp_path)] == [1, 2]
+  assert [line["step"] for line in _lines(tmp_path)] == [1, 2]
 
 
 def test_pictures_and_texts(tmp_path):
@@ -112,8 +112,7 @@ def test_who_is_no_writer_writes_nothing(tmp_path):
 
 def test_without_tensorflow_one_line_says_so(tmp_path, monkeypatch, caplog):
   find = run_log.importlib.util.find_spec
-  monkeypatch.setattr(
-      run_log.importlib.util, "find_spec", lambda m: None if m == "tensorflow" else find(m))
+  monkeypatch.setattr(run_log.importlib.util, "find_spec", lambda m: None if m == "tensorflow" else find(m))
   with caplog.at_level(logging.INFO), run_log.RunLog(tmp_path) as log:
     for step in range(3):
       log.scalars(step, {"a": 1})
@@ -155,7 +154,6 @@ def test_tensorboard_events(tmp_path):
 
 
 class _Clock:
-
   def __init__(self):
     self.now = 100.0
 
@@ -165,8 +163,7 @@ class _Clock:
 
 def test_progress_leaves_out_the_first_step_and_pauses():
   clock = _Clock()
-  progress = run_log.Progress(
-      110, 8, start_step=10, flops_per_step=3e9, peak_flops=1e10, clock=clock)
+  progress = run_log.Progress(110, 8, start_step=10, flops_per_step=3e9, peak_flops=1e10, clock=clock)
 
   def step(number, seconds, wait=0.0, pause=0.0):
     with progress.waiting():
@@ -181,18 +178,17 @@ def test_progress_leaves_out_the_first_step_and_pauses():
   assert progress.first_step_seconds == 30.0
   rates = progress.rates()
   assert rates == {} and progress.eta_seconds() is None
-  assert progress.line(2.0, rates) == (
-      "step  11/110  loss 2.0000  first step 30.0 s (compilation)  ETA ?")
+  assert progress.line(2.0, rates) == ("step  11/110  loss 2.0000  first step 30.0 s (compilation)  ETA ?")
   for i in range(12, 20):
     step(i, seconds=0.3, wait=0.1)
   step(20, seconds=0.3, wait=0.1, pause=5.4)
   rates = progress.rates()
-  assert rates == pytest.approx(
-      dict(step_time=0.4, images_per_s=20.0, data_wait=0.25, mfu=0.75))
+  assert rates == pytest.approx(dict(step_time=0.4, images_per_s=20.0, data_wait=0.25, mfu=0.75))
   # 9 steps in 9 s with the pause, 90 to go.
   assert progress.eta_seconds() == pytest.approx(90.0)
   assert progress.line(0.12345, rates) == (
-      "step  20/110  loss 0.1235  0.4 s/step  20 images/s  data 25%  MFU 75.0%  ETA 0:01:30")
+    "step  20/110  loss 0.1235  0.4 s/step  20 images/s  data 25%  MFU 75.0%  ETA 0:01:30"
+  )
   assert progress.rates() == {}  # no step since
   step(21, seconds=1.0)
   assert progress.rates()["step_time"] == pytest.approx(1.0)
@@ -214,7 +210,11 @@ def test_an_exception_while_waiting_still_counts():
 
 def test_seconds_as_text():
   assert [run_log.format_seconds(s) for s in (0, 59.6, 3661, 100 * 3600)] == [
-      "0:00:00", "0:01:00", "1:01:01", "100:00:00"]
+    "0:00:00",
+    "0:01:00",
+    "1:01:01",
+    "100:00:00",
+  ]
 
 
 def test_compilations_are_counted_by_name():

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_vision.training import loop
-from frozen_vision.training import step
-from frozen_vision.visualization import clips as visualize_action
-from frozen_vision.data.video import clips, prepared_videos
 from frozen_vision.data import prepare
+from frozen_vision.data.video import clips, prepared_videos
 from frozen_vision.tasks import action
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.training import loop, step
+from frozen_vision.visualization import clips as visualize_action
 from tests import paths, tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -39,7 +38,8 @@ def _split(task):
   """(graphdef, state) of a model whose head does not start near zero."""
   graphdef, state = nnx.split(task.build_model())
   state["head"] = jax.tree.map(
-      lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), state["head"])
+    lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), state["head"]
+  )
   return graphdef, state
 
 
@@ -71,8 +71,10 @@ def test_memory_is_that_of_one_pass(built):
 
   def temporary(count):
     frames = jax.ShapeDtypeStruct((count, 64, 64, 3), jnp.uint8)
-    run = lambda state, x: action.frame_features(
-        nnx.merge(graphdef, state).backbone, x, (3,), frames_per_pass=4)
+
+    def run(state, x):
+      return action.frame_features(nnx.merge(graphdef, state).backbone, x, (3,), frames_per_pass=4)
+
     return jax.jit(run).lower(state, frames).compile().memory_analysis().temp_size_in_bytes
 
   assert temporary(32) < 2 * temporary(4) + 32 * 64 * 64 * 3 * 2
@@ -81,7 +83,8 @@ def test_memory_is_that_of_one_pass(built):
 def test_one_view_is_no_averaging_and_more_are_the_mean_of_probabilities(built, batch):
   task, graphdef, state = built
   predict = jax.jit(
-      lambda state, clip: task.predict(nnx.merge(graphdef, state), {"clip": clip}, None)["probabilities"])
+    lambda state, clip: task.predict(nnx.merge(graphdef, state), {"clip": clip}, None)["probabilities"]
+  )
 
   @jax.jit
   def plainly(state, clip):
@@ -93,7 +96,7 @@ def test_one_view_is_no_averaging_and_more_are_the_mean_of_probabilities(built, 
   np.testing.assert_allclose(predict(state, clip), plainly(state, clip[:, 0]), atol=1e-6)
   np.testing.assert_allclose(predict(state, clip).sum(-1), 1, atol=1e-5)
   views = np.concatenate([clip, clip[:, :, ::-1]], axis=1)
-  parts = [predict(state, views[:, i:i + 1]) for i in range(2)]
+  parts = [predict(state, views[:, i : i + 1]) for i in range(2)]
   assert np.abs(parts[0] - parts[1]).max() > 1e-4
   np.testing.assert_allclose(predict(state, views), (parts[0] + parts[1]) / 2, atol=1e-6)
 
@@ -129,7 +132,10 @@ def test_features_are_computed_outside_of_the_gradient_or_within_alike(head):
   def losses(state):
     model = nnx.merge(graphdef, state)
     frozen = task.loss(model, data, task.frozen_features(model, data), rng, None)[0]
-    within = lambda state: task.loss(nnx.merge(graphdef, state), data, None, rng, None)[0]
+
+    def within(state):
+      return task.loss(nnx.merge(graphdef, state), data, None, rng, None)[0]
+
     return frozen, *jax.value_and_grad(within)(state)
 
   frozen, value, gradient = losses(state)
@@ -155,16 +161,25 @@ def test_a_run_leaves_everything_that_a_person_reads(tmp_path):
   assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
   again = loop.evaluate(config, tmp_path)
   assert {key: value for key, value in again.items() if "per_second" not in key} == {
-      key: value for key, value in metrics.items() if "per_second" not in key}
+    key: value for key, value in metrics.items() if "per_second" not in key
+  }
 
 
 def test_videos_and_folds(tmp_path):
   """Class folders, and folds by scene of real clips, through the whole input pipeline."""
   folder = paths.data_dir("fight_video")
   config = tiny.action()
-  config.action.update(dict(
-      data="folds", lists=(str(folder / "train.csv"), str(folder / "val.csv")), group_column="scene_group",
-      frames=2, image_size=32, short_side=40, fold=1))
+  config.action.update(
+    dict(
+      data="folds",
+      lists=(str(folder / "train.csv"), str(folder / "val.csv")),
+      group_column="scene_group",
+      frames=2,
+      image_size=32,
+      short_side=40,
+      fold=1,
+    )
+  )
   config.action.test.update(dict(clips=2, crops=3))
   task = tasks_build.build_task(config)
   assert task.headline.endswith("validation videos, 2 classes.") and " 140 " not in task.headline
@@ -174,8 +189,9 @@ def test_videos_and_folds(tmp_path):
   assert batch["clip"].std() > 10
   with task.train_batches(0) as batches:
     assert next(batches)["clip"].shape == (2, 2, 32, 32, 3)
-  config.action.update(dict(
-      data="videos", train=str(folder / "train.csv"), validation=str(folder / "val.csv"), group_column=""))
+  config.action.update(
+    dict(data="videos", train=str(folder / "train.csv"), validation=str(folder / "val.csv"), group_column="")
+  )
   assert "100 training and 40 validation videos" in tasks_build.build_task(config).headline
 
 
@@ -187,9 +203,26 @@ def prepared(tmp_path_factory):
   for split, name in (("train", "train"), ("validation", "val")):
     header, *rows = (folder / f"{name}.csv").read_text().splitlines()
     (root / f"{split}.csv").write_text("\n".join([header, *rows[:2], *rows[-2:]]))
-    assert prepare.main([
-        "videos", "--videos", str(root / f"{split}.csv"), "--root", str(folder / name), "--split", split,
-        "--out", str(root), "--short-side", "48", "--group-column", "scene_group"]) == 0
+    assert (
+      prepare.main(
+        [
+          "videos",
+          "--videos",
+          str(root / f"{split}.csv"),
+          "--root",
+          str(folder / name),
+          "--split",
+          split,
+          "--out",
+          str(root),
+          "--short-side",
+          "48",
+          "--group-column",
+          "scene_group",
+        ]
+      )
+      == 0
+    )
   return root, folder
 
 
@@ -244,13 +277,16 @@ def test_prepared_videos_that_do_not_fit(prepared, tmp_path):
     _task(data="videos", train=str(tmp_path), validation=str(tmp_path))
 
 
-@pytest.mark.parametrize("options, message", [
+@pytest.mark.parametrize(
+  "options, message",
+  [
     (dict(head="linear"), "'linear'; known: video_swin, attentive, average"),
     (dict(data="ucf"), "'ucf'; known: clips, videos, folds, prepared"),
     (dict(data="folds"), "needs config.action.lists"),
     (dict(sampling="random"), "'random'; known: dense, uniform"),
     (dict(frames_per_pass=0), "expected 1 or more"),
-])
+  ],
+)
 def test_options_that_do_not_fit(options, message):
   with pytest.raises(ValueError, match=message):
     _task(**options)
@@ -264,8 +300,7 @@ def test_missing_data_says_how_to_get_it():
 def test_strips_and_confusion_pictures():
   rng = np.random.default_rng(0)
   clip = rng.integers(0, 255, (12, 20, 30, 3), dtype=np.uint8)
-  right, wrong = (
-      visualize_action.ClipPrediction(clip, np.array([0.7, 0.2, 0.1]), label) for label in (0, 1))
+  right, wrong = (visualize_action.ClipPrediction(clip, np.array([0.7, 0.2, 0.1]), label) for label in (0, 1))
   one = visualize_action.draw_strips([right], ("a", "b", "c"))
   two = visualize_action.draw_strips([right, wrong], ("a", "b", "c"), num_frames=3)
   assert one.dtype == two.dtype == np.uint8

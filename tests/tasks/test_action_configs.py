@@ -9,9 +9,9 @@ import jax
 import pytest
 
 from frozen_vision import config as config_lib
-from frozen_vision.freezing import partition as freeze
 from frozen_vision.backbones import families
 from frozen_vision.data.video import sources
+from frozen_vision.freezing import partition as freeze
 from frozen_vision.tasks import action
 from frozen_vision.tasks import build as tasks_build
 
@@ -32,8 +32,9 @@ def test_every_variant_is_a_config_that_is_read(module):
   for variant in module.VARIANTS:
     config = module.get_config(variant)
     config_lib.check(config, known)
-    specs = nnx.eval_shape(lambda c=config: families.build_backbone(
-        c.backbone.name, rngs=nnx.Rngs(0), **c.backbone.overrides)).feature_specs
+    specs = nnx.eval_shape(
+      lambda c=config: families.build_backbone(c.backbone.name, rngs=nnx.Rngs(0), **c.backbone.overrides)
+    ).feature_specs
     for head in ("video_swin", "attentive", "average"):
       config.action.head = head
       nnx.eval_shape(lambda c=config, s=specs: action.build_head(c.action, s, 400, rngs=nnx.Rngs(0)))
@@ -60,11 +61,15 @@ def test_the_giant_recipe_is_traced_at_full_size(module, monkeypatch):
   monkeypatch.setattr(action, "_open_sources", lambda *_: [sources.VideoList(["v.mp4"], [0], names)] * 2)
   task = tasks_build.build_task(config)
   graphdef, trainable, frozen = freeze.partition(nnx.eval_shape(task.build_model), tuple(config.trainable))
-  count = lambda state: sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e6
+
+  def count(state):
+    return sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e6
+
   assert set(trainable) == {"head"} and 2900 < count(frozen) < 3100 and 30 < count(trainable) < 100
   shape = jax.ShapeDtypeStruct
   batch = dict(
-      clip=shape((2, 16, 384, 384, 3), "uint8"), label=shape((2,), "int32"), readable=shape((2,), "bool"))
+    clip=shape((2, 16, 384, 384, 3), "uint8"), label=shape((2,), "int32"), readable=shape((2,), "bool")
+  )
 
   def loss(trainable, frozen, batch):
     model = nnx.merge(graphdef, trainable, frozen)

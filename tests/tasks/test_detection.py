@@ -11,19 +11,20 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from frozen_vision.freezing import partition as freeze
-from frozen_vision.training import step as train_step
 from frozen_vision.backbones import families
 from frozen_vision.data.detection import transforms
+from frozen_vision.freezing import partition as freeze
 from frozen_vision.heads import files as head_weights
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.training import step as train_step
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SIZE = (48, 64)  # of the images; frames are larger, so there is padding
 TWO_STAGES = dict(
-    stage_ious=(0.5, 0.6), stage_stds=((0.1, 0.1, 0.2, 0.2),) * 2, stage_loss_weights=(1.0, 0.5))
+  stage_ious=(0.5, 0.6), stage_stds=((0.1, 0.1, 0.2, 0.2),) * 2, stage_loss_weights=(1.0, 0.5)
+)
 
 
 def _task(**changes):
@@ -99,9 +100,15 @@ def test_one_scale_is_plain_prediction():
 
 
 def test_testing_a_mirrored_image_gives_the_mirrored_result():
-  task = _task(**{
-      "test.short_sides": (0, 80), "test.frames": ((64, 64), (96, 128)), "test.sizes": ("sml", "sm"),
-      "test.flip": True, "test.max_detections": 8})
+  task = _task(
+    **{
+      "test.short_sides": (0, 80),
+      "test.frames": ((64, 64), (96, 128)),
+      "test.sizes": ("sml", "sm"),
+      "test.flip": True,
+      "test.max_detections": 8,
+    }
+  )
   image = _pixels()
   found, batch = _predict(task, image, image[:, ::-1])
   assert {"image.1", "image_size.1"} <= set(batch) and found["valid"].shape == (2, 8)
@@ -114,14 +121,17 @@ def test_testing_a_mirrored_image_gives_the_mirrored_result():
   np.testing.assert_allclose(found["masks"][0], found["masks"][1, :, :, ::-1], atol=5e-3)
 
 
-@pytest.mark.parametrize("changes, message", [
+@pytest.mark.parametrize(
+  "changes, message",
+  [
     ({"test.short_sides": (60, 80), "test.frames": ((64, 64),)}, "2 short_sides, 1 frames and 2 sizes"),
     ({"test.frames": ((64, 64),)}, "0 short_sides, 1 frames"),
     ({"test.sizes": ("s", "l")}, "1 short_sides, 1 frames and 2 sizes"),
     ({"test.sizes": ("xl",)}, "'xl'; expected some of the letters 'sml'"),
     ({"copy_paste": 1.5}, "copy_paste is 1.5"),
     ({"copy_paste": 0.5, "head_options.with_masks": False}, "with_masks of the head is False"),
-])
+  ],
+)
 def test_options_that_do_not_fit(changes, message):
   with pytest.raises(ValueError, match=message):
     task = tiny.detection()
@@ -132,10 +142,10 @@ def test_options_that_do_not_fit(changes, message):
 
 # Images that break detectors: boxes and whether each is a crowd.
 HARD = {
-    "no objects": ([], ()),
-    "one object covering everything": ([[0, 0, 64, 48]], (0,)),
-    "300 objects": ([[x, y, x + 13, y + 11] for y in range(0, 30, 2) for x in range(0, 40, 2)], (0,) * 300),
-    "crowds alone": ([[4, 4, 40, 40], [0, 0, 64, 48]], (1, 1)),
+  "no objects": ([], ()),
+  "one object covering everything": ([[0, 0, 64, 48]], (0,)),
+  "300 objects": ([[x, y, x + 13, y + 11] for y in range(0, 30, 2) for x in range(0, 40, 2)], (0,) * 300),
+  "crowds alone": ([[4, 4, 40, 40], [0, 0, 64, 48]], (1, 1)),
 }
 
 
@@ -148,13 +158,15 @@ def hard_steps():
   place = transforms.DetectionTrain((64, 64), 300, transforms.ResizeToLimits(), flip_probability=0.0)
   keys = jax.random.split(jax.random.key(0), 4)
   features = tuple(
-      jax.random.normal(key, (1, 64 // spec.stride, 64 // spec.stride, spec.channels))
-      for key, spec in zip(keys, model.backbone.feature_specs))
+    jax.random.normal(key, (1, 64 // spec.stride, 64 // spec.stride, spec.channels))
+    for key, spec in zip(keys, model.backbone.feature_specs)
+  )
 
   @jax.jit
   def step(trainable, batch):
     def loss(trainable):
       return task.loss(nnx.merge(graphdef, trainable, frozen), batch, features, jax.random.key(1), None)
+
     return jax.value_and_grad(loss, has_aux=True)(trainable)
 
   results = {}
@@ -164,7 +176,8 @@ def hard_steps():
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.astype(int)):
       mask[y1:y2, x1:x2] = True
     record = _record(_pixels()) | dict(
-        boxes=boxes, labels=np.arange(len(boxes)) % 6, masks=masks, crowd=np.array(crowd, bool))
+      boxes=boxes, labels=np.arange(len(boxes)) % 6, masks=masks, crowd=np.array(crowd, bool)
+    )
     example = place(record, np.random.default_rng(0))
     batch = jax.tree.map(lambda x: jnp.asarray(x)[None], example)
     (_, scalars), gradients = step(trainable, batch)
@@ -194,7 +207,10 @@ def test_absent_objects_send_no_gradient(hard_steps, name):
       assert not np.any(leaf), path
   # What says "there is nothing here" still learns.
   for path in (
-      "head/rpn/objectness/kernel", "head/box_heads/0/classes/kernel", "head/box_heads/1/fcs/0/kernel"):
+    "head/rpn/objectness/kernel",
+    "head/box_heads/0/classes/kernel",
+    "head/box_heads/1/fcs/0/kernel",
+  ):
     assert np.any(gradients[path]), path
   # A crowd is no target: it is as if it were not there.
   _, wanted, expected = hard_steps[0]["no objects"]
@@ -214,10 +230,12 @@ def _boxes_only(tmp_path):
     Image.fromarray(_pixels(i)).save(tmp_path / f"{i}.png")
     images.append(dict(id=i + 1, file_name=f"{i}.png", height=SIZE[0], width=SIZE[1]))
     annotations.append(
-        dict(id=i + 1, image_id=i + 1, category_id=7, bbox=[4, 4, 30, 30], area=900, iscrowd=0))
+      dict(id=i + 1, image_id=i + 1, category_id=7, bbox=[4, 4, 30, 30], area=900, iscrowd=0)
+    )
   path = tmp_path / "boxes.json"
-  path.write_text(json.dumps(dict(
-      images=images, annotations=annotations, categories=[dict(id=7, name="thing")])))
+  path.write_text(
+    json.dumps(dict(images=images, annotations=annotations, categories=[dict(id=7, name="thing")]))
+  )
   return path
 
 
@@ -235,12 +253,18 @@ def test_training_without_masks_needs_none(tmp_path):
     batch = train_step.device_batch(next(batches))
   assert "masks" not in batch and batch["valid"].sum(1).tolist() == [1, 1]
   graphdef, state = nnx.split(nnx.eval_shape(task.build_model))
-  loss = lambda state, batch: task.loss(nnx.merge(graphdef, state), batch, None, jax.random.key(0), None)
+
+  def loss(state, batch):
+    return task.loss(nnx.merge(graphdef, state), batch, None, jax.random.key(0), None)
+
   _, scalars = jax.eval_shape(loss, state, batch)
   assert not [name for name in scalars if "mask" in name]
   with task.eval_batches() as batches:
     batch = next(batches)
-  predict = lambda state, batch: task.predict(nnx.merge(graphdef, state), batch, None)
+
+  def predict(state, batch):
+    return task.predict(nnx.merge(graphdef, state), batch, None)
+
   found = jax.eval_shape(predict, state, train_step.device_batch(batch))
   assert set(found) == {"boxes", "scores", "labels", "valid"}
   evaluator = task.evaluator()
@@ -255,8 +279,9 @@ def _head_file(task, path):
   """A file of the task's neck and head with other numbers than it starts from."""
   state = nnx.state(task.build_model())
   arrays = {
-      name: np.random.default_rng(i).standard_normal(leaf.shape).astype(np.float32)
-      for i, (name, leaf) in enumerate(freeze.flatten(state).items()) if name.startswith(("neck/", "head/"))
+    name: np.random.default_rng(i).standard_normal(leaf.shape).astype(np.float32)
+    for i, (name, leaf) in enumerate(freeze.flatten(state).items())
+    if name.startswith(("neck/", "head/"))
   }
   head_weights.save(path, arrays, source="a test")
   return arrays
@@ -271,8 +296,8 @@ def test_a_run_starts_from_a_head_file(tmp_path, caplog):
   with caplog.at_level("INFO"):
     found = freeze.flatten(nnx.state(_task(**{"init.path": str(path), "init.keep": keep}).build_model()))
   kept = {
-      name for name in arrays
-      if name.startswith("neck/laterals/") or "/classes/" in name or "/logits/" in name}
+    name for name in arrays if name.startswith("neck/laterals/") or "/classes/" in name or "/logits/" in name
+  }
   assert kept and set(found) == set(before)
   for name, leaf in found.items():
     wanted = before[name] if name in kept or name.startswith("backbone/") else arrays[name]

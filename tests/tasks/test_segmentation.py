@@ -4,15 +4,14 @@ import json
 
 import jax
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
-from frozen_vision.training import loop as train
-from frozen_vision.training import step
 from frozen_vision.data.segmentation import label_maps
 from frozen_vision.tasks import build as tasks_build
-from tests import paths
-from tests import tiny
+from frozen_vision.training import loop as train
+from frozen_vision.training import step
+from tests import paths, tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -51,7 +50,8 @@ def test_a_run_leaves_label_maps_that_say_what_the_metrics_say(tmp_path, head):
   known = [iou for iou in wanted if iou is not None]
   assert metrics["mIoU"] == pytest.approx(sum(known) / len(known), abs=1e-12)
   assert metrics["pixel_accuracy"] == pytest.approx(
-      np.mean(np.stack(truth) == np.stack(predicted)), abs=1e-12)
+    np.mean(np.stack(truth) == np.stack(predicted)), abs=1e-12
+  )
   assert list((tmp_path / "pictures").glob("*.png"))
   losses = [value for _, value in tiny.metrics(tmp_path)["train/loss"]]
   assert len(losses) == 4 and np.isfinite(losses).all()
@@ -89,10 +89,15 @@ def _evaluated(config):
 
 def _camvid(config):
   root = paths.data_dir("camvid")
-  config.segmentation.update(dict(
-      data="files", root=str(root), classes="meta.json",
+  config.segmentation.update(
+    dict(
+      data="files",
+      root=str(root),
+      classes="meta.json",
       train=dict(images="train/images", labels="train/labels"),
-      validation=dict(images="val/images", labels="val/labels")))
+      validation=dict(images="val/images", labels="val/labels"),
+    )
+  )
 
 
 def test_predictions_are_made_at_the_original_size():
@@ -103,9 +108,13 @@ def test_predictions_are_made_at_the_original_size():
   assert found.shape[1] >= 360 and found.shape[2] >= 480
   height, width = batch["image_size"][0]
   content = Image.fromarray  # one class at a time, Pillow's own bilinear filter
-  resized = np.stack([
+  resized = np.stack(
+    [
       np.asarray(content(scores[0, :height, :width, k]).resize((480, 360), Image.Resampling.BILINEAR))
-      for k in range(scores.shape[-1])], axis=-1)
+      for k in range(scores.shape[-1])
+    ],
+    axis=-1,
+  )
   top = np.sort(resized, axis=-1)
   clear = top[..., -1] - top[..., -2] > 1e-5
   assert clear.mean() > 0.99
@@ -113,7 +122,8 @@ def test_predictions_are_made_at_the_original_size():
   evaluator = task.evaluator()
   evaluator.update({"label_map": found}, batch)
   wanted = recomputed_iou(
-      [task._validation.label(i) for i in batch["index"]], [row[:360, :480] for row in found], 11)
+    [task._validation.label(i) for i in batch["index"]], [row[:360, :480] for row in found], 11
+  )
   for entry, iou in zip(evaluator.per_class().values(), wanted):
     assert entry["IoU"] == (None if iou is None else pytest.approx(iou, abs=1e-12))
 
@@ -134,8 +144,8 @@ def test_options_that_do_not_fit_are_named(tmp_path):
   with pytest.raises(ValueError, match="segmentation.linear.level is no option.*did you mean levels"):
     tasks_build.build_task(config)
   for key, value, message in (
-      ("segmentation.data", "cityscapes", "'cityscapes'; known: scenes, ade20k, files, prepared"),
-      ("segmentation.head", "fcn", "'fcn'; known: mask2former, upernet, linear"),
+    ("segmentation.data", "cityscapes", "'cityscapes'; known: scenes, ade20k, files, prepared"),
+    ("segmentation.head", "fcn", "'fcn'; known: mask2former, upernet, linear"),
   ):
     config = tiny.segmentation("linear")
     config.update_from_flattened_dict({key: value})
@@ -148,7 +158,8 @@ def test_options_that_do_not_fit_are_named(tmp_path):
   config.segmentation.classes = "classes.json"
   config.segmentation.train.update(dict(images="i", labels="l"))
   with pytest.raises(
-      FileNotFoundError, match="segmentation.classes: .*classes.json does not exist.*root=FOLDER"):
+    FileNotFoundError, match="segmentation.classes: .*classes.json does not exist.*root=FOLDER"
+  ):
     tasks_build.build_task(config)
   config.segmentation.update(dict(data="ade20k", root=str(tmp_path / "absent")))
   with pytest.raises(FileNotFoundError, match="segmentation.root.*absent does not exist. Download ADE"):
@@ -173,10 +184,15 @@ def test_unlabelled_images_are_predicted_and_not_scored(tmp_path):
   _files(tmp_path / "test", rng, labels=1)
   config = tiny.segmentation("linear")
   config.update(dict(steps=1, pictures=3))
-  config.segmentation.update(dict(
-      data="files", root=str(tmp_path), classes="train/classes.txt",
+  config.segmentation.update(
+    dict(
+      data="files",
+      root=str(tmp_path),
+      classes="train/classes.txt",
       train=dict(images="train/images", labels="train/labels"),
-      validation=dict(images="test/images", labels="test/labels")))
+      validation=dict(images="test/images", labels="test/labels"),
+    )
+  )
   with pytest.raises(ValueError, match="2 of 3 images .* have no label image .*: 1.jpg, 2.jpg"):
     tasks_build.build_task(config)
   config.segmentation.unlabelled = "keep"

@@ -57,7 +57,8 @@ def test_camvid_opens_with_its_own_files():
   assert task.headline == "Segmentation: 184 training and 51 validation images, 11 classes."
   config.segmentation.root = "absent"
   with pytest.raises(
-      FileNotFoundError, match="segmentation.classes: .*absent/meta.json does not exist.*root=FOLDER"):
+    FileNotFoundError, match="segmentation.classes: .*absent/meta.json does not exist.*root=FOLDER"
+  ):
     tasks_build.build_task(config)
 
 

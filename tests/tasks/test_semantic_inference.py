@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
 from frozen_vision.tasks import semantic_inference as inference
 
@@ -47,14 +47,15 @@ def test_sliding_windows(window, stride):
     total, count = np.zeros((*_FRAME, 3)), np.zeros((*_FRAME, 1))
     for top in starts(height, window[0], stride[0]):
       for left in starts(width, window[1], stride[1]):
-        part = image[None, top:top + window[0], left:left + window[1]]
+        part = image[None, top : top + window[0], left : left + window[1]]
         inside = np.minimum(np.array([height - top, width - left]), window)[None]
         new = np.asarray(scorer(jnp.asarray(part), jnp.asarray(inside)))[0]
-        total[top:top + window[0], left:left + window[1]] += new
-        count[top:top + window[0], left:left + window[1]] += 1
+        total[top : top + window[0], left : left + window[1]] += new
+        count[top : top + window[0], left : left + window[1]] += 1
     assert (count[:height, :width] > 0).all()
     np.testing.assert_allclose(
-        scores[:height, :width], (total / np.maximum(count, 1))[:height, :width], rtol=1e-5)
+      scores[:height, :width], (total / np.maximum(count, 1))[:height, :width], rtol=1e-5
+    )
 
 
 def test_mirrored_scores_are_turned_back():
@@ -64,7 +65,9 @@ def test_mirrored_scores_are_turned_back():
   for i, (height, width) in enumerate(_SIZES):
     np.testing.assert_array_equal(turned[i, :height, :width], images[i, :height, :width][:, ::-1])
     np.testing.assert_array_equal(turned[i, :, width:], images[i, :, width:])
-    alone = scorer(jnp.asarray(images[i:i + 1, :height, :width][:, :, ::-1]), jnp.asarray(_SIZES[i:i + 1]))
+    alone = scorer(
+      jnp.asarray(images[i : i + 1, :height, :width][:, :, ::-1]), jnp.asarray(_SIZES[i : i + 1])
+    )
     np.testing.assert_array_equal(found[i, :height, :width], np.asarray(alone)[0, :, ::-1])
 
 
@@ -84,14 +87,19 @@ def test_label_maps_at_original_sizes():
   rng = np.random.default_rng(0)
   originals = np.array([[33, 129], [70, 20], [24, 12]], np.int32)
   views = [
-      inference.View(rng.standard_normal((3, *_FRAME, 5)).astype(np.float32), _SIZES),
-      inference.View(rng.standard_normal((3, 12, 20, 5)).astype(np.float32), (_SIZES + 1) // 2)]
+    inference.View(rng.standard_normal((3, *_FRAME, 5)).astype(np.float32), _SIZES),
+    inference.View(rng.standard_normal((3, 12, 20, 5)).astype(np.float32), (_SIZES + 1) // 2),
+  ]
   found = np.asarray(jax.jit(inference.label_maps, static_argnums=2)(views, originals, (70, 129)))
   assert found.dtype == np.uint8 and found.shape == (3, 96, 256)
   for i, (height, width) in enumerate(originals):
-    mean = np.mean([
-        _resized(scores[i, :sizes[i, 0], :sizes[i, 1]].astype(np.float64), (height, width))
-        for scores, sizes in views], axis=0)
+    mean = np.mean(
+      [
+        _resized(scores[i, : sizes[i, 0], : sizes[i, 1]].astype(np.float64), (height, width))
+        for scores, sizes in views
+      ],
+      axis=0,
+    )
     order = np.sort(mean, axis=-1)
     clear = order[..., -1] - order[..., -2] > 1e-5
     assert clear.mean() > 0.99
@@ -100,5 +108,7 @@ def test_label_maps_at_original_sizes():
   # Pillow's own bilinear filter, for enlarging.
   enlarged = Image.fromarray(views[0].scores[0, :20, :31, 0]).resize((129, 33), Image.Resampling.BILINEAR)
   np.testing.assert_allclose(
-      _resized(views[0].scores[0, :20, :31, :1].astype(np.float64), (33, 129))[..., 0], np.asarray(enlarged),
-      atol=1e-5)
+    _resized(views[0].scores[0, :20, :31, :1].astype(np.float64), (33, 129))[..., 0],
+    np.asarray(enlarged),
+    atol=1e-5,
+  )

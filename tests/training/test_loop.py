@@ -12,15 +12,15 @@ import numpy as np
 import optax
 import pytest
 
-from frozen_vision.runs import checkpoints as checkpoint
-from frozen_vision.freezing import partition
-from frozen_vision.training import optimizer
-from frozen_vision.runs import state_leaves
-from frozen_vision.training import loop as train
-from frozen_vision.training import step as train_step
 from frozen_vision.data.detection import photos
+from frozen_vision.freezing import partition
+from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.runs import state_leaves
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.tasks import classification
+from frozen_vision.training import loop as train
+from frozen_vision.training import optimizer
+from frozen_vision.training import step as train_step
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -35,8 +35,9 @@ def _with_everything_random(config):
   """Mixing, augmentation, erasing and stochastic depth, which a resumed run has to repeat."""
   config.backbone.overrides.drop_path_rate = 0.3
   config.ema_decay = 0.9
-  config.classification.update(dict(
-      rand_augment=dict(num_ops=2), erasing=1.0, mixup=0.8, cutmix=1.0, crop_padding=-1))
+  config.classification.update(
+    dict(rand_augment=dict(num_ops=2), erasing=1.0, mixup=0.8, cutmix=1.0, crop_padding=-1)
+  )
   return config
 
 
@@ -45,7 +46,8 @@ def _final_state(config, workdir):
   task = tasks_build.build_task(config)
   model = train.build_model(task, config)
   tx = optimizer.build(
-      config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of)
+    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of
+  )
   state = train_step.init_state(model.trainable, tx, seed=config.seed, ema=config.ema_decay > 0)
   with checkpoint.Checkpoints(workdir) as checkpoints:
     state, meta = checkpoints.restore(state)
@@ -183,7 +185,6 @@ def test_the_average_follows_its_rule():
   graphdef = nnx.graphdef(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
 
   class Task:
-
     def loss(self, model, batch, features, rng, phase):
       return jnp.sum(model.kernel[...]) + jnp.sum(model.bias[...]), {}
 
@@ -213,7 +214,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(images, policy):
   results = {}
   for accumulate in (1, 4):
     step = train_step.make_train_step(
-        task, model.graphdef, tx, accumulate=accumulate, frozen_pass=model.frozen_pass)
+      task, model.graphdef, tx, accumulate=accumulate, frozen_pass=model.frozen_pass
+    )
     state = train_step.init_state(model.trainable, tx, seed=0, ema=False)
     new, scalars = jax.jit(step)(state, model.frozen, batch)
     grads = jax.tree.map(lambda old, leaf: old - leaf, model.trainable, new["trainable"])
@@ -223,7 +225,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(images, policy):
   assert largest > 1e-3
   for path in wanted:
     np.testing.assert_allclose(
-        found[path], wanted[path], rtol=1e-4, atol=1e-6 * max(largest, 1), err_msg=path)
+      found[path], wanted[path], rtol=1e-4, atol=1e-6 * max(largest, 1), err_msg=path
+    )
   for name in scalars:
     np.testing.assert_allclose(more_scalars[name], scalars[name], rtol=1e-4)
 
@@ -232,7 +235,6 @@ def test_micro_batches_have_different_random_numbers(images):
   config = tiny.classification(images, images)
 
   class Task:
-
     def loss(self, model, batch, features, rng, phase):
       return jax.random.uniform(rng) * jnp.sum(model.kernel[...]), {}
 
@@ -241,7 +243,8 @@ def test_micro_batches_have_different_random_numbers(images):
   gradients = set()
   for accumulate in (1, 2, 4):
     step = train_step.make_train_step(
-        Task(), nnx.graphdef(module), tx, accumulate=accumulate, frozen_pass=False)
+      Task(), nnx.graphdef(module), tx, accumulate=accumulate, frozen_pass=False
+    )
     state = train_step.init_state(nnx.state(module), tx, seed=0, ema=False)
     new, _ = step(state, nnx.State({}), {"image": jnp.zeros((4, 1))})
     gradients.add(float((module.kernel[...] - new["trainable"]["kernel"][...])[0, 0]))
@@ -251,7 +254,8 @@ def test_micro_batches_have_different_random_numbers(images):
     train.train(config, "unused")
   with pytest.raises(ValueError, match="does not accumulate"):
     train_step.make_train_step(
-        Task(), nnx.graphdef(module), tx, accumulate=2, frozen_pass=True, given_features=True)
+      Task(), nnx.graphdef(module), tx, accumulate=2, frozen_pass=True, given_features=True
+    )
 
 
 @pytest.mark.slow
@@ -263,8 +267,16 @@ def test_detection_leaves_everything_that_a_person_reads(tmp_path):
   series = tiny.metrics(run)
   assert series["compilations/after_first_evaluation"] == [(4, 0)]
   assert [step for step, _ in series["eval/mask_AP"]] == [2, 4]
-  for key in ("train/loss", "train/grad_norm", "train/learning_rate", "speed/images_per_s",
-              "speed/data_wait", "eval/box_AP", "eval/box_AP50", "eval/mask_AP50"):
+  for key in (
+    "train/loss",
+    "train/grad_norm",
+    "train/learning_rate",
+    "speed/images_per_s",
+    "speed/data_wait",
+    "eval/box_AP",
+    "eval/box_AP50",
+    "eval/mask_AP50",
+  ):
     assert key in series, key
   assert json.loads((run / "config.json").read_text())["steps"] == 4
   assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4"]
@@ -306,9 +318,13 @@ def test_unlabelled_validation_images_get_detections_and_no_score(tmp_path, capl
   unlabelled.write_text(json.dumps(content))
   config = tiny.detection()
   config.update(dict(steps=2, batch_size=4, accumulate=2, pictures=2, log_every=1))
-  config.detection.update(dict(
-      data="files", train=dict(annotations=str(sample.annotations), images=str(sample.images)),
-      validation=dict(annotations=str(unlabelled), images=str(sample.images))))
+  config.detection.update(
+    dict(
+      data="files",
+      train=dict(annotations=str(sample.annotations), images=str(sample.images)),
+      validation=dict(annotations=str(unlabelled), images=str(sample.images)),
+    )
+  )
   config.detection.head_options.score_threshold = 0.001  # above what an untrained head gives 80 classes
   metrics = train.train(config, tmp_path / "run")
   run = tmp_path / "run"
@@ -348,8 +364,9 @@ def test_options_that_change_no_number_may_change(tmp_path, images, monkeypatch)
   with monkeypatch.context() as patch:
     _stop_at(patch, 2)
     train.train(config, tmp_path)
-  config.update(dict(
-      log_every=3, eval_every=4, checkpoint_every=5, keep_checkpoints=3, pictures=1, eval_batch_size=2))
+  config.update(
+    dict(log_every=3, eval_every=4, checkpoint_every=5, keep_checkpoints=3, pictures=1, eval_batch_size=2)
+  )
   config.loader.threads = 2
   assert train.train(config, tmp_path)["top1"] >= 0
   assert json.loads((tmp_path / "config.json").read_text())["log_every"] == 3
@@ -384,8 +401,9 @@ def test_a_failed_run_says_so_and_is_not_saved(tmp_path, images):
 def test_classes_must_agree(tmp_path, images):
   other = tiny.image_folder(tmp_path / "other", classes=2)
   message = (
-      r"images.* has the 3 classes \['class0', 'class1', 'class2'\], but .*other has the 2 classes "
-      r"\['class0', 'class1'\]")
+    r"images.* has the 3 classes \['class0', 'class1', 'class2'\], but .*other has the 2 classes "
+    r"\['class0', 'class1'\]"
+  )
   with pytest.raises(ValueError, match=message):
     tasks_build.build_task(tiny.classification(images, other))
   config = tiny.classification(images, images)

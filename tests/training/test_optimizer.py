@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from frozen_vision.freezing import partition
-from frozen_vision.training import optimizer
-from frozen_vision.runs import state_leaves
 from frozen_vision.backbones import families
+from frozen_vision.freezing import partition
+from frozen_vision.runs import state_leaves
 from frozen_vision.tasks import common
+from frozen_vision.training import optimizer
 from tests import tiny
 
 
@@ -29,16 +29,22 @@ def _rates(steps, at, **changes):
 def test_schedules():
   assert _rates(100, (0, 50, 99, 100), schedule="constant") == [2.0] * 4
   np.testing.assert_allclose(
-      _rates(110, (0, 5, 10, 60, 110), schedule="cosine", warmup_steps=10), [0, 1, 2, 1, 0], atol=1e-6)
+    _rates(110, (0, 5, 10, 60, 110), schedule="cosine", warmup_steps=10), [0, 1, 2, 1, 0], atol=1e-6
+  )
   np.testing.assert_allclose(
-      _rates(100, (0, 100), schedule="cosine", final_fraction=0.1), [2, 0.2], rtol=1e-6)
+    _rates(100, (0, 100), schedule="cosine", final_fraction=0.1), [2, 0.2], rtol=1e-6
+  )
   np.testing.assert_allclose(
-      _rates(110, (5, 10, 60, 110), schedule="linear", warmup_steps=10, final_fraction=0.5),
-      [1, 2, 1.5, 1], rtol=1e-6)
+    _rates(110, (5, 10, 60, 110), schedule="linear", warmup_steps=10, final_fraction=0.5),
+    [1, 2, 1.5, 1],
+    rtol=1e-6,
+  )
   # Steps count from the start of the run, the warm-up included.
   np.testing.assert_allclose(
-      _rates(100, (4, 10, 69, 70, 89, 90, 99), schedule="steps", warmup_steps=8, decay_at=(70, 90)),
-      [1, 2, 2, 0.2, 0.2, 0.02, 0.02], rtol=1e-6)
+    _rates(100, (4, 10, 69, 70, 89, 90, 99), schedule="steps", warmup_steps=8, decay_at=(70, 90)),
+    [1, 2, 2, 0.2, 0.2, 0.02, 0.02],
+    rtol=1e-6,
+  )
 
 
 def test_unknown_names_list_the_known_ones():
@@ -49,7 +55,6 @@ def test_unknown_names_list_the_known_ones():
 
 
 class _Params(nnx.Module):
-
   def __init__(self, values):
     for name, value in values.items():
       setattr(self, name, nnx.Param(value))
@@ -69,8 +74,9 @@ def _updates(tx, params, grads):
 def test_no_decay_on_biases_norms_position_bias_and_scales():
   # More than ten blocks, so that paths sorted as text would show.
   depths = (1, 1, 12, 1)
-  module = nnx.eval_shape(lambda: families.build_backbone(
-      "swinv2_nano", rngs=nnx.Rngs(0), depths=depths, extra_norm_interval=6))
+  module = nnx.eval_shape(
+    lambda: families.build_backbone("swinv2_nano", rngs=nnx.Rngs(0), depths=depths, extra_norm_interval=6)
+  )
   params = nnx.state(module, nnx.Param)
   mask = optimizer.decay_mask(params)
   assert jax.tree.structure(mask) == jax.tree.structure(params)
@@ -88,8 +94,9 @@ def _require(condition):
 
 def test_decay_is_decoupled_and_masked():
   tx, params = _build(
-      _config(name="adamw", learning_rate=0.5, weight_decay=0.1, schedule="constant"),
-      {"kernel": jnp.full((2, 2), 4.0), "bias": jnp.full(2, 4.0)})
+    _config(name="adamw", learning_rate=0.5, weight_decay=0.1, schedule="constant"),
+    {"kernel": jnp.full((2, 2), 4.0), "bias": jnp.full(2, 4.0)},
+  )
   updates = _updates(tx, params, {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)})
   np.testing.assert_allclose(updates["kernel"], -0.5 * 0.1 * 4, rtol=1e-6)
   np.testing.assert_array_equal(updates["bias"], 0)
@@ -97,12 +104,17 @@ def test_decay_is_decoupled_and_masked():
 
 def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
   rng = np.random.default_rng(0)
-  grads = {"kernel": rng.normal(size=(4, 9)), "position_bias_kernel": rng.normal(size=(4, 9)),
-           "conv_kernel": rng.normal(size=(3, 3, 2, 4)), "bias": rng.normal(size=9)}
+  grads = {
+    "kernel": rng.normal(size=(4, 9)),
+    "position_bias_kernel": rng.normal(size=(4, 9)),
+    "conv_kernel": rng.normal(size=(3, 3, 2, 4)),
+    "bias": rng.normal(size=9),
+  }
   settings = dict(learning_rate=0.5, weight_decay=0.1, schedule="constant")
   params = {name: np.ones_like(value) for name, value in grads.items()}
   found, adamw = (
-      _updates(*_build(_config(name=name, **settings), params), grads) for name in ("muon", "adamw"))
+    _updates(*_build(_config(name=name, **settings), params), grads) for name in ("muon", "adamw")
+  )
   # Five rounds of the quintic act on the singular values alone; the scale is that of arXiv 2502.16982.
   left, values, right = np.linalg.svd(grads["kernel"], full_matrices=False)
   values = values / np.linalg.norm(values)
@@ -116,8 +128,11 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
 
 def test_clipping_is_by_the_global_norm():
   tx, params = _build(
-      _config(name="sgd", learning_rate=1.0, weight_decay=0.0, schedule="constant", clip_norm=1.0,
-              momentum=0.0), {"a": jnp.zeros(1), "b": jnp.zeros(1)})
+    _config(
+      name="sgd", learning_rate=1.0, weight_decay=0.0, schedule="constant", clip_norm=1.0, momentum=0.0
+    ),
+    {"a": jnp.zeros(1), "b": jnp.zeros(1)},
+  )
   updates = _updates(tx, params, {"a": jnp.full(1, 3.0), "b": jnp.full(1, 4.0)})
   np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.6, -0.8], rtol=1e-6)
   updates = _updates(tx, params, {"a": jnp.full(1, 0.3), "b": jnp.full(1, 0.4)})
@@ -127,9 +142,12 @@ def test_clipping_is_by_the_global_norm():
 def test_layer_decay_multiplies_rate_and_decay():
   depths = {"stem": 0, "middle": 2, "head": 3}
   tx, params = _build(
-      _config(name="sgd", learning_rate=1.0, weight_decay=0.5, schedule="constant", momentum=0.0,
-              layer_decay=0.5),
-      {name: jnp.full((1, 1), 2.0) for name in depths}, layer_of=depths.get)
+    _config(
+      name="sgd", learning_rate=1.0, weight_decay=0.5, schedule="constant", momentum=0.0, layer_decay=0.5
+    ),
+    {name: jnp.full((1, 1), 2.0) for name in depths},
+    layer_of=depths.get,
+  )
   updates = _updates(tx, params, {name: jnp.ones((1, 1)) for name in depths})
   for name, factor in {"stem": 1 / 8, "middle": 1 / 2, "head": 1}.items():
     np.testing.assert_allclose(updates[name], -2 * factor, rtol=1e-6)
@@ -138,7 +156,10 @@ def test_layer_decay_multiplies_rate_and_decay():
 def test_layers_of_the_backbone_count_from_the_stem_to_the_head():
   config = tiny.detection()
   config.backbone.overrides.depths = (1, 1, 2, 1)
-  depth = lambda path: common.layer_of(path, config)
+
+  def depth(path):
+    return common.layer_of(path, config)
+
   assert depth("backbone/patch_embed/proj/kernel") == 0
   assert depth("backbone/stages/0/blocks/0/attn/qkv/kernel") == 1
   assert depth("backbone/stages/0/downsample/reduction/kernel") == 1
@@ -153,8 +174,9 @@ def test_layers_of_the_backbone_count_from_the_stem_to_the_head():
 
 def test_adam_is_optax_adam():
   tx, params = _build(
-      _config(name="adamw", learning_rate=0.1, weight_decay=0.0, schedule="constant", b1=0.8, b2=0.9),
-      {"a": jnp.ones((2, 2))})
+    _config(name="adamw", learning_rate=0.1, weight_decay=0.0, schedule="constant", b1=0.8, b2=0.9),
+    {"a": jnp.ones((2, 2))},
+  )
   reference = optax.adam(0.1, b1=0.8, b2=0.9)
   state, wanted_state = tx.init(params), reference.init(params)
   for scale in (1.0, -3.0, 0.5):

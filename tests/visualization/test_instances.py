@@ -1,11 +1,11 @@
 import json
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
-from frozen_vision.visualization import instances
 from frozen_vision.ops import masks as mask_ops
+from frozen_vision.visualization import instances
 from tests import paths
 
 
@@ -36,7 +36,7 @@ def test_masks_and_boxes_are_where_they_belong():
   mask = np.zeros((1, 100, 100), bool)
   mask[0, 50:90, 10:40] = True
   picture = instances.draw_detections(
-      image, np.array([[10, 50, 40, 90]]), np.array([3]), np.array([0.9]), mask, min_long_side=400
+    image, np.array([[10, 50, 40, 90]]), np.array([3]), np.array([0.9]), mask, min_long_side=400
   )
   color = np.array(instances.class_color(3))
   np.testing.assert_array_equal(picture[200, 80], color)  # Upper edge of the box, at 4x.
@@ -97,12 +97,12 @@ def test_instances_of_a_batch():
   frame = np.zeros((1, 4, 96, 100), bool)
   frame[0, :3, :, :96] = it.masks
   batch = {
-      "image": np.zeros((1, 96, 100, 3), np.uint8),
-      "image_size": np.array([[96, 96]]),
-      "boxes": np.concatenate([it.boxes, np.zeros((1, 4))])[None],
-      "labels": np.append(it.labels, 0)[None],
-      "valid": np.array([[True, True, True, False]]),
-      "masks": mask_ops.pack(frame),
+    "image": np.zeros((1, 96, 100, 3), np.uint8),
+    "image_size": np.array([[96, 96]]),
+    "boxes": np.concatenate([it.boxes, np.zeros((1, 4))])[None],
+    "labels": np.append(it.labels, 0)[None],
+    "valid": np.array([[True, True, True, False]]),
+    "masks": mask_ops.pack(frame),
   }
   truth = instances.true_instances(batch, 0)
   np.testing.assert_array_equal(truth.masks, it.masks)

@@ -1,15 +1,14 @@
 import numpy as np
 import pytest
 
-from frozen_vision.visualization import instances
-from frozen_vision.visualization import label_maps
+from frozen_vision.visualization import instances, label_maps
 
 
 def make(size=(60, 90), seed=0):
   rng = np.random.default_rng(seed)
   image = rng.integers(80, 90, (*size, 3), dtype=np.uint8)
   truth = np.zeros(size, np.uint8)
-  truth[:, size[1] // 2:] = 1
+  truth[:, size[1] // 2 :] = 1
   truth[:20, :20] = 255
   prediction = truth.copy()
   prediction[truth == 255] = 0
@@ -47,12 +46,10 @@ def test_the_legend_has_the_classes_that_are_there_with_their_iou():
 
 
 def test_sheet():
-  sheet = label_maps.draw_label_comparisons(
-      [make(seed=0), make(seed=1)], ["a", "b", "c"], panel_size=180)
+  sheet = label_maps.draw_label_comparisons([make(seed=0), make(seed=1)], ["a", "b", "c"], panel_size=180)
   assert sheet.dtype == np.uint8 and sheet.shape[1] == 3 * 180 + 2 * 8 + 48
   unlabelled = make()
   unlabelled = label_maps.LabelComparison(unlabelled.image, unlabelled.prediction, None, "x")
-  assert label_maps.draw_label_comparisons(
-      [unlabelled], "abc", panel_size=180).shape[1] == 2 * 180 + 8 + 48
+  assert label_maps.draw_label_comparisons([unlabelled], "abc", panel_size=180).shape[1] == 2 * 180 + 8 + 48
   with pytest.raises(ValueError, match="no example"):
     label_maps.draw_label_comparisons([], ["a"])

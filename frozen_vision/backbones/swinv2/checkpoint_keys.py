@@ -26,14 +26,12 @@ _SAME = Transform(lambda s: [s], lambda x: x)
 # Linear layers: PyTorch keeps (out, in).
 _LINEAR = Transform(lambda s: [s[::-1]], lambda x: x.T)
 # The 4 x 4 convolution, (c, 3, 4, 4), as the matrix product it is: rows ordered row, column, colour.
-_PATCHES = Transform(
-    lambda s: [(s[1], 3, 4, 4)], lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]))
+_PATCHES = Transform(lambda s: [(s[1], 3, 4, 4)], lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]))
 _PER_HEAD = Transform(lambda s: [(s[0], 1, 1)], lambda x: x.reshape(-1))
-_SPLIT_QKV = Transform(
-    lambda s: [(s[0], s[0])] * 3, lambda q, k, v: np.concatenate([q, k, v], axis=0).T)
+_SPLIT_QKV = Transform(lambda s: [(s[0], s[0])] * 3, lambda q, k, v: np.concatenate([q, k, v], axis=0).T)
 # torchvision stores a bias of the keys too, and sets it to zero in every forward pass.
-_Q_OF_QKV = Transform(lambda s: [(3 * s[0],)], lambda x: x[:x.size // 3])
-_V_OF_QKV = Transform(lambda s: [(3 * s[0],)], lambda x: x[2 * (x.size // 3):])
+_Q_OF_QKV = Transform(lambda s: [(3 * s[0],)], lambda x: x[: x.size // 3])
+_V_OF_QKV = Transform(lambda s: [(3 * s[0],)], lambda x: x[2 * (x.size // 3) :])
 
 # {our name: (their names, transform)}
 Names = dict[str, tuple[tuple[str, ...], Transform]]
@@ -41,24 +39,25 @@ Names = dict[str, tuple[tuple[str, ...], Transform]]
 
 def _norms(**names: str) -> Names:
   return {
-      f"{ours}/{leaf}": ((f"{theirs}.{suffix}",), _SAME)
-      for ours, theirs in names.items() for leaf, suffix in (("scale", "weight"), ("bias", "bias"))
+    f"{ours}/{leaf}": ((f"{theirs}.{suffix}",), _SAME)
+    for ours, theirs in names.items()
+    for leaf, suffix in (("scale", "weight"), ("bias", "bias"))
   }
 
 
 def _linears(**names: str) -> Names:
   return {
-      f"{ours.replace('__', '/')}/{leaf}": ((f"{theirs}.{suffix}",), transform)
-      for ours, theirs in names.items()
-      for leaf, suffix, transform in (("kernel", "weight", _LINEAR), ("bias", "bias", _SAME))
+    f"{ours.replace('__', '/')}/{leaf}": ((f"{theirs}.{suffix}",), transform)
+    for ours, theirs in names.items()
+    for leaf, suffix, transform in (("kernel", "weight", _LINEAR), ("bias", "bias", _SAME))
   }
 
 
 def _position_bias(mlp: str) -> Names:
   return {
-      "attn/position_bias/fc1/kernel": ((f"{mlp}.0.weight",), _LINEAR),
-      "attn/position_bias/fc1/bias": ((f"{mlp}.0.bias",), _SAME),
-      "attn/position_bias/fc2/kernel": ((f"{mlp}.2.weight",), _LINEAR),
+    "attn/position_bias/fc1/kernel": ((f"{mlp}.0.weight",), _LINEAR),
+    "attn/position_bias/fc1/bias": ((f"{mlp}.0.bias",), _SAME),
+    "attn/position_bias/fc2/kernel": ((f"{mlp}.2.weight",), _LINEAR),
   }
 
 
@@ -120,83 +119,85 @@ _PRETEXT = (r"(encoder\.)?mask_token", r"decoder\..*")  # masked image modelling
 _MERGING: Names = {"reduction/kernel": (("reduction.weight",), _LINEAR), **_norms(norm="norm")}
 
 
-def _microsoft(name: str, *, prefix: str = "", mlp: str = "cpb_mlp", shifted: bool = False,
-               head: str = "head") -> Source:
+def _microsoft(
+  name: str, *, prefix: str = "", mlp: str = "cpb_mlp", shifted: bool = False, head: str = "head"
+) -> Source:
   stem: Names = {
-      "patch_embed/proj/kernel": (("patch_embed.proj.weight",), _PATCHES),
-      "patch_embed/proj/bias": (("patch_embed.proj.bias",), _SAME),
-      **_norms(**{"patch_embed/norm": "patch_embed.norm", "norm": "norm"}),
+    "patch_embed/proj/kernel": (("patch_embed.proj.weight",), _PATCHES),
+    "patch_embed/proj/bias": (("patch_embed.proj.bias",), _SAME),
+    **_norms(**{"patch_embed/norm": "patch_embed.norm", "norm": "norm"}),
   }
   return Source(
-      name=name,
-      stem={ours: (tuple(prefix + key for key in theirs), t) for ours, (theirs, t) in stem.items()},
-      block={
-          "attn/qkv/kernel": (("attn.qkv.weight",), _LINEAR),
-          "attn/q_bias": (("attn.q_bias",), _SAME),
-          "attn/v_bias": (("attn.v_bias",), _SAME),
-          "attn/logit_scale": (("attn.logit_scale",), _PER_HEAD),
-          **_position_bias(f"attn.{mlp}"),
-          **_linears(attn__proj="attn.proj", mlp__fc1="mlp.fc1", mlp__fc2="mlp.fc2"),
-          **_norms(norm1="norm1", norm2="norm2", extra_norm="enorm"),
-      },
-      downsample=_MERGING,
-      block_prefix=prefix + "layers.{s}.blocks.{b}.",
-      downsample_prefix=prefix + ("layers.{t}.downsample." if shifted else "layers.{s}.downsample."),
-      head=(f"{prefix}{head}.weight", f"{prefix}{head}.bias"),
-      ignored=(_BUFFERS, *_PRETEXT),
+    name=name,
+    stem={ours: (tuple(prefix + key for key in theirs), t) for ours, (theirs, t) in stem.items()},
+    block={
+      "attn/qkv/kernel": (("attn.qkv.weight",), _LINEAR),
+      "attn/q_bias": (("attn.q_bias",), _SAME),
+      "attn/v_bias": (("attn.v_bias",), _SAME),
+      "attn/logit_scale": (("attn.logit_scale",), _PER_HEAD),
+      **_position_bias(f"attn.{mlp}"),
+      **_linears(attn__proj="attn.proj", mlp__fc1="mlp.fc1", mlp__fc2="mlp.fc2"),
+      **_norms(norm1="norm1", norm2="norm2", extra_norm="enorm"),
+    },
+    downsample=_MERGING,
+    block_prefix=prefix + "layers.{s}.blocks.{b}.",
+    downsample_prefix=prefix + ("layers.{t}.downsample." if shifted else "layers.{s}.downsample."),
+    head=(f"{prefix}{head}.weight", f"{prefix}{head}.bias"),
+    ignored=(_BUFFERS, *_PRETEXT),
   )
 
 
 def _transformers(prefix: str) -> Source:
   patches = f"{prefix}embeddings.patch_embeddings.projection"
   return Source(
-      name="transformers",
-      stem={
-          "patch_embed/proj/kernel": ((f"{patches}.weight",), _PATCHES),
-          "patch_embed/proj/bias": ((f"{patches}.bias",), _SAME),
-          **_norms(**{"patch_embed/norm": f"{prefix}embeddings.norm", "norm": f"{prefix}layernorm"}),
-      },
-      block={
-          "attn/qkv/kernel": (
-              tuple(f"attention.self.{part}.weight" for part in ("query", "key", "value")), _SPLIT_QKV),
-          "attn/q_bias": (("attention.self.query.bias",), _SAME),
-          "attn/v_bias": (("attention.self.value.bias",), _SAME),
-          "attn/logit_scale": (("attention.self.logit_scale",), _PER_HEAD),
-          **_position_bias("attention.self.continuous_position_bias_mlp"),
-          **_linears(
-              attn__proj="attention.output.dense", mlp__fc1="intermediate.dense", mlp__fc2="output.dense"),
-          **_norms(norm1="layernorm_before", norm2="layernorm_after"),
-      },
-      downsample=_MERGING,
-      block_prefix=prefix + "encoder.layers.{s}.blocks.{b}.",
-      downsample_prefix=prefix + "encoder.layers.{s}.downsample.",
-      head=("classifier.weight", "classifier.bias"),
-      ignored=(_BUFFERS, r"(swinv2\.)?embeddings\.mask_token", r"decoder\..*", r"hidden_states_norms\..*"),
+    name="transformers",
+    stem={
+      "patch_embed/proj/kernel": ((f"{patches}.weight",), _PATCHES),
+      "patch_embed/proj/bias": ((f"{patches}.bias",), _SAME),
+      **_norms(**{"patch_embed/norm": f"{prefix}embeddings.norm", "norm": f"{prefix}layernorm"}),
+    },
+    block={
+      "attn/qkv/kernel": (
+        tuple(f"attention.self.{part}.weight" for part in ("query", "key", "value")),
+        _SPLIT_QKV,
+      ),
+      "attn/q_bias": (("attention.self.query.bias",), _SAME),
+      "attn/v_bias": (("attention.self.value.bias",), _SAME),
+      "attn/logit_scale": (("attention.self.logit_scale",), _PER_HEAD),
+      **_position_bias("attention.self.continuous_position_bias_mlp"),
+      **_linears(attn__proj="attention.output.dense", mlp__fc1="intermediate.dense", mlp__fc2="output.dense"),
+      **_norms(norm1="layernorm_before", norm2="layernorm_after"),
+    },
+    downsample=_MERGING,
+    block_prefix=prefix + "encoder.layers.{s}.blocks.{b}.",
+    downsample_prefix=prefix + "encoder.layers.{s}.downsample.",
+    head=("classifier.weight", "classifier.bias"),
+    ignored=(_BUFFERS, r"(swinv2\.)?embeddings\.mask_token", r"decoder\..*", r"hidden_states_norms\..*"),
   )
 
 
 _TORCHVISION = Source(
-    name="torchvision",
-    stem={
-        "patch_embed/proj/kernel": (("features.0.0.weight",), _PATCHES),
-        "patch_embed/proj/bias": (("features.0.0.bias",), _SAME),
-        **_norms(**{"patch_embed/norm": "features.0.2", "norm": "norm"}),
-    },
-    block={
-        "attn/qkv/kernel": (("attn.qkv.weight",), _LINEAR),
-        "attn/q_bias": (("attn.qkv.bias",), _Q_OF_QKV),
-        "attn/v_bias": (("attn.qkv.bias",), _V_OF_QKV),
-        "attn/logit_scale": (("attn.logit_scale",), _PER_HEAD),
-        **_position_bias("attn.cpb_mlp"),
-        **_linears(attn__proj="attn.proj", mlp__fc1="mlp.0", mlp__fc2="mlp.3"),
-        **_norms(norm1="norm1", norm2="norm2"),
-    },
-    downsample=_MERGING,
-    block_prefix="features.{odd}.{b}.",
-    downsample_prefix="features.{even}.",
-    head=("head.weight", "head.bias"),
-    ignored=(_BUFFERS,),
-    maps_hold_windows=True,
+  name="torchvision",
+  stem={
+    "patch_embed/proj/kernel": (("features.0.0.weight",), _PATCHES),
+    "patch_embed/proj/bias": (("features.0.0.bias",), _SAME),
+    **_norms(**{"patch_embed/norm": "features.0.2", "norm": "norm"}),
+  },
+  block={
+    "attn/qkv/kernel": (("attn.qkv.weight",), _LINEAR),
+    "attn/q_bias": (("attn.qkv.bias",), _Q_OF_QKV),
+    "attn/v_bias": (("attn.qkv.bias",), _V_OF_QKV),
+    "attn/logit_scale": (("attn.logit_scale",), _PER_HEAD),
+    **_position_bias("attn.cpb_mlp"),
+    **_linears(attn__proj="attn.proj", mlp__fc1="mlp.0", mlp__fc2="mlp.3"),
+    **_norms(norm1="norm1", norm2="norm2"),
+  },
+  downsample=_MERGING,
+  block_prefix="features.{odd}.{b}.",
+  downsample_prefix="features.{even}.",
+  head=("head.weight", "head.bias"),
+  ignored=(_BUFFERS,),
+  maps_hold_windows=True,
 )
 
 

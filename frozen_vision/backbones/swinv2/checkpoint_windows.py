@@ -52,8 +52,9 @@ def of_buffers(tensors: Mapping[str, LazyTensor], stages: Mapping[str, int], cou
     expected = backbone_windows.position_coordinates((window, window), trained) if window > 0 else np.zeros(0)
     if table.shape != (1, side, side, 2) or np.abs(table.reshape(-1, 2) - expected).max() > 1e-4:
       raise ValueError(
-          f"{key} {table.shape} does not hold SwinV2's log-spaced coordinates "
-          "(log2(8 d / (window - 1) + 1) / 3); weights trained with others cannot be used.")
+        f"{key} {table.shape} does not hold SwinV2's log-spaced coordinates "
+        "(log2(8 d / (window - 1) + 1) / 3); weights trained with others cannot be used."
+      )
     windows[stage], pretrained[stage] = window, trained or window
   return (tuple(windows), tuple(pretrained)) if all(windows) else None
 

@@ -12,13 +12,15 @@ from typing import Any
 from flax import nnx
 import numpy as np
 
-from frozen_vision.freezing import partition
 from frozen_vision.backbones import families
-from frozen_vision.backbones.swinv2 import published as named_weights, model as swinv2
+from frozen_vision.backbones.swinv2 import checkpoint_keys
+from frozen_vision.backbones.swinv2 import checkpoint_windows as windows_lib
+from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.backbones.swinv2 import published as named_weights
 from frozen_vision.files import tensors as weights
-from frozen_vision.files.tensors import LazyTensor
-from frozen_vision.backbones.swinv2 import checkpoint_keys, checkpoint_windows as windows_lib
 from frozen_vision.files import torch_file
+from frozen_vision.files.tensors import LazyTensor
+from frozen_vision.freezing import partition
 
 _WINDOWS = ("window_sizes", "pretrained_window_sizes")
 
@@ -85,21 +87,19 @@ class Checkpoint:
     head = "none" if self.head_leaves is None else f"{self.head_leaves[1].shape[0]} classes"
     config = self.config
     lines = [
-        f"{self.path}: {self.name or 'SwinV2 of no known variant'}, as saved by {self.source}",
-        f"  embed_dim {config.embed_dim}, depths {config.depths}, heads {config.num_heads}, "
-        f"extra norm every {config.extra_norm_interval or 'no'} blocks",
-        f"  windows {config.window_sizes}, pretrained windows {config.pretrained_window_sizes}",
-        f"  {len(self.used)} keys used for {len(self.leaves)} parameters of {numbers:,} numbers",
-        f"  classifier: {head}",
-        f"  {len(self.ignored)} keys ignored",
+      f"{self.path}: {self.name or 'SwinV2 of no known variant'}, as saved by {self.source}",
+      f"  embed_dim {config.embed_dim}, depths {config.depths}, heads {config.num_heads}, "
+      f"extra norm every {config.extra_norm_interval or 'no'} blocks",
+      f"  windows {config.window_sizes}, pretrained windows {config.pretrained_window_sizes}",
+      f"  {len(self.used)} keys used for {len(self.leaves)} parameters of {numbers:,} numbers",
+      f"  classifier: {head}",
+      f"  {len(self.ignored)} keys ignored",
     ]
     kinds = Counter(re.sub(r"\d+", "*", f"{key}: {why}") for key, why in self.ignored.items())
     return "\n".join(lines + [f"    {count} x {kind}" for kind, count in sorted(kinds.items())])
 
 
-def open_checkpoint(
-    path: str | os.PathLike, name: str | None = None, **overrides: Any
-) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike, name: str | None = None, **overrides: Any) -> Checkpoint:
   """Maps a public `.safetensors` or `.pth` file onto our parameters, without reading the weights yet.
 
   Windows are taken from `overrides`, else from the coordinates in the file, else from a `config.json` beside
@@ -130,8 +130,12 @@ def open_checkpoint(
 
 
 def map_tensors(
-    tensors: dict[str, LazyTensor], path: pathlib.Path, *, name: str | None = None,
-    others: Sequence[str] = (), **overrides: Any,
+  tensors: dict[str, LazyTensor],
+  path: pathlib.Path,
+  *,
+  name: str | None = None,
+  others: Sequence[str] = (),
+  **overrides: Any,
 ) -> Checkpoint:
   """`open_checkpoint`, of a file that is already open."""
   if tensors and all(key.startswith("module.") for key in tensors):  # DistributedDataParallel
@@ -139,9 +143,10 @@ def map_tensors(
   source = checkpoint_keys.detect(set(tensors))
   if source is None:
     raise ValueError(
-        f"{path} has keys of no known SwinV2 checkpoint (Microsoft, SimMIM, timm, transformers, torchvision) "
-        f"and was not written by frozen_vision.save_backbone; its {len(tensors)} keys begin with "
-        f"{sorted(tensors)[:5]}.")
+      f"{path} has keys of no known SwinV2 checkpoint (Microsoft, SimMIM, timm, transformers, torchvision) "
+      f"and was not written by frozen_vision.save_backbone; its {len(tensors)} keys begin with "
+      f"{sorted(tensors)[:5]}."
+    )
   blocks = source.blocks(tensors)
   name, config = _config(tensors, source, blocks, path, name, overrides)
   used, faults, leaves = set(), [], {}
@@ -156,8 +161,10 @@ def map_tensors(
     parts = [tensors[key] for key in theirs if key in tensors]
     if parts:
       leaves[ours] = LazyTensor(
-          shape, parts[0].dtype,
-          lambda parts=parts, apply=transform.apply: apply(*(part.read() for part in parts)))
+        shape,
+        parts[0].dtype,
+        lambda parts=parts, apply=transform.apply: apply(*(part.read() for part in parts)),
+      )
   ignored = {name: "not a tensor of the model" for name in others}
   head = [tensors.get(key) for key in source.head]
   for key, tensor in tensors.items():
@@ -170,19 +177,19 @@ def map_tensors(
   channels = config.stage_channels(len(config.depths) - 1)
   if any(head) and not (all(head) and head[0].shape == (head[1].shape[0], channels)):
     faults += [
-        f"classifier {key} {tensor.shape if tensor else 'missing'}, expected (classes, {channels}) and "
-        "(classes,)"
-        for key, tensor in zip(source.head, head)
+      f"classifier {key} {tensor.shape if tensor else 'missing'}, expected (classes, {channels}) and "
+      "(classes,)"
+      for key, tensor in zip(source.head, head)
     ]
   if faults:
     raise ValueError(
-        f"{path} ({source.name}) does not fit {name or 'the shape it was taken for'}: embed_dim "
-        f"{config.embed_dim}, depths {config.depths}, heads {config.num_heads}; "
-        f"{len(faults)} keys at fault:\n  "
-        + "\n  ".join(sorted(set(faults))))
+      f"{path} ({source.name}) does not fit {name or 'the shape it was taken for'}: embed_dim "
+      f"{config.embed_dim}, depths {config.depths}, heads {config.num_heads}; "
+      f"{len(faults)} keys at fault:\n  " + "\n  ".join(sorted(set(faults)))
+    )
   return Checkpoint(
-      path, source.name, name, config, leaves, tuple(sorted(used)), ignored,
-      tuple(head) if all(head) else None)
+    path, source.name, name, config, leaves, tuple(sorted(used)), ignored, tuple(head) if all(head) else None
+  )
 
 
 @functools.lru_cache(maxsize=8)
@@ -205,8 +212,12 @@ def _parameters(config: swinv2.SwinV2Config) -> dict[str, checkpoint_keys.Shape]
 
 
 def _config(
-    tensors: dict[str, LazyTensor], source: checkpoint_keys.Source, blocks: dict[tuple[int, int], set[str]],
-    path: pathlib.Path, name: str | None, overrides: dict[str, Any],
+  tensors: dict[str, LazyTensor],
+  source: checkpoint_keys.Source,
+  blocks: dict[tuple[int, int], set[str]],
+  path: pathlib.Path,
+  name: str | None,
+  overrides: dict[str, Any],
 ) -> tuple[str | None, swinv2.SwinV2Config]:
   """Shape and windows of a checkpoint."""
   found = _shape(tensors, source, blocks, path)
@@ -219,43 +230,51 @@ def _config(
     config = families.backbone_config(name)
   else:
     rows = [
-        row for row, config in swinv2.VARIANTS.items()
-        if shape == {key: getattr(config, key) for key in shape}
+      row for row, config in swinv2.VARIANTS.items() if shape == {key: getattr(config, key) for key in shape}
     ]
     if not rows and not set(shape) & set(overrides):
       raise ValueError(
-          f"{path} ({source.name}) has the shape of no known variant: {shape}. Give name= to see which keys "
-          f"differ from one of {sorted(swinv2.VARIANTS)}, or confirm the shape with "
-          f"depths={found['depths']}.")
+        f"{path} ({source.name}) has the shape of no known variant: {shape}. Give name= to see which keys "
+        f"differ from one of {sorted(swinv2.VARIANTS)}, or confirm the shape with "
+        f"depths={found['depths']}."
+      )
     name = rows[0] if rows else None
-    config = swinv2.VARIANTS[name] if name else swinv2.SwinV2Config(
-        **shape, window_sizes=(0,) * stages, pretrained_window_sizes=(0,) * stages)
+    config = (
+      swinv2.VARIANTS[name]
+      if name
+      else swinv2.SwinV2Config(**shape, window_sizes=(0,) * stages, pretrained_window_sizes=(0,) * stages)
+    )
     config = dataclasses.replace(config, extra_norm_interval=found["extra_norm_interval"])
   windows = windows_lib.of_buffers(
-      tensors, {source.block_prefix.format(s=s, b=b, odd=2 * s + 1): s for s, b in blocks}, stages)
+    tensors, {source.block_prefix.format(s=s, b=b, odd=2 * s + 1): s for s, b in blocks}, stages
+  )
   if source.maps_hold_windows:
     config = dataclasses.replace(config, whole_windows=True)
     for field, file in zip(_WINDOWS, windows or ((8,) * stages,) * 2):
       given = overrides.get(field)
       if given is not None and tuple(given) != file and overrides.get("whole_windows", True):
         raise ValueError(
-            f"{path} is torchvision's, which knows no pretrained windows and computes something else than "
-            f"SwinV2 at other windows: {field} = {tuple(given)}, its own are {file}. With "
-            "whole_windows=False the weights are used as SwinV2's, and the features are not torchvision's.")
+          f"{path} is torchvision's, which knows no pretrained windows and computes something else than "
+          f"SwinV2 at other windows: {field} = {tuple(given)}, its own are {file}. With "
+          "whole_windows=False the weights are used as SwinV2's, and the features are not torchvision's."
+        )
     windows = windows or ((8,) * stages,) * 2
   windows = windows or windows_lib.of_surroundings(path, stages)
   if windows is None and "window_sizes" not in overrides:
     raise ValueError(
-        f"{path} does not tell its windows, neither in its keys nor in its name or a config.json beside it. "
-        "Give window_sizes=(...), one per stage, and pretrained_window_sizes=(...) if they differ.")
+      f"{path} does not tell its windows, neither in its keys nor in its name or a config.json beside it. "
+      "Give window_sizes=(...), one per stage, and pretrained_window_sizes=(...) if they differ."
+    )
   if windows is not None:
     config = dataclasses.replace(config, **dict(zip(_WINDOWS, windows)))
   return name, families.replace(config, overrides)
 
 
 def _shape(
-    tensors: dict[str, LazyTensor], source: checkpoint_keys.Source, blocks: dict[tuple[int, int], set[str]],
-    path: pathlib.Path,
+  tensors: dict[str, LazyTensor],
+  source: checkpoint_keys.Source,
+  blocks: dict[tuple[int, int], set[str]],
+  path: pathlib.Path,
 ) -> dict[str, Any]:
   """Fields of `SwinV2Config` that shapes and names tell."""
   stages = max((stage for stage, _ in blocks), default=-1) + 1
@@ -264,16 +283,22 @@ def _shape(
   heads = []
   for stage in range(stages):
     scales = [
-        tensors[source.block_prefix.format(s=s, b=b, odd=2 * s + 1) + name]
-        for (s, b), names in blocks.items() if s == stage
-        for name in names if name.endswith("logit_scale")
+      tensors[source.block_prefix.format(s=s, b=b, odd=2 * s + 1) + name]
+      for (s, b), names in blocks.items()
+      if s == stage
+      for name in names
+      if name.endswith("logit_scale")
     ]
     heads.append(scales[0].shape[0] if scales and scales[0].shape else 0)
   if not stages or not all(depths) or not all(heads) or len(patches) != 4:
     raise ValueError(
-        f"{path} ({source.name}) is no SwinV2: {stages} stages of {depths} blocks with {heads} heads (by "
-        f"logit_scale), patch embedding of shape {patches}.")
+      f"{path} ({source.name}) is no SwinV2: {stages} stages of {depths} blocks with {heads} heads (by "
+      f"logit_scale), patch embedding of shape {patches}."
+    )
   extra = [b for (_, b), names in blocks.items() if any(name.startswith("enorm.") for name in names)]
   return dict(
-      embed_dim=patches[0], depths=depths, num_heads=tuple(heads),
-      extra_norm_interval=min(extra) + 1 if extra else 0)
+    embed_dim=patches[0],
+    depths=depths,
+    num_heads=tuple(heads),
+    extra_norm_interval=min(extra) + 1 if extra else 0,
+  )

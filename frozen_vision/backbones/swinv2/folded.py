@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from frozen_vision.devices import sharding
-from frozen_vision.backbones.swinv2 import model as swinv2, windows
 from frozen_vision.backbones.base import FeatureSpec
+from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.backbones.swinv2 import windows
+from frozen_vision.devices import sharding
 
 Tree = Any
 HELD_AS = ("float32", "bfloat16", "int8")
@@ -64,10 +65,12 @@ class FoldedSwinV2:
     features = []
     for index, stage in enumerate(stages):
       if stage["repeated"] is not None:
+
         def period(x, blocks, index=index):
           for position, block in enumerate(blocks):
             x = self._block(x, block, index, shifted=position % 2 == 1)
           return x, None
+
         x, _ = jax.lax.scan(period, x, stage["repeated"])
       # A period has an even number of blocks, so the parity of what follows is its own.
       for position, block in enumerate(stage["blocks"]):
@@ -104,7 +107,9 @@ class FoldedSwinV2:
       return after(x, windows.attend_in_windows(x, size, shifted, attention, heads))
 
     def in_strips(x):
-      part = lambda x, window, regions: after(x, attention(x, window, regions))
+      def part(x, window, regions):
+        return after(x, attention(x, window, regions))
+
       return windows.map_in_strips(x, size, shifted, part, max(_STRIP_CELLS, _STRIP_NUMBERS // x.shape[-1]))
 
     # XLA on CPU writes and reads whole layers; strips stay in the cache, and their memory is used again.
@@ -129,8 +134,13 @@ class FoldedSwinV2:
 
 
 def fold(
-    backbone: swinv2.SwinV2, *, dtype: Any = None, held_as: str | None = None, scan: bool = True,
-    read: Callable[[str, nnx.Module], nnx.Module] | None = None, shardings: FoldedSwinV2 | None = None,
+  backbone: swinv2.SwinV2,
+  *,
+  dtype: Any = None,
+  held_as: str | None = None,
+  scan: bool = True,
+  read: Callable[[str, nnx.Module], nnx.Module] | None = None,
+  shardings: FoldedSwinV2 | None = None,
 ) -> FoldedSwinV2:
   """Computes once what does not change: tables of position bias, logit scales, biases; casts; stacks blocks.
 
@@ -174,8 +184,9 @@ def fold(
     root = math.sqrt(0.5)
     fc1, fc2 = module.fc1, module.fc2
     return dict(
-        fc1=dict(kernel=matrix(root * fc1.kernel[...]), bias=(root * fc1.bias[...]).astype(dtype)),
-        fc2=dict(kernel=matrix(root * fc2.kernel[...]), bias=fc2.bias[...].astype(dtype)))
+      fc1=dict(kernel=matrix(root * fc1.kernel[...]), bias=(root * fc1.bias[...]).astype(dtype)),
+      fc2=dict(kernel=matrix(root * fc2.kernel[...]), bias=fc2.bias[...].astype(dtype)),
+    )
 
   def padded(table, side):
     # One more row and column than distances: an odd number of rows cannot be spread over devices.
@@ -188,13 +199,16 @@ def fold(
     side, pretrained = config.window_sizes[stage], config.pretrained_window_sizes[stage]
     mlp = attn.position_bias
     return dict(
-        table=padded(mlp.table((side, side), pretrained), side),
-        position_bias=None if pretrained else mlp.weights(),
-        scale=jnp.exp(jnp.minimum(attn.logit_scale[...].astype(jnp.float32), swinv2.MAX_LOGIT_SCALE)),
-        qkv=linear(attn.qkv, jnp.concatenate([attn.q_bias[...], jnp.zeros_like(v_bias), v_bias])),
-        proj=linear(attn.proj), **feed_forward(module.mlp),
-        norm1=_norm_leaves(module.norm1), norm2=_norm_leaves(module.norm2),
-        extra_norm=None if module.extra_norm is None else _norm_leaves(module.extra_norm))
+      table=padded(mlp.table((side, side), pretrained), side),
+      position_bias=None if pretrained else mlp.weights(),
+      scale=jnp.exp(jnp.minimum(attn.logit_scale[...].astype(jnp.float32), swinv2.MAX_LOGIT_SCALE)),
+      qkv=linear(attn.qkv, jnp.concatenate([attn.q_bias[...], jnp.zeros_like(v_bias), v_bias])),
+      proj=linear(attn.proj),
+      **feed_forward(module.mlp),
+      norm1=_norm_leaves(module.norm1),
+      norm2=_norm_leaves(module.norm2),
+      extra_norm=None if module.extra_norm is None else _norm_leaves(module.extra_norm),
+    )
 
   place = sharding.put if shardings is not None else lambda tree, where: tree
   where_all = jax.tree.map(lambda leaf: leaf.get_value(), shardings, is_leaf=_is_variable)
@@ -215,20 +229,25 @@ def fold(
       if row == 0:
         repeated[position] = _zeros(folded, repeats, stack_where)
       repeated[position] = _set_row(
-          repeated[position], row, place(folded, jax.tree.map(sharding.of_row, stack_where)))
+        repeated[position], row, place(folded, jax.tree.map(sharding.of_row, stack_where))
+      )
     down = stage.downsample
     if down is not None:
       down = read(f"stages/{index}/downsample", down)
       down = place(
-          dict(reduction=linear(down.reduction), norm=_norm_leaves(down.norm)), where and where["downsample"])
-    stages.append(dict(
-        repeated=tuple(repeated) if stacked else None, blocks=tuple(blocks), downsample=down))
+        dict(reduction=linear(down.reduction), norm=_norm_leaves(down.norm)), where and where["downsample"]
+      )
+    stages.append(dict(repeated=tuple(repeated) if stacked else None, blocks=tuple(blocks), downsample=down))
   stem, norm = read("patch_embed", backbone.patch_embed), read("norm", backbone.norm)
   folded = FoldedSwinV2(
-      stem=place(
-          dict(proj=linear(stem.proj), norm=_norm_leaves(stem.norm)), where_all and where_all.stem),
-      stages=tuple(stages), norm=place(_norm_leaves(norm), where_all and where_all.norm), config=config,
-      dtype=dtype, feature_specs=backbone.feature_specs, held_as=held_as)
+    stem=place(dict(proj=linear(stem.proj), norm=_norm_leaves(stem.norm)), where_all and where_all.stem),
+    stages=tuple(stages),
+    norm=place(_norm_leaves(norm), where_all and where_all.norm),
+    config=config,
+    dtype=dtype,
+    feature_specs=backbone.feature_specs,
+    held_as=held_as,
+  )
   return jax.tree.map(Folded, folded)
 
 
@@ -253,7 +272,10 @@ def _is_variable(leaf: Any) -> bool:
 def _zeros(block: Tree, repeats: int, where: Tree) -> Tree:
   """An empty stack of so many blocks, made where it stays."""
   shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((repeats, *leaf.shape), leaf.dtype), block)
-  make = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+  def make():
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
   return make() if where is None else jax.jit(make, out_shardings=where)()
 
 

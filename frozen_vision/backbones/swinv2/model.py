@@ -19,7 +19,11 @@ import numpy as np
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.backbones.swinv2.windows import (
-    attend_in_windows, cosine_attention, pair_bias, position_coordinates)
+  attend_in_windows,
+  cosine_attention,
+  pair_bias,
+  position_coordinates,
+)
 
 _PATCH_SIZE = 4
 _CPB_HIDDEN = 512
@@ -64,13 +68,15 @@ class SwinV2Config:
     for name in ("num_heads", "window_sizes", "pretrained_window_sizes"):
       if len(getattr(self, name)) != len(self.depths):
         raise ValueError(
-            f"SwinV2Config.{name} = {getattr(self, name)} has {len(getattr(self, name))} entries; "
-            f"depths = {self.depths} asks for one per stage.")
+          f"SwinV2Config.{name} = {getattr(self, name)} has {len(getattr(self, name))} entries; "
+          f"depths = {self.depths} asks for one per stage."
+        )
     for stage, heads in enumerate(self.num_heads):
       if self.stage_channels(stage) % heads:
         raise ValueError(
-            f"SwinV2Config.num_heads[{stage}] = {heads} does not divide the stage's "
-            f"{self.stage_channels(stage)} channels.")
+          f"SwinV2Config.num_heads[{stage}] = {heads} does not divide the stage's "
+          f"{self.stage_channels(stage)} channels."
+        )
 
   def stage_channels(self, stage: int) -> int:
     return self.embed_dim * 2**stage
@@ -81,20 +87,25 @@ class SwinV2Config:
 # nano is ours, for 8 MB of weights: a third of T's width, and one block at stride 4, where a block costs as
 # much as three at stride 16 on small images.
 VARIANTS: dict[str, SwinV2Config] = {
-    "swinv2_nano": SwinV2Config(32, (1, 2, 6, 2), (1, 2, 4, 8)),
-    "swinv2_t": SwinV2Config(96, (2, 2, 6, 2), (3, 6, 12, 24), drop_path_rate=0.2),
-    "swinv2_s": SwinV2Config(96, (2, 2, 18, 2), (3, 6, 12, 24), drop_path_rate=0.3),
-    "swinv2_b": SwinV2Config(128, (2, 2, 18, 2), (4, 8, 16, 32), drop_path_rate=0.5),
-    "swinv2_l": SwinV2Config(192, (2, 2, 18, 2), (6, 12, 24, 48), drop_path_rate=0.2),
-    "swinv2_h": SwinV2Config(352, (2, 2, 18, 2), (11, 22, 44, 88), extra_norm_interval=6),
-    "swinv2_g": SwinV2Config(512, (2, 2, 42, 4), (16, 32, 64, 128), extra_norm_interval=6),
+  "swinv2_nano": SwinV2Config(32, (1, 2, 6, 2), (1, 2, 4, 8)),
+  "swinv2_t": SwinV2Config(96, (2, 2, 6, 2), (3, 6, 12, 24), drop_path_rate=0.2),
+  "swinv2_s": SwinV2Config(96, (2, 2, 18, 2), (3, 6, 12, 24), drop_path_rate=0.3),
+  "swinv2_b": SwinV2Config(128, (2, 2, 18, 2), (4, 8, 16, 32), drop_path_rate=0.5),
+  "swinv2_l": SwinV2Config(192, (2, 2, 18, 2), (6, 12, 24, 48), drop_path_rate=0.2),
+  "swinv2_h": SwinV2Config(352, (2, 2, 18, 2), (11, 22, 44, 88), extra_norm_interval=6),
+  "swinv2_g": SwinV2Config(512, (2, 2, 42, 4), (16, 32, 64, 128), extra_norm_interval=6),
 }
 
 
 def linear(inputs: int, outputs: int, *, use_bias: bool = True, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
   return nnx.Linear(
-      inputs, outputs, use_bias=use_bias, dtype=dtype, rngs=rngs,
-      kernel_init=nnx.initializers.truncated_normal(0.02))
+    inputs,
+    outputs,
+    use_bias=use_bias,
+    dtype=dtype,
+    rngs=rngs,
+    kernel_init=nnx.initializers.truncated_normal(0.02),
+  )
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -102,8 +113,13 @@ class LayerNorm(nnx.LayerNorm):
 
   def __init__(self, channels: int, *, scale: float = 1.0, rngs: nnx.Rngs):
     super().__init__(
-        channels, epsilon=NORM_EPSILON, use_fast_variance=False, dtype=jnp.float32,
-        scale_init=nnx.initializers.constant(scale), rngs=rngs)
+      channels,
+      epsilon=NORM_EPSILON,
+      use_fast_variance=False,
+      dtype=jnp.float32,
+      scale_init=nnx.initializers.constant(scale),
+      rngs=rngs,
+    )
 
   def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
     return super().__call__(x).astype(x.dtype)
@@ -131,8 +147,12 @@ class PositionBias(nnx.Module):
 
 
 def position_table(
-    kernel1: Float[Array, "2 hidden"], bias1: Float[Array, "hidden"], kernel2: Float[Array, "hidden heads"],
-    *, window: tuple[int, int], pretrained: int,
+  kernel1: Float[Array, "2 hidden"],
+  bias1: Float[Array, "hidden"],
+  kernel2: Float[Array, "hidden heads"],
+  *,
+  window: tuple[int, int],
+  pretrained: int,
 ) -> Float[Array, "offsets heads"]:
   """The bias of every relative position of a window, in the order of `position_coordinates`."""
   hidden = jax.nn.relu(jnp.asarray(position_coordinates(window, pretrained)) @ kernel1 + bias1)
@@ -153,8 +173,11 @@ class WindowAttention(nnx.Module):
     self.proj = linear(channels, channels, dtype=dtype, rngs=rngs)
 
   def __call__(
-      self, x: Float[Array, "b h w c"], window: tuple[int, int], pretrained: int,
-      regions: Array | np.ndarray | None,
+    self,
+    x: Float[Array, "b h w c"],
+    window: tuple[int, int],
+    pretrained: int,
+    regions: Array | np.ndarray | None,
   ) -> Float[Array, "b h w c"]:
     q_bias, v_bias = self.q_bias[...], self.v_bias[...]
     qkv_bias = jnp.concatenate([q_bias, jnp.zeros_like(v_bias), v_bias]).astype(x.dtype)
@@ -164,7 +187,6 @@ class WindowAttention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-
   def __init__(self, channels: int, hidden: int, *, dtype: Any, rngs: nnx.Rngs):
     self.fc1 = linear(channels, hidden, dtype=dtype, rngs=rngs)
     self.fc2 = linear(hidden, channels, dtype=dtype, rngs=rngs)
@@ -194,7 +216,7 @@ class Block(nnx.Module):
   """x + norm(attention(x)), then x + norm(mlp(x)): residual post-norm (section 3.2)."""
 
   def __init__(
-      self, config: SwinV2Config, stage: int, index: int, drop_path: float, *, dtype: Any, rngs: nnx.Rngs
+    self, config: SwinV2Config, stage: int, index: int, drop_path: float, *, dtype: Any, rngs: nnx.Rngs
   ):
     channels = config.stage_channels(stage)
     self.window_size = config.window_sizes[stage]
@@ -221,26 +243,31 @@ class Block(nnx.Module):
     if self.whole_windows:
       check_map(x.shape[1:3], self.window_size)
     return attend_in_windows(
-        x, self.window_size, self.shifted,
-        lambda x, window, regions: self.attn(x, window, self.pretrained_window_size, regions),
-        self.attn.num_heads)
+      x,
+      self.window_size,
+      self.shifted,
+      lambda x, window, regions: self.attn(x, window, self.pretrained_window_size, regions),
+      self.attn.num_heads,
+    )
 
 
 def check_map(size: tuple[int, int], window_size: int) -> None:
   """Refuses, with `whole_windows`, a map smaller than its window."""
   if min(size) < window_size:
     raise ValueError(
-        f"A map of {size[0]} x {size[1]} is smaller than its window of {window_size}; torchvision, whose "
-        "weights these are, computes something else there. Give larger images, or load the weights with "
-        "whole_windows=False to use them as SwinV2's.")
+      f"A map of {size[0]} x {size[1]} is smaller than its window of {window_size}; torchvision, whose "
+      "weights these are, computes something else there. Give larger images, or load the weights with "
+      "whole_windows=False to use them as SwinV2's."
+    )
 
 
 def check_patches(size: tuple[int, int]) -> None:
   """Refuses, with `whole_windows`, images of no whole patches."""
   if any(side % _PATCH_SIZE for side in size):
     raise ValueError(
-        f"Images of {size}: torchvision, whose weights these are, cuts what is no whole patch of "
-        "4 x 4. Pad the images, or load the weights with whole_windows=False to have them padded here.")
+      f"Images of {size}: torchvision, whose weights these are, cuts what is no whole patch of "
+      "4 x 4. Pad the images, or load the weights with whole_windows=False to have them padded here."
+    )
 
 
 class PatchMerging(nnx.Module):
@@ -290,15 +317,16 @@ class Stage(nnx.Module):
   """Blocks at one stride, and the merging that leads to the next."""
 
   def __init__(
-      self, config: SwinV2Config, stage: int, drop_paths: list[float], *, dtype: Any, rngs: nnx.Rngs
+    self, config: SwinV2Config, stage: int, drop_paths: list[float], *, dtype: Any, rngs: nnx.Rngs
   ):
-    self.blocks = nnx.List([
+    self.blocks = nnx.List(
+      [
         Block(config, stage, index, drop_path, dtype=dtype, rngs=rngs)
         for index, drop_path in enumerate(drop_paths)
-    ])
+      ]
+    )
     last = stage == len(config.depths) - 1
-    self.downsample = (
-        None if last else PatchMerging(config.stage_channels(stage), dtype=dtype, rngs=rngs))
+    self.downsample = None if last else PatchMerging(config.stage_channels(stage), dtype=dtype, rngs=rngs)
 
 
 class SwinV2(nnx.Module):
@@ -315,20 +343,23 @@ class SwinV2(nnx.Module):
     self.patch_embed = PatchEmbedding(config.embed_dim, dtype=dtype, rngs=rngs)
     rates = np.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
     starts = np.cumsum((0,) + config.depths)
-    self.stages = nnx.List([
-        Stage(config, stage, rates[starts[stage]:starts[stage + 1]], dtype=dtype, rngs=rngs)
+    self.stages = nnx.List(
+      [
+        Stage(config, stage, rates[starts[stage] : starts[stage + 1]], dtype=dtype, rngs=rngs)
         for stage in range(len(config.depths))
-    ])
+      ]
+    )
     self.norm = LayerNorm(self.feature_specs[-1].channels, rngs=rngs)
 
   @property
   def feature_specs(self) -> tuple[FeatureSpec, ...]:
     return tuple(
-        FeatureSpec(_PATCH_SIZE * 2**stage, self.config.stage_channels(stage))
-        for stage in range(len(self.config.depths)))
+      FeatureSpec(_PATCH_SIZE * 2**stage, self.config.stage_channels(stage))
+      for stage in range(len(self.config.depths))
+    )
 
   def __call__(
-      self, images: Float[Array, "b h w 3"], *, rng: Array | None = None
+    self, images: Float[Array, "b h w 3"], *, rng: Array | None = None
   ) -> tuple[Float[Array, "b hs ws cs"], ...]:
     """Features of every stage.
 

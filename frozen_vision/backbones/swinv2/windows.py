@@ -18,7 +18,7 @@ _MOST_SCORES = 2**27
 _MOST_PAIRS = 2**22
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def position_coordinates(window: tuple[int, int], pretrained: int) -> np.ndarray:
   """Log-spaced relative coordinates, [(2h-1)(2w-1), 2] float32 (section 3.3).
 
@@ -48,7 +48,8 @@ def position_index(window: tuple[int, int]) -> Int[Array, "n n"]:
 
 
 def pair_bias(
-    table: Float[Array, "offsets heads"], window: tuple[int, int],
+  table: Float[Array, "offsets heads"],
+  window: tuple[int, int],
 ) -> Float[Array, "heads n n"] | Float[Array, "heads y x"]:
   """The bias of every (query, key) pair of a window; of a large one, its table by head, y = 2h-1, x = 2w-1.
 
@@ -73,7 +74,7 @@ def _pairs_of_table(table: Float[Array, "heads y x"]) -> Float[Array, "heads n n
 def _differences(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
   """Two axes i and j for one of length 2m-1: its entries i - j + m-1."""
   m = (x.shape[axis] + 1) // 2
-  before, after = x.shape[:axis], x.shape[axis + 1:]
+  before, after = x.shape[:axis], x.shape[axis + 1 :]
   x = jnp.pad(jnp.flip(x, axis), [(0, int(i == axis)) for i in range(x.ndim)])
   # Repeated with a period of 2m and cut into rows of 2m-1, each row begins one entry earlier than that above.
   x = jnp.broadcast_to(jnp.expand_dims(x, axis), (*before, m, 2 * m, *after)).reshape(*before, -1, *after)
@@ -81,9 +82,9 @@ def _differences(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
   return jax.lax.slice_in_dim(x, m - 1, 2 * m - 1, axis=axis + 1)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def shift_regions(
-    size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
+  size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
 ) -> np.ndarray | None:
   """What keeps pixels apart that only the cyclic shift made neighbours: they see those of their region.
 
@@ -102,7 +103,8 @@ def shift_regions(
   for length, side, rolled in zip(size, window, shift):
     position = np.arange(length)
     regions.append(
-        (position >= length - side).astype(int) + (position >= length - rolled) if rolled else position * 0)
+      (position >= length - side).astype(int) + (position >= length - rolled) if rolled else position * 0
+    )
   region = regions[0][:, None] * 3 + regions[1][None, :]
   (height, width), (rows, columns) = window, (size[0] // window[0], size[1] // window[1])
   region = region.reshape(rows, height, columns, width).transpose(0, 2, 1, 3)
@@ -116,8 +118,11 @@ def _unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
 
 
 def cosine_attention(
-    qkv: Float[Array, "b h w 3c"], window: tuple[int, int], scale: Float[Array, "heads"],
-    bias: Float[Array, "heads n n"] | Float[Array, "heads y x"], regions: Int[Array, "windows n"] | None,
+  qkv: Float[Array, "b h w 3c"],
+  window: tuple[int, int],
+  scale: Float[Array, "heads"],
+  bias: Float[Array, "heads n n"] | Float[Array, "heads y x"],
+  regions: Int[Array, "windows n"] | None,
 ) -> Float[Array, "b h w c"]:
   """Attention inside every window of a map, by cosine similarity times `scale`, plus `bias`.
 
@@ -137,18 +142,25 @@ def cosine_attention(
     x = _attend(q, k, v, bias, regions)
   else:
     at_once = _divisor(heads, _MOST_SCORES // cells**2)
-    cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, at_once, *x.shape[2:]), 1, 0)
+
+    def cut(x):
+      return jnp.moveaxis(x.reshape(x.shape[0], -1, at_once, *x.shape[2:]), 1, 0)
+
     # On the way back too, the scores of one group exist at a time.
     some = jax.checkpoint(
-        lambda part: _attend(*part[:3], _pairs_of_table(part[3]), regions), prevent_cse=False)
+      lambda part: _attend(*part[:3], _pairs_of_table(part[3]), regions), prevent_cse=False
+    )
     parts = cut(q), cut(k), cut(v), bias.reshape(-1, at_once, *bias.shape[1:])
     x = jnp.moveaxis(jax.lax.map(some, parts), 0, 1).reshape(q.shape)
   return _map(x, qkv.shape[:3], window)
 
 
 def _attend(
-    q: Float[Array, "bw heads n d"], k: Float[Array, "bw heads n d"], v: Float[Array, "bw heads n d"],
-    bias: Float[Array, "heads n n"], regions: Int[Array, "windows n"] | None,
+  q: Float[Array, "bw heads n d"],
+  k: Float[Array, "bw heads n d"],
+  v: Float[Array, "bw heads n d"],
+  bias: Float[Array, "heads n n"],
+  regions: Int[Array, "windows n"] | None,
 ) -> Float[Array, "bw heads n d"]:
   logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32) + bias
   if regions is not None:
@@ -172,7 +184,9 @@ def _windows(x: Float[Array, "b h w c"], window: tuple[int, int], heads: int) ->
 
 
 def _map(
-    x: Float[Array, "bw heads n d"], size: tuple[int, int, int], window: tuple[int, int],
+  x: Float[Array, "bw heads n d"],
+  size: tuple[int, int, int],
+  window: tuple[int, int],
 ) -> Float[Array, "b h w c"]:
   """Undoes `_windows`."""
   b, height, width = size
@@ -181,7 +195,11 @@ def _map(
 
 
 def attend_in_windows(
-    x: Float[Array, "b h w c"], window_size: int, shifted: bool, attention: Callable[..., Array], heads: int,
+  x: Float[Array, "b h w c"],
+  window_size: int,
+  shifted: bool,
+  attention: Callable[..., Array],
+  heads: int,
 ) -> Float[Array, "b h w c"]:
   """Pads right and bottom to whole windows, shifts, attends, and undoes both.
 
@@ -221,7 +239,11 @@ def whole_windows(size: tuple[int, int], window_size: int) -> bool:
 
 
 def map_in_strips(
-    x: Float[Array, "b h w c"], window_size: int, shifted: bool, function: Callable[..., Array], cells: int,
+  x: Float[Array, "b h w c"],
+  window_size: int,
+  shifted: bool,
+  function: Callable[..., Array],
+  cells: int,
 ) -> Float[Array, "b h w c"]:
   """Shifts, applies a function to some rows of windows after the others, and undoes the shift.
 

@@ -16,17 +16,26 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from frozen_vision.backbones.video_swin import model as video_swin, windows as windows3d
+from frozen_vision.backbones.video_swin import model as video_swin
+from frozen_vision.backbones.video_swin import windows as windows3d
 from frozen_vision.files import tensors as weights
-from frozen_vision.files.tensors import LazyTensor
 from frozen_vision.files import torch_file
+from frozen_vision.files.tensors import LazyTensor
 
 Apply = Callable[[np.ndarray], np.ndarray]
 
-_SAME: Apply = lambda x: x
-_LINEAR: Apply = lambda x: x.T
+
+def _SAME(x):
+  return x
+
+
+def _LINEAR(x):
+  return x.T
+
+
 # The convolution (c, 3, t, h, w) as the matrix product it is: rows ordered frame, row, column, colour.
-_PATCHES: Apply = lambda x: x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0])
+def _PATCHES(x):
+  return x.transpose(2, 3, 4, 1, 0).reshape(-1, x.shape[0])
 
 
 def _inflate_patches(x: np.ndarray) -> np.ndarray:
@@ -36,7 +45,7 @@ def _inflate_patches(x: np.ndarray) -> np.ndarray:
 
 
 def _pair(
-    ours: str, theirs: str, transform: Apply = _SAME, *, norm: bool = False
+  ours: str, theirs: str, transform: Apply = _SAME, *, norm: bool = False
 ) -> list[tuple[str, str, Apply]]:
   """Weight and bias of a layer, as (pattern of their names, our name, transform)."""
   kernel = "scale" if norm else "kernel"
@@ -46,19 +55,22 @@ def _pair(
 def _block(place: str, fc1: str, fc2: str) -> list[tuple[str, str, Apply]]:
   ours = r"stages/{s}/blocks/{b}/"
   return [
-      *_pair(ours + "norm1", place + "norm1", norm=True), *_pair(ours + "norm2", place + "norm2", norm=True),
-      *_pair(ours + "attn/qkv", place + r"attn\.qkv", _LINEAR),
-      *_pair(ours + "attn/proj", place + r"attn\.proj", _LINEAR),
-      *_pair(ours + "mlp/fc1", place + fc1, _LINEAR), *_pair(ours + "mlp/fc2", place + fc2, _LINEAR),
-      (place + r"attn\.relative_position_bias_table", ours + "attn/position_bias", _SAME),
+    *_pair(ours + "norm1", place + "norm1", norm=True),
+    *_pair(ours + "norm2", place + "norm2", norm=True),
+    *_pair(ours + "attn/qkv", place + r"attn\.qkv", _LINEAR),
+    *_pair(ours + "attn/proj", place + r"attn\.proj", _LINEAR),
+    *_pair(ours + "mlp/fc1", place + fc1, _LINEAR),
+    *_pair(ours + "mlp/fc2", place + fc2, _LINEAR),
+    (place + r"attn\.relative_position_bias_table", ours + "attn/position_bias", _SAME),
   ]
 
 
 def _merging(place: str) -> list[tuple[str, str, Apply]]:
   ours = r"stages/{s}/downsample/"
   return [
-      (place + r"reduction\.weight", ours + "reduction/kernel", _LINEAR),
-      *_pair(ours + "norm", place + "norm", norm=True)]
+    (place + r"reduction\.weight", ours + "reduction/kernel", _LINEAR),
+    *_pair(ours + "norm", place + "norm", norm=True),
+  ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +97,12 @@ class _Source:
   def table(self) -> list[tuple[re.Pattern, str, Apply]]:
     conv, norm, last = (re.escape(name) for name in self.stem)
     rows = [
-        *_pair("patch_embed/proj", conv, _inflate_patches if self.is_2d else _PATCHES),
-        *_pair("patch_embed/norm", norm, norm=True), *_pair("norm", last, norm=True),
-        *_block(self.block, *(re.escape(name) for name in self.mlp)), *_merging(self.merging)]
+      *_pair("patch_embed/proj", conv, _inflate_patches if self.is_2d else _PATCHES),
+      *_pair("patch_embed/norm", norm, norm=True),
+      *_pair("norm", last, norm=True),
+      *_block(self.block, *(re.escape(name) for name in self.mlp)),
+      *_merging(self.merging),
+    ]
     return [(re.compile(pattern), ours, transform) for pattern, ours, transform in rows]
 
   def place(self, match: re.Match) -> dict[str, int]:
@@ -98,23 +113,44 @@ class _Source:
 
 
 _SOURCES = (
-    _Source(
-        "torchvision", ("patch_embed.proj", "patch_embed.norm", "norm"),
-        r"features\.(?P<n>\d+)\.(?P<b>\d+)\.", r"features\.(?P<n>\d+)\.",
-        (lambda n: n // 2, lambda n: n // 2), ("mlp.0", "mlp.3"), "head"),
-    _Source(
-        "Video-Swin-Transformer",
-        ("backbone.patch_embed.proj", "backbone.patch_embed.norm", "backbone.norm"),
-        r"backbone\.layers\.(?P<s>\d+)\.blocks\.(?P<b>\d+)\.", r"backbone\.layers\.(?P<s>\d+)\.downsample\.",
-        (int, int), ("mlp.fc1", "mlp.fc2"), "cls_head.fc_cls"),
-    _Source(
-        "torchvision 2D", ("features.0.0", "features.0.2", "norm"), r"features\.(?P<n>\d+)\.(?P<b>\d+)\.",
-        r"features\.(?P<n>\d+)\.", (lambda n: (n - 1) // 2, lambda n: n // 2 - 1), ("mlp.0", "mlp.3"), "head",
-        is_2d=True),
-    _Source(
-        "Swin Transformer 2D", ("patch_embed.proj", "patch_embed.norm", "norm"),
-        r"layers\.(?P<s>\d+)\.blocks\.(?P<b>\d+)\.", r"layers\.(?P<s>\d+)\.downsample\.", (int, int),
-        ("mlp.fc1", "mlp.fc2"), "head", is_2d=True),
+  _Source(
+    "torchvision",
+    ("patch_embed.proj", "patch_embed.norm", "norm"),
+    r"features\.(?P<n>\d+)\.(?P<b>\d+)\.",
+    r"features\.(?P<n>\d+)\.",
+    (lambda n: n // 2, lambda n: n // 2),
+    ("mlp.0", "mlp.3"),
+    "head",
+  ),
+  _Source(
+    "Video-Swin-Transformer",
+    ("backbone.patch_embed.proj", "backbone.patch_embed.norm", "backbone.norm"),
+    r"backbone\.layers\.(?P<s>\d+)\.blocks\.(?P<b>\d+)\.",
+    r"backbone\.layers\.(?P<s>\d+)\.downsample\.",
+    (int, int),
+    ("mlp.fc1", "mlp.fc2"),
+    "cls_head.fc_cls",
+  ),
+  _Source(
+    "torchvision 2D",
+    ("features.0.0", "features.0.2", "norm"),
+    r"features\.(?P<n>\d+)\.(?P<b>\d+)\.",
+    r"features\.(?P<n>\d+)\.",
+    (lambda n: (n - 1) // 2, lambda n: n // 2 - 1),
+    ("mlp.0", "mlp.3"),
+    "head",
+    is_2d=True,
+  ),
+  _Source(
+    "Swin Transformer 2D",
+    ("patch_embed.proj", "patch_embed.norm", "norm"),
+    r"layers\.(?P<s>\d+)\.blocks\.(?P<b>\d+)\.",
+    r"layers\.(?P<s>\d+)\.downsample\.",
+    (int, int),
+    ("mlp.fc1", "mlp.fc2"),
+    "head",
+    is_2d=True,
+  ),
 )
 _IGNORED = r".*\.(relative_position_index|attn_mask)"
 
@@ -175,7 +211,7 @@ def open_checkpoint(path: str | os.PathLike, **overrides: Any) -> Checkpoint:
 
 
 def map_tensors(
-    tensors: Mapping[str, LazyTensor], path: pathlib.Path, *, others: Sequence[str] = (), **overrides: Any
+  tensors: Mapping[str, LazyTensor], path: pathlib.Path, *, others: Sequence[str] = (), **overrides: Any
 ) -> Checkpoint:
   """`open_checkpoint`, of a file that is already open."""
   source = _detect(tensors, path)
@@ -193,23 +229,27 @@ def map_tensors(
       unexpected.append(f"unexpected {key} {tensors[key].shape}")
   if unexpected or (any(head) and not all(head)):
     raise ValueError(
-        f"{path} ({source.name}): {len(unexpected)} keys that no Video Swin has, or half a classifier:\n  "
-        + "\n  ".join(sorted(unexpected)))
+      f"{path} ({source.name}): {len(unexpected)} keys that no Video Swin has, or half a classifier:\n  "
+      + "\n  ".join(sorted(unexpected))
+    )
   name, config, window_2d = _config(tensors, named, source, path, overrides)
   leaves = {}
   for ours, (key, transform) in named.items():
     if source.is_2d and ours.endswith("position_bias"):
-      transform = lambda x: inflate_bias(x, config.window_size, window_2d)
+
+      def transform(x):
+        return inflate_bias(x, config.window_size, window_2d)
+
     tensor = tensors[key]
     leaves[ours] = LazyTensor(
-        _shape(tensor, transform), tensor.dtype,
-        lambda tensor=tensor, transform=transform: transform(np.asarray(tensor.read(), np.float32)))
+      _shape(tensor, transform),
+      tensor.dtype,
+      lambda tensor=tensor, transform=transform: transform(np.asarray(tensor.read(), np.float32)),
+    )
   return Checkpoint(path, source.name, name, config, leaves, ignored, head if all(head) else None)
 
 
-def inflate_bias(
-    table: np.ndarray, window: windows3d.Size, source_window: int
-) -> np.ndarray:
+def inflate_bias(table: np.ndarray, window: windows3d.Size, source_window: int) -> np.ndarray:
   """A 2D table of position biases [(2M-1)^2, heads] for a window of space and time.
 
   Every offset in time gets the same bias; another side than M is reached by bicubic resizing of the grid of
@@ -241,12 +281,16 @@ def _detect(tensors: Mapping[str, LazyTensor], path: pathlib.Path) -> _Source:
   for source in _SOURCES:
     # The convolution tells 2D from 3D, the MLP one code from another.
     conv = tensors.get(f"{source.stem[0]}.weight")
-    if conv is not None and len(conv.shape) == (4 if source.is_2d else 5) and any(
-        key.endswith(f".{source.mlp[0]}.weight") for key in tensors):
+    if (
+      conv is not None
+      and len(conv.shape) == (4 if source.is_2d else 5)
+      and any(key.endswith(f".{source.mlp[0]}.weight") for key in tensors)
+    ):
       return source
   raise ValueError(
-      f"{path} has keys of no known checkpoint ({', '.join(source.name for source in _SOURCES)}); its "
-      f"{len(tensors)} keys begin with {sorted(tensors)[:5]}.")
+    f"{path} has keys of no known checkpoint ({', '.join(source.name for source in _SOURCES)}); its "
+    f"{len(tensors)} keys begin with {sorted(tensors)[:5]}."
+  )
 
 
 def _shape(tensor: LazyTensor, transform: Apply) -> tuple[int, ...]:
@@ -255,24 +299,37 @@ def _shape(tensor: LazyTensor, transform: Apply) -> tuple[int, ...]:
 
 
 def _config(
-    tensors: Mapping[str, LazyTensor], named: dict[str, Any], source: _Source, path: pathlib.Path,
-    overrides: dict[str, Any],
+  tensors: Mapping[str, LazyTensor],
+  named: dict[str, Any],
+  source: _Source,
+  path: pathlib.Path,
+  overrides: dict[str, Any],
 ) -> tuple[str | None, video_swin.VideoSwinConfig, int]:
   """(variant, shape, window of 2D weights) that the names and shapes tell."""
-  blocks = [tuple(map(int, m.groups())) for m in (
-      re.match(r"stages/(\d+)/blocks/(\d+)/", ours) for ours in named) if m]
+  blocks = [
+    tuple(map(int, m.groups()))
+    for m in (re.match(r"stages/(\d+)/blocks/(\d+)/", ours) for ours in named)
+    if m
+  ]
   stages = max((s for s, _ in blocks), default=-1) + 1
   depths = tuple(1 + max((b for s, b in blocks if s == stage), default=-1) for stage in range(stages))
   tables = [named.get(f"stages/{stage}/blocks/0/attn/position_bias") for stage in range(stages)]
   if not stages or not all(depths) or not all(tables):
     raise ValueError(
-        f"{path} ({source.name}) is no Swin: {stages} stages of {depths} blocks, "
-        f"{sum(map(bool, tables))} position bias tables.")
+      f"{path} ({source.name}) is no Swin: {stages} stages of {depths} blocks, "
+      f"{sum(map(bool, tables))} position bias tables."
+    )
   shapes = [tensors[key].shape for key, _ in tables]
   embed_dim = tensors[f"{source.stem[0]}.weight"].shape[0]
   shape = dict(embed_dim=embed_dim, depths=depths, num_heads=tuple(rows[1] for rows in shapes))
-  name = next((row for row, config in video_swin.VARIANTS.items() if all(
-      getattr(config, field) == value for field, value in shape.items())), None)
+  name = next(
+    (
+      row
+      for row, config in video_swin.VARIANTS.items()
+      if all(getattr(config, field) == value for field, value in shape.items())
+    ),
+    None,
+  )
   config = video_swin.VARIANTS[name] if name else video_swin.VideoSwinConfig(**shape)
   overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
   window_2d = 0
@@ -291,10 +348,13 @@ def _config(
 def _window(rows: int, path: pathlib.Path) -> windows3d.Size:
   """The window (D, M, M) whose table has so many rows, if only one with M > 1 and D > 1 has."""
   found = [
-      ((rows // side**2 + 1) // 2, (side + 1) // 2, (side + 1) // 2)
-      for side in range(3, math.isqrt(rows) + 1, 2) if rows % side**2 == 0 and rows // side**2 > 1]
+    ((rows // side**2 + 1) // 2, (side + 1) // 2, (side + 1) // 2)
+    for side in range(3, math.isqrt(rows) + 1, 2)
+    if rows % side**2 == 0 and rows // side**2 > 1
+  ]
   if len(found) != 1:
     raise ValueError(
-        f"{path}: position bias tables of {rows} rows fit the windows {found}; give window_size=(frames, "
-        "rows, columns).")
+      f"{path}: position bias tables of {rows} rows fit the windows {found}; give window_size=(frames, "
+      "rows, columns)."
+    )
   return found[0]

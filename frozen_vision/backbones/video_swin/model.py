@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.video_swin import windows as windows3d
-from frozen_vision.backbones.base import FeatureSpec
 
 PATCH_SIZE = (2, 4, 4)
 
@@ -45,13 +45,15 @@ class VideoSwinConfig:
   def __post_init__(self):
     if len(self.num_heads) != len(self.depths):
       raise ValueError(
-          f"VideoSwinConfig.num_heads = {self.num_heads} has {len(self.num_heads)} entries; depths = "
-          f"{self.depths} asks for one per stage.")
+        f"VideoSwinConfig.num_heads = {self.num_heads} has {len(self.num_heads)} entries; depths = "
+        f"{self.depths} asks for one per stage."
+      )
     for stage, heads in enumerate(self.num_heads):
       if self.stage_channels(stage) % heads:
         raise ValueError(
-            f"VideoSwinConfig.num_heads[{stage}] = {heads} does not divide the stage's "
-            f"{self.stage_channels(stage)} channels.")
+          f"VideoSwinConfig.num_heads[{stage}] = {heads} does not divide the stage's "
+          f"{self.stage_channels(stage)} channels."
+        )
 
   def stage_channels(self, stage: int) -> int:
     return self.embed_dim * 2**stage
@@ -60,9 +62,9 @@ class VideoSwinConfig:
 # The released configs for Kinetics-400, drop path included (0.2 for B pretrained on ImageNet-22K). Those for
 # Something-Something v2 have the window (16, 7, 7).
 VARIANTS: dict[str, VideoSwinConfig] = {
-    "video_swin_t": VideoSwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24)),
-    "video_swin_s": VideoSwinConfig(96, (2, 2, 18, 2), (3, 6, 12, 24)),
-    "video_swin_b": VideoSwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32), drop_path_rate=0.3),
+  "video_swin_t": VideoSwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+  "video_swin_s": VideoSwinConfig(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+  "video_swin_b": VideoSwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32), drop_path_rate=0.3),
 }
 
 
@@ -70,17 +72,18 @@ class WindowAttention(nnx.Module):
   """Multi-head attention inside windows with a learnt bias per relative position."""
 
   def __init__(
-      self, channels: int, num_heads: int, window_size: windows3d.Size, *, dtype: Any, rngs: nnx.Rngs
+    self, channels: int, num_heads: int, window_size: windows3d.Size, *, dtype: Any, rngs: nnx.Rngs
   ):
     self.num_heads = num_heads
     self.window_size = window_size
     self.qkv = swinv2.linear(channels, 3 * channels, dtype=dtype, rngs=rngs)
-    self.position_bias = nnx.Param(nnx.initializers.truncated_normal(0.02)(
-        rngs.params(), (windows3d.table_rows(window_size), num_heads)))
+    self.position_bias = nnx.Param(
+      nnx.initializers.truncated_normal(0.02)(rngs.params(), (windows3d.table_rows(window_size), num_heads))
+    )
     self.proj = swinv2.linear(channels, channels, dtype=dtype, rngs=rngs)
 
   def __call__(
-      self, x: Float[Array, "b windows n c"], window: windows3d.Size, regions: np.ndarray | None
+    self, x: Float[Array, "b windows n c"], window: windows3d.Size, regions: np.ndarray | None
   ) -> Float[Array, "b windows n c"]:
     # The first n positions of the whole window, as in the released code: in a window that is smaller in space
     # than the table's, a pair gets the bias of another offset than its own, and weights were trained so.
@@ -94,8 +97,16 @@ class Block(nnx.Module):
   """x + attention(norm(x)), then x + mlp(norm(x)); windows are shifted by half in every second block."""
 
   def __init__(
-      self, channels: int, num_heads: int, window_size: windows3d.Size, *, shifted: bool, mlp_ratio: int = 4,
-      drop_path: float = 0.0, dtype: Any = jnp.float32, rngs: nnx.Rngs,
+    self,
+    channels: int,
+    num_heads: int,
+    window_size: windows3d.Size,
+    *,
+    shifted: bool,
+    mlp_ratio: int = 4,
+    drop_path: float = 0.0,
+    dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
   ):
     self.window_size = window_size
     self.shifted = shifted
@@ -119,7 +130,8 @@ class PatchMerging(nnx.Module):
   def __init__(self, channels: int, *, outputs: int | None = None, dtype: Any, rngs: nnx.Rngs):
     self.norm = swinv2.LayerNorm(4 * channels, rngs=rngs)
     self.reduction = swinv2.linear(
-        4 * channels, outputs or 2 * channels, use_bias=False, dtype=dtype, rngs=rngs)
+      4 * channels, outputs or 2 * channels, use_bias=False, dtype=dtype, rngs=rngs
+    )
 
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 d"]:
     joined = swinv2.join_neighbours(x.reshape(-1, *x.shape[2:]))
@@ -146,15 +158,24 @@ class Stage(nnx.Module):
   """Blocks at one stride, and the merging that leads to the next."""
 
   def __init__(
-      self, config: VideoSwinConfig, stage: int, drop_paths: list[float], *, dtype: Any, rngs: nnx.Rngs
+    self, config: VideoSwinConfig, stage: int, drop_paths: list[float], *, dtype: Any, rngs: nnx.Rngs
   ):
     channels = config.stage_channels(stage)
-    self.blocks = nnx.List([
+    self.blocks = nnx.List(
+      [
         Block(
-            channels, config.num_heads[stage], config.window_size, shifted=index % 2 == 1,
-            mlp_ratio=config.mlp_ratio, drop_path=rate, dtype=dtype, rngs=rngs)
+          channels,
+          config.num_heads[stage],
+          config.window_size,
+          shifted=index % 2 == 1,
+          mlp_ratio=config.mlp_ratio,
+          drop_path=rate,
+          dtype=dtype,
+          rngs=rngs,
+        )
         for index, rate in enumerate(drop_paths)
-    ])
+      ]
+    )
     last = stage == len(config.depths) - 1
     self.downsample = None if last else PatchMerging(channels, dtype=dtype, rngs=rngs)
 
@@ -172,21 +193,24 @@ class VideoSwin(nnx.Module):
     self.patch_embed = PatchEmbedding(config.embed_dim, dtype=dtype, rngs=rngs)
     rates = np.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
     starts = np.cumsum((0,) + config.depths)
-    self.stages = nnx.List([
-        Stage(config, stage, rates[starts[stage]:starts[stage + 1]], dtype=dtype, rngs=rngs)
+    self.stages = nnx.List(
+      [
+        Stage(config, stage, rates[starts[stage] : starts[stage + 1]], dtype=dtype, rngs=rngs)
         for stage in range(len(config.depths))
-    ])
+      ]
+    )
     self.norm = swinv2.LayerNorm(config.stage_channels(len(config.depths) - 1), rngs=rngs)
 
   @property
   def feature_specs(self) -> tuple[FeatureSpec, ...]:
     """Strides in space; in time every level has stride 2."""
     return tuple(
-        FeatureSpec(PATCH_SIZE[1] * 2**stage, self.config.stage_channels(stage))
-        for stage in range(len(self.config.depths)))
+      FeatureSpec(PATCH_SIZE[1] * 2**stage, self.config.stage_channels(stage))
+      for stage in range(len(self.config.depths))
+    )
 
   def __call__(
-      self, clips: Float[Array, "b t h w 3"], *, rng: Array | None = None
+    self, clips: Float[Array, "b t h w 3"], *, rng: Array | None = None
   ) -> tuple[Float[Array, "b t2 hs ws cs"], ...]:
     """Features of every stage.
 

@@ -36,7 +36,7 @@ def effective_window(size: Size, window: Size, shifted: bool) -> tuple[Size, Siz
   return tuple(min(length, side) for length, side in zip(size, window)), shift
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def shift_regions(size: Size, window: Size, shift: Size) -> Int[np.ndarray, "windows n"] | None:
   """What were neighbours before the cyclic shift: cells of a window attend to those of their own region.
 
@@ -78,13 +78,15 @@ def _join(x: Array, size: Size, window: Size) -> Array:
 
 
 def attention(
-    qkv: Float[Array, "b windows n 3c"], num_heads: int, bias: Float[Array, "heads n n"],
-    regions: Int[np.ndarray, "windows n"] | None,
+  qkv: Float[Array, "b windows n 3c"],
+  num_heads: int,
+  bias: Float[Array, "heads n n"],
+  regions: Int[np.ndarray, "windows n"] | None,
 ) -> Float[Array, "b windows n c"]:
   """Scaled dot-product attention plus `bias`, inside regions; logits and softmax in float32."""
   b, windows, n, c = qkv.shape
   q, k, v = jnp.unstack(qkv.reshape(b, windows, n, 3, num_heads, -1), axis=3)
-  q = q * q.shape[-1]**-0.5
+  q = q * q.shape[-1] ** -0.5
   logits = jnp.einsum("bwnhd,bwmhd->bwhnm", q, k, preferred_element_type=jnp.float32)
   logits = logits + bias.astype(jnp.float32)
   if regions is not None:
@@ -96,7 +98,7 @@ def attention(
 
 
 def attend_in_windows(
-    x: Float[Array, "b t h w c"], window: Size, shifted: bool, attend: Callable[..., Array]
+  x: Float[Array, "b t h w c"], window: Size, shifted: bool, attend: Callable[..., Array]
 ) -> Float[Array, "b t h w c"]:
   """Pads behind to whole windows, shifts, attends, and undoes both.
 
@@ -113,4 +115,4 @@ def attend_in_windows(
   x = _join(attend(_partition(x, window), window, shift_regions(padded, window, shift)), padded, window)
   if any(shift):
     x = jnp.roll(x, shift, axis=(1, 2, 3))
-  return x[:, :size[0], :size[1], :size[2]]
+  return x[:, : size[0], : size[1], : size[2]]

@@ -3,13 +3,13 @@
 Mixing of examples (mixup, cutmix) works on whole batches on the device: see `ops/mixup.py`.
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from jaxtyping import UInt8
+import numpy as np
 from PIL import Image, ImageFilter
 
 from frozen_vision.data.classification import folders
@@ -31,13 +31,11 @@ def _flip_sign(value: float, rng: np.random.Generator) -> float:
 
 
 def _affine(
-    image: Image.Image, coefficients: tuple[float, ...], fill: Rgb, rng: np.random.Generator
+  image: Image.Image, coefficients: tuple[float, ...], fill: Rgb, rng: np.random.Generator
 ) -> Image.Image:
   """Output pixel (x, y) reads the input at (a x + b y + c, d x + e y + f)."""
   resample = _RESAMPLING[rng.random() < 0.5]
-  return image.transform(
-      image.size, Image.Transform.AFFINE, coefficients, resample=resample, fillcolor=fill
-  )
+  return image.transform(image.size, Image.Transform.AFFINE, coefficients, resample=resample, fillcolor=fill)
 
 
 def _rotate(image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator) -> Image.Image:
@@ -54,16 +52,12 @@ def _shear_y(image: Image.Image, level: float, fill: Rgb, rng: np.random.Generat
   return _affine(image, (1, 0, 0, _flip_sign(0.3 * level, rng), 1, 0), fill, rng)
 
 
-def _translate_x(
-    image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator
-) -> Image.Image:
+def _translate_x(image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator) -> Image.Image:
   """Up to 45% of the width."""
   return _affine(image, (1, 0, _flip_sign(0.45 * level, rng) * image.width, 0, 1, 0), fill, rng)
 
 
-def _translate_y(
-    image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator
-) -> Image.Image:
+def _translate_y(image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator) -> Image.Image:
   return _affine(image, (1, 0, 0, 0, 1, _flip_sign(0.45 * level, rng) * image.height), fill, rng)
 
 
@@ -73,15 +67,13 @@ def _point(image: Image.Image, table: np.ndarray) -> Image.Image:
   if table.ndim == 1:
     return Image.frombytes("RGB", image.size, image.tobytes().translate(table.tobytes()))
   channels = [
-      Image.frombytes("L", image.size, channel.tobytes().translate(row.tobytes()))
-      for channel, row in zip(image.split(), table)
+    Image.frombytes("L", image.size, channel.tobytes().translate(row.tobytes()))
+    for channel, row in zip(image.split(), table)
   ]
   return Image.merge("RGB", channels)
 
 
-def _auto_contrast(
-    image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator
-) -> Image.Image:
+def _auto_contrast(image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator) -> Image.Image:
   """Stretches each channel to 0..255."""
   low, high = np.array(image.getextrema(), np.float64).T[:, :, None]
   spread = high - low
@@ -105,9 +97,7 @@ def _invert(image: Image.Image, level: float, fill: Rgb, rng: np.random.Generato
   return _point(image, 255 - _RAMP)
 
 
-def _posterize(
-    image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator
-) -> Image.Image:
+def _posterize(image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator) -> Image.Image:
   """Keeps the 4 highest bits at level 0, none at 1."""
   dropped = 4 + int(4.0 * level)
   return _point(image, _RAMP & (0xFF << dropped & 0xFF))
@@ -119,15 +109,13 @@ def _solarize(image: Image.Image, level: float, fill: Rgb, rng: np.random.Genera
   return _point(image, np.where(_RAMP < threshold, _RAMP, 255 - _RAMP))
 
 
-def _solarize_add(
-    image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator
-) -> Image.Image:
+def _solarize_add(image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator) -> Image.Image:
   """Adds up to 110 to the values below 128."""
   return _point(image, np.where(_RAMP < 128, _RAMP + np.uint8(110.0 * level), _RAMP))
 
 
 def _blend(
-    image: Image.Image, degenerate: Image.Image, level: float, rng: np.random.Generator
+  image: Image.Image, degenerate: Image.Image, level: float, rng: np.random.Generator
 ) -> Image.Image:
   """Moves away from the image towards `degenerate` or in the opposite direction, by up to 0.9."""
   return Image.blend(degenerate, image, 1.0 + _flip_sign(0.9 * level, rng))
@@ -143,21 +131,30 @@ def _contrast(image: Image.Image, level: float, fill: Rgb, rng: np.random.Genera
   return _blend(image, Image.new("RGB", image.size, (mean, mean, mean)), level, rng)
 
 
-def _brightness(
-    image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator
-) -> Image.Image:
+def _brightness(image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator) -> Image.Image:
   return _blend(image, Image.new("RGB", image.size), level, rng)
 
 
-def _sharpness(
-    image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator
-) -> Image.Image:
+def _sharpness(image: Image.Image, level: float, fill: Rgb, rng: np.random.Generator) -> Image.Image:
   return _blend(image, image.filter(ImageFilter.SMOOTH), level, rng)
 
 
 _OPERATIONS: tuple[Callable[[Image.Image, float, Rgb, np.random.Generator], Image.Image], ...] = (
-    _auto_contrast, _equalize, _invert, _rotate, _posterize, _solarize, _solarize_add, _colour,
-    _contrast, _brightness, _sharpness, _shear_x, _shear_y, _translate_x, _translate_y,
+  _auto_contrast,
+  _equalize,
+  _invert,
+  _rotate,
+  _posterize,
+  _solarize,
+  _solarize_add,
+  _colour,
+  _contrast,
+  _brightness,
+  _sharpness,
+  _shear_x,
+  _shear_y,
+  _translate_x,
+  _translate_y,
 )
 
 
@@ -197,13 +194,13 @@ class RandAugment:
 
 
 def random_resized_crop(
-    image: Image.Image,
-    size: tuple[int, int],
-    rng: np.random.Generator,
-    *,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
+  image: Image.Image,
+  size: tuple[int, int],
+  rng: np.random.Generator,
+  *,
+  scale: tuple[float, float] = (0.08, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+  resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
   """Resizes a random part of the image, as Inception does (Szegedy et al. 2015, section 6).
 
@@ -233,30 +230,30 @@ def random_resized_crop(
 
 
 def random_crop_with_padding(
-    image: UInt8[np.ndarray, "h w c"], padding: int, rng: np.random.Generator, *, fill: int = 0
+  image: UInt8[np.ndarray, "h w c"], padding: int, rng: np.random.Generator, *, fill: int = 0
 ) -> UInt8[np.ndarray, "h w c"]:
   """Moves the image by up to `padding` pixels per axis; `fill` comes in at the edges."""
   height, width, channels = image.shape
   top, left = (int(rng.random() * (2 * padding + 1)) for _ in range(2))
   padded = np.full((height + 2 * padding, width + 2 * padding, channels), fill, image.dtype)
-  padded[padding:padding + height, padding:padding + width] = image
-  return padded[top:top + height, left:left + width]
+  padded[padding : padding + height, padding : padding + width] = image
+  return padded[top : top + height, left : left + width]
 
 
 def random_horizontal_flip(
-    image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
+  image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w c"]:
   """Mirrors left and right with probability 0.5."""
   return image[:, ::-1] if rng.random() < 0.5 else image
 
 
 def random_erasing(
-    image: UInt8[np.ndarray, "h w 3"],
-    rng: np.random.Generator,
-    *,
-    probability: float = 0.25,
-    area: tuple[float, float] = (0.02, 1 / 3),
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+  image: UInt8[np.ndarray, "h w 3"],
+  rng: np.random.Generator,
+  *,
+  probability: float = 0.25,
+  area: tuple[float, float] = (0.02, 1 / 3),
+  aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Replaces a random rectangle by noise (Zhong et al. 2017, arXiv:1708.04896; timm's `pixel`).
 
@@ -283,7 +280,7 @@ def random_erasing(
       top, left = int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1))
       noise = rng.standard_normal((h, w, 3), np.float32) * _STD + _MEAN
       image = image.copy()
-      image[top:top + h, left:left + w] = np.clip(noise, 0, 255)
+      image[top : top + h, left : left + w] = np.clip(noise, 0, 255)
       break
   return image
 
@@ -312,9 +309,7 @@ class TrainTransform:
     """{image: uint8 [size, size, 3], label: int32} from a record of `classification`."""
     pixels = folders.record_image(record)
     if self.padding is None:
-      image = random_resized_crop(
-          Image.fromarray(pixels), (self.size, self.size), rng, scale=self.crop_scale
-      )
+      image = random_resized_crop(Image.fromarray(pixels), (self.size, self.size), rng, scale=self.crop_scale)
     else:
       image = Image.fromarray(random_crop_with_padding(pixels, self.padding, rng))
       if image.size != (self.size, self.size):
@@ -348,7 +343,7 @@ class EvalTransform:
     if pixels.shape[:2] != (self.size, self.size) or self.crop_fraction != 1.0:
       left, top = (width - side) / 2, (height - side) / 2
       image = Image.fromarray(pixels).resize(
-          (self.size, self.size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+        (self.size, self.size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
       )
       pixels = np.asarray(image)
     return {"image": pixels, "label": np.int32(record["label"])}

@@ -1,13 +1,13 @@
 """Labelled images for classification: a folder per class, or the same tree in a tar archive."""
 
+from collections.abc import Sequence
 import json
 import pathlib
 import tarfile
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from jaxtyping import UInt8
+import numpy as np
 
 from frozen_vision.data import images
 
@@ -41,9 +41,9 @@ class ImageFolder:
     if classes is None:
       classes = _read_classes(self._root)
     names = [
-        path.relative_to(self._root).as_posix()
-        for path in self._root.rglob("*")
-        if path.suffix.lower() in images.SUFFIXES and path.is_file()
+      path.relative_to(self._root).as_posix()
+      for path in self._root.rglob("*")
+      if path.suffix.lower() in images.SUFFIXES and path.is_file()
     ]
     self.classes, self.names, self.labels = _label(names, classes, self._root)
 
@@ -53,9 +53,7 @@ class ImageFolder:
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The record {image: encoded bytes, label: int32, name: path below the root}."""
     name = self.names[index]
-    return {
-        "image": (self._root / name).read_bytes(), "label": self.labels[index], "name": name
-    }
+    return {"image": (self._root / name).read_bytes(), "label": self.labels[index], "name": name}
 
 
 class ImageTar:
@@ -93,7 +91,7 @@ class ImageTar:
             contents[name.as_posix()] = archive.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError) as error:
       raise ValueError(
-          f"{path} cannot be read as a tar archive to its end ({error}); download it again."
+        f"{path} cannot be read as a tar archive to its end ({error}); download it again."
       ) from error
     except Exception as error:  # lzma and zlib have errors of their own, without a common base.
       raise ValueError(f"{path} is damaged ({error}); download it again.") from error
@@ -109,7 +107,7 @@ class ImageTar:
     """The record {image: encoded bytes, label: int32, name: member}."""
     index = range(len(self.names))[index]
     start = self._ends[index - 1] if index else 0
-    image = self._bytes[start:self._ends[index]].tobytes()
+    image = self._bytes[start : self._ends[index]].tobytes()
     return {"image": image, "label": self.labels[index], "name": self.names[index]}
 
 
@@ -133,14 +131,14 @@ class DecodedImages:
       if decoded is None:
         if len(source) * image.nbytes > max_bytes:
           raise ValueError(
-              f"{len(source)} decoded images of shape {image.shape} take "
-              f"{len(source) * image.nbytes} bytes, more than {max_bytes}; do not cache them."
+            f"{len(source)} decoded images of shape {image.shape} take "
+            f"{len(source) * image.nbytes} bytes, more than {max_bytes}; do not cache them."
           )
         decoded = np.empty((len(source), *image.shape), np.uint8)
       if image.shape != decoded.shape[1:]:
         raise ValueError(
-            f"{name} has shape {image.shape} and {self.names[0]} has {decoded.shape[1:]}; decoded "
-            "images are cached only when all have one size: do not cache this source."
+          f"{name} has shape {image.shape} and {self.names[0]} has {decoded.shape[1:]}; decoded "
+          "images are cached only when all have one size: do not cache this source."
         )
       decoded[index] = image
     self._images = decoded
@@ -150,14 +148,10 @@ class DecodedImages:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The record {image: uint8 [h,w,3], label: int32, name: path}."""
-    return {
-        "image": self._images[index], "label": self.labels[index], "name": self.names[index]
-    }
+    return {"image": self._images[index], "label": self.labels[index], "name": self.names[index]}
 
 
-def open_source(
-    path: str | pathlib.Path, *, classes: Sequence[str] | None = None
-) -> ImageFolder | ImageTar:
+def open_source(path: str | pathlib.Path, *, classes: Sequence[str] | None = None) -> ImageFolder | ImageTar:
   """The source for a path: a folder of class folders, or a tar archive.
 
   Raises:
@@ -171,9 +165,7 @@ def open_source(
     raise FileNotFoundError(f"{path} does not exist; expected a folder of class folders or a tar.")
   if path.name.lower().endswith(_TAR_SUFFIXES):
     return ImageTar(path, classes=classes)
-  raise ValueError(
-      f"{path} is neither a folder nor an archive ending in one of {', '.join(_TAR_SUFFIXES)}."
-  )
+  raise ValueError(f"{path} is neither a folder nor an archive ending in one of {', '.join(_TAR_SUFFIXES)}.")
 
 
 def record_image(record: dict[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
@@ -200,21 +192,19 @@ def _read_classes(path: pathlib.Path) -> list[str] | None:
 
 
 def _label(
-    names: list[str], classes: Sequence[str] | None, where: pathlib.Path
+  names: list[str], classes: Sequence[str] | None, where: pathlib.Path
 ) -> tuple[list[str], list[str], np.ndarray]:
   """(classes, names sorted by label then name, labels int32 [n]) of images `CLASS/...`."""
   # Members of archives may start with "./", and tools leave hidden files in both layouts.
   names = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
   loose = [name for name in names if "/" not in name]
   if loose:
-    raise ValueError(
-        f"{where} holds {loose[0]} outside of any class folder; expected CLASS/IMAGE."
-    )
+    raise ValueError(f"{where} holds {loose[0]} outside of any class folder; expected CLASS/IMAGE.")
   found = sorted({name.split("/")[0] for name in names})
   if not found:
     raise ValueError(
-        f"{where} holds no images; expected CLASS/IMAGE with one of the endings "
-        f"{', '.join(sorted(images.SUFFIXES))}."
+      f"{where} holds no images; expected CLASS/IMAGE with one of the endings "
+      f"{', '.join(sorted(images.SUFFIXES))}."
     )
   classes = found if classes is None else list(classes)
   if len(set(classes)) != len(classes):
@@ -222,8 +212,8 @@ def _label(
   unknown = [name for name in found if name not in classes]
   if unknown:
     raise ValueError(
-        f"{where} holds the class folders {unknown[:5]}, which the class list does not name; "
-        f"known are {len(classes)}: {classes[:10]}."
+      f"{where} holds the class folders {unknown[:5]}, which the class list does not name; "
+      f"known are {len(classes)}: {classes[:10]}."
     )
   empty = [name for name in classes if name not in found]
   if empty:

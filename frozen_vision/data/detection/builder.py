@@ -4,17 +4,17 @@ The image files' own bytes are kept, not re-encoded, and the segmentations as JS
 or run lengths they were, so that what is read back is what was there.
 """
 
+from collections.abc import Iterator
 import fractions
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from frozen_vision.data.detection import coco, prepared_coco
 from frozen_vision.data import prepared_builder
+from frozen_vision.data.detection import coco, prepared_coco
 
 
 class FrozenVisionCoco(prepared_builder.Builder):
@@ -25,16 +25,16 @@ class FrozenVisionCoco(prepared_builder.Builder):
 
   def features(self) -> dict[str, Any]:
     return {
-        "image": tfds.features.Text(doc="the image file's bytes"),
-        "image_id": tfds.features.Scalar(np.int64),
-        "file_name": tfds.features.Text(),
-        "size": tfds.features.Tensor(shape=(2,), dtype=np.int32, doc="height, width"),
-        "boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32, doc="xyxy in pixels"),
-        "labels": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-        "crowd": tfds.features.Tensor(shape=(None,), dtype=np.bool_),
-        "area": tfds.features.Tensor(shape=(None,), dtype=np.float32),
-        "annotation_ids": tfds.features.Tensor(shape=(None,), dtype=np.int64),
-        "segmentations": tfds.features.Text(doc="JSON list: polygons or RLE of each annotation"),
+      "image": tfds.features.Text(doc="the image file's bytes"),
+      "image_id": tfds.features.Scalar(np.int64),
+      "file_name": tfds.features.Text(),
+      "size": tfds.features.Tensor(shape=(2,), dtype=np.int32, doc="height, width"),
+      "boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32, doc="xyxy in pixels"),
+      "labels": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+      "crowd": tfds.features.Tensor(shape=(None,), dtype=np.bool_),
+      "area": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+      "annotation_ids": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+      "segmentations": tfds.features.Text(doc="JSON list: polygons or RLE of each annotation"),
     }
 
   def metadata(self) -> dict[str, Any]:

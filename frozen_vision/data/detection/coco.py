@@ -5,6 +5,7 @@ integers; `category_ids` maps back for output. What the checks found is in `sour
 """
 
 import abc
+from collections.abc import Collection, Mapping, Sequence
 import copy
 import dataclasses
 import functools
@@ -12,31 +13,29 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
-import numpy as np
 from jaxtyping import Bool, Int64
+import numpy as np
 from pycocotools import mask as mask_utils
 
-from frozen_vision.data.detection import coco_annotations as checks
-from frozen_vision.data.detection import coco_table
 from frozen_vision.data import images as image_io
-from frozen_vision.data.detection import mask_encoding
+from frozen_vision.data.detection import coco_annotations as checks
+from frozen_vision.data.detection import coco_table, mask_encoding
 
 CocoError = checks.CocoError
 
 
 def load_coco(
-    annotation_file: str | os.PathLike[str],
-    image_dir: str | os.PathLike[str],
-    *,
-    image_ids: Collection[int] | None = None,
-    drop_empty: bool = False,
-    categories: Sequence[Mapping[str, Any]] | None = None,
-    require_masks: bool = True,
-    check_files: bool = True,
-    check_sizes: bool = False,
+  annotation_file: str | os.PathLike[str],
+  image_dir: str | os.PathLike[str],
+  *,
+  image_ids: Collection[int] | None = None,
+  drop_empty: bool = False,
+  categories: Sequence[Mapping[str, Any]] | None = None,
+  require_masks: bool = True,
+  check_files: bool = True,
+  check_sizes: bool = False,
 ) -> "CocoSource":
   """Opens any COCO-format annotation file and the folder of its images.
 
@@ -71,14 +70,10 @@ def load_coco(
     rows = _check_files(rows, folder, problems, check_sizes)
   if not rows:
     raise CocoError(f"{path}: no usable image in {folder}.\n{problems}")
-  annotations = list(
-      checks.read_annotations(raw, rows, categories, problems, require_masks=require_masks)
-  )
+  annotations = list(checks.read_annotations(raw, rows, categories, problems, require_masks=require_masks))
   labelled = "annotations" in raw
   if labelled and raw["annotations"] and not annotations and _all_dropped(raw, rows):
-    raise CocoError(
-        f"{path}: none of its {len(raw['annotations'])} annotations is usable.\n{problems}"
-    )
+    raise CocoError(f"{path}: none of its {len(raw['annotations'])} annotations is usable.\n{problems}")
   table = coco_table.CocoTable.build(rows, annotations)
   if drop_empty:
     table = table.take(np.flatnonzero(table.objects_per_image() > 0))
@@ -88,7 +83,7 @@ def load_coco(
 
 
 def coco_root(
-    root: str | os.PathLike[str], split: str, *, year: str = "2017", **options: Any
+  root: str | os.PathLike[str], split: str, *, year: str = "2017", **options: Any
 ) -> "CocoSource":
   """Opens a split of the standard layout.
 
@@ -135,13 +130,13 @@ def hold_out(source: "CocoSource", share: float, *, seed: int) -> tuple["CocoSou
     raise ValueError(f"validation share is {share}; expected a number between 0 and 1.")
   draw = [hashlib.sha256(f"{seed} {image_id}".encode()).digest() for image_id in source.image_ids]
   order = sorted(range(len(source)), key=draw.__getitem__)
-  held_out = sorted(order[:max(1, round(share * len(source)))])
+  held_out = sorted(order[: max(1, round(share * len(source)))])
   with_objects = np.flatnonzero(source.objects_per_image())
   kept = sorted(set(with_objects.tolist()) - set(held_out))
   if not kept:
     raise CocoError(
-        f"{source.annotation_file}: of {len(source)} images {len(held_out)} are held out, and no other"
-        " has an object to train on."
+      f"{source.annotation_file}: of {len(source)} images {len(held_out)} are held out, and no other"
+      " has an object to train on."
     )
   return source.take(kept), source.take(held_out)
 
@@ -217,8 +212,8 @@ def masks(record: Mapping[str, Any]) -> Bool[np.ndarray, "n h w"]:
     return np.zeros((0, height, width), bool)
   if any(segmentation is None for segmentation in record["segmentations"]):
     raise ValueError(
-        f"{record['file_name']}: has annotations without masks, which this use needs; load the"
-        " data with require_masks=True, which drops them."
+      f"{record['file_name']}: has annotations without masks, which this use needs; load the"
+      " data with require_masks=True, which drops them."
     )
   rles = [mask_encoding.to_rle(s, height, width) for s in record["segmentations"]]
   return np.ascontiguousarray(mask_utils.decode(rles).transpose(2, 0, 1)).astype(bool)
@@ -235,9 +230,14 @@ class CocoSource(InstanceSource):
   """
 
   def __init__(
-      self, annotation_file: pathlib.Path, image_dir: pathlib.Path, table: coco_table.CocoTable,
-      categories: tuple[dict[str, Any], ...], labelled: bool, require_masks: bool,
-      problems: checks.Problems,
+    self,
+    annotation_file: pathlib.Path,
+    image_dir: pathlib.Path,
+    table: coco_table.CocoTable,
+    categories: tuple[dict[str, Any], ...],
+    labelled: bool,
+    require_masks: bool,
+    problems: checks.Problems,
   ):
     self.annotation_file = annotation_file
     self.image_dir = image_dir
@@ -286,10 +286,10 @@ class CocoSource(InstanceSource):
   def counts(self) -> dict[str, int]:
     """Numbers for a summary: images, annotations, crowds, images without objects."""
     return {
-        "images": len(self),
-        "annotations": len(self._table.labels),
-        "crowd": int(self._table.crowd.sum()),
-        "images without objects": int((self.objects_per_image() == 0).sum()),
+      "images": len(self),
+      "annotations": len(self._table.labels),
+      "crowd": int(self._table.crowd.sum()),
+      "images without objects": int((self.objects_per_image() == 0).sum()),
     }
 
   @functools.cached_property
@@ -310,33 +310,31 @@ class CocoSource(InstanceSource):
     images = [{**entries[row.id], **dataclasses.asdict(row)} for row in rows]
     annotations = []
     for row in checks.read_annotations(
-        raw, rows, self.categories, problems, require_masks=self._require_masks
+      raw, rows, self.categories, problems, require_masks=self._require_masks
     ):
       annotations.append(_evaluable(row, self.categories))
     return {
-        "info": raw.get("info", {}),
-        "licenses": raw.get("licenses", []),
-        "images": images,
-        "annotations": annotations,
-        "categories": [dict(category) for category in self.categories],
+      "info": raw.get("info", {}),
+      "licenses": raw.get("licenses", []),
+      "images": images,
+      "annotations": annotations,
+      "categories": [dict(category) for category in self.categories],
     }
 
 
-def check_size(
-    found: tuple[int, int], record: Mapping[str, Any], data: image_io.ImageSource
-) -> None:
+def check_size(found: tuple[int, int], record: Mapping[str, Any], data: image_io.ImageSource) -> None:
   """Raises ImageError when an image's (height, width) is not that of its record."""
   expected = (record["height"], record["width"])
   if tuple(found) == expected:
     return
   reason = (
-      f"is {found[1]} x {found[0]} pixels (width x height), but its annotations are for"
-      f" {expected[1]} x {expected[0]}"
+    f"is {found[1]} x {found[0]} pixels (width x height), but its annotations are for"
+    f" {expected[1]} x {expected[0]}"
   )
   if tuple(found) == expected[::-1] and image_io.read_size(data, apply_exif=False) == expected:
     reason += (
-        "; they seem to be made without the rotation that the file's EXIF tag asks for: remove the"
-        " tag, or rotate the annotations"
+      "; they seem to be made without the rotation that the file's EXIF tag asks for: remove the"
+      " tag, or rotate the annotations"
     )
   raise image_io.ImageError(record["file_name"], reason, "wrong size")
 
@@ -369,15 +367,15 @@ def _all_dropped(raw: Mapping[str, Any], rows: Sequence[checks.ImageRow]) -> boo
     return True
   kept = {row.id for row in rows}
   return any(
-      isinstance(annotation, dict) and checks.integer(annotation.get("image_id")) in kept
-      for annotation in raw["annotations"]
+    isinstance(annotation, dict) and checks.integer(annotation.get("image_id")) in kept
+    for annotation in raw["annotations"]
   )
 
 
 def _label_space(
-    own: tuple[dict[str, Any], ...],
-    given: Sequence[Mapping[str, Any]] | None,
-    path: pathlib.Path,
+  own: tuple[dict[str, Any], ...],
+  given: Sequence[Mapping[str, Any]] | None,
+  path: pathlib.Path,
 ) -> tuple[dict[str, Any], ...]:
   if given is None:
     return own
@@ -385,15 +383,15 @@ def _label_space(
   foreign = [f"{c['id']} {c['name']!r}" for c in own if names.get(c["id"]) != c["name"]]
   if foreign:
     raise CocoError(
-        f"{path}: {len(foreign)} of its categories are not, with the same id and name, among the"
-        f" {len(names)} of the label space in use: {', '.join(foreign[:5])}. Evaluate with a file"
-        " that uses the classes of the training."
+      f"{path}: {len(foreign)} of its categories are not, with the same id and name, among the"
+      f" {len(names)} of the label space in use: {', '.join(foreign[:5])}. Evaluate with a file"
+      " that uses the classes of the training."
     )
   return tuple(sorted((dict(category) for category in given), key=lambda c: c["id"]))
 
 
 def _check_files(
-    rows: Sequence[checks.ImageRow], folder: pathlib.Path, problems: checks.Problems, sizes: bool
+  rows: Sequence[checks.ImageRow], folder: pathlib.Path, problems: checks.Problems, sizes: bool
 ) -> list[checks.ImageRow]:
   listed: dict[pathlib.Path, set[str]] = {}
   kept = []

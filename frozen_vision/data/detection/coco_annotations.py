@@ -6,11 +6,11 @@ one `CocoError` that lists what is wrong. `PROBLEMS` is the complete list of wha
 Format: https://cocodataset.org/#format-data
 """
 
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,25 +21,25 @@ from frozen_vision.data.detection import mask_encoding
 
 # Every counted kind: what was found, and what was done about it.
 PROBLEMS = {
-    "image_invalid": "image records without usable id, file_name or size: dropped",
-    "image_duplicate": "image records that repeat another word for word: dropped",
-    "image_missing": "image files that do not exist: image dropped",
-    "image_unreadable": "image files that cannot be read: image dropped",
-    "image_size": "image files of another size than their record: image dropped",
-    "category_unnamed": "categories without a name: called by their id",
-    "annotation_invalid": "annotations without usable image_id, category_id or bbox: dropped",
-    "annotation_duplicate": "annotations that repeat another word for word: dropped",
-    "annotation_id": "annotations whose id is absent, repeated or not above 0: given a new id",
-    "unknown_image": "annotations of an image that the file does not list: dropped",
-    "unknown_category": "annotations of a category that is not listed: dropped",
-    "box_from_mask": "annotations without bbox: taken from the mask",
-    "box_clipped": "boxes partly outside their image: clipped",
-    "box_outside": "boxes wholly outside their image: not used for training",
-    "box_empty": "boxes of no width or height: not used for training",
-    "polygon_invalid": "polygons of fewer than 3 points or with unusable numbers: dropped",
-    "mask_missing": "annotations without any usable segmentation: dropped",
-    "rle_invalid": "run-length masks that do not fit their image: annotation dropped",
-    "area_missing": "annotations without area: computed",
+  "image_invalid": "image records without usable id, file_name or size: dropped",
+  "image_duplicate": "image records that repeat another word for word: dropped",
+  "image_missing": "image files that do not exist: image dropped",
+  "image_unreadable": "image files that cannot be read: image dropped",
+  "image_size": "image files of another size than their record: image dropped",
+  "category_unnamed": "categories without a name: called by their id",
+  "annotation_invalid": "annotations without usable image_id, category_id or bbox: dropped",
+  "annotation_duplicate": "annotations that repeat another word for word: dropped",
+  "annotation_id": "annotations whose id is absent, repeated or not above 0: given a new id",
+  "unknown_image": "annotations of an image that the file does not list: dropped",
+  "unknown_category": "annotations of a category that is not listed: dropped",
+  "box_from_mask": "annotations without bbox: taken from the mask",
+  "box_clipped": "boxes partly outside their image: clipped",
+  "box_outside": "boxes wholly outside their image: not used for training",
+  "box_empty": "boxes of no width or height: not used for training",
+  "polygon_invalid": "polygons of fewer than 3 points or with unusable numbers: dropped",
+  "mask_missing": "annotations without any usable segmentation: dropped",
+  "rle_invalid": "run-length masks that do not fit their image: annotation dropped",
+  "area_missing": "annotations without area: computed",
 }
 _EXAMPLES = 3
 # pycocotools allocates in proportion to the length of a polygon's outline, in C, unchecked.
@@ -125,8 +125,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     raise CocoError(f"{path}: not valid JSON ({error}).") from error
   if not isinstance(raw, dict):
     raise CocoError(
-        f"{path}: holds a {type(raw).__name__} at the top, expected an object with the keys"
-        " images, annotations, categories. (A list is the format of detections.)"
+      f"{path}: holds a {type(raw).__name__} at the top, expected an object with the keys"
+      " images, annotations, categories. (A list is the format of detections.)"
     )
   missing = [key for key in ("images", "annotations", "categories") if key not in raw]
   unlabelled = "annotations" not in raw
@@ -141,7 +141,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_categories(
-    raw: Mapping[str, Any], path: pathlib.Path, problems: Problems
+  raw: Mapping[str, Any], path: pathlib.Path, problems: Problems
 ) -> tuple[dict[str, Any], ...]:
   """The categories in the order of their ids; label i is the i-th of them.
 
@@ -168,8 +168,11 @@ def read_categories(
 
 
 def read_images(
-    raw: Mapping[str, Any], path: pathlib.Path, image_dir: pathlib.Path, problems: Problems,
-    chosen: Collection[int] | None,
+  raw: Mapping[str, Any],
+  path: pathlib.Path,
+  image_dir: pathlib.Path,
+  problems: Problems,
+  chosen: Collection[int] | None,
 ) -> list[ImageRow]:
   """The usable image records, in the file's order, restricted to the ids in `chosen`.
 
@@ -214,8 +217,12 @@ def read_images(
 
 
 def read_annotations(
-    raw: Mapping[str, Any], images: Sequence[ImageRow], categories: Sequence[Mapping[str, Any]],
-    problems: Problems, *, require_masks: bool,
+  raw: Mapping[str, Any],
+  images: Sequence[ImageRow],
+  categories: Sequence[Mapping[str, Any]],
+  problems: Problems,
+  *,
+  require_masks: bool,
 ) -> Iterator[AnnotationRow]:
   """Yields the usable annotations of `images`, in the file's order, and counts the others.
 
@@ -262,16 +269,19 @@ def read_annotations(
     elif category_id not in labels:
       problems.add("unknown_category", f"{what}: category_id {category_id}")
     else:
-      row = _read_one(
-          annotation, identity, labels[category_id], image, what, problems, require_masks
-      )
+      row = _read_one(annotation, identity, labels[category_id], image, what, problems, require_masks)
       if row is not None:
         yield row
 
 
 def _read_one(
-    annotation: Mapping[str, Any], identity: int, label: int, image: ImageRow, what: str,
-    problems: Problems, require_masks: bool,
+  annotation: Mapping[str, Any],
+  identity: int,
+  label: int,
+  image: ImageRow,
+  what: str,
+  problems: Problems,
+  require_masks: bool,
 ) -> AnnotationRow | None:
   what = f"{what} of {image.file_name}"
   segmentation = _read_segmentation(annotation, image, what, problems)
@@ -295,14 +305,19 @@ def _read_one(
       area = float(mask_utils.area(rle))
     problems.add("area_missing", what)
   return AnnotationRow(
-      image_id=image.id, id=identity, label=label, box=_clip_box(bbox, image, what, problems),
-      segmentation=json.dumps(segmentation, separators=(",", ":")),
-      crowd=annotation.get("iscrowd") in (1, True, "1"), area=float(area), source=annotation,
+    image_id=image.id,
+    id=identity,
+    label=label,
+    box=_clip_box(bbox, image, what, problems),
+    segmentation=json.dumps(segmentation, separators=(",", ":")),
+    crowd=annotation.get("iscrowd") in (1, True, "1"),
+    area=float(area),
+    source=annotation,
   )
 
 
 def _clip_box(
-    bbox: Sequence[float], image: ImageRow, what: str, problems: Problems
+  bbox: Sequence[float], image: ImageRow, what: str, problems: Problems
 ) -> tuple[float, float, float, float] | None:
   x, y, w, h = bbox
   if w <= 0 or h <= 0:
@@ -319,7 +334,7 @@ def _clip_box(
 
 
 def _read_segmentation(
-    annotation: Mapping[str, Any], image: ImageRow, what: str, problems: Problems
+  annotation: Mapping[str, Any], image: ImageRow, what: str, problems: Problems
 ) -> list[list[float]] | dict[str, Any] | None:
   segmentation = annotation.get("segmentation")
   if isinstance(segmentation, dict):

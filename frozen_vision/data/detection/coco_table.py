@@ -4,13 +4,13 @@
 would hold once more; as flat arrays and one block of text they are a few hundred megabytes.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
-from collections.abc import Sequence
 from typing import Any, Self
 
-import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
+import numpy as np
 
 from frozen_vision.data.detection import coco_annotations as checks
 
@@ -46,9 +46,7 @@ class CocoTable:
   text: bytes
 
   @classmethod
-  def build(
-      cls, images: Sequence[checks.ImageRow], annotations: Sequence[checks.AnnotationRow]
-  ) -> Self:
+  def build(cls, images: Sequence[checks.ImageRow], annotations: Sequence[checks.AnnotationRow]) -> Self:
     """The table of `images`; annotations whose box is None are left out."""
     position = {row.id: i for i, row in enumerate(images)}
     rows = [row for row in annotations if row.box is not None]
@@ -56,17 +54,17 @@ class CocoTable:
     counts = np.bincount([position[row.image_id] for row in rows], minlength=len(images))
     texts = [row.segmentation.encode("ascii") for row in rows]
     return cls(
-        image_ids=np.asarray([row.id for row in images], np.int64),
-        file_names=tuple(row.file_name for row in images),
-        sizes=np.asarray([(r.height, r.width) for r in images], np.int32).reshape(-1, 2),
-        starts=_starts(counts),
-        boxes=np.asarray([row.box for row in rows], np.float32).reshape(-1, 4),
-        labels=np.asarray([row.label for row in rows], np.int32),
-        crowd=np.asarray([row.crowd for row in rows], bool),
-        area=np.asarray([row.area for row in rows], np.float32),
-        annotation_ids=np.asarray([row.id for row in rows], np.int64),
-        segment_starts=_starts([len(text) for text in texts]),
-        text=b"".join(texts),
+      image_ids=np.asarray([row.id for row in images], np.int64),
+      file_names=tuple(row.file_name for row in images),
+      sizes=np.asarray([(r.height, r.width) for r in images], np.int32).reshape(-1, 2),
+      starts=_starts(counts),
+      boxes=np.asarray([row.box for row in rows], np.float32).reshape(-1, 4),
+      labels=np.asarray([row.label for row in rows], np.int32),
+      crowd=np.asarray([row.crowd for row in rows], bool),
+      area=np.asarray([row.area for row in rows], np.float32),
+      annotation_ids=np.asarray([row.id for row in rows], np.int64),
+      segment_starts=_starts([len(text) for text in texts]),
+      text=b"".join(texts),
     )
 
   def __len__(self) -> int:
@@ -78,17 +76,17 @@ class CocoTable:
     chosen = np.concatenate(spans) if spans else np.zeros(0, np.int64)
     texts = [self.text[self.segment_starts[j] : self.segment_starts[j + 1]] for j in chosen]
     return CocoTable(
-        image_ids=self.image_ids[indices],
-        file_names=tuple(self.file_names[i] for i in indices),
-        sizes=self.sizes[indices],
-        starts=_starts([len(span) for span in spans]),
-        boxes=self.boxes[chosen],
-        labels=self.labels[chosen],
-        crowd=self.crowd[chosen],
-        area=self.area[chosen],
-        annotation_ids=self.annotation_ids[chosen],
-        segment_starts=_starts([len(text) for text in texts]),
-        text=b"".join(texts),
+      image_ids=self.image_ids[indices],
+      file_names=tuple(self.file_names[i] for i in indices),
+      sizes=self.sizes[indices],
+      starts=_starts([len(span) for span in spans]),
+      boxes=self.boxes[chosen],
+      labels=self.labels[chosen],
+      crowd=self.crowd[chosen],
+      area=self.area[chosen],
+      annotation_ids=self.annotation_ids[chosen],
+      segment_starts=_starts([len(text) for text in texts]),
+      text=b"".join(texts),
     )
 
   def objects_per_image(self) -> Int64[np.ndarray, "m"]:
@@ -98,8 +96,8 @@ class CocoTable:
 
   def image_rows(self) -> list[checks.ImageRow]:
     return [
-        checks.ImageRow(int(identity), name, int(height), int(width))
-        for identity, name, (height, width) in zip(self.image_ids, self.file_names, self.sizes)
+      checks.ImageRow(int(identity), name, int(height), int(width))
+      for identity, name, (height, width) in zip(self.image_ids, self.file_names, self.sizes)
     ]
 
   def segment_texts(self, index: int) -> list[bytes]:
@@ -111,16 +109,16 @@ class CocoTable:
     """The record of image `index` without its pixels; arrays are copies."""
     span = slice(self.starts[index], self.starts[index + 1])
     return {
-        "image_id": int(self.image_ids[index]),
-        "file_name": self.file_names[index],
-        "height": int(self.sizes[index, 0]),
-        "width": int(self.sizes[index, 1]),
-        "boxes": self.boxes[span].copy(),
-        "labels": self.labels[span].copy(),
-        "segmentations": [json.loads(text) for text in self.segment_texts(index)],
-        "crowd": self.crowd[span].copy(),
-        "area": self.area[span].copy(),
-        "annotation_ids": self.annotation_ids[span].copy(),
+      "image_id": int(self.image_ids[index]),
+      "file_name": self.file_names[index],
+      "height": int(self.sizes[index, 0]),
+      "width": int(self.sizes[index, 1]),
+      "boxes": self.boxes[span].copy(),
+      "labels": self.labels[span].copy(),
+      "segmentations": [json.loads(text) for text in self.segment_texts(index)],
+      "crowd": self.crowd[span].copy(),
+      "area": self.area[span].copy(),
+      "annotation_ids": self.annotation_ids[span].copy(),
     }
 
 

@@ -46,13 +46,13 @@ class CopyPasteTrain:
 
 
 def copy_paste(
-    target: Example,
-    source: Example,
-    rng: np.random.Generator,
-    *,
-    max_pasted: int = 100,
-    box_tolerance: float = 10.0,
-    min_visible_area: int = 300,
+  target: Example,
+  source: Example,
+  rng: np.random.Generator,
+  *,
+  max_pasted: int = 100,
+  box_tolerance: float = 10.0,
+  min_visible_area: int = 300,
 ) -> dict[str, np.ndarray]:
   """Pastes a random choice of the source's objects, as cut out by their masks, without blending.
 
@@ -82,8 +82,8 @@ def copy_paste(
   for key in ("image", "masks"):
     if target[key].shape != source[key].shape:
       raise ValueError(
-          f"copy_paste: {key} is {target[key].shape} in the target and {source[key].shape} in the"
-          " source; use one frame and one max_objects for both."
+        f"copy_paste: {key} is {target[key].shape} in the target and {source[key].shape} in the"
+        " source; use one frame and one max_objects for both."
       )
   rows = len(target["valid"])
   own = np.flatnonzero(target["valid"])
@@ -128,7 +128,7 @@ def copy_paste(
 
 
 def _choose(
-    target: Example, source: Example, rng: np.random.Generator, most: int
+  target: Example, source: Example, rng: np.random.Generator, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Rows of the source's objects to paste, and their masks inside the target's content."""
   height, width = target["image_size"]

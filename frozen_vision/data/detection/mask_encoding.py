@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import numpy as np
 from jaxtyping import Int64
+import numpy as np
 from pycocotools import mask as mask_utils
 
 
@@ -37,9 +37,7 @@ def rle_counts(counts: Any) -> Int64[np.ndarray, "n"] | None:
   return runs if runs.min() >= 0 else None
 
 
-def to_rle(
-    segmentation: list[list[float]] | dict[str, Any], height: int, width: int
-) -> dict[str, Any]:
+def to_rle(segmentation: list[list[float]] | dict[str, Any], height: int, width: int) -> dict[str, Any]:
   """Compressed RLE of a list of polygons, which are united, or of an RLE as it is."""
   if isinstance(segmentation, dict):
     return segmentation

@@ -27,7 +27,7 @@ def sample_photos() -> SamplePhotos:
   for path in paths:
     if not path.exists():
       raise FileNotFoundError(
-          f"{path} is absent: this installation lacks the package's data files. Install "
-          "frozen_vision again, from a full checkout or a built wheel."
+        f"{path} is absent: this installation lacks the package's data files. Install "
+        "frozen_vision again, from a full checkout or a built wheel."
       )
   return paths

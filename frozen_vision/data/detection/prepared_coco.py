@@ -1,30 +1,29 @@
 """Reads COCO data that `python -m frozen_vision.data.prepare coco` has written; no TensorFlow."""
 
+from collections.abc import Collection
 import functools
 import json
 import os
 import pathlib
-from collections.abc import Collection
 from typing import Any
 
-import numpy as np
 from jaxtyping import Int64
+import numpy as np
 
-from frozen_vision.data.detection import coco
 from frozen_vision.data import prepared
+from frozen_vision.data.detection import coco
 
-KIND = prepared.Kind(
-    "frozen_vision_coco", "coco --images DIR --annotations FILE --out {out} --split {split}")
+KIND = prepared.Kind("frozen_vision_coco", "coco --images DIR --annotations FILE --out {out} --split {split}")
 _GROUND_TRUTH_FILE = "ground_truth.json"
 
 
 def metadata(source: coco.CocoSource) -> dict[str, Any]:
   """What the builder stores beside the shards."""
   return {
-      "categories": list(source.categories),
-      "labelled": source.labelled,
-      "annotation_file": source.annotation_file.name,
-      "problems": source.problems.counts,
+    "categories": list(source.categories),
+    "labelled": source.labelled,
+    "annotation_file": source.annotation_file.name,
+    "problems": source.problems.counts,
   }
 
 
@@ -42,12 +41,12 @@ class PreparedCoco(coco.InstanceSource):
   """
 
   def __init__(
-      self,
-      directory: str | os.PathLike[str],
-      split: str,
-      *,
-      image_ids: Collection[int] | None = None,
-      drop_empty: bool = False,
+    self,
+    directory: str | os.PathLike[str],
+    split: str,
+    *,
+    image_ids: Collection[int] | None = None,
+    drop_empty: bool = False,
   ):
     """Opens a split.
 
@@ -98,16 +97,16 @@ class PreparedCoco(coco.InstanceSource):
     stored = self._shards[int(self._positions[index])]
     height, width = stored["size"].tolist()
     record = {
-        "image_id": int(stored["image_id"]),
-        "file_name": stored["file_name"].decode("utf-8"),
-        "height": height,
-        "width": width,
-        "boxes": stored["boxes"],
-        "labels": stored["labels"],
-        "segmentations": json.loads(stored["segmentations"]),
-        "crowd": stored["crowd"],
-        "area": stored["area"],
-        "annotation_ids": stored["annotation_ids"],
+      "image_id": int(stored["image_id"]),
+      "file_name": stored["file_name"].decode("utf-8"),
+      "height": height,
+      "width": width,
+      "boxes": stored["boxes"],
+      "labels": stored["labels"],
+      "segmentations": json.loads(stored["segmentations"]),
+      "crowd": stored["crowd"],
+      "area": stored["area"],
+      "annotation_ids": stored["annotation_ids"],
     }
     return record, stored["image"]
 

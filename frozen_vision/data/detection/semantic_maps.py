@@ -1,9 +1,9 @@
 """Instances together with label maps of the same images, for detectors with a semantic branch (HTC on
 COCO-stuff)."""
 
+from collections.abc import Sequence
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 from frozen_vision.data import images
@@ -18,7 +18,7 @@ class WithSemanticMaps:
   """
 
   def __init__(
-      self, source: Any, folder: str | os.PathLike[str], *, num_classes: int, ignored: Sequence[int] = ()
+    self, source: Any, folder: str | os.PathLike[str], *, num_classes: int, ignored: Sequence[int] = ()
   ):
     """Opens nothing yet but the folder.
 
@@ -36,7 +36,8 @@ class WithSemanticMaps:
     if not self._folder.is_dir():
       raise FileNotFoundError(f"{self._folder}: no such folder of semantic maps.")
     self._format = label_maps.LabelFormat(
-        class_names=tuple(map(str, range(num_classes))), ignored=tuple({label_maps.IGNORE, *ignored}))
+      class_names=tuple(map(str, range(num_classes))), ignored=tuple({label_maps.IGNORE, *ignored})
+    )
     self.categories = source.categories
 
   def __len__(self) -> int:
@@ -58,6 +59,9 @@ class WithSemanticMaps:
     expected = (record["height"], record["width"])
     if labels.shape != expected:
       raise images.ImageError(
-          name, f"is {labels.shape[0]} x {labels.shape[1]} pixels (height x width), and its image is "
-          f"{expected[0]} x {expected[1]}", "wrong size")
+        name,
+        f"is {labels.shape[0]} x {labels.shape[1]} pixels (height x width), and its image is "
+        f"{expected[0]} x {expected[1]}",
+        "wrong size",
+      )
     return {**record, "semantic": labels}

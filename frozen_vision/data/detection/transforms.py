@@ -14,13 +14,13 @@ Choices that decide what a target is:
 * Without masks, boxes are clipped to the frame, and what is left of them counts.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
+import dataclasses
 from typing import Any
 
-import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float, UInt8
+import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -75,14 +75,15 @@ class Geometry:
     """The window of the resized image."""
     height, width = self.size
     if self.resized == self.source:
-      window = image[self.top:self.top + height, self.left:self.left + width]
+      window = image[self.top : self.top + height, self.left : self.left + width]
     else:
       scale_y, scale_x = self.scale
       # Pillow reads what the filter needs beyond the box, so this equals resizing it all first.
       box = (
-          self.left / scale_x, self.top / scale_y,
-          min((self.left + width) / scale_x, self.source[1]),
-          min((self.top + height) / scale_y, self.source[0]),
+        self.left / scale_x,
+        self.top / scale_y,
+        min((self.left + width) / scale_x, self.source[1]),
+        min((self.top + height) / scale_y, self.source[0]),
       )
       window = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box=box)
       window = np.asarray(window)
@@ -98,9 +99,9 @@ class Geometry:
     """Bitmap in the window of the union of polygons [x1, y1, x2, y2, ...] in source pixels."""
     mask = np.zeros(self.size, bool)
     moved = [
-        self.move_points(np.asarray(polygon, np.float64).reshape(-1, 2))
-        for polygon in polygons
-        if len(polygon) >= 6
+      self.move_points(np.asarray(polygon, np.float64).reshape(-1, 2))
+      for polygon in polygons
+      if len(polygon) >= 6
     ]
     if not moved:
       return mask
@@ -116,7 +117,7 @@ class Geometry:
     runs = coco_mask.frPyObjects([(part - low).ravel().tolist() for part in moved], height, width)
     canvas = coco_mask.decode(coco_mask.merge(runs))
     skip_x, skip_y = first - low
-    mask[first[1]:high[1], first[0]:high[0]] = canvas[skip_y:, skip_x:]
+    mask[first[1] : high[1], first[0] : high[0]] = canvas[skip_y:, skip_x:]
     return mask
 
 
@@ -166,15 +167,13 @@ class ResizeToLimits:
   short_side: int | tuple[int, int] | None = None
   long_side: int | None = None
 
-  def __call__(
-      self, source: Size, frame: Size, rng: np.random.Generator | None = None
-  ) -> Geometry:
+  def __call__(self, source: Size, frame: Size, rng: np.random.Generator | None = None) -> Geometry:
     limits = [frame[0] / source[0], frame[1] / source[1]]
     if isinstance(self.short_side, tuple):
       if rng is None:
         raise ValueError(
-            f"short_side is the range {self.short_side}, which needs randomness; give one number "
-            "for evaluation."
+          f"short_side is the range {self.short_side}, which needs randomness; give one number "
+          "for evaluation."
         )
       low, high = self.short_side
       limits.append((low + int(rng.random() * (high - low + 1))) / min(source))
@@ -229,32 +228,35 @@ class DetectionTrain:
     boxes, labels, masks = _targets(record, geometry, self.min_box_size, self.with_masks)
     if len(boxes) > self.max_objects:
       logging.log_first_n(
-          logging.WARNING,
-          "%s has %d objects, more than max_objects = %d: the largest are kept.",
-          10, _name(record), len(boxes), self.max_objects,
+        logging.WARNING,
+        "%s has %d objects, more than max_objects = %d: the largest are kept.",
+        10,
+        _name(record),
+        len(boxes),
+        self.max_objects,
       )
       area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-      kept = np.sort(np.argsort(-area, kind="stable")[:self.max_objects])
+      kept = np.sort(np.argsort(-area, kind="stable")[: self.max_objects])
       boxes, labels, masks = boxes[kept], labels[kept], [masks[i] for i in kept] if masks else []
     example = {
-        **_padded_image(image, geometry, self.frame),
-        "boxes": np.zeros((self.max_objects, 4), np.float32),
-        "labels": np.zeros(self.max_objects, np.int32),
-        "valid": np.arange(self.max_objects) < len(boxes),
+      **_padded_image(image, geometry, self.frame),
+      "boxes": np.zeros((self.max_objects, 4), np.float32),
+      "labels": np.zeros(self.max_objects, np.int32),
+      "valid": np.arange(self.max_objects) < len(boxes),
     }
-    example["boxes"][:len(boxes)] = boxes
-    example["labels"][:len(boxes)] = labels
+    example["boxes"][: len(boxes)] = boxes
+    example["labels"][: len(boxes)] = labels
     if self.with_masks:
       height, width = self.frame
       example["masks"] = np.zeros((self.max_objects, height, -(-width // 8)), np.uint8)
       for row, mask in zip(example["masks"], masks):
         bits = np.packbits(mask, axis=-1)
-        row[:bits.shape[0], :bits.shape[1]] = bits
+        row[: bits.shape[0], : bits.shape[1]] = bits
     if self.semantic_stride:
       labels = np.full(self.frame, label_maps.IGNORE, np.uint8)
       content = geometry.move_bitmaps(record["semantic"][None])[0]  # nearest source pixel, whatever it holds
-      labels[:content.shape[0], :content.shape[1]] = content
-      example["semantic"] = labels[::self.semantic_stride, ::self.semantic_stride]
+      labels[: content.shape[0], : content.shape[1]] = content
+      example["semantic"] = labels[:: self.semantic_stride, :: self.semantic_stride]
     return example
 
 
@@ -279,9 +281,9 @@ class DetectionEval:
     """
     image = _image(record)
     return {
-        **_padded_image(image, self.resize(image.shape[:2], self.frame), self.frame),
-        "original_size": np.array(image.shape[:2], np.int32),
-        "image_id": np.int64(record["image_id"]),
+      **_padded_image(image, self.resize(image.shape[:2], self.frame), self.frame),
+      "original_size": np.array(image.shape[:2], np.int32),
+      "image_id": np.int64(record["image_id"]),
     }
 
 
@@ -313,9 +315,9 @@ def _image(record: Record) -> UInt8[np.ndarray, "h w 3"]:
   expected = record.get("height"), record.get("width")
   if None not in expected and tuple(expected) != image.shape[:2]:
     raise ValueError(
-        f"{_name(record)} is {image.shape[0]} x {image.shape[1]} pixels (height x width) after "
-        f"decoding, and its annotations are for {expected[0]} x {expected[1]}; prepare the data "
-        "again."
+      f"{_name(record)} is {image.shape[0]} x {image.shape[1]} pixels (height x width) after "
+      f"decoding, and its annotations are for {expected[0]} x {expected[1]}; prepare the data "
+      "again."
     )
   return image
 
@@ -325,7 +327,7 @@ def _name(record: Record) -> str:
 
 
 def _padded_image(
-    image: UInt8[np.ndarray, "h w 3"], geometry: Geometry, frame: Size
+  image: UInt8[np.ndarray, "h w 3"], geometry: Geometry, frame: Size
 ) -> dict[str, np.ndarray]:
   padded = np.zeros((*frame, 3), np.uint8)
   height, width = geometry.size
@@ -334,7 +336,7 @@ def _padded_image(
 
 
 def _targets(
-    record: Record, geometry: Geometry, min_box_size: float, with_masks: bool
+  record: Record, geometry: Geometry, min_box_size: float, with_masks: bool
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
   """Boxes float [n,4], labels [n] and, if wanted, bitmaps bool [h,w] of the objects seen in the window."""
   annotated = np.asarray(record["boxes"], np.float64).reshape(-1, 4)
@@ -363,12 +365,12 @@ def _targets(
 
 def _mask(record: Record, index: int, geometry: Geometry) -> Bool[np.ndarray, "h w"]:
   if "masks" in record:
-    return geometry.move_bitmaps(np.asarray(record["masks"][index:index + 1], bool))[0]
+    return geometry.move_bitmaps(np.asarray(record["masks"][index : index + 1], bool))[0]
   segmentation = record["segmentations"][index]
   if segmentation is None:
     raise ValueError(
-        f"Object {index} of {_name(record)} has no mask, and masks are trained here; drop such "
-        "annotations when the data are read."
+      f"Object {index} of {_name(record)} has no mask, and masks are trained here; drop such "
+      "annotations when the data are read."
     )
   if isinstance(segmentation, dict):
     if isinstance(segmentation["counts"], (list, tuple)):

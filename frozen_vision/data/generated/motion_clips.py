@@ -41,14 +41,15 @@ class MotionClipSource:
   classes = list(CLASS_NAMES)
 
   def __init__(
-      self, num_clips: int, num_frames: int = 8, image_size: int = 64, seed: int = 0, split: str = "train"
+    self, num_clips: int, num_frames: int = 8, image_size: int = 64, seed: int = 0, split: str = "train"
   ):
     if split not in _SPLITS:
       raise ValueError(f"split is {split!r}; expected one of {sorted(_SPLITS)}.")
     if num_clips < 0 or num_frames < 1 or image_size < MIN_IMAGE_SIDE or not 0 <= seed < 2**32:
       raise ValueError(
-          f"num_clips={num_clips}, num_frames={num_frames}, image_size={image_size}, seed={seed}; expected "
-          f"num_clips >= 0, num_frames >= 1, image_size >= {MIN_IMAGE_SIDE} and 0 <= seed < 2**32.")
+        f"num_clips={num_clips}, num_frames={num_frames}, image_size={image_size}, seed={seed}; expected "
+        f"num_clips >= 0, num_frames >= 1, image_size >= {MIN_IMAGE_SIDE} and 0 <= seed < 2**32."
+      )
     self.num_clips = int(num_clips)
     self.num_frames = int(num_frames)
     self.image_size = int(image_size)
@@ -69,9 +70,9 @@ class MotionClipSource:
     index = int(index)
     label = index % len(CLASS_NAMES)
     return {
-        "frames": self.render(index, label),
-        "label": np.int32(label),
-        "name": f"clip_{self.split}_{self.seed}_{index:06d}",
+      "frames": self.render(index, label),
+      "label": np.int32(label),
+      "name": f"clip_{self.split}_{self.seed}_{index:06d}",
     }
 
   def render(self, index: int, label: int) -> UInt8[np.ndarray, "t side side 3"]:
@@ -109,12 +110,20 @@ class MotionClipSource:
 
 # (phase that runs, its direction); y grows downwards.
 _MOTIONS = {
-    "left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1), "growing": (2, 1), "shrinking": (2, -1)}
+  "left": (0, -1),
+  "right": (0, 1),
+  "up": (1, -1),
+  "down": (1, 1),
+  "growing": (2, 1),
+  "shrinking": (2, -1),
+}
 
 
 def _paint(
-    canvas: Float32[np.ndarray, "h w 3"], shape: painting.Shape, colour: Float32[np.ndarray, "3"],
-    stripe: Float32[np.ndarray, "3"],
+  canvas: Float32[np.ndarray, "h w 3"],
+  shape: painting.Shape,
+  colour: Float32[np.ndarray, "3"],
+  stripe: Float32[np.ndarray, "3"],
 ) -> None:
   """Blends a striped shape into the canvas, in place; its texture moves and grows with it."""
   patch = painting.make_patch(shape, *canvas.shape[:2])

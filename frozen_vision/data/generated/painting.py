@@ -76,25 +76,25 @@ def make_patch(shape: Shape, height: int, width: int) -> Patch:
   u, v = c * x + s * y, c * y - s * x
   distance = _signed_distance(CLASS_NAMES[shape.label], u, v, shape.radius, shape.proportion)
   inside = (
-      slice(max(0, -y1), y2 - y1 - max(0, y2 - height)),
-      slice(max(0, -x1), x2 - x1 - max(0, x2 - width)),
+    slice(max(0, -y1), y2 - y1 - max(0, y2 - height)),
+    slice(max(0, -x1), x2 - x1 - max(0, x2 - width)),
   )
   return Patch(
-      rows=slice(max(0, y1), min(height, y2)),
-      columns=slice(max(0, x1), min(width, x2)),
-      u=u[inside],
-      v=v[inside],
-      distance=distance[inside],
-      full_area=int(np.count_nonzero(distance < 0)),
+    rows=slice(max(0, y1), min(height, y2)),
+    columns=slice(max(0, x1), min(width, x2)),
+    u=u[inside],
+    v=v[inside],
+    distance=distance[inside],
+    full_area=int(np.count_nonzero(distance < 0)),
   )
 
 
 def _signed_distance(
-    name: str,
-    u: Float[np.ndarray, "h w"],
-    v: Float[np.ndarray, "h w"],
-    radius: float,
-    proportion: float,
+  name: str,
+  u: Float[np.ndarray, "h w"],
+  v: Float[np.ndarray, "h w"],
+  radius: float,
+  proportion: float,
 ) -> Float[np.ndarray, "h w"]:
   """Distance in pixels to the edge of a shape with this circumscribed radius, negative inside.
 
@@ -132,18 +132,16 @@ def _signed_distance(
       ratio = 0.3 + 0.12 * proportion
       arm = radius / math.sqrt(1 + ratio * ratio)
       u, v = np.abs(u), np.abs(v)
-      return np.minimum(
-          np.maximum(u - arm, v - ratio * arm), np.maximum(v - arm, u - ratio * arm)
-      )
+      return np.minimum(np.maximum(u - arm, v - ratio * arm), np.maximum(v - arm, u - ratio * arm))
     case _:
       raise ValueError(f"unknown shape {name!r}; known: {CLASS_NAMES}.")
 
 
 def paint_shape(
-    rng: Random,
-    shape: Shape,
-    patch: Patch,
-    canvas: Float32[np.ndarray, "h w 3"],
+  rng: Random,
+  shape: Shape,
+  patch: Patch,
+  canvas: Float32[np.ndarray, "h w 3"],
 ) -> None:
   """Blends the object into the canvas, in place, in a colour that differs from its surroundings."""
   view = canvas[patch.rows, patch.columns]
@@ -214,7 +212,7 @@ def _wave(phase: Float[np.ndarray, "..."], sharpness: float) -> Float32[np.ndarr
 
 
 def _noise(
-    rng: Random, height: int, width: int, cells: int, channels: int
+  rng: Random, height: int, width: int, cells: int, channels: int
 ) -> Float32[np.ndarray, "h w channels"]:
   """Value noise: random numbers on a grid, `cells` along the longer side, interpolated smoothly."""
   cell = max(height, width) / cells
@@ -236,7 +234,7 @@ def _cells(length: int, cell: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _colour(
-    rng: Random, saturation: tuple[float, float], value: tuple[float, float]
+  rng: Random, saturation: tuple[float, float], value: tuple[float, float]
 ) -> Float32[np.ndarray, "3"]:
   hsv = rng.uniform(), rng.uniform(*saturation), rng.uniform(*value)
   return np.array(colorsys.hsv_to_rgb(*hsv), np.float32)

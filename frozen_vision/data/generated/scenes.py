@@ -65,18 +65,18 @@ class SceneSource:
   class_names = CLASS_NAMES
 
   def __init__(
-      self,
-      num_images: int,
-      image_size: int | tuple[int, int] = 128,
-      seed: int = 0,
-      split: str = "train",
+    self,
+    num_images: int,
+    image_size: int | tuple[int, int] = 128,
+    seed: int = 0,
+    split: str = "train",
   ):
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if split not in _SPLITS:
       raise ValueError(f"split is {split!r}; expected one of {sorted(_SPLITS)}.")
     if num_images < 0 or not 0 <= seed < 2**32:
       raise ValueError(
-          f"num_images={num_images}, seed={seed}; expected num_images >= 0 and 0 <= seed < 2**32."
+        f"num_images={num_images}, seed={seed}; expected num_images >= 0 and 0 <= seed < 2**32."
       )
     if min(height, width) < MIN_IMAGE_SIDE:
       raise ValueError(f"image_size is {height}x{width}; both sides must be >= {MIN_IMAGE_SIDE}.")
@@ -89,8 +89,10 @@ class SceneSource:
     return self.num_images
 
   def __repr__(self) -> str:
-    return (f"SceneSource(num_images={self.num_images}, image_size={self.image_size}, "
-            f"seed={self.seed}, split={self.split!r})")
+    return (
+      f"SceneSource(num_images={self.num_images}, image_size={self.image_size}, "
+      f"seed={self.seed}, split={self.split!r})"
+    )
 
   def __getstate__(self) -> dict:
     return {key: value for key, value in self.__dict__.items() if key != "ground_truth"}
@@ -113,16 +115,16 @@ class SceneSource:
     scene = self.scene(index)
     height, width = self.image_size
     return {
-        "image": scene.image,
-        "image_id": int(index) + 1,
-        "file_name": f"scene_{self.split}_{self.seed}_{index:06d}.png",
-        "height": height,
-        "width": width,
-        "boxes": _tight_boxes(scene.masks),
-        "labels": scene.labels,
-        "masks": scene.masks,
-        "crowd": np.zeros(len(scene.labels), bool),
-        "area": scene.masks.sum((1, 2)).astype(np.float32),
+      "image": scene.image,
+      "image_id": int(index) + 1,
+      "file_name": f"scene_{self.split}_{self.seed}_{index:06d}.png",
+      "height": height,
+      "width": width,
+      "boxes": _tight_boxes(scene.masks),
+      "labels": scene.labels,
+      "masks": scene.masks,
+      "crowd": np.zeros(len(scene.labels), bool),
+      "area": scene.masks.sum((1, 2)).astype(np.float32),
     }
 
   @property
@@ -146,15 +148,15 @@ class SceneSource:
       for box, label, area, rle in zip(record["boxes"], record["labels"], record["area"], rles):
         x1, y1, x2, y2 = (float(x) for x in box)
         annotations.append(
-            dict(
-                id=len(annotations) + 1,
-                image_id=record["image_id"],
-                category_id=int(label) + 1,
-                bbox=[x1, y1, x2 - x1, y2 - y1],
-                area=float(area),
-                iscrowd=0,
-                segmentation=dict(size=list(rle["size"]), counts=rle["counts"].decode("ascii")),
-            )
+          dict(
+            id=len(annotations) + 1,
+            image_id=record["image_id"],
+            category_id=int(label) + 1,
+            bbox=[x1, y1, x2 - x1, y2 - y1],
+            area=float(area),
+            iscrowd=0,
+            segmentation=dict(size=list(rle["size"]), counts=rle["counts"].decode("ascii")),
+          )
         )
     info = dict(description=repr(self), version="1")
     truth = dict(images=images, annotations=annotations, categories=self.categories)
@@ -181,18 +183,18 @@ def statistics(source: SceneSource) -> dict[str, float]:
   labels = np.concatenate([s.labels for s in scenes])
   classes = np.bincount(labels, minlength=len(CLASS_NAMES)) / len(labels)
   figures = dict(
-      objects=counts.sum(),
-      per_image_min=counts.min(),
-      per_image_mean=counts.mean(),
-      per_image_max=counts.max(),
-      overlapping=np.concatenate([s.overlapping for s in scenes]).mean(),
-      side_min=sides.min(),
-      side_median=np.median(sides.max(1)),
-      side_max=sides.max(),
-      visible_min=visible.min(),
-      visible_mean=visible.mean(),
-      class_min=classes.min(),
-      class_max=classes.max(),
+    objects=counts.sum(),
+    per_image_min=counts.min(),
+    per_image_mean=counts.mean(),
+    per_image_max=counts.max(),
+    overlapping=np.concatenate([s.overlapping for s in scenes]).mean(),
+    side_min=sides.min(),
+    side_median=np.median(sides.max(1)),
+    side_max=sides.max(),
+    visible_min=visible.min(),
+    visible_mean=visible.mean(),
+    class_min=classes.min(),
+    class_max=classes.max(),
   )
   return {key: float(value) for key, value in figures.items()}
 
@@ -226,21 +228,21 @@ def _make_scene(seed: int, split: str, index: int, image_size: tuple[int, int]) 
       break
   masks = owner == np.arange(len(placed), dtype=np.int16)[:, None, None]
   return Scene(
-      image=(np.clip(canvas, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8),
-      labels=np.array([p.label for p in placed], np.int32),
-      masks=masks,
-      visible=(masks.sum((1, 2)) / np.array(full_areas)).astype(np.float32),
-      overlapping=np.array(overlapping),
+    image=(np.clip(canvas, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8),
+    labels=np.array([p.label for p in placed], np.int32),
+    masks=masks,
+    visible=(masks.sum((1, 2)) / np.array(full_areas)).astype(np.float32),
+    overlapping=np.array(overlapping),
   )
 
 
 def _sample_object(
-    rng: painting.Random,
-    label: int,
-    placed: list[painting.Shape],
-    height: int,
-    width: int,
-    shrink: float,
+  rng: painting.Random,
+  label: int,
+  placed: list[painting.Shape],
+  height: int,
+  width: int,
+  shrink: float,
 ) -> painting.Shape:
   """An object of log-uniform size, near another one or anywhere; its centre is inside the image."""
   smallest = MIN_SIDE / 2 + 0.5
@@ -262,7 +264,7 @@ def _sample_object(
 
 
 def _hidden_objects(
-    patch: painting.Patch, owner: Int16[np.ndarray, "h w"], full_areas: list[int]
+  patch: painting.Patch, owner: Int16[np.ndarray, "h w"], full_areas: list[int]
 ) -> list[int] | None:
   """Objects that lose pixels to a new one, or None when the new one would leave an unfair truth."""
   mask = patch.distance < 0

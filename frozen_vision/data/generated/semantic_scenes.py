@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import numpy as np
 from jaxtyping import UInt8
+import numpy as np
 
 from frozen_vision.data.generated import scenes
 from frozen_vision.data.segmentation import sources
@@ -17,7 +17,11 @@ class SemanticScenes(sources.SegmentationSource):
   class_names = ("background", *scenes.CLASS_NAMES)
 
   def __init__(
-      self, num_images: int, image_size: int | tuple[int, int] = 128, seed: int = 0, split: str = "train",
+    self,
+    num_images: int,
+    image_size: int | tuple[int, int] = 128,
+    seed: int = 0,
+    split: str = "train",
   ):
     """As `SceneSource`."""
     self._scenes = scenes.SceneSource(num_images, image_size, seed, split)

@@ -11,8 +11,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from frozen_vision.data.segmentation import label_maps, prepared_segmentation, sources
 from frozen_vision.data import prepared_builder
+from frozen_vision.data.segmentation import label_maps, prepared_segmentation, sources
 
 
 class FrozenVisionSegmentation(prepared_builder.Builder):
@@ -23,9 +23,9 @@ class FrozenVisionSegmentation(prepared_builder.Builder):
 
   def features(self) -> dict[str, Any]:
     return {
-        "image": tfds.features.Text(doc="the image file's bytes"),
-        "label": tfds.features.Text(doc="PNG of class indices, 255 without a class; empty if unlabelled"),
-        "name": tfds.features.Text(),
+      "image": tfds.features.Text(doc="the image file's bytes"),
+      "label": tfds.features.Text(doc="PNG of class indices, 255 without a class; empty if unlabelled"),
+      "name": tfds.features.Text(),
     }
 
   def metadata(self) -> dict[str, Any]:
@@ -34,10 +34,14 @@ class FrozenVisionSegmentation(prepared_builder.Builder):
   def examples(self) -> Iterator[tuple[fractions.Fraction, dict[str, Any]]]:
     for index in range(len(self._source)):
       label = self._source.label(index)
-      yield fractions.Fraction(index, len(self._source)), {
-          "image": self._source.image_bytes(index), "name": self._source.name(index),
+      yield (
+        fractions.Fraction(index, len(self._source)),
+        {
+          "image": self._source.image_bytes(index),
+          "name": self._source.name(index),
           "label": b"" if label is None else label_maps.encode(label),
-      }
+        },
+      )
 
 
 def write(source: sources.EncodedSource, split: str, out: pathlib.Path) -> pathlib.Path:

@@ -23,8 +23,8 @@ import os
 import pathlib
 from typing import Any
 
-import numpy as np
 from jaxtyping import Int, UInt8
+import numpy as np
 from PIL import Image
 
 from frozen_vision.data import images
@@ -67,7 +67,10 @@ class LabelFormat:
     if self.unknown not in ("error", "ignore"):
       raise ValueError(f"unknown labels are {self.unknown!r}; known: error, ignore.")
     for what, listed in (
-        ("class name", self.class_names), ("pixel value", self.values), ("colour", self.colours)):
+      ("class name", self.class_names),
+      ("pixel value", self.values),
+      ("colour", self.colours),
+    ):
       if listed is None:
         continue
       if len(listed) != count:
@@ -95,7 +98,11 @@ class LabelFormat:
     return table
 
   def decode(
-      self, data: bytes, *, name: str, segments: Mapping[int, int] | None = None,
+    self,
+    data: bytes,
+    *,
+    name: str,
+    segments: Mapping[int, int] | None = None,
   ) -> UInt8[np.ndarray, "h w"]:
     """The label map of a file.
 
@@ -130,8 +137,11 @@ class LabelFormat:
     for segment, category in segments.items():
       known[segment] = self._by_value.get(category, _UNKNOWN)
     return self._decode_codes(
-        ids, known, name,
-        lambda code: f"segment {code}" + (f" of category {segments[code]}" if code in segments else ""))
+      ids,
+      known,
+      name,
+      lambda code: f"segment {code}" + (f" of category {segments[code]}" if code in segments else ""),
+    )
 
   def _finish(self, found: np.ndarray, values: np.ndarray, name: str, show: Any) -> np.ndarray:
     unknown = found == _UNKNOWN
@@ -142,9 +152,12 @@ class LabelFormat:
         listed = ", ".join(f"{show(worst[i].item())} ({counts[i]} pixels)" for i in order)
         more = f" and {len(worst) - 5} more" if len(worst) > 5 else ""
         raise images.ImageError(
-            name, f"has labels outside of the class list: {listed}{more}; known are "
-            f"{self._describe()}. Correct the class list, name them as ignored, or set unknown labels to "
-            "ignore", "unknown labels")
+          name,
+          f"has labels outside of the class list: {listed}{more}; known are "
+          f"{self._describe()}. Correct the class list, name them as ignored, or set unknown labels to "
+          "ignore",
+          "unknown labels",
+        )
       found = np.where(unknown, np.int16(IGNORE), found)
     return found.astype(np.uint8)
 
@@ -158,7 +171,10 @@ class LabelFormat:
 
 
 def read_format(
-    path: str | os.PathLike[str], *, ignored: Sequence[int] = (), unknown: str = "error",
+  path: str | os.PathLike[str],
+  *,
+  ignored: Sequence[int] = (),
+  unknown: str = "error",
 ) -> LabelFormat:
   """The class list of a file.
 
@@ -197,8 +213,9 @@ def read_format(
       ignored |= {0} - {entry["value"] for entry in entries}
     case _:
       raise ValueError(
-          f"{path} is no class list; expected a JSON list of names, or an object with `classes` or "
-          "`categories`.")
+        f"{path} is no class list; expected a JSON list of names, or an object with `classes` or "
+        "`categories`."
+      )
   return _from_entries(entries, ignored, unknown, path)
 
 
@@ -221,10 +238,13 @@ def _from_entries(entries: Sequence[Any], ignored: set[int], unknown: str, path:
   dropped = [i for i in range(len(names)) if i not in kept]
   try:
     return LabelFormat(
-        class_names=tuple(names[i] for i in kept), values=tuple(values[i] for i in kept),
-        colours=tuple(colours[i] for i in kept) if any(coloured) else None,
-        ignored=tuple(sorted(ignored)), unknown=unknown,
-        ignored_colours=tuple(colours[i] for i in dropped) if any(coloured) else ())
+      class_names=tuple(names[i] for i in kept),
+      values=tuple(values[i] for i in kept),
+      colours=tuple(colours[i] for i in kept) if any(coloured) else None,
+      ignored=tuple(sorted(ignored)),
+      unknown=unknown,
+      ignored_colours=tuple(colours[i] for i in dropped) if any(coloured) else (),
+    )
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from error
 
@@ -241,13 +261,14 @@ def read_segments(path: str | os.PathLike[str]) -> dict[str, dict[int, int]]:
   try:
     content = json.loads(path.read_text(encoding="utf-8"))
     return {
-        entry["file_name"]: {int(s["id"]): int(s["category_id"]) for s in entry["segments_info"]}
-        for entry in content["annotations"]
+      entry["file_name"]: {int(s["id"]): int(s["category_id"]) for s in entry["segments_info"]}
+      for entry in content["annotations"]
     }
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(
-        f"{path} is no COCO panoptic JSON ({type(error).__name__}: {error}); expected annotations with "
-        "file_name and segments_info.") from error
+      f"{path} is no COCO panoptic JSON ({type(error).__name__}: {error}); expected annotations with "
+      "file_name and segments_info."
+    ) from error
 
 
 def encode(labels: UInt8[np.ndarray, "h w"], palette: Sequence[Rgb] = ()) -> bytes:
@@ -259,7 +280,7 @@ def encode(labels: UInt8[np.ndarray, "h w"], palette: Sequence[Rgb] = ()) -> byt
   image = Image.fromarray(labels)
   if palette:
     colours = np.zeros((256, 3), np.uint8)
-    colours[:len(palette)] = palette
+    colours[: len(palette)] = palette
     image.putpalette(colours.tobytes())
   buffer = io.BytesIO()
   image.save(buffer, format="PNG", compress_level=3)
@@ -274,18 +295,23 @@ def _open(data: bytes, name: str) -> tuple[Image.Image, int | None]:
     image = Image.open(io.BytesIO(data), formats=_FORMATS)
     if image.width * image.height > images.MAX_PIXELS:
       raise images.ImageError(
-          name, f"claims {image.width} x {image.height} pixels, more than the limit of {images.MAX_PIXELS}",
-          "too many pixels")
+        name,
+        f"claims {image.width} x {image.height} pixels, more than the limit of {images.MAX_PIXELS}",
+        "too many pixels",
+      )
     image.load()
   except images.ImageError:
     raise
   except Image.UnidentifiedImageError as error:
     raise images.ImageError(
-        name, "is no label image; expected a lossless PNG, TIFF or BMP (JPEG and the like change labels)",
-        "not an image") from error
+      name,
+      "is no label image; expected a lossless PNG, TIFF or BMP (JPEG and the like change labels)",
+      "not an image",
+    ) from error
   except Exception as error:  # decoders meet damaged files with many exceptions, see `images`
     raise images.ImageError(
-        name, f"cannot be decoded ({type(error).__name__}: {error})", "damaged") from error
+      name, f"cannot be decoded ({type(error).__name__}: {error})", "damaged"
+    ) from error
   # IHDR: width, height, bit depth, colour type; it is the first chunk of every PNG.
   return image, data[24] if image.format == "PNG" and data[25] == 0 else None
 
@@ -296,10 +322,12 @@ def _numbers(image: Image.Image, bits: int | None, name: str) -> np.ndarray:
     image = image.getchannel("L")
   if image.mode != "P" and image.mode not in _GRAY_MODES:
     raise images.ImageError(
-        name, f"has pixels of mode {image.mode}, and the classes were given by numbers; expected gray or "
-        "palette. For files in colours give every class its `color`; for COCO's panoptic files give their "
-        "JSON as segments",
-        "unsupported pixels")
+      name,
+      f"has pixels of mode {image.mode}, and the classes were given by numbers; expected gray or "
+      "palette. For files in colours give every class its `color`; for COCO's panoptic files give their "
+      "JSON as segments",
+      "unsupported pixels",
+    )
   values = np.asarray(image).astype(np.int32)
   # What Pillow made of 2 and 4 bits: 0..3 times 85, 0..15 times 17.
   return values // {2: 85, 4: 17}.get(bits, 1)
@@ -310,9 +338,10 @@ def _rgb(image: Image.Image, name: str) -> np.ndarray:
   opaque = image.mode == "RGBA" and image.getextrema()[3] == (255, 255)
   if image.mode not in ("RGB", "P") and not opaque:
     raise images.ImageError(
-        name, f"has pixels of mode {image.mode}, and the labels were said to be colours; expected RGB or "
-        "palette",
-        "unsupported pixels")
+      name,
+      f"has pixels of mode {image.mode}, and the labels were said to be colours; expected RGB or palette",
+      "unsupported pixels",
+    )
   pixels = np.asarray(image.convert("RGB")).astype(np.int32)
   return pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]
 

@@ -3,15 +3,16 @@
 import os
 from typing import Any
 
-import numpy as np
 from jaxtyping import UInt8
+import numpy as np
 
-from frozen_vision.data.segmentation import label_maps, sources
 from frozen_vision.data import prepared
+from frozen_vision.data.segmentation import label_maps, sources
 
 KIND = prepared.Kind(
-    "frozen_vision_segmentation",
-    "ade20k --root ADE20K --out {out} --split {split}, or with the command segmentation for other data.")
+  "frozen_vision_segmentation",
+  "ade20k --root ADE20K --out {out} --split {split}, or with the command segmentation for other data.",
+)
 
 
 def metadata(source: sources.SegmentationSource) -> dict[str, Any]:
@@ -22,8 +23,11 @@ def metadata(source: sources.SegmentationSource) -> dict[str, Any]:
 def write_index(source: sources.SegmentationSource, out: str | os.PathLike[str], split: str) -> None:
   """Adds the index to finished shards, and so completes them."""
   KIND.complete(
-      out, split, names=np.array([source.name(i) for i in range(len(source))]),
-      largest_size=np.array(source.largest_size))
+    out,
+    split,
+    names=np.array([source.name(i) for i in range(len(source))]),
+    largest_size=np.array(source.largest_size),
+  )
 
 
 class PreparedSegmentation(sources.EncodedSource):

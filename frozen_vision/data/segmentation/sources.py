@@ -8,11 +8,11 @@ import pathlib
 from typing import Any, Self
 
 from absl import logging
-import numpy as np
 from jaxtyping import UInt8
+import numpy as np
 
-from frozen_vision.data.detection import coco
 from frozen_vision.data import images
+from frozen_vision.data.detection import coco
 from frozen_vision.data.segmentation import label_maps
 
 _SHOWN = 5
@@ -80,15 +80,15 @@ class LabelledImages(EncodedSource):
   """Images below one folder, label images of the same names below another; files are read when asked for."""
 
   def __init__(
-      self,
-      image_dir: str | os.PathLike[str],
-      label_dir: str | os.PathLike[str] | None,
-      label_format: label_maps.LabelFormat,
-      *,
-      segments: str | os.PathLike[str] | None = None,
-      unlabelled: str = "error",
-      image_suffix: str = "",
-      label_suffix: str = "",
+    self,
+    image_dir: str | os.PathLike[str],
+    label_dir: str | os.PathLike[str] | None,
+    label_format: label_maps.LabelFormat,
+    *,
+    segments: str | os.PathLike[str] | None = None,
+    unlabelled: str = "error",
+    image_suffix: str = "",
+    label_suffix: str = "",
   ):
     """Lists the images and finds their labels.
 
@@ -122,14 +122,15 @@ class LabelledImages(EncodedSource):
     without = sorted(set(found) - set(labels))
     if without and unlabelled != "keep":
       where = (
-          f"{len(without)} of {len(found)} images of {self.image_dir} have no label image in "
-          f"{self.label_dir}")
+        f"{len(without)} of {len(found)} images of {self.image_dir} have no label image in {self.label_dir}"
+      )
       listed = ", ".join(found[stem] for stem in without[:_SHOWN])
       if unlabelled == "error":
         raise ValueError(
-            f"{where}: {listed}{', ...' if len(without) > _SHOWN else ''}. Expected the same path with one "
-            f"of the endings {', '.join(label_maps.SUFFIXES)}; add them, or set unlabelled images to skip or "
-            "keep.")
+          f"{where}: {listed}{', ...' if len(without) > _SHOWN else ''}. Expected the same path with one "
+          f"of the endings {', '.join(label_maps.SUFFIXES)}; add them, or set unlabelled images to skip or "
+          "keep."
+        )
       logging.warning("%s and are skipped: %s", where, listed)
       for stem in without:
         del found[stem]
@@ -138,8 +139,12 @@ class LabelledImages(EncodedSource):
     extra = sorted(set(labels) - set(found))
     if extra and unlabelled == "error":
       logging.warning(
-          "%d label images of %s belong to no image of %s: %s", len(extra), self.label_dir, self.image_dir,
-          ", ".join(labels[stem] for stem in extra[:_SHOWN]))
+        "%d label images of %s belong to no image of %s: %s",
+        len(extra),
+        self.label_dir,
+        self.image_dir,
+        ", ".join(labels[stem] for stem in extra[:_SHOWN]),
+      )
     self._names = sorted(found)
     self._images = [found[stem] for stem in self._names]
     self._labels = [labels.get(stem) for stem in self._names]
@@ -202,10 +207,11 @@ def _list(folder: pathlib.Path, endings: Any, suffix: str, what: str) -> dict[st
     if not path.is_file():
       continue
     stem = relative.with_suffix("").as_posix()
-    stem = stem[:len(stem) - len(suffix)]
+    stem = stem[: len(stem) - len(suffix)]
     if stem in found:
       raise ValueError(
-          f"{folder} has {found[stem]} and {relative.as_posix()}; expected one file for each name.")
+        f"{folder} has {found[stem]} and {relative.as_posix()}; expected one file for each name."
+      )
     found[stem] = relative.as_posix()
   if not found:
     ending = f"*{suffix} with one of the endings {', '.join(sorted(endings))}"

@@ -9,13 +9,13 @@ import dataclasses
 from typing import Any
 
 from absl import logging
-import numpy as np
 from jaxtyping import UInt8
+import numpy as np
 from PIL import Image
 
-from frozen_vision.data.segmentation import label_maps
 from frozen_vision.data.detection import transforms
 from frozen_vision.data.detection.transforms import Geometry, Size
+from frozen_vision.data.segmentation import label_maps
 
 _CROP_TRIES = 10  # detectron2's and mmseg's
 _MULTIPLE = 32  # frames of other scales are padded to it, so that maps of every stride cover them exactly
@@ -38,9 +38,7 @@ class RandomShortSide:
   long_side: int
   category_max_area: float = 0.75
 
-  def __call__(
-      self, label: UInt8[np.ndarray, "h w"], frame: Size, rng: np.random.Generator
-  ) -> Geometry:
+  def __call__(self, label: UInt8[np.ndarray, "h w"], frame: Size, rng: np.random.Generator) -> Geometry:
     source = label.shape
     short = self.short_sides[int(rng.random() * len(self.short_sides))]
     scale = min(short / min(source), self.long_side / max(source))
@@ -54,7 +52,7 @@ class RandomShortSide:
     return geometry
 
   def _is_varied(self, label: np.ndarray) -> bool:
-    counts = np.bincount(label.ravel(), minlength=256)[:label_maps.IGNORE]
+    counts = np.bincount(label.ravel(), minlength=256)[: label_maps.IGNORE]
     return np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * self.category_max_area
 
 
@@ -78,13 +76,19 @@ class ColourJitter:
   hue: float = 36.0
 
   def __call__(
-      self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
+    self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator
   ) -> UInt8[np.ndarray, "h w 3"]:
     # All numbers are drawn whether used or not: what one change does never shifts the numbers of the next.
     chosen = rng.random(5) < 0.5
     brightness, contrast, saturation, hue = (
-        low + (high - low) * rng.random() for low, high in (
-            (-self.brightness, self.brightness), self.contrast, self.saturation, (-self.hue, self.hue)))
+      low + (high - low) * rng.random()
+      for low, high in (
+        (-self.brightness, self.brightness),
+        self.contrast,
+        self.saturation,
+        (-self.hue, self.hue),
+      )
+    )
     if chosen[0]:
       image = _per_level(image, np.arange(256) + brightness)
     contrast_first = chosen[1]
@@ -154,21 +158,28 @@ class SegmentationTrain:
     labels = _padded(_move(label, geometry), self.frame, label_maps.IGNORE)
     present = self._segments(labels, record["name"])
     segment_labels = np.zeros(self.max_segments, np.int32)
-    segment_labels[:len(present)] = present
+    segment_labels[: len(present)] = present
     return {
-        "image": _padded(image, self.frame, 0), "image_size": np.array(geometry.size, np.int32),
-        "labels": labels, "segment_labels": segment_labels,
-        "segment_valid": np.arange(self.max_segments) < len(present),
+      "image": _padded(image, self.frame, 0),
+      "image_size": np.array(geometry.size, np.int32),
+      "labels": labels,
+      "segment_labels": segment_labels,
+      "segment_valid": np.arange(self.max_segments) < len(present),
     }
 
   def _segments(self, labels: np.ndarray, name: str) -> np.ndarray:
-    counts = np.bincount(labels.ravel(), minlength=256)[:label_maps.IGNORE]
+    counts = np.bincount(labels.ravel(), minlength=256)[: label_maps.IGNORE]
     present = np.flatnonzero(counts)
     if len(present) > self.max_segments:
       logging.log_first_n(
-          logging.WARNING, "%s has %d classes, more than max_segments = %d: the largest are kept.", 10,
-          name, len(present), self.max_segments)
-      largest = np.argsort(-counts[present], kind="stable")[:self.max_segments]
+        logging.WARNING,
+        "%s has %d classes, more than max_segments = %d: the largest are kept.",
+        10,
+        name,
+        len(present),
+        self.max_segments,
+      )
+      largest = np.argsort(-counts[present], kind="stable")[: self.max_segments]
       present = present[np.sort(largest)]
     return present
 
@@ -214,5 +225,5 @@ def _move(label: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 def _padded(content: np.ndarray, frame: Size, value: int) -> np.ndarray:
   padded = np.full((*frame, *content.shape[2:]), value, np.uint8)
-  padded[:content.shape[0], :content.shape[1]] = content
+  padded[: content.shape[0], : content.shape[1]] = content
   return padded

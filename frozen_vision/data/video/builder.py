@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from frozen_vision.data import prepared_builder
-from frozen_vision.data.video import prepared_videos, jpegs as video_jpegs, sources
+from frozen_vision.data.video import jpegs as video_jpegs
+from frozen_vision.data.video import prepared_videos, sources
 
 # Encodes into the folder it is given: (position in the source, encoded video), of those that can be used.
 EncodeAll = Callable[[pathlib.Path], Iterable[tuple[int, video_jpegs.EncodedVideo]]]
@@ -42,13 +43,14 @@ class FrozenVisionVideos(prepared_builder.Builder):
 
   def features(self) -> dict[str, Any]:
     return {
-        "name": tfds.features.Text(doc="the video's file"),
-        "label": tfds.features.Scalar(np.int64),
-        # TFDS would store floating point numbers with 32 bits.
-        "times": tfds.features.Text(
-            doc="of all frames in seconds, 64-bit floats, in the first record of a video; else empty"),
-        "first_frame": tfds.features.Scalar(np.int64, doc="number of the first frame of this record"),
-        "frames": tfds.features.Sequence(tfds.features.Text(), doc="JPEG; none in a video's first record"),
+      "name": tfds.features.Text(doc="the video's file"),
+      "label": tfds.features.Scalar(np.int64),
+      # TFDS would store floating point numbers with 32 bits.
+      "times": tfds.features.Text(
+        doc="of all frames in seconds, 64-bit floats, in the first record of a video; else empty"
+      ),
+      "first_frame": tfds.features.Scalar(np.int64, doc="number of the first frame of this record"),
+      "frames": tfds.features.Sequence(tfds.features.Text(), doc="JPEG; none in a video's first record"),
     }
 
   def metadata(self) -> dict[str, Any]:
@@ -60,8 +62,10 @@ class FrozenVisionVideos(prepared_builder.Builder):
       for index, encoded in source.encode_all(pathlib.Path(spool)):
         common = {"name": os.fsencode(source.videos.paths[index]), "label": source.videos.labels[index]}
         count = len(encoded.sizes)
-        place = lambda frame: fractions.Fraction(
-            index * (count + 1) + frame, len(source.videos) * (count + 1))
+
+        def place(frame):
+          return fractions.Fraction(index * (count + 1) + frame, len(source.videos) * (count + 1))
+
         times = prepared_videos.encode_times(encoded.times)
         yield place(0), {**common, "times": times, "first_frame": 0, "frames": []}
         for number, jpegs in enumerate(encoded.runs(length)):
@@ -76,8 +80,11 @@ class FrozenVisionVideos(prepared_builder.Builder):
 
 
 def write(
-    source: sources.VideoList, encoding: video_jpegs.Encoding, encode_all: EncodeAll, split: str,
-    out: pathlib.Path,
+  source: sources.VideoList,
+  encoding: video_jpegs.Encoding,
+  encode_all: EncodeAll,
+  split: str,
+  out: pathlib.Path,
 ) -> pathlib.Path:
   """Writes the usable videos below `out`, in place of what was there; returns the folder of the shards.
 

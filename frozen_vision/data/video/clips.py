@@ -46,7 +46,8 @@ class Sampler:
       raise ValueError(f"sampling is {self.kind!r}; known: {', '.join(SAMPLINGS)}.")
     if self.frames < 1 or self.stride < 1 or self.rate < 0:
       raise ValueError(
-          f"frames={self.frames}, stride={self.stride}, rate={self.rate}; expected at least 1, 1 and 0.")
+        f"frames={self.frames}, stride={self.stride}, rate={self.rate}; expected at least 1, 1 and 0."
+      )
 
   def train(self, length: int, rng: np.random.Generator) -> Int[np.ndarray, "t"]:
     """Frame numbers of one random clip of a video with `length` frames."""
@@ -78,8 +79,11 @@ class Sampler:
 
 
 def read_clip(
-    record: dict[str, Any], choose: Callable[[int], Int[np.ndarray, "... t"]], *, rate: float = 0.0,
-    short_side: int | None = None,
+  record: dict[str, Any],
+  choose: Callable[[int], Int[np.ndarray, "... t"]],
+  *,
+  rate: float = 0.0,
+  short_side: int | None = None,
 ) -> Clip:
   """Frames of a record; of a file or of a prepared video, these frames are decoded.
 
@@ -101,14 +105,14 @@ def read_clip(
     return opened.read(choose(len(opened)).reshape(-1), short_side=short_side)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _warn(message: str) -> None:
   """Once per file and process."""
   _logger.warning("%s; it is left out.", message)
 
 
 def _example(
-    record: dict[str, Any], frames: Callable[[], np.ndarray], shape: tuple[int, ...]
+  record: dict[str, Any], frames: Callable[[], np.ndarray], shape: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
   """The clip of a readable video; of another one zeros, marked by `readable`, so that the run goes on."""
   try:
@@ -148,8 +152,11 @@ class TrainTransform:
 
   def _read(self, record: dict[str, Any], rng: np.random.Generator) -> Clip:
     return read_clip(
-        record, lambda length: self.sampler.train(length, rng), rate=self.sampler.rate,
-        short_side=self.short_side)
+      record,
+      lambda length: self.sampler.train(length, rng),
+      rate=self.sampler.rate,
+      short_side=self.short_side,
+    )
 
   def _augment(self, frames: Clip, rng: np.random.Generator) -> Clip:
     # Every frame is augmented by a generator of its own that starts in the same state.
@@ -161,7 +168,8 @@ class TrainTransform:
     size = (self.size, self.size)
     if self.crop_scale:
       image = augment.random_resized_crop(
-          Image.fromarray(frame), size, rng, scale=self.crop_scale, resample=Image.Resampling.BILINEAR)
+        Image.fromarray(frame), size, rng, scale=self.crop_scale, resample=Image.Resampling.BILINEAR
+      )
     else:
       image = Image.fromarray(crops(frame[None], self.size, 1)[0, 0])
     if self.rand_augment is not None:
@@ -197,8 +205,11 @@ class EvalTransform:
   def views(self, record: dict[str, Any]) -> UInt8[np.ndarray, "views t size size 3"]:
     """The clips of a record without its label; raises VideoError where the file cannot be used."""
     frames = read_clip(
-        record, lambda length: self.sampler.test(length, self.num_clips), rate=self.sampler.rate,
-        short_side=self.size)
+      record,
+      lambda length: self.sampler.test(length, self.num_clips),
+      rate=self.sampler.rate,
+      short_side=self.size,
+    )
     views = crops(frames, self.size, self.num_crops)
     views = views.reshape(self.num_crops, self.num_clips, self.sampler.frames, self.size, self.size, 3)
     return views.swapaxes(0, 1).reshape(-1, *views.shape[2:])
@@ -213,7 +224,7 @@ def crops(frames: Clip, size: int, count: int) -> UInt8[np.ndarray, "count t siz
   parts = []
   for offset in offsets:
     top, left = (offset, 0) if height > width else (0, offset)
-    part = frames[:, top:top + side, left:left + side]
+    part = frames[:, top : top + side, left : left + side]
     if side != size:
       images = [Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR) for frame in part]
       part = np.stack([np.asarray(image) for image in images])

@@ -65,9 +65,7 @@ class Frames(abc.ABC):
   def __len__(self) -> int: ...
 
   @abc.abstractmethod
-  def read(
-      self, indices: Sequence[int], *, short_side: int | None = None
-  ) -> UInt8[np.ndarray, "n h w 3"]:
+  def read(self, indices: Sequence[int], *, short_side: int | None = None) -> UInt8[np.ndarray, "n h w 3"]:
     """Frames by number, RGB, upright.
 
     Args:
@@ -104,8 +102,10 @@ class Frames(abc.ABC):
     return self
 
   def __exit__(
-      self, error_type: type[BaseException] | None, error: BaseException | None,
-      traceback: TracebackType | None,
+    self,
+    error_type: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
   ) -> None:
     self.close()
 
@@ -148,7 +148,8 @@ class Video(Frames):
     except Exception as error:  # hostile input fails in many ways; whatever it is, the file is at fault
       self.close()
       raise VideoError(
-          self.name, f"not a readable video ({type(error).__name__}: {error})", "not a video") from error
+        self.name, f"not a readable video ({type(error).__name__}: {error})", "not a video"
+      ) from error
 
   def _open(self) -> None:
     self.close()
@@ -162,14 +163,18 @@ class Video(Frames):
 
   def _list(self) -> None:
     packets = [
-        _Packet(packet.pts, packet.is_keyframe) for packet in self._container.demux(self._stream)
-        if packet.size and not packet.is_discard]
+      _Packet(packet.pts, packet.is_keyframe)
+      for packet in self._container.demux(self._stream)
+      if packet.size and not packet.is_discard
+    ]
     if not packets:
       raise VideoError(self.name, "has no frame", "damaged")
     stamps = [packet.pts for packet in packets]
     self._stamped = (
-        bool(_STAMPED & set(self._container.format.name.split(","))) and None not in stamps
-        and len(set(stamps)) == len(stamps))
+      bool(_STAMPED & set(self._container.format.name.split(",")))
+      and None not in stamps
+      and len(set(stamps)) == len(stamps)
+    )
     rate = float(self._stream.average_rate or self._stream.base_rate or 25)
     if self._stamped:
       self._packets = sorted(packets, key=lambda packet: packet.pts)
@@ -184,9 +189,7 @@ class Video(Frames):
   def __len__(self) -> int:
     return len(self.times)
 
-  def read(
-      self, indices: Sequence[int], *, short_side: int | None = None
-  ) -> UInt8[np.ndarray, "n h w 3"]:
+  def read(self, indices: Sequence[int], *, short_side: int | None = None) -> UInt8[np.ndarray, "n h w 3"]:
     """See `Frames.read`."""
     wanted = self._numbers(indices)
     found = None
@@ -217,7 +220,7 @@ class Video(Frames):
     return max((i for i in range(index + 1) if self._packets[i].is_keyframe), default=0)
 
   def _read_by_stamp(
-      self, wanted: list[int], start: int, short_side: int | None
+    self, wanted: list[int], start: int, short_side: int | None
   ) -> dict[int, np.ndarray] | None:
     """Frames from a key frame on; None if the seek or the stamps were not what the container said."""
     numbers = {self._packets[index].pts: index for index in wanted}
@@ -241,7 +244,7 @@ class Video(Frames):
     return dict(zip(wanted, self._in_order(wanted, short_side)))
 
   def _in_order(
-      self, wanted: list[int], short_side: int | None, *, enlarge: bool = True
+    self, wanted: list[int], short_side: int | None, *, enlarge: bool = True
   ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Frames of ascending numbers by decoding from the start."""
     number, given, last, pixels = 0, 0, None, None
@@ -258,8 +261,11 @@ class Video(Frames):
         number += 1
     except (av.FFmpegError, MemoryError) as error:
       raise VideoError(
-          self.name, f"damaged: {number} of {len(self)} frames can be decoded, frame {wanted[given]} "
-          f"was asked for ({type(error).__name__}: {error})", "damaged") from error
+        self.name,
+        f"damaged: {number} of {len(self)} frames can be decoded, frame {wanted[given]} "
+        f"was asked for ({type(error).__name__}: {error})",
+        "damaged",
+      ) from error
     if last is None:
       raise VideoError(self.name, "no frame can be decoded", "damaged")
     if pixels is None:
@@ -267,9 +273,7 @@ class Video(Frames):
     for _ in wanted[given:]:
       yield pixels
 
-  def _pixels(
-      self, frame: Any, short_side: int | None, enlarge: bool = True
-  ) -> UInt8[np.ndarray, "h w 3"]:
+  def _pixels(self, frame: Any, short_side: int | None, enlarge: bool = True) -> UInt8[np.ndarray, "h w 3"]:
     height, width = frame.height, frame.width
     if short_side is not None and (enlarge or min(height, width) > short_side):
       height, width = resized(height, width, short_side)
@@ -286,7 +290,12 @@ class Video(Frames):
 def check_size(name: str, number: int, frame: np.ndarray, first: np.ndarray) -> None:
   """Raises VideoError where a frame has not the size of the first."""
   if frame.shape != first.shape:
-    size = lambda array: f"{array.shape[1]} x {array.shape[0]}"
+
+    def size(array):
+      return f"{array.shape[1]} x {array.shape[0]}"
+
     raise VideoError(
-        name, f"its frames change from {size(first)} to {size(frame)} pixels by frame {number}; cut it there",
-        "changing size")
+      name,
+      f"its frames change from {size(first)} to {size(frame)} pixels by frame {number}; cut it there",
+      "changing size",
+    )

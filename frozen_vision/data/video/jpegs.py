@@ -32,8 +32,9 @@ class Encoding:
   def __post_init__(self):
     if self.short_side < 1 or not 1 <= self.quality <= 100 or self.rate < 0:
       raise ValueError(
-          f"short_side={self.short_side}, quality={self.quality}, rate={self.rate}; expected at least 1, 1 "
-          "to 100, and at least 0.")
+        f"short_side={self.short_side}, quality={self.quality}, rate={self.rate}; expected at least 1, 1 "
+        "to 100, and at least 0."
+      )
 
   def kept(self, opened: decoding.Frames) -> Int[np.ndarray, "n"]:
     """Numbers of the frames that are kept, ascending."""
@@ -66,7 +67,7 @@ class EncodedVideo:
     """The JPEGs, `length` frames at a time."""
     with open(self.file, "rb") as file:
       for start in range(0, len(self.sizes), length):
-        yield [file.read(size) for size in self.sizes[start:start + length]]
+        yield [file.read(size) for size in self.sizes[start : start + length]]
 
 
 def encode(path: str, encoding: Encoding, file: pathlib.Path | None) -> EncodedVideo:
@@ -93,8 +94,8 @@ def encode(path: str, encoding: Encoding, file: pathlib.Path | None) -> EncodedV
         sizes.append(len(jpeg))
       notes = (f"ends early: its last frame stands for {repeated} more of {len(kept)}",) if repeated else ()
       return EncodedVideo(
-          opened.codec, opened.pixel_format, opened.times[kept], opened.duration, np.array(sizes), file,
-          notes)
+        opened.codec, opened.pixel_format, opened.times[kept], opened.duration, np.array(sizes), file, notes
+      )
   except decoding.VideoError:
     if file:
       file.unlink(missing_ok=True)

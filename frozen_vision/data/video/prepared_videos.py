@@ -5,11 +5,11 @@ clip reads the records that its frames lie in and decodes these frames alone, an
 record.
 """
 
+from collections.abc import Sequence
 import functools
 import itertools
 import logging
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float, UInt8
@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from frozen_vision.data import images, prepared
-from frozen_vision.data.video import decoding, jpegs as video_jpegs, sources
+from frozen_vision.data.video import decoding, sources
+from frozen_vision.data.video import jpegs as video_jpegs
 
 KIND = prepared.Kind("frozen_vision_videos", "videos --videos FOLDER_OR_LIST --out {out} --split {split}")
 # About a megabyte at the default encoding. A clip of 16 frames at stride 4 lies in two of them.
@@ -30,14 +31,21 @@ _logger = logging.getLogger(__name__)
 def metadata(source: sources.VideoList, encoding: video_jpegs.Encoding) -> dict[str, Any]:
   """What the builder stores beside the shards."""
   return {
-      "class_names": source.classes, "short_side": encoding.short_side, "quality": encoding.quality,
-      "rate": encoding.rate, "frames_per_record": FRAMES_PER_RECORD,
+    "class_names": source.classes,
+    "short_side": encoding.short_side,
+    "quality": encoding.quality,
+    "rate": encoding.rate,
+    "frames_per_record": FRAMES_PER_RECORD,
   }
 
 
 def write_index(
-    source: sources.VideoList, indices: Sequence[int], lengths: Sequence[int], durations: Sequence[float],
-    out: str | os.PathLike[str], split: str,
+  source: sources.VideoList,
+  indices: Sequence[int],
+  lengths: Sequence[int],
+  durations: Sequence[float],
+  out: str | os.PathLike[str],
+  split: str,
 ) -> None:
   """Adds the index to finished shards, and so completes them.
 
@@ -47,9 +55,14 @@ def write_index(
     durations: in seconds.
   """
   KIND.complete(
-      out, split, names=np.array([source.paths[i] for i in indices]), labels=source.labels[list(indices)],
-      groups=np.array([source.groups[i] for i in indices]), lengths=np.array(lengths),
-      durations=np.array(durations))
+    out,
+    split,
+    names=np.array([source.paths[i] for i in indices]),
+    labels=source.labels[list(indices)],
+    groups=np.array([source.groups[i] for i in indices]),
+    lengths=np.array(lengths),
+    durations=np.array(durations),
+  )
 
 
 def encode_times(times: Float[np.ndarray, "n"]) -> bytes:
@@ -61,8 +74,14 @@ class PreparedVideo(decoding.Frames):
   """One prepared video; its times are read when they are first asked for."""
 
   def __init__(
-      self, name: str, duration: float, shards: prepared.Shards, *, start: int, length: int,
-      frames_per_record: int,
+    self,
+    name: str,
+    duration: float,
+    shards: prepared.Shards,
+    *,
+    start: int,
+    length: int,
+    frames_per_record: int,
   ):
     """`start` is the position of its first record, `length` its number of frames."""
     self.name = name
@@ -79,9 +98,7 @@ class PreparedVideo(decoding.Frames):
   def times(self) -> Float[np.ndarray, "frames"]:
     return np.frombuffer(self._shards[self._start]["times"], _TIMES)
 
-  def read(
-      self, indices: Sequence[int], *, short_side: int | None = None
-  ) -> UInt8[np.ndarray, "n h w 3"]:
+  def read(self, indices: Sequence[int], *, short_side: int | None = None) -> UInt8[np.ndarray, "n h w 3"]:
     """See `Frames.read`.
 
     Raises:
@@ -89,7 +106,8 @@ class PreparedVideo(decoding.Frames):
     """
     found = {}
     for record, numbers in itertools.groupby(
-        self._numbers(indices), key=lambda number: number // self._frames_per_record):
+      self._numbers(indices), key=lambda number: number // self._frames_per_record
+    ):
       jpegs = self._shards[self._start + 1 + record]["frames"]
       for number in numbers:
         found[number] = self._decode(jpegs[number % self._frames_per_record], number, short_side)
@@ -148,8 +166,13 @@ class PreparedVideos:
     """The record {video: PreparedVideo, label: int32, name}."""
     name = self.paths[index]
     opened = PreparedVideo(
-        name, float(self._durations[index]), self._shards, start=int(self._starts[index]),
-        length=int(self._lengths[index]), frames_per_record=self._frames_per_record)
+      name,
+      float(self._durations[index]),
+      self._shards,
+      start=int(self._starts[index]),
+      length=int(self._lengths[index]),
+      frames_per_record=self._frames_per_record,
+    )
     return {"video": opened, "label": self.labels[index], "name": name}
 
   def require(self, *, rate: float, short_side: int) -> None:
@@ -165,12 +188,18 @@ class PreparedVideos:
     times = self.rate / rate if rate else 0
     if self.rate and (times < 1 or abs(times - round(times)) > 1e-6):
       raise ValueError(
-          f"{self._shards.folder} keeps {self.rate:g} frames per second; {rate:g} (0: as they are) cannot be "
-          f"had from it. Set it to {self.rate:g}, a half, a third and so on, or prepare without --rate.")
+        f"{self._shards.folder} keeps {self.rate:g} frames per second; {rate:g} (0: as they are) cannot be "
+        f"had from it. Set it to {self.rate:g}, a half, a third and so on, or prepare without --rate."
+      )
     if short_side > self.short_side:
       _logger.warning(
-          "%s: frames were resized to a short side of %d pixels and are enlarged to %d; prepare with "
-          "--short-side %d for sharp ones.", self._shards.folder, self.short_side, short_side, short_side)
+        "%s: frames were resized to a short side of %d pixels and are enlarged to %d; prepare with "
+        "--short-side %d for sharp ones.",
+        self._shards.folder,
+        self.short_side,
+        short_side,
+        short_side,
+      )
 
 
 def open_split(path: str | os.PathLike[str]) -> PreparedVideos | None:
@@ -188,11 +217,13 @@ def open_split(path: str | os.PathLike[str]) -> PreparedVideos | None:
     splits = prepared.splits_below(path)
     if splits:
       raise ValueError(
-          f"{path} holds the prepared splits {', '.join(splits)}; give the folder of one, such as "
-          f"{os.path.join(path, splits[0])}.")
+        f"{path} holds the prepared splits {', '.join(splits)}; give the folder of one, such as "
+        f"{os.path.join(path, splits[0])}."
+      )
     return None
   out, builder, split = found
   if builder != KIND.builder:
     raise ValueError(
-        f"{path} is prepared as {builder}; expected {KIND.builder}, which prepare videos writes.")
+      f"{path} is prepared as {builder}; expected {KIND.builder}, which prepare videos writes."
+    )
   return PreparedVideos(out, split)

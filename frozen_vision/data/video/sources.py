@@ -24,8 +24,11 @@ class VideoList:
   """
 
   def __init__(
-      self, paths: Sequence[pathlib.Path], labels: Sequence[int], classes: Sequence[str],
-      groups: Sequence[str] | None = None,
+    self,
+    paths: Sequence[pathlib.Path],
+    labels: Sequence[int],
+    classes: Sequence[str],
+    groups: Sequence[str] | None = None,
   ):
     self.classes = list(classes)
     self.paths = [str(path) for path in paths]
@@ -49,7 +52,10 @@ class Selection:
     lengths = [len(part) for part in parts]
     self._starts = np.cumsum([0, *lengths[:-1]])
     self._indices = np.asarray(range(sum(lengths)) if indices is None else indices, np.int64)
-    every = lambda name: [value for part in parts for value in getattr(part, name)]
+
+    def every(name):
+      return [value for part in parts for value in getattr(part, name)]
+
     paths, groups = every("paths"), every("groups")
     self.classes = list(parts[0].classes)
     self.paths = [paths[i] for i in self._indices]
@@ -66,8 +72,12 @@ class Selection:
 
 
 def open_videos(
-    path: str | pathlib.Path, *, root: str | pathlib.Path = "", classes: Sequence[str] = (),
-    group_column: str = "", keep_missing: bool = False,
+  path: str | pathlib.Path,
+  *,
+  root: str | pathlib.Path = "",
+  classes: Sequence[str] = (),
+  group_column: str = "",
+  keep_missing: bool = False,
 ) -> VideoList:
   """The videos of a folder of class folders, or of a list.
 
@@ -91,7 +101,8 @@ def open_videos(
   path = pathlib.Path(path)
   if not path.exists():
     raise FileNotFoundError(
-        f"{path} does not exist; expected a folder of class folders, or a .csv or .txt list.")
+      f"{path} does not exist; expected a folder of class folders, or a .csv or .txt list."
+    )
   if path.is_dir():
     return _open_folder(path, classes)
   if path.suffix.lower() not in _LISTS:
@@ -106,22 +117,28 @@ def open_videos(
   missing = [] if keep_missing else [file for file in files if not file.is_file()]
   if missing:
     raise FileNotFoundError(
-        f"{path} lists {len(files)} videos, {len(missing)} of which are missing, such as "
-        f"{', '.join(map(str, missing[:3]))}. Give the folder that its paths are relative to, or take them "
-        "out.")
+      f"{path} lists {len(files)} videos, {len(missing)} of which are missing, such as "
+      f"{', '.join(map(str, missing[:3]))}. Give the folder that its paths are relative to, or take them "
+      "out."
+    )
   return VideoList(files, labels, classes, groups)
 
 
 def _open_folder(path: pathlib.Path, classes: Sequence[str]) -> VideoList:
   names = list(classes) or _read_classes(path)
   found = sorted(
-      file for file in path.rglob("*") if file.suffix.lower() in decoding.SUFFIXES and file.is_file()
-      and not any(part.startswith(".") for part in file.relative_to(path).parts))
+    file
+    for file in path.rglob("*")
+    if file.suffix.lower() in decoding.SUFFIXES
+    and file.is_file()
+    and not any(part.startswith(".") for part in file.relative_to(path).parts)
+  )
   loose = [file for file in found if file.parent == path]
   if loose or not found:
     what = f"{loose[0]} lies outside of any class folder" if loose else "there are no videos"
     raise ValueError(
-        f"{path}: {what}; expected CLASS/VIDEO with one of the endings {', '.join(sorted(decoding.SUFFIXES))}.")
+      f"{path}: {what}; expected CLASS/VIDEO with one of the endings {', '.join(sorted(decoding.SUFFIXES))}."
+    )
   labels, names = _number([file.relative_to(path).parts[0] for file in found], names, path, are_names=True)
   return VideoList(found, labels, names)
 
@@ -135,8 +152,7 @@ def _read_list(path: pathlib.Path, group_column: str) -> list[tuple[str, str, st
     columns = lines.fieldnames or []
     if group_column and group_column not in columns:
       raise ValueError(f"{path} has no column {group_column!r}; its columns are {columns}.")
-    rows = [
-        (row["path"], row["label"], row[group_column] if group_column else "") for row in lines]
+    rows = [(row["path"], row["label"], row[group_column] if group_column else "") for row in lines]
     broken = next((i for i, row in enumerate(rows) if not row[0] or not row[1]), None)
     if broken is not None:
       raise ValueError(f"{path}, record {broken + 1}: path or label is empty.")
@@ -168,7 +184,7 @@ def _read_classes(folder: pathlib.Path) -> list[str]:
 
 
 def _number(
-    labels: Sequence[str], classes: list[str], where: pathlib.Path, *, are_names: bool = False
+  labels: Sequence[str], classes: list[str], where: pathlib.Path, *, are_names: bool = False
 ) -> tuple[list[int], list[str]]:
   """Labels as numbers, and the classes."""
   if not are_names and all(label.isdecimal() for label in labels):
@@ -181,8 +197,8 @@ def _number(
   unknown = sorted(set(labels) - set(classes))
   if unknown:
     raise ValueError(
-        f"{where} has the labels {unknown[:5]}, which the {len(classes)} classes do not name: "
-        f"{classes[:10]}.")
+      f"{where} has the labels {unknown[:5]}, which the {len(classes)} classes do not name: {classes[:10]}."
+    )
   position = {name: number for number, name in enumerate(classes)}
   return [position[label] for label in labels], classes
 
@@ -213,8 +229,9 @@ def split_fold(videos: Any, fold: int, num_folds: int) -> tuple[Selection, Selec
     groups.setdefault(group or videos.paths[index], []).append(index)
   if not 0 <= fold < num_folds or len(groups) < num_folds:
     raise ValueError(
-        f"Fold {fold} of {num_folds} of {len(groups)} groups; expected a fold from 0 on, and as many groups "
-        "as folds.")
+      f"Fold {fold} of {num_folds} of {len(groups)} groups; expected a fold from 0 on, and as many groups "
+      "as folds."
+    )
   counts = np.zeros((num_folds, len(videos.classes)), np.int64)
   fold_of = np.zeros(len(videos), np.int64)
   for _, members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):

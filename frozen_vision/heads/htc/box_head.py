@@ -25,29 +25,27 @@ class BoxOutput(NamedTuple):
 class BoxConv(nnx.Module):
   """3x3 convolution, a norm over each roi (or none), ReLU."""
 
-  def __init__(
-      self, channels_in: int, channels_out: int, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs
-  ):
+  def __init__(self, channels_in: int, channels_out: int, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.conv = nnx.Conv(
-        channels_in,
-        channels_out,
-        (3, 3),
-        use_bias=norm == "none",
-        dtype=dtype,
-        kernel_init=_KAIMING,
-        rngs=rngs,
+      channels_in,
+      channels_out,
+      (3, 3),
+      use_bias=norm == "none",
+      dtype=dtype,
+      kernel_init=_KAIMING,
+      rngs=rngs,
     )
     self.norm = (
-        nnx.GroupNorm(
-            channels_out,
-            num_groups=32,
-            epsilon=1e-5,
-            use_fast_variance=False,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        if norm == "group"
-        else None
+      nnx.GroupNorm(
+        channels_out,
+        num_groups=32,
+        epsilon=1e-5,
+        use_fast_variance=False,
+        dtype=dtype,
+        rngs=rngs,
+      )
+      if norm == "group"
+      else None
     )
 
   def __call__(self, x: Float[Array, "r s s c"]) -> Float[Array, "r s s d"]:
@@ -58,16 +56,12 @@ class BoxConv(nnx.Module):
 class BoxHead(nnx.Module):
   """Roi features -> class logits and deltas; knows the scale (`stds`) of its deltas."""
 
-  def __init__(
-      self, channels: int, config: HTCConfig, stds: Quad, *, dtype: jnp.dtype, rngs: nnx.Rngs
-  ):
+  def __init__(self, channels: int, config: HTCConfig, stds: Quad, *, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.stds = stds
     self.config = config
     convs = []
     for _ in range(config.num_box_convs):
-      convs.append(
-          BoxConv(channels, config.box_conv_channels, config.box_conv_norm, dtype=dtype, rngs=rngs)
-      )
+      convs.append(BoxConv(channels, config.box_conv_channels, config.box_conv_norm, dtype=dtype, rngs=rngs))
       channels = config.box_conv_channels
     self.convs = nnx.List(convs)
     size = config.box_roi_size**2 * channels
@@ -79,14 +73,14 @@ class BoxHead(nnx.Module):
     self.fcs = nnx.List(fcs)
     boxes = config.num_classes if config.class_specific_boxes else 1
     self.classes = nnx.Linear(
-        size,
-        config.num_classes + 1,
-        dtype=dtype,
-        kernel_init=nnx.initializers.normal(0.01),
-        rngs=rngs,
+      size,
+      config.num_classes + 1,
+      dtype=dtype,
+      kernel_init=nnx.initializers.normal(0.01),
+      rngs=rngs,
     )
     self.boxes = nnx.Linear(
-        size, 4 * boxes, dtype=dtype, kernel_init=nnx.initializers.normal(0.001), rngs=rngs
+      size, 4 * boxes, dtype=dtype, kernel_init=nnx.initializers.normal(0.001), rngs=rngs
     )
 
   def __call__(self, x: Float[Array, "b n s s c"]) -> BoxOutput:
@@ -101,9 +95,7 @@ class BoxHead(nnx.Module):
     deltas = self.boxes(x).astype(jnp.float32)
     return BoxOutput(logits, deltas.reshape(*deltas.shape[:2], -1, 4))
 
-  def _deltas_of(
-      self, deltas: Float[Array, "b n k 4"], labels: Int[Array, "b n"]
-  ) -> Float[Array, "b n 4"]:
+  def _deltas_of(self, deltas: Float[Array, "b n k 4"], labels: Int[Array, "b n"]) -> Float[Array, "b n 4"]:
     """The deltas of each roi's class; of its only box where boxes are class-agnostic."""
     if deltas.shape[2] == 1:
       return deltas[:, :, 0]
@@ -111,13 +103,13 @@ class BoxHead(nnx.Module):
     return jnp.take_along_axis(deltas, index, axis=2)[:, :, 0]
 
   def losses(
-      self,
-      output: BoxOutput,
-      rois: Float[Array, "b n 4"],
-      labels: Int[Array, "b n"],
-      targets: Float[Array, "b n 4"],
-      positive: Bool[Array, "b n"],
-      valid: Bool[Array, "b n"],
+    self,
+    output: BoxOutput,
+    rois: Float[Array, "b n 4"],
+    labels: Int[Array, "b n"],
+    targets: Float[Array, "b n 4"],
+    positive: Bool[Array, "b n"],
+    valid: Bool[Array, "b n"],
   ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Class loss, box loss, accuracy in percent; each over all valid rois of the batch.
 
@@ -129,24 +121,24 @@ class BoxHead(nnx.Module):
     wanted = box_ops.encode_deltas(rois, targets, self.stds)
     # Cleaned here, because a gradient that is masked later would still be NaN.
     wanted = jnp.where(positive[..., None], wanted, 0.0)
-    box_loss = loss_ops.smooth_l1(
-        self._deltas_of(output.deltas, labels) - wanted, self.config.box_beta
-    ).sum(-1)
+    box_loss = loss_ops.smooth_l1(self._deltas_of(output.deltas, labels) - wanted, self.config.box_beta).sum(
+      -1
+    )
     class_loss = optax.softmax_cross_entropy_with_integer_labels(output.logits, labels)
     count = valid.sum()
     accuracy = 100.0 * loss_ops.masked_mean(output.logits.argmax(-1) == labels, valid)
     return (
-        loss_ops.masked_mean(class_loss, valid),
-        loss_ops.masked_mean(box_loss, positive & valid, count),
-        accuracy,
+      loss_ops.masked_mean(class_loss, valid),
+      loss_ops.masked_mean(box_loss, positive & valid, count),
+      accuracy,
     )
 
   def refine(
-      self,
-      output: BoxOutput,
-      rois: Float[Array, "b n 4"],
-      image_size: Int[Array, "b 2"],
-      labels: Int[Array, "b n"] | None = None,
+    self,
+    output: BoxOutput,
+    rois: Float[Array, "b n 4"],
+    image_size: Int[Array, "b 2"],
+    labels: Int[Array, "b n"] | None = None,
   ) -> Float[Array, "b n 4"]:
     """Moves rois by the deltas of one class; no gradient passes.
 
@@ -155,13 +147,11 @@ class BoxHead(nnx.Module):
     likeliest = output.logits[..., :-1].argmax(-1)
     if labels is not None:
       likeliest = jnp.where(labels < self.config.num_classes, labels, likeliest)
-    boxes = box_ops.decode_deltas(
-        rois, self._deltas_of(output.deltas, likeliest), self.stds, image_size
-    )
+    boxes = box_ops.decode_deltas(rois, self._deltas_of(output.deltas, likeliest), self.stds, image_size)
     return jax.lax.stop_gradient(boxes)
 
   def decode(
-      self, output: BoxOutput, rois: Float[Array, "b n 4"], image_size: Int[Array, "b 2"]
+    self, output: BoxOutput, rois: Float[Array, "b n 4"], image_size: Int[Array, "b 2"]
   ) -> Float[Array, "b n k 4"]:
     """Boxes of all classes (k = classes) or the only one (k = 1), clipped to the image."""
     return box_ops.decode_deltas(rois[:, :, None], output.deltas, self.stds, image_size)

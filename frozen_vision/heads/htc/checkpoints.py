@@ -22,10 +22,10 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from frozen_vision.freezing import partition
 from frozen_vision.files import tensors as weights
 from frozen_vision.files import torch_file
 from frozen_vision.files.layouts import conv, Layout, linear, pointwise, vector
+from frozen_vision.freezing import partition
 
 
 def _deconv(x: np.ndarray) -> np.ndarray | None:
@@ -53,31 +53,31 @@ _SEMANTIC = r"roi_head\.semantic_head"
 # layout that depends on the channels of the roi features. A head without stages, as Mask R-CNN
 # has it, counts as stage 0.
 TABLE: tuple[tuple[str, str, Layout | None], ...] = (
-    # Norms of the levels of a Swin backbone; ours are in the neck (FPN's `input_norm`).
-    (r"backbone\.norm(\d+)", "neck/norms/{0}", vector),
-    (r"neck\.lateral_convs\.(\d+)\.conv", "neck/laterals/{0}", pointwise),
-    (r"neck\.fpn_convs\.(\d+)\.conv", "neck/outputs/{0}", conv),
-    (r"rpn_head\.rpn_conv", "head/rpn/conv", conv),
-    (r"rpn_head\.rpn_cls", "head/rpn/objectness", pointwise),
-    (r"rpn_head\.rpn_reg", "head/rpn/deltas", pointwise),
-    (_BOX + r"\.shared_convs\.(\d+)\.conv", "head/box_heads/{0}/convs/{1}/conv", conv),
-    (_BOX + r"\.shared_convs\.(\d+)\.gn", "head/box_heads/{0}/convs/{1}/norm", vector),
-    (_BOX + r"\.shared_fcs\.(0)", "head/box_heads/{0}/fcs/{1}", None),
-    (_BOX + r"\.shared_fcs\.([1-9]\d*)", "head/box_heads/{0}/fcs/{1}", linear),
-    (_BOX + r"\.fc_cls", "head/box_heads/{0}/classes", linear),
-    (_BOX + r"\.fc_reg", "head/box_heads/{0}/boxes", linear),
-    (_MASK + r"\.convs\.(\d+)\.conv", "head/mask_heads/{0}/convs/{1}", conv),
-    (_MASK + r"\.conv_res\.conv", "head/mask_heads/{0}/flow", pointwise),
-    (_MASK + r"\.upsample", "head/mask_heads/{0}/upsample", _deconv),
-    (_MASK + r"\.conv_logits", "head/mask_heads/{0}/logits", pointwise),
-    (
-        _SEMANTIC + r"\.lateral_convs\.(\d+)\.conv",
-        "head/semantic_head/laterals/{0}",
-        pointwise,
-    ),
-    (_SEMANTIC + r"\.convs\.(\d+)\.conv", "head/semantic_head/convs/{0}", conv),
-    (_SEMANTIC + r"\.conv_embedding\.conv", "head/semantic_head/embedding", pointwise),
-    (_SEMANTIC + r"\.conv_logits", "head/semantic_head/logits", pointwise),
+  # Norms of the levels of a Swin backbone; ours are in the neck (FPN's `input_norm`).
+  (r"backbone\.norm(\d+)", "neck/norms/{0}", vector),
+  (r"neck\.lateral_convs\.(\d+)\.conv", "neck/laterals/{0}", pointwise),
+  (r"neck\.fpn_convs\.(\d+)\.conv", "neck/outputs/{0}", conv),
+  (r"rpn_head\.rpn_conv", "head/rpn/conv", conv),
+  (r"rpn_head\.rpn_cls", "head/rpn/objectness", pointwise),
+  (r"rpn_head\.rpn_reg", "head/rpn/deltas", pointwise),
+  (_BOX + r"\.shared_convs\.(\d+)\.conv", "head/box_heads/{0}/convs/{1}/conv", conv),
+  (_BOX + r"\.shared_convs\.(\d+)\.gn", "head/box_heads/{0}/convs/{1}/norm", vector),
+  (_BOX + r"\.shared_fcs\.(0)", "head/box_heads/{0}/fcs/{1}", None),
+  (_BOX + r"\.shared_fcs\.([1-9]\d*)", "head/box_heads/{0}/fcs/{1}", linear),
+  (_BOX + r"\.fc_cls", "head/box_heads/{0}/classes", linear),
+  (_BOX + r"\.fc_reg", "head/box_heads/{0}/boxes", linear),
+  (_MASK + r"\.convs\.(\d+)\.conv", "head/mask_heads/{0}/convs/{1}", conv),
+  (_MASK + r"\.conv_res\.conv", "head/mask_heads/{0}/flow", pointwise),
+  (_MASK + r"\.upsample", "head/mask_heads/{0}/upsample", _deconv),
+  (_MASK + r"\.conv_logits", "head/mask_heads/{0}/logits", pointwise),
+  (
+    _SEMANTIC + r"\.lateral_convs\.(\d+)\.conv",
+    "head/semantic_head/laterals/{0}",
+    pointwise,
+  ),
+  (_SEMANTIC + r"\.convs\.(\d+)\.conv", "head/semantic_head/convs/{0}", conv),
+  (_SEMANTIC + r"\.conv_embedding\.conv", "head/semantic_head/embedding", pointwise),
+  (_SEMANTIC + r"\.conv_logits", "head/semantic_head/logits", pointwise),
 )
 
 # Not ours to fill: the backbone but for the norms that the table names (ours are loaded on their
@@ -117,27 +117,27 @@ def _read_with_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     import torch  # pylint: disable=g-import-not-at-top
   except ImportError as error:
     raise ImportError(
-        f"{path} was written before PyTorch 1.6 (or is damaged), and reading such files needs"
-        " PyTorch: pip install torch. Or write it anew where PyTorch is:"
-        " torch.save(torch.load(FILE, weights_only=True), NEW_FILE)."
+      f"{path} was written before PyTorch 1.6 (or is damaged), and reading such files needs"
+      " PyTorch: pip install torch. Or write it anew where PyTorch is:"
+      " torch.save(torch.load(FILE, weights_only=True), NEW_FILE)."
     ) from error
   try:
     content = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # a damaged pickle can fail in any way
     # PyTorch's own text advises to load such a file without protection, so it is not repeated.
     raise ValueError(
-        f"{path} cannot be read ({type(error).__name__}): it is damaged, or holds objects other"
-        " than tensors, numbers and texts, which are never loaded. Where it can be trusted, save"
-        " its tensors alone: torch.save(checkpoint['state_dict'], NEW_FILE)."
+      f"{path} cannot be read ({type(error).__name__}): it is damaged, or holds objects other"
+      " than tensors, numbers and texts, which are never loaded. Where it can be trusted, save"
+      " its tensors alone: torch.save(checkpoint['state_dict'], NEW_FILE)."
     ) from error
   while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
     content = content["state_dict"]
   if not isinstance(content, dict) or not any(torch.is_tensor(x) for x in content.values()):
     raise ValueError(f"{path} holds no dictionary of tensors, at its top or below state_dict.")
   return {
-      name: (x.float() if x.is_floating_point() else x).numpy()
-      for name, x in content.items()
-      if torch.is_tensor(x)
+    name: (x.float() if x.is_floating_point() else x).numpy()
+    for name, x in content.items()
+    if torch.is_tensor(x)
   }
 
 
@@ -180,7 +180,10 @@ def head_arrays(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndar
     ValueError: keys without a place, or of a shape that no such layer has; all are listed.
   """
   found = leaves(state_dict)
-  shape = lambda name: f"{name} {np.shape(state_dict[name])}"
+
+  def shape(name):
+    return f"{name} {np.shape(state_dict[name])}"
+
   unexpected = [shape(name) for name in found.unexpected]
   misshaped = [shape(found.sources[path]) for path, array in found.arrays.items() if array is None]
   if unexpected or misshaped or not found.arrays:
@@ -190,10 +193,10 @@ def head_arrays(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndar
 
 
 def convert(
-    state_dict: Mapping[str, np.ndarray],
-    detector_state: nnx.State,
-    *,
-    keep: Sequence[str] = (),
+  state_dict: Mapping[str, np.ndarray],
+  detector_state: nnx.State,
+  *,
+  keep: Sequence[str] = (),
 ) -> nnx.State:
   """Our state with the neck and head of an mmdet detector.
 
@@ -220,32 +223,33 @@ def convert(
   ours = {partition.path_string(path): leaf for path, leaf in flat}
   if "neck/laterals/0/kernel" not in ours or "head/rpn/conv/kernel" not in ours:
     raise ValueError(
-        "mmdet heads need a detector with parts `neck` (an FPN) and `head` (an HTC), found parts"
-        f" {sorted({path.split('/')[0] for path in ours})}"
-        + (" and another neck." if any(path.startswith("neck/") for path in ours) else ".")
+      "mmdet heads need a detector with parts `neck` (an FPN) and `head` (an HTC), found parts"
+      f" {sorted({path.split('/')[0] for path in ours})}"
+      + (" and another neck." if any(path.startswith("neck/") for path in ours) else ".")
     )
   kept = {path for path in ours if any(re.fullmatch(pattern, path) for pattern in keep)}
   wanted = {path for path in ours if path.startswith(("neck/", "head/"))} - kept
   found = leaves(state_dict)
-  shape = lambda name: f"{name} {np.shape(state_dict[name])}"
+
+  def shape(name):
+    return f"{name} {np.shape(state_dict[name])}"
+
   unexpected = [shape(name) for name in found.unexpected]
   unexpected += [shape(found.sources[path]) for path in found.arrays if path not in wanted | kept]
   filled = {path: array for path, array in found.arrays.items() if path in wanted}
   misshaped = [
-      f"{shape(found.sources[path])} for {path} {tuple(ours[path].shape)}"
-      for path, array in filled.items()
-      if array is None or array.shape != tuple(ours[path].shape)
+    f"{shape(found.sources[path])} for {path} {tuple(ours[path].shape)}"
+    for path, array in filled.items()
+    if array is None or array.shape != tuple(ours[path].shape)
   ]
-  missing = [
-      f"{path} {tuple(leaf.shape)}" for path, leaf in ours.items() if path in wanted - set(filled)
-  ]
+  missing = [f"{path} {tuple(leaf.shape)}" for path, leaf in ours.items() if path in wanted - set(filled)]
   if missing or unexpected or misshaped:
     raise ValueError(_report(missing, unexpected, misshaped))
   return nnx.from_flat_state(
-      [
-          (path, leaf.replace(jnp.asarray(filled[name], leaf.dtype)) if name in filled else leaf)
-          for (path, leaf), name in zip(flat, ours)
-      ]
+    [
+      (path, leaf.replace(jnp.asarray(filled[name], leaf.dtype)) if name in filled else leaf)
+      for (path, leaf), name in zip(flat, ours)
+    ]
   )
 
 
@@ -276,26 +280,26 @@ def _roi_channels(state_dict: Mapping[str, np.ndarray], head: str) -> int:
 
 
 def _report(
-    missing: list[str],
-    unexpected: list[str],
-    misshaped: list[str],
-    problem: str = (
-        "The mmdet state dict does not fit the detector. Configure the neck and head as the source's,"
-        " or name in `keep` what should keep its own values."
-    ),
+  missing: list[str],
+  unexpected: list[str],
+  misshaped: list[str],
+  problem: str = (
+    "The mmdet state dict does not fit the detector. Configure the neck and head as the source's,"
+    " or name in `keep` what should keep its own values."
+  ),
 ) -> str:
   parts = [problem]
   hints = {
-      "Ours, without a source": missing,
-      "In the source, without a place here": unexpected,
-      "Shapes that do not fit": misshaped,
+    "Ours, without a source": missing,
+    "In the source, without a place here": unexpected,
+    "Shapes that do not fit": misshaped,
   }
   for title, rows in hints.items():
     if rows:
       parts.append(f"{title} ({len(rows)}):\n  " + "\n  ".join(rows))
   if any(row.startswith("neck/norms/") for row in missing):
     parts.append(
-        "The backbone of the source ends without norms per level: build the neck with"
-        " input_norm=False (config.detection.neck.input_norm)."
+      "The backbone of the source ends without norms per level: build the neck with"
+      " input_norm=False (config.detection.neck.input_norm)."
     )
   return "\n".join(parts)

@@ -91,9 +91,9 @@ class HTCConfig:
 
   stage_ious: tuple[float, ...] = (0.5, 0.6, 0.7)
   stage_stds: tuple[Quad, ...] = (
-      (0.1, 0.1, 0.2, 0.2),
-      (0.05, 0.05, 0.1, 0.1),
-      (0.033, 0.033, 0.067, 0.067),
+    (0.1, 0.1, 0.2, 0.2),
+    (0.05, 0.05, 0.1, 0.1),
+    (0.033, 0.033, 0.067, 0.067),
   )
   stage_loss_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
   match_low_quality: bool = True
@@ -135,31 +135,26 @@ class HTCConfig:
   semantic_ignore: int = 255
 
   def __post_init__(self):
-    lengths = {
-        name: len(getattr(self, name))
-        for name in ("stage_ious", "stage_stds", "stage_loss_weights")
-    }
+    lengths = {name: len(getattr(self, name)) for name in ("stage_ious", "stage_stds", "stage_loss_weights")}
     if len(set(lengths.values())) != 1 or not self.stage_ious:
-      raise ValueError(
-          f"HTCConfig: per-stage fields must have one equal, positive length, found {lengths}."
-      )
+      raise ValueError(f"HTCConfig: per-stage fields must have one equal, positive length, found {lengths}.")
     for name, known in (
-        ("mask_average", ("all", "last")),
-        ("nms_kind", ("hard", "soft_linear", "soft_gaussian")),
-        ("box_conv_norm", ("none", "group")),
+      ("mask_average", ("all", "last")),
+      ("nms_kind", ("hard", "soft_linear", "soft_gaussian")),
+      ("box_conv_norm", ("none", "group")),
     ):
       if getattr(self, name) not in known:
         raise ValueError(f"HTCConfig.{name} is {getattr(self, name)!r}; known: {known}.")
     if self.num_box_convs and self.box_conv_norm == "group" and self.box_conv_channels % 32:
       raise ValueError(
-          f"HTCConfig: box_conv_norm='group' has 32 groups, but box_conv_channels is"
-          f" {self.box_conv_channels}; give a multiple of 32, or box_conv_norm='none'."
+        f"HTCConfig: box_conv_norm='group' has 32 groups, but box_conv_channels is"
+        f" {self.box_conv_channels}; give a multiple of 32, or box_conv_norm='none'."
       )
     if self.semantic_classes and self.mask_roi_size % self.box_roi_size:
       raise ValueError(
-          f"HTCConfig: with the semantic branch mask_roi_size ({self.mask_roi_size}) must be a"
-          f" multiple of box_roi_size ({self.box_roi_size}); its roi features are pooled from one"
-          " to the other."
+        f"HTCConfig: with the semantic branch mask_roi_size ({self.mask_roi_size}) must be a"
+        f" multiple of box_roi_size ({self.box_roi_size}); its roi features are pooled from one"
+        " to the other."
       )
 
   @property
@@ -179,25 +174,23 @@ def htc(**changes) -> HTCConfig:
 
 def cascade_mask_rcnn(**changes) -> HTCConfig:
   """Cascade Mask R-CNN as in mmdet 3.3 configs/_base_/models/cascade-mask-rcnn_r50_fpn.py."""
-  base = HTCConfig(
-      interleaved=False, mask_info_flow=False, match_low_quality=False, score_threshold=0.05
-  )
+  base = HTCConfig(interleaved=False, mask_info_flow=False, match_low_quality=False, score_threshold=0.05)
   return dataclasses.replace(base, **changes)
 
 
 def mask_rcnn(**changes) -> HTCConfig:
   """Mask R-CNN as in mmdet 3.3 configs/_base_/models/mask-rcnn_r50_fpn.py."""
   base = HTCConfig(
-      stage_ious=(0.5,),
-      stage_stds=((0.1, 0.1, 0.2, 0.2),),
-      stage_loss_weights=(1.0,),
-      class_specific_boxes=True,
-      rpn_box_beta=0.0,
-      box_beta=0.0,
-      allowed_border=-1,
-      train_proposals=1000,
-      interleaved=False,
-      mask_info_flow=False,
-      score_threshold=0.05,
+    stage_ious=(0.5,),
+    stage_stds=((0.1, 0.1, 0.2, 0.2),),
+    stage_loss_weights=(1.0,),
+    class_specific_boxes=True,
+    rpn_box_beta=0.0,
+    box_beta=0.0,
+    allowed_border=-1,
+    train_proposals=1000,
+    interleaved=False,
+    mask_info_flow=False,
+    score_threshold=0.05,
   )
   return dataclasses.replace(base, **changes)

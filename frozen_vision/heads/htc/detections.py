@@ -10,10 +10,10 @@ from frozen_vision.ops import soft_nms
 
 
 def select_detections(
-    boxes: Float[Array, "b n k 4"],
-    probabilities: Float[Array, "b n c"],
-    valid: Bool[Array, "b n"],
-    config: HTCConfig,
+  boxes: Float[Array, "b n k 4"],
+  probabilities: Float[Array, "b n c"],
+  valid: Bool[Array, "b n"],
+  config: HTCConfig,
 ) -> dict[str, Array]:
   """Score threshold, NMS or soft-NMS within each class, best `config.max_detections` per image.
 
@@ -36,25 +36,25 @@ def select_detections(
 
 def _soft(boxes: Array, scores: Array, config: HTCConfig) -> dict[str, Array]:
   found = soft_nms.multiclass_soft_nms(
-      boxes,
-      scores,
-      kind=config.nms_kind.removeprefix("soft_"),
-      iou_threshold=config.nms_iou,
-      sigma=config.soft_nms_sigma,
-      min_score=config.soft_nms_min_score,
-      score_threshold=config.score_threshold,
-      max_detections=config.max_detections,
+    boxes,
+    scores,
+    kind=config.nms_kind.removeprefix("soft_"),
+    iou_threshold=config.nms_iou,
+    sigma=config.soft_nms_sigma,
+    min_score=config.soft_nms_min_score,
+    score_threshold=config.score_threshold,
+    max_detections=config.max_detections,
   )
   return {name: found[name] for name in ("boxes", "scores", "labels", "valid")}
 
 
 def _shared_boxes(boxes: Array, scores: Array, config: HTCConfig) -> dict[str, Array]:
   found = nms_ops.multiclass_nms(
-      boxes[:, 0],
-      scores,
-      iou_threshold=config.nms_iou,
-      score_threshold=config.score_threshold,
-      max_detections=config.max_detections,
+    boxes[:, 0],
+    scores,
+    iou_threshold=config.nms_iou,
+    score_threshold=config.score_threshold,
+    max_detections=config.max_detections,
   )
   return {name: found[name] for name in ("boxes", "scores", "labels", "valid")}
 
@@ -72,10 +72,10 @@ def _boxes_per_class(boxes: Array, scores: Array, config: HTCConfig) -> dict[str
   best, index = jax.lax.top_k(scores, count)
   valid = best > -jnp.inf
   found = {
-      "boxes": jnp.where(valid[:, None], boxes[index], 0.0),
-      "scores": jnp.where(valid, best, 0.0),
-      "labels": jnp.where(valid, labels[index], 0),
-      "valid": valid,
+    "boxes": jnp.where(valid[:, None], boxes[index], 0.0),
+    "scores": jnp.where(valid, best, 0.0),
+    "labels": jnp.where(valid, labels[index], 0),
+    "valid": valid,
   }
   pad = config.max_detections - count
   return {name: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)) for name, x in found.items()}

@@ -18,8 +18,8 @@ from frozen_vision.heads.htc import sampling
 from frozen_vision.heads.htc.box_head import BoxHead, BoxOutput
 from frozen_vision.heads.htc.config import HTCConfig
 from frozen_vision.heads.htc.detections import select_detections
-from frozen_vision.heads.htc.mask_head import MaskHead, mask_flow
-from frozen_vision.heads.htc.rpn import RPN, Proposals
+from frozen_vision.heads.htc.mask_head import mask_flow, MaskHead
+from frozen_vision.heads.htc.rpn import Proposals, RPN
 from frozen_vision.heads.htc.semantic_head import SemanticHead
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import masks as mask_ops
@@ -37,12 +37,12 @@ class HTC(nnx.Module):
   """
 
   def __init__(
-      self,
-      feature_specs: Sequence[FeatureSpec],
-      config: HTCConfig,
-      *,
-      dtype: jnp.dtype = jnp.float32,
-      rngs: nnx.Rngs,
+    self,
+    feature_specs: Sequence[FeatureSpec],
+    config: HTCConfig,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
   ):
     """Builds the head.
 
@@ -61,9 +61,9 @@ class HTC(nnx.Module):
     levels = max(config.roi_levels, config.semantic_level + 1 if config.semantic_classes else 1)
     if len(widths) != 1 or len(feature_specs) < levels:
       raise ValueError(
-          f"HTC got levels {feature_specs}; expected at least {levels} levels with one number of"
-          " channels, as an FPN"
-          " gives them."
+        f"HTC got levels {feature_specs}; expected at least {levels} levels with one number of"
+        " channels, as an FPN"
+        " gives them."
       )
     channels = widths.pop()
     self.config = config
@@ -71,20 +71,16 @@ class HTC(nnx.Module):
     self.roi_strides = tuple(spec.stride for spec in feature_specs[: config.roi_levels])
     self.rpn = RPN(feature_specs, config, dtype=dtype, rngs=rngs)
     self.box_heads = nnx.List(
-        [BoxHead(channels, config, stds, dtype=dtype, rngs=rngs) for stds in config.stage_stds]
+      [BoxHead(channels, config, stds, dtype=dtype, rngs=rngs) for stds in config.stage_stds]
     )
     self.mask_heads = nnx.List(
-        [
-            MaskHead(
-                channels, config, flow=config.mask_info_flow and stage > 0, dtype=dtype, rngs=rngs
-            )
-            for stage in range(config.num_stages if config.with_masks else 0)
-        ]
+      [
+        MaskHead(channels, config, flow=config.mask_info_flow and stage > 0, dtype=dtype, rngs=rngs)
+        for stage in range(config.num_stages if config.with_masks else 0)
+      ]
     )
     self.semantic_head = (
-        SemanticHead(feature_specs, config, dtype=dtype, rngs=rngs)
-        if config.semantic_classes
-        else None
+      SemanticHead(feature_specs, config, dtype=dtype, rngs=rngs) if config.semantic_classes else None
     )
 
   # Features of rois.
@@ -94,58 +90,54 @@ class HTC(nnx.Module):
     return self.semantic_head(features) if self.semantic_head is not None else (None, None)
 
   def _roi_features(
-      self, features: Features, embedding: Array | None, rois: Float[Array, "b n 4"], size: int
+    self, features: Features, embedding: Array | None, rois: Float[Array, "b n 4"], size: int
   ) -> Float[Array, "b n s s c"]:
     config = self.config
     x = roi_ops.roi_align(
-        tuple(features[: config.roi_levels]),
-        rois,
-        strides=self.roi_strides,
-        output_size=size,
-        sampling_ratio=config.sampling_ratio,
-        levels=roi_ops.assign_levels(rois, config.roi_levels, config.finest_scale),
+      tuple(features[: config.roi_levels]),
+      rois,
+      strides=self.roi_strides,
+      output_size=size,
+      sampling_ratio=config.sampling_ratio,
+      levels=roi_ops.assign_levels(rois, config.roi_levels, config.finest_scale),
     )
     if embedding is None:
       return x
     # Always cropped at the masks' resolution, then pooled to the boxes' (mmdet).
     y = roi_ops.roi_align(
-        (embedding,),
-        rois,
-        strides=(self.semantic_head.stride,),
-        output_size=config.mask_roi_size,
-        sampling_ratio=config.sampling_ratio,
+      (embedding,),
+      rois,
+      strides=(self.semantic_head.stride,),
+      output_size=config.mask_roi_size,
+      sampling_ratio=config.sampling_ratio,
     )
     factor = config.mask_roi_size // size
     y = y.reshape(*y.shape[:2], size, factor, size, factor, y.shape[-1]).mean(axis=(3, 5))
     return x + y
 
   def box_outputs(
-      self,
-      stage: int,
-      features: Features,
-      rois: Float[Array, "b n 4"],
-      embedding: Array | None = None,
+    self,
+    stage: int,
+    features: Features,
+    rois: Float[Array, "b n 4"],
+    embedding: Array | None = None,
   ) -> BoxOutput:
     """Class logits and deltas of one stage for given rois; `embedding` from `semantic`."""
-    return self.box_heads[stage](
-        self._roi_features(features, embedding, rois, self.config.box_roi_size)
-    )
+    return self.box_heads[stage](self._roi_features(features, embedding, rois, self.config.box_roi_size))
 
   def _mask_features(
-      self, stage: int, features: Features, rois: Float[Array, "b n 4"], embedding: Array | None
+    self, stage: int, features: Features, rois: Float[Array, "b n 4"], embedding: Array | None
   ) -> list[Float[Array, "r s s c"]]:
     x = self._roi_features(features, embedding, rois, self.config.mask_roi_size)
-    return mask_flow(
-        self.mask_heads, stage, x.reshape(-1, *x.shape[2:]), self.config.mask_info_flow
-    )
+    return mask_flow(self.mask_heads, stage, x.reshape(-1, *x.shape[2:]), self.config.mask_info_flow)
 
   def mask_logits(
-      self,
-      stage: int,
-      features: Features,
-      rois: Float[Array, "b n 4"],
-      labels: Int[Array, "b n"] | None = None,
-      embedding: Array | None = None,
+    self,
+    stage: int,
+    features: Features,
+    rois: Float[Array, "b n 4"],
+    labels: Int[Array, "b n"] | None = None,
+    embedding: Array | None = None,
   ) -> Float[Array, "b n m m *k"]:
     """Mask logits of one stage, of the class `labels` or (last axis) of all classes."""
     if self.config.mask_info_flow:
@@ -159,7 +151,7 @@ class HTC(nnx.Module):
   # Training.
 
   def losses(
-      self, features: Features, batch: Mapping[str, Array], rng: PRNGKeyArray
+    self, features: Features, batch: Mapping[str, Array], rng: PRNGKeyArray
   ) -> tuple[Scalars, Scalars]:
     """All losses of the head.
 
@@ -177,41 +169,35 @@ class HTC(nnx.Module):
     truth = self._truth(batch)
     rpn_key, roi_key = jax.random.split(rng)
     outputs = self.rpn(features)
-    losses, metrics = self.rpn.losses(
-        outputs, truth["boxes"], truth["valid"], batch["image_size"], rpn_key
-    )
+    losses, metrics = self.rpn.losses(outputs, truth["boxes"], truth["valid"], batch["image_size"], rpn_key)
     proposals = self.rpn.proposals(
-        outputs,
-        batch["image_size"],
-        pre_nms=self.config.train_pre_nms,
-        count=self.config.train_proposals,
+      outputs,
+      batch["image_size"],
+      pre_nms=self.config.train_pre_nms,
+      count=self.config.train_proposals,
     )
-    roi_losses, roi_metrics = self.roi_losses(
-        features, proposals.boxes, proposals.valid, batch, roi_key
-    )
+    roi_losses, roi_metrics = self.roi_losses(features, proposals.boxes, proposals.valid, batch, roi_key)
     return losses | roi_losses, metrics | roi_metrics
 
   def _truth(self, batch: Mapping[str, Array]) -> dict[str, Array]:
     """Boxes, labels and valid of the batch; objects without an area are no longer valid."""
     boxes = jnp.asarray(batch["boxes"], jnp.float32)
     if boxes.shape[1] == 0:
-      raise ValueError(
-          'batch["boxes"] has no rows; pad it to at least one row per image, with valid=False.'
-      )
+      raise ValueError('batch["boxes"] has no rows; pad it to at least one row per image, with valid=False.')
     valid = batch["valid"] & box_ops.is_valid_size(boxes)
     return {
-        "boxes": jnp.where(valid[..., None], boxes, 0.0),
-        "labels": batch["labels"].astype(jnp.int32),
-        "valid": valid,
+      "boxes": jnp.where(valid[..., None], boxes, 0.0),
+      "labels": batch["labels"].astype(jnp.int32),
+      "valid": valid,
     }
 
   def roi_losses(
-      self,
-      features: Features,
-      boxes: Float[Array, "b n 4"],
-      valid: Bool[Array, "b n"],
-      batch: Mapping[str, Array],
-      rng: PRNGKeyArray,
+    self,
+    features: Features,
+    boxes: Float[Array, "b n 4"],
+    valid: Bool[Array, "b n"],
+    batch: Mapping[str, Array],
+    rng: PRNGKeyArray,
   ) -> tuple[Scalars, Scalars]:
     """Losses of all stages (and of the semantic branch) from given proposals; else as `losses`."""
     config = self.config
@@ -226,7 +212,7 @@ class HTC(nnx.Module):
       labels, targets = self._targets(samples, truth)
       output = self.box_outputs(stage, features, samples.boxes, embedding)
       class_loss, box_loss, accuracy = head.losses(
-          output, samples.boxes, labels, targets, samples.positive, samples.valid
+        output, samples.boxes, labels, targets, samples.positive, samples.valid
       )
       losses[f"stage{stage}_class"] = weight * class_loss
       losses[f"stage{stage}_box"] = weight * box_loss
@@ -239,60 +225,54 @@ class HTC(nnx.Module):
         if config.interleaved:
           samples = self._sample(mask_key, stage, boxes, valid, truth)
         losses[f"stage{stage}_mask"] = weight * self._mask_loss(
-            stage, features, embedding, samples, truth, batch
+          stage, features, embedding, samples, truth, batch
         )
         metrics[f"positives/stage{stage}_mask"] = samples.positive.sum(1).mean(dtype=jnp.float32)
     return losses, metrics
 
   def _sample(
-      self, key: PRNGKeyArray, stage: int, boxes: Array, valid: Array, truth: Mapping[str, Array]
+    self, key: PRNGKeyArray, stage: int, boxes: Array, valid: Array, truth: Mapping[str, Array]
   ) -> sampling.RoiSamples:
     config = self.config
 
     def sample(key, *arrays):
       return sampling.sample_rois(
-          key,
-          *arrays,
-          iou=config.stage_ious[stage],
-          match_low_quality=config.match_low_quality,
-          num=config.roi_samples,
-          positive_fraction=config.roi_positive_fraction,
+        key,
+        *arrays,
+        iou=config.stage_ious[stage],
+        match_low_quality=config.match_low_quality,
+        num=config.roi_samples,
+        positive_fraction=config.roi_positive_fraction,
       )
 
     keys = jax.random.split(key, boxes.shape[0])
     samples = jax.vmap(sample)(keys, boxes, valid, truth["boxes"], truth["valid"])
     return jax.lax.stop_gradient(samples)
 
-  def _targets(
-      self, samples: sampling.RoiSamples, truth: Mapping[str, Array]
-  ) -> tuple[jax.Array, jax.Array]:
+  def _targets(self, samples: sampling.RoiSamples, truth: Mapping[str, Array]) -> tuple[jax.Array, jax.Array]:
     """Class of each roi (background where not positive) and box of its object."""
     labels = jnp.take_along_axis(truth["labels"], samples.gt_index, axis=1)
     boxes = jnp.take_along_axis(truth["boxes"], samples.gt_index[..., None], axis=1)
     return jnp.where(samples.positive, labels, self.config.num_classes), boxes
 
   def _mask_loss(
-      self,
-      stage: int,
-      features: Features,
-      embedding: Array | None,
-      samples: sampling.RoiSamples,
-      truth: Mapping[str, Array],
-      batch: Mapping[str, Array],
+    self,
+    stage: int,
+    features: Features,
+    embedding: Array | None,
+    samples: sampling.RoiSamples,
+    truth: Mapping[str, Array],
+    batch: Mapping[str, Array],
   ) -> Float[Array, ""]:
     """Binary cross-entropy of the object's class, the mean over all cells of the positive rois."""
     config = self.config
-    slots = int(
-        config.roi_samples * config.roi_positive_fraction
-    )  # positives come first: no more can be
+    slots = int(config.roi_samples * config.roi_positive_fraction)  # positives come first: no more can be
     samples = jax.tree.map(lambda x: x[:, :slots], samples)
     labels, _ = self._targets(samples, truth)
     labels = jnp.where(samples.positive, labels, 0)
     logits = self.mask_logits(stage, features, samples.boxes, labels, embedding)
     targets = mask_ops.crop_masks(batch["masks"], samples.gt_index, samples.boxes, config.mask_size)
-    loss = optax.sigmoid_binary_cross_entropy(logits, targets.astype(jnp.float32)).mean(
-        axis=(-2, -1)
-    )
+    loss = optax.sigmoid_binary_cross_entropy(logits, targets.astype(jnp.float32)).mean(axis=(-2, -1))
     return loss_ops.masked_mean(loss, samples.positive)
 
   # Prediction.
@@ -300,14 +280,14 @@ class HTC(nnx.Module):
   def propose(self, features: Features, image_size: Int[Array, "b 2"]) -> Proposals:
     """The `config.test_proposals` best boxes of each image, xyxy, clipped to the image."""
     return self.rpn.proposals(
-        self.rpn(features),
-        image_size,
-        pre_nms=self.config.test_pre_nms,
-        count=self.config.test_proposals,
+      self.rpn(features),
+      image_size,
+      pre_nms=self.config.test_pre_nms,
+      count=self.config.test_proposals,
     )
 
   def score_boxes(
-      self, features: Features, image_size: Int[Array, "b 2"], proposals: Proposals | None = None
+    self, features: Features, image_size: Int[Array, "b 2"], proposals: Proposals | None = None
   ) -> tuple[Float[Array, "b n k 4"], Float[Array, "b n c"], Bool[Array, "b n"]]:
     """Boxes and class probabilities before NMS, which multi-scale testing merges.
 
@@ -329,7 +309,7 @@ class HTC(nnx.Module):
     return head.decode(output, rois, image_size), probabilities, proposals.valid
 
   def predict_boxes(
-      self, features: Features, image_size: Int[Array, "b 2"], proposals: Proposals | None = None
+    self, features: Features, image_size: Int[Array, "b 2"], proposals: Proposals | None = None
   ) -> dict[str, Array]:
     """Detections of each image, `config.max_detections` rows.
 
@@ -345,7 +325,7 @@ class HTC(nnx.Module):
     return select_detections(*self.score_boxes(features, image_size, proposals), self.config)
 
   def predict_masks(
-      self, features: Features, boxes: Float[Array, "b d 4"], labels: Int[Array, "b d"]
+    self, features: Features, boxes: Float[Array, "b d 4"], labels: Int[Array, "b d"]
   ) -> Float[Array, "b d m m"]:
     """Mask probabilities of the given class, inside each box, `config.mask_size` cells per side.
 
@@ -360,9 +340,6 @@ class HTC(nnx.Module):
     if config.mask_average == "last":
       return jax.nn.sigmoid(self.mask_logits(last, features, boxes, labels, embedding))
     states = self._mask_features(last, features, boxes, embedding)
-    masks = [
-        jax.nn.sigmoid(head.predict(x, labels.reshape(-1)))
-        for head, x in zip(self.mask_heads, states)
-    ]
+    masks = [jax.nn.sigmoid(head.predict(x, labels.reshape(-1))) for head, x in zip(self.mask_heads, states)]
     mean = sum(masks) / len(masks)
     return mean.reshape(*boxes.shape[:2], *mean.shape[1:])

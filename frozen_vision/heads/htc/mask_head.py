@@ -31,26 +31,23 @@ class MaskHead(nnx.Module):
   With `flow`, the last features of the previous stage's mask head enter through a 1x1 convolution.
   """
 
-  def __init__(
-      self, channels: int, config: HTCConfig, *, flow: bool, dtype: jnp.dtype, rngs: nnx.Rngs
-  ):
+  def __init__(self, channels: int, config: HTCConfig, *, flow: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
     width = config.mask_channels
     sizes = [channels] + [width] * config.mask_convs
-    conv = lambda i, o: nnx.Conv(i, o, (3, 3), dtype=dtype, kernel_init=_KAIMING, rngs=rngs)
+
+    def conv(i, o):
+      return nnx.Conv(i, o, (3, 3), dtype=dtype, kernel_init=_KAIMING, rngs=rngs)
+
     self.convs = nnx.List([conv(i, o) for i, o in zip(sizes[:-1], sizes[1:])])
     # It is added to this head's input, hence the output width. The reference needs mask_channels ==
     # channels.
-    self.flow = (
-        nnx.Linear(width, channels, dtype=dtype, kernel_init=_KAIMING, rngs=rngs) if flow else None
-    )
+    self.flow = nnx.Linear(width, channels, dtype=dtype, kernel_init=_KAIMING, rngs=rngs) if flow else None
     self.upsample = Deconv2x(sizes[-1], width, dtype=dtype, rngs=rngs)
-    self.logits = nnx.Linear(
-        width, config.num_classes, dtype=dtype, kernel_init=_KAIMING, rngs=rngs
-    )
+    self.logits = nnx.Linear(width, config.num_classes, dtype=dtype, kernel_init=_KAIMING, rngs=rngs)
     self.dtype = dtype
 
   def features(
-      self, x: Float[Array, "n h w c"], previous: Float[Array, "n h w d"] | None = None
+    self, x: Float[Array, "n h w c"], previous: Float[Array, "n h w d"] | None = None
   ) -> Float[Array, "n h w d"]:
     """Roi features (and the features of the stage before) -> features before the upsampling."""
     if previous is not None:
@@ -62,7 +59,7 @@ class MaskHead(nnx.Module):
     return x
 
   def predict(
-      self, x: Float[Array, "n h w d"], labels: Int[Array, "n"] | None = None
+    self, x: Float[Array, "n h w d"], labels: Int[Array, "n"] | None = None
   ) -> Float[Array, "n h*2 w*2"] | Float[Array, "n h*2 w*2 k"]:
     """Features -> float32 logits of the class `labels`, or of all classes (last axis) if None.
 
@@ -77,7 +74,7 @@ class MaskHead(nnx.Module):
 
 
 def mask_flow(
-    heads: "nnx.List[MaskHead]", stage: int, x: Float[Array, "n h w c"], flow: bool
+  heads: "nnx.List[MaskHead]", stage: int, x: Float[Array, "n h w c"], flow: bool
 ) -> list[jax.Array]:
   """Features of the mask heads up to `stage` on one set of rois, each fed by the last if `flow`."""
   features, previous = [], None

@@ -41,19 +41,19 @@ class RPN(nnx.Module):
   """One 3x3 convolution, then objectness and box deltas per anchor; shared by all levels."""
 
   def __init__(
-      self,
-      feature_specs: Sequence[FeatureSpec],
-      config: HTCConfig,
-      *,
-      dtype: jnp.dtype,
-      rngs: nnx.Rngs,
+    self,
+    feature_specs: Sequence[FeatureSpec],
+    config: HTCConfig,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
   ):
     self.strides = tuple(spec.stride for spec in feature_specs)
     self.config = config
     anchors = len(config.anchor_scales) * len(config.anchor_ratios)
     channels = config.rpn_channels
     self.conv = nnx.Conv(
-        feature_specs[0].channels, channels, (3, 3), dtype=dtype, kernel_init=_NORMAL, rngs=rngs
+      feature_specs[0].channels, channels, (3, 3), dtype=dtype, kernel_init=_NORMAL, rngs=rngs
     )
     self.objectness = nnx.Linear(channels, anchors, dtype=dtype, kernel_init=_NORMAL, rngs=rngs)
     self.deltas = nnx.Linear(channels, 4 * anchors, dtype=dtype, kernel_init=_NORMAL, rngs=rngs)
@@ -71,24 +71,24 @@ class RPN(nnx.Module):
     for (logits, deltas), stride in zip(outputs, self.strides, strict=True):
       batch, height, width, _ = logits.shape
       anchors = anchor_ops.grid_anchors(
-          height, width, stride, self.config.anchor_scales, self.config.anchor_ratios
+        height, width, stride, self.config.anchor_scales, self.config.anchor_ratios
       )
       flat.append(
-          (
-              logits.reshape(batch, -1).astype(jnp.float32),
-              deltas.reshape(batch, -1, 4).astype(jnp.float32),
-              anchors,
-          )
+        (
+          logits.reshape(batch, -1).astype(jnp.float32),
+          deltas.reshape(batch, -1, 4).astype(jnp.float32),
+          anchors,
+        )
       )
     return flat
 
   def losses(
-      self,
-      outputs: Sequence[RPNOutput],
-      gt_boxes: Float[Array, "b g 4"],
-      gt_valid: Bool[Array, "b g"],
-      image_size: Int[Array, "b 2"],
-      rng: PRNGKeyArray,
+    self,
+    outputs: Sequence[RPNOutput],
+    gt_boxes: Float[Array, "b g 4"],
+    gt_valid: Bool[Array, "b g"],
+    image_size: Int[Array, "b 2"],
+    rng: PRNGKeyArray,
   ) -> tuple[dict[str, Float[Array, ""]], dict[str, Float[Array, ""]]]:
     """Losses rpn_class and rpn_box, then metrics.
 
@@ -96,7 +96,7 @@ class RPN(nnx.Module):
     """
     config = self.config
     logits, deltas, anchors = (
-        jnp.concatenate(x, axis=-2 if i else -1) for i, x in enumerate(zip(*self._flat(outputs)))
+      jnp.concatenate(x, axis=-2 if i else -1) for i, x in enumerate(zip(*self._flat(outputs)))
     )
     usable = anchor_ops.inside_flags(anchors, image_size, config.allowed_border)
     if config.allowed_border < 0:
@@ -107,17 +107,17 @@ class RPN(nnx.Module):
 
     def targets_of(key, usable, gt_boxes, gt_valid):
       assigned = sampling.assign_max_iou(
-          anchors,
-          usable,
-          gt_boxes,
-          gt_valid,
-          positive_iou=config.rpn_positive_iou,
-          negative_iou=config.rpn_negative_iou,
-          min_positive_iou=config.rpn_min_positive_iou,
-          match_low_quality=True,
+        anchors,
+        usable,
+        gt_boxes,
+        gt_valid,
+        positive_iou=config.rpn_positive_iou,
+        negative_iou=config.rpn_negative_iou,
+        min_positive_iou=config.rpn_min_positive_iou,
+        match_low_quality=True,
       )
       positive, negative = sampling.sample(
-          key, assigned, num=config.rpn_samples, positive_fraction=config.rpn_positive_fraction
+        key, assigned, num=config.rpn_samples, positive_fraction=config.rpn_positive_fraction
       )
       targets = box_ops.encode_deltas(anchors, gt_boxes[jnp.maximum(assigned, 0)], _UNIT_STDS)
       return positive, negative, jnp.where(positive[:, None], targets, 0.0)
@@ -129,13 +129,13 @@ class RPN(nnx.Module):
     class_loss = optax.sigmoid_binary_cross_entropy(logits, positive.astype(jnp.float32))
     box_loss = loss_ops.smooth_l1(deltas - targets, config.rpn_box_beta).sum(-1)
     losses = {
-        "rpn_class": loss_ops.masked_mean(class_loss, positive | negative, samples),
-        "rpn_box": loss_ops.masked_mean(box_loss, positive, samples),
+      "rpn_class": loss_ops.masked_mean(class_loss, positive | negative, samples),
+      "rpn_box": loss_ops.masked_mean(box_loss, positive, samples),
     }
     return losses, {"positives/rpn": positive.sum(1).mean(dtype=jnp.float32)}
 
   def proposals(
-      self, outputs: Sequence[RPNOutput], image_size: Int[Array, "b 2"], *, pre_nms: int, count: int
+    self, outputs: Sequence[RPNOutput], image_size: Int[Array, "b 2"], *, pre_nms: int, count: int
   ) -> Proposals:
     """The best boxes after NMS within each level; no gradient passes.
 
@@ -154,10 +154,10 @@ class RPN(nnx.Module):
       index = select.indices(select.largest(level_scores, size), size)
       level_scores = jnp.take_along_axis(level_scores, index, axis=1)
       level_boxes = box_ops.decode_deltas(
-          anchors[index],
-          jnp.take_along_axis(deltas, index[..., None], axis=1),
-          _UNIT_STDS,
-          image_size,
+        anchors[index],
+        jnp.take_along_axis(deltas, index[..., None], axis=1),
+        _UNIT_STDS,
+        image_size,
       )
       large = box_ops.is_valid_size(level_boxes, config.min_proposal_size)
       level_scores = jnp.where(large, level_scores, -jnp.inf)
@@ -166,7 +166,10 @@ class RPN(nnx.Module):
       boxes.append(jnp.pad(level_boxes, ((0, 0), (0, padding), (0, 0))))
       scores.append(jnp.pad(level_scores, ((0, 0), (0, padding)), constant_values=-jnp.inf))
     boxes, scores = jnp.stack(boxes, 1), jnp.stack(scores, 1)
-    suppress = lambda boxes, scores: nms_ops.nms(boxes, scores, config.proposal_nms_iou)
+
+    def suppress(boxes, scores):
+      return nms_ops.nms(boxes, scores, config.proposal_nms_iou)
+
     keep = jax.vmap(jax.vmap(suppress))(boxes, scores)
     scores = jnp.where(keep, scores, -jnp.inf).reshape(scores.shape[0], -1)
     scores, index = jax.lax.top_k(scores, min(count, sum(sizes)))

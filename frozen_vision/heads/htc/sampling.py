@@ -18,15 +18,15 @@ IGNORED = -2
 
 
 def assign_max_iou(
-    boxes: Float[Array, "n 4"],
-    valid: Bool[Array, "n"],
-    gt_boxes: Float[Array, "g 4"],
-    gt_valid: Bool[Array, "g"],
-    *,
-    positive_iou: float,
-    negative_iou: float,
-    min_positive_iou: float,
-    match_low_quality: bool,
+  boxes: Float[Array, "n 4"],
+  valid: Bool[Array, "n"],
+  gt_boxes: Float[Array, "g 4"],
+  gt_valid: Bool[Array, "g"],
+  *,
+  positive_iou: float,
+  negative_iou: float,
+  min_positive_iou: float,
+  match_low_quality: bool,
 ) -> Int[Array, "n"]:
   """Assigns each box to an object by IoU.
 
@@ -59,9 +59,7 @@ def assign_max_iou(
   return jnp.where(valid, assigned, IGNORED).astype(jnp.int32)
 
 
-def random_subset(
-    key: PRNGKeyArray, mask: Bool[Array, "n"], count: Int[Array, ""] | int
-) -> Bool[Array, "n"]:
+def random_subset(key: PRNGKeyArray, mask: Bool[Array, "n"], count: Int[Array, ""] | int) -> Bool[Array, "n"]:
   """A uniformly random subset of `mask` with min(count, sum(mask)) members."""
   # Those outside of the mask come after all others.
   order = jnp.where(mask, jax.random.uniform(key, mask.shape), jnp.inf)
@@ -69,7 +67,7 @@ def random_subset(
 
 
 def sample(
-    key: PRNGKeyArray, assigned: Int[Array, "n"], *, num: int, positive_fraction: float
+  key: PRNGKeyArray, assigned: Int[Array, "n"], *, num: int, positive_fraction: float
 ) -> tuple[Bool[Array, "n"], Bool[Array, "n"]]:
   """(positive, negative): at most num * positive_fraction positives; negatives fill up to `num`."""
   positive_key, negative_key = jax.random.split(key)
@@ -98,27 +96,27 @@ class RoiSamples(NamedTuple):
 
 
 def sample_rois(
-    key: PRNGKeyArray,
-    boxes: Float[Array, "n 4"],
-    valid: Bool[Array, "n"],
-    gt_boxes: Float[Array, "g 4"],
-    gt_valid: Bool[Array, "g"],
-    *,
-    iou: float,
-    match_low_quality: bool,
-    num: int,
-    positive_fraction: float,
+  key: PRNGKeyArray,
+  boxes: Float[Array, "n 4"],
+  valid: Bool[Array, "n"],
+  gt_boxes: Float[Array, "g 4"],
+  gt_valid: Bool[Array, "g"],
+  *,
+  iou: float,
+  match_low_quality: bool,
+  num: int,
+  positive_fraction: float,
 ) -> RoiSamples:
   """Assigns rois at `iou`, adds the ground truth as rois, and samples min(num, g + n) of all."""
   assigned = assign_max_iou(
-      boxes,
-      valid,
-      gt_boxes,
-      gt_valid,
-      positive_iou=iou,
-      negative_iou=iou,
-      min_positive_iou=iou,
-      match_low_quality=match_low_quality,
+    boxes,
+    valid,
+    gt_boxes,
+    gt_valid,
+    positive_iou=iou,
+    negative_iou=iou,
+    min_positive_iou=iou,
+    match_low_quality=match_low_quality,
   )
   count = gt_boxes.shape[0]
   own = jnp.where(gt_valid, jnp.arange(count), IGNORED).astype(jnp.int32)
@@ -131,9 +129,9 @@ def sample_rois(
   order = select.inverse(select.falling_rank(kind))[: min(num, candidates.shape[0])]
   used = positive[order] | negative[order]
   return RoiSamples(
-      boxes=jnp.where(used[:, None], candidates[order], 0.0),
-      valid=used,
-      positive=positive[order],
-      is_gt=is_gt[order] & used,
-      gt_index=jnp.where(positive[order], assigned[order], 0),
+    boxes=jnp.where(used[:, None], candidates[order], 0.0),
+    valid=used,
+    positive=positive[order],
+    is_gt=is_gt[order] & used,
+    gt_index=jnp.where(positive[order], assigned[order], 0),
   )

@@ -26,9 +26,7 @@ def _align_corners_matrix(size_in: int, size_out: int) -> np.ndarray:
   return matrix
 
 
-def resize_align_corners(
-    x: Float[Array, "b h w c"], size: tuple[int, int]
-) -> Float[Array, "b y x c"]:
+def resize_align_corners(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:
   """Bilinear resize with align_corners=True, which `jax.image.resize` does not offer."""
   rows = jnp.asarray(_align_corners_matrix(x.shape[1], size[0]), x.dtype)
   columns = jnp.asarray(_align_corners_matrix(x.shape[2], size[1]), x.dtype)
@@ -39,24 +37,27 @@ class SemanticHead(nnx.Module):
   """Per level resize, 1x1 convolution, ReLU; sum; 3x3 convolutions; logits and an embedding."""
 
   def __init__(
-      self,
-      feature_specs: Sequence[FeatureSpec],
-      config: HTCConfig,
-      *,
-      dtype: jnp.dtype,
-      rngs: nnx.Rngs,
+    self,
+    feature_specs: Sequence[FeatureSpec],
+    config: HTCConfig,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
   ):
     self.config = config
     self.stride = feature_specs[config.semantic_level].stride
     channels, width = feature_specs[0].channels, config.semantic_channels
-    linear = lambda i, o: nnx.Linear(i, o, dtype=dtype, kernel_init=_KAIMING, rngs=rngs)
+
+    def linear(i, o):
+      return nnx.Linear(i, o, dtype=dtype, kernel_init=_KAIMING, rngs=rngs)
+
     self.laterals = nnx.List([linear(channels, channels) for _ in feature_specs])
     sizes = [channels] + [width] * config.semantic_convs
     self.convs = nnx.List(
-        [
-            nnx.Conv(i, o, (3, 3), dtype=dtype, kernel_init=_KAIMING, rngs=rngs)
-            for i, o in zip(sizes[:-1], sizes[1:])
-        ]
+      [
+        nnx.Conv(i, o, (3, 3), dtype=dtype, kernel_init=_KAIMING, rngs=rngs)
+        for i, o in zip(sizes[:-1], sizes[1:])
+      ]
     )
     # Added to roi features, hence the pyramid's width. The reference needs semantic_channels ==
     # channels.
@@ -64,7 +65,7 @@ class SemanticHead(nnx.Module):
     self.logits = linear(sizes[-1], config.semantic_classes)
 
   def __call__(
-      self, features: Sequence[Float[Array, "b h w c"]]
+    self, features: Sequence[Float[Array, "b h w c"]]
   ) -> tuple[Float[Array, "b y x k"], Float[Array, "b y x c"]]:
     """-> (logits, float32; embedding), both of the size of level `semantic_level`."""
     size = features[self.config.semantic_level].shape[1:3]
@@ -86,15 +87,15 @@ class SemanticHead(nnx.Module):
     """
     if labels.shape != logits.shape[:3]:
       raise ValueError(
-          f'batch["semantic"] has shape {labels.shape}, the semantic branch predicts'
-          f" {logits.shape[:3]}:"
-          f" give labels at stride {self.stride}, every {self.stride}th pixel of the label map."
+        f'batch["semantic"] has shape {labels.shape}, the semantic branch predicts'
+        f" {logits.shape[:3]}:"
+        f" give labels at stride {self.stride}, every {self.stride}th pixel of the label map."
       )
     known = labels != self.config.semantic_ignore
     # Any label that is no class counts as ignored too: inside jit a wrong index would be clamped in
     # silence.
     known &= (labels >= 0) & (labels < self.config.semantic_classes)
     loss = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.where(known, labels, 0).astype(jnp.int32)
+      logits, jnp.where(known, labels, 0).astype(jnp.int32)
     )
     return self.config.semantic_loss_weight * jnp.where(known, loss, 0.0).mean()

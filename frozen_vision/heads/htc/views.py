@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from frozen_vision.heads.htc.detections import select_detections
-from frozen_vision.heads.htc.htc import HTC, Features
+from frozen_vision.heads.htc.htc import Features, HTC
 from frozen_vision.ops import boxes as box_ops
 
 # COCO's object sizes: areas in pixels of the original image, from the first number up to below the second.
@@ -38,11 +38,11 @@ class View(NamedTuple):
 
 
 def predict(
-    head: HTC,
-    views: Sequence[View],
-    original_size: Int[Array, "b 2"],
-    *,
-    max_detections: int | None = None,
+  head: HTC,
+  views: Sequence[View],
+  original_size: Int[Array, "b 2"],
+  *,
+  max_detections: int | None = None,
 ) -> dict[str, Array]:
   """Detections of all views together, in pixels of the first view.
 
@@ -70,8 +70,10 @@ def predict(
   # Every view brings its own candidates of an object, and the bound before a hard NMS must leave room for
   # them.
   config = dataclasses.replace(
-      head.config, max_detections=max_detections or head.config.max_detections,
-      pre_nms_detections=len(views) * head.config.pre_nms_detections)
+    head.config,
+    max_detections=max_detections or head.config.max_detections,
+    pre_nms_detections=len(views) * head.config.pre_nms_detections,
+  )
   merged = [jnp.concatenate(parts, axis=1) for parts in (boxes, scores, valid)]
   detections = select_detections(*merged, config)
   if config.with_masks:
@@ -113,7 +115,7 @@ def _to_view(boxes: Float[Array, "b *n 4"], view: View, reference: Array) -> Arr
 
 
 def _has_size(
-    boxes: Float[Array, "b n k 4"], reference: Array, original_size: Array, sizes: str
+  boxes: Float[Array, "b n k 4"], reference: Array, original_size: Array, sizes: str
 ) -> Bool[Array, "b n k"]:
   """Whether the area of each box, in pixels of the original image, is of one of the sizes."""
   if set(sizes) == set(AREAS):

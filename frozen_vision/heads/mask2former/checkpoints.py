@@ -16,10 +16,10 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from frozen_vision.freezing import partition
 from frozen_vision.files import tensors as weights
 from frozen_vision.files import torch_file
 from frozen_vision.files.layouts import conv, Layout, linear, pointwise, vector
+from frozen_vision.freezing import partition
 
 
 def _table(x: np.ndarray) -> np.ndarray | None:
@@ -41,96 +41,96 @@ _FFN = _OFFICIAL + r"\.transformer_ffn_layers\.(\d+)"
 # (pattern of the source's module, our module, layout of its weight). Biases are vectors. {1} in our names is
 # a number that counts from 1 in the source.
 TABLE: tuple[tuple[str, str, Layout], ...] = (
-    # transformers. The norms are those of a Swin backbone's levels; ours are in the head (`input_norm`).
-    (_NORMS + r"\.stage(\d+)", "pixel_decoder/norms/{1}", vector),
-    (_PIXEL + r"\.input_projections\.(\d+)\.0", "pixel_decoder/inputs/{0}/conv", pointwise),
-    (_PIXEL + r"\.input_projections\.(\d+)\.1", "pixel_decoder/inputs/{0}/norm", vector),
-    (_ENCODER + r"\.self_attn\.sampling_offsets", "pixel_decoder/layers/{0}/offsets", linear),
-    (_ENCODER + r"\.self_attn\.attention_weights", "pixel_decoder/layers/{0}/weights", linear),
-    (_ENCODER + r"\.self_attn\.value_proj", "pixel_decoder/layers/{0}/value", linear),
-    (_ENCODER + r"\.self_attn\.output_proj", "pixel_decoder/layers/{0}/output", linear),
-    (_ENCODER + r"\.self_attn_layer_norm", "pixel_decoder/layers/{0}/norm", vector),
-    (_ENCODER + r"\.fc1", "pixel_decoder/layers/{0}/ffn/hidden", linear),
-    (_ENCODER + r"\.fc2", "pixel_decoder/layers/{0}/ffn/output", linear),
-    (_ENCODER + r"\.final_layer_norm", "pixel_decoder/layers/{0}/ffn/norm", vector),
-    (_PIXEL + r"\.adapter_(\d+)\.0", "pixel_decoder/laterals/{1}/conv", pointwise),
-    (_PIXEL + r"\.adapter_(\d+)\.1", "pixel_decoder/laterals/{1}/norm", vector),
-    (_PIXEL + r"\.layer_(\d+)\.0", "pixel_decoder/outputs/{1}/conv", conv),
-    (_PIXEL + r"\.layer_(\d+)\.1", "pixel_decoder/outputs/{1}/norm", vector),
-    (_PIXEL + r"\.mask_projection", "pixel_decoder/mask_features", pointwise),
-    (_LAYER + r"\.self_attn\.q_proj", "transformer_decoder/layers/{0}/self_attention/query", linear),
-    (_LAYER + r"\.self_attn\.k_proj", "transformer_decoder/layers/{0}/self_attention/key", linear),
-    (_LAYER + r"\.self_attn\.v_proj", "transformer_decoder/layers/{0}/self_attention/value", linear),
-    (_LAYER + r"\.self_attn\.out_proj", "transformer_decoder/layers/{0}/self_attention/output", linear),
-    (_LAYER + r"\.self_attn_layer_norm", "transformer_decoder/layers/{0}/self_attention/norm", vector),
-    (_LAYER + r"\.cross_attn\.out_proj", "transformer_decoder/layers/{0}/cross_attention/output", linear),
-    (_LAYER + r"\.cross_attn_layer_norm", "transformer_decoder/layers/{0}/cross_attention/norm", vector),
-    (_LAYER + r"\.fc1", "transformer_decoder/layers/{0}/ffn/hidden", linear),
-    (_LAYER + r"\.fc2", "transformer_decoder/layers/{0}/ffn/output", linear),
-    (_LAYER + r"\.final_layer_norm", "transformer_decoder/layers/{0}/ffn/norm", vector),
-    (_DECODER + r"\.layernorm", "transformer_decoder/norm", vector),
-    (_DECODER + r"\.mask_predictor\.mask_embedder\.(\d+)\.0", "transformer_decoder/mask_mlp/{0}", linear),
-    (r"class_predictor", "transformer_decoder/classes", linear),
-    # The official code.
-    (r"backbone\.norm(\d+)", "pixel_decoder/norms/{0}", vector),
-    (_OFFICIAL_PIXEL + r"\.input_proj\.(\d+)\.0", "pixel_decoder/inputs/{0}/conv", pointwise),
-    (_OFFICIAL_PIXEL + r"\.input_proj\.(\d+)\.1", "pixel_decoder/inputs/{0}/norm", vector),
-    (_OFFICIAL_ENCODER + r"\.self_attn\.sampling_offsets", "pixel_decoder/layers/{0}/offsets", linear),
-    (_OFFICIAL_ENCODER + r"\.self_attn\.attention_weights", "pixel_decoder/layers/{0}/weights", linear),
-    (_OFFICIAL_ENCODER + r"\.self_attn\.value_proj", "pixel_decoder/layers/{0}/value", linear),
-    (_OFFICIAL_ENCODER + r"\.self_attn\.output_proj", "pixel_decoder/layers/{0}/output", linear),
-    (_OFFICIAL_ENCODER + r"\.norm1", "pixel_decoder/layers/{0}/norm", vector),
-    (_OFFICIAL_ENCODER + r"\.linear1", "pixel_decoder/layers/{0}/ffn/hidden", linear),
-    (_OFFICIAL_ENCODER + r"\.linear2", "pixel_decoder/layers/{0}/ffn/output", linear),
-    (_OFFICIAL_ENCODER + r"\.norm2", "pixel_decoder/layers/{0}/ffn/norm", vector),
-    (_OFFICIAL_PIXEL + r"\.adapter_(\d+)", "pixel_decoder/laterals/{1}/conv", pointwise),
-    (_OFFICIAL_PIXEL + r"\.adapter_(\d+)\.norm", "pixel_decoder/laterals/{1}/norm", vector),
-    (_OFFICIAL_PIXEL + r"\.layer_(\d+)", "pixel_decoder/outputs/{1}/conv", conv),
-    (_OFFICIAL_PIXEL + r"\.layer_(\d+)\.norm", "pixel_decoder/outputs/{1}/norm", vector),
-    (_OFFICIAL_PIXEL + r"\.mask_features", "pixel_decoder/mask_features", pointwise),
-    (_SELF + r"\.self_attn\.out_proj", "transformer_decoder/layers/{0}/self_attention/output", linear),
-    (_SELF + r"\.norm", "transformer_decoder/layers/{0}/self_attention/norm", vector),
-    (
-        _CROSS + r"\.multihead_attn\.out_proj",
-        "transformer_decoder/layers/{0}/cross_attention/output",
-        linear,
-    ),
-    (_CROSS + r"\.norm", "transformer_decoder/layers/{0}/cross_attention/norm", vector),
-    (_FFN + r"\.linear1", "transformer_decoder/layers/{0}/ffn/hidden", linear),
-    (_FFN + r"\.linear2", "transformer_decoder/layers/{0}/ffn/output", linear),
-    (_FFN + r"\.norm", "transformer_decoder/layers/{0}/ffn/norm", vector),
-    (_OFFICIAL + r"\.decoder_norm", "transformer_decoder/norm", vector),
-    (_OFFICIAL + r"\.mask_embed\.layers\.(\d+)", "transformer_decoder/mask_mlp/{0}", linear),
-    (_OFFICIAL + r"\.class_embed", "transformer_decoder/classes", linear),
+  # transformers. The norms are those of a Swin backbone's levels; ours are in the head (`input_norm`).
+  (_NORMS + r"\.stage(\d+)", "pixel_decoder/norms/{1}", vector),
+  (_PIXEL + r"\.input_projections\.(\d+)\.0", "pixel_decoder/inputs/{0}/conv", pointwise),
+  (_PIXEL + r"\.input_projections\.(\d+)\.1", "pixel_decoder/inputs/{0}/norm", vector),
+  (_ENCODER + r"\.self_attn\.sampling_offsets", "pixel_decoder/layers/{0}/offsets", linear),
+  (_ENCODER + r"\.self_attn\.attention_weights", "pixel_decoder/layers/{0}/weights", linear),
+  (_ENCODER + r"\.self_attn\.value_proj", "pixel_decoder/layers/{0}/value", linear),
+  (_ENCODER + r"\.self_attn\.output_proj", "pixel_decoder/layers/{0}/output", linear),
+  (_ENCODER + r"\.self_attn_layer_norm", "pixel_decoder/layers/{0}/norm", vector),
+  (_ENCODER + r"\.fc1", "pixel_decoder/layers/{0}/ffn/hidden", linear),
+  (_ENCODER + r"\.fc2", "pixel_decoder/layers/{0}/ffn/output", linear),
+  (_ENCODER + r"\.final_layer_norm", "pixel_decoder/layers/{0}/ffn/norm", vector),
+  (_PIXEL + r"\.adapter_(\d+)\.0", "pixel_decoder/laterals/{1}/conv", pointwise),
+  (_PIXEL + r"\.adapter_(\d+)\.1", "pixel_decoder/laterals/{1}/norm", vector),
+  (_PIXEL + r"\.layer_(\d+)\.0", "pixel_decoder/outputs/{1}/conv", conv),
+  (_PIXEL + r"\.layer_(\d+)\.1", "pixel_decoder/outputs/{1}/norm", vector),
+  (_PIXEL + r"\.mask_projection", "pixel_decoder/mask_features", pointwise),
+  (_LAYER + r"\.self_attn\.q_proj", "transformer_decoder/layers/{0}/self_attention/query", linear),
+  (_LAYER + r"\.self_attn\.k_proj", "transformer_decoder/layers/{0}/self_attention/key", linear),
+  (_LAYER + r"\.self_attn\.v_proj", "transformer_decoder/layers/{0}/self_attention/value", linear),
+  (_LAYER + r"\.self_attn\.out_proj", "transformer_decoder/layers/{0}/self_attention/output", linear),
+  (_LAYER + r"\.self_attn_layer_norm", "transformer_decoder/layers/{0}/self_attention/norm", vector),
+  (_LAYER + r"\.cross_attn\.out_proj", "transformer_decoder/layers/{0}/cross_attention/output", linear),
+  (_LAYER + r"\.cross_attn_layer_norm", "transformer_decoder/layers/{0}/cross_attention/norm", vector),
+  (_LAYER + r"\.fc1", "transformer_decoder/layers/{0}/ffn/hidden", linear),
+  (_LAYER + r"\.fc2", "transformer_decoder/layers/{0}/ffn/output", linear),
+  (_LAYER + r"\.final_layer_norm", "transformer_decoder/layers/{0}/ffn/norm", vector),
+  (_DECODER + r"\.layernorm", "transformer_decoder/norm", vector),
+  (_DECODER + r"\.mask_predictor\.mask_embedder\.(\d+)\.0", "transformer_decoder/mask_mlp/{0}", linear),
+  (r"class_predictor", "transformer_decoder/classes", linear),
+  # The official code.
+  (r"backbone\.norm(\d+)", "pixel_decoder/norms/{0}", vector),
+  (_OFFICIAL_PIXEL + r"\.input_proj\.(\d+)\.0", "pixel_decoder/inputs/{0}/conv", pointwise),
+  (_OFFICIAL_PIXEL + r"\.input_proj\.(\d+)\.1", "pixel_decoder/inputs/{0}/norm", vector),
+  (_OFFICIAL_ENCODER + r"\.self_attn\.sampling_offsets", "pixel_decoder/layers/{0}/offsets", linear),
+  (_OFFICIAL_ENCODER + r"\.self_attn\.attention_weights", "pixel_decoder/layers/{0}/weights", linear),
+  (_OFFICIAL_ENCODER + r"\.self_attn\.value_proj", "pixel_decoder/layers/{0}/value", linear),
+  (_OFFICIAL_ENCODER + r"\.self_attn\.output_proj", "pixel_decoder/layers/{0}/output", linear),
+  (_OFFICIAL_ENCODER + r"\.norm1", "pixel_decoder/layers/{0}/norm", vector),
+  (_OFFICIAL_ENCODER + r"\.linear1", "pixel_decoder/layers/{0}/ffn/hidden", linear),
+  (_OFFICIAL_ENCODER + r"\.linear2", "pixel_decoder/layers/{0}/ffn/output", linear),
+  (_OFFICIAL_ENCODER + r"\.norm2", "pixel_decoder/layers/{0}/ffn/norm", vector),
+  (_OFFICIAL_PIXEL + r"\.adapter_(\d+)", "pixel_decoder/laterals/{1}/conv", pointwise),
+  (_OFFICIAL_PIXEL + r"\.adapter_(\d+)\.norm", "pixel_decoder/laterals/{1}/norm", vector),
+  (_OFFICIAL_PIXEL + r"\.layer_(\d+)", "pixel_decoder/outputs/{1}/conv", conv),
+  (_OFFICIAL_PIXEL + r"\.layer_(\d+)\.norm", "pixel_decoder/outputs/{1}/norm", vector),
+  (_OFFICIAL_PIXEL + r"\.mask_features", "pixel_decoder/mask_features", pointwise),
+  (_SELF + r"\.self_attn\.out_proj", "transformer_decoder/layers/{0}/self_attention/output", linear),
+  (_SELF + r"\.norm", "transformer_decoder/layers/{0}/self_attention/norm", vector),
+  (
+    _CROSS + r"\.multihead_attn\.out_proj",
+    "transformer_decoder/layers/{0}/cross_attention/output",
+    linear,
+  ),
+  (_CROSS + r"\.norm", "transformer_decoder/layers/{0}/cross_attention/norm", vector),
+  (_FFN + r"\.linear1", "transformer_decoder/layers/{0}/ffn/hidden", linear),
+  (_FFN + r"\.linear2", "transformer_decoder/layers/{0}/ffn/output", linear),
+  (_FFN + r"\.norm", "transformer_decoder/layers/{0}/ffn/norm", vector),
+  (_OFFICIAL + r"\.decoder_norm", "transformer_decoder/norm", vector),
+  (_OFFICIAL + r"\.mask_embed\.layers\.(\d+)", "transformer_decoder/mask_mlp/{0}", linear),
+  (_OFFICIAL + r"\.class_embed", "transformer_decoder/classes", linear),
 )
 
 # (pattern of a whole key, our parameter): tables of embeddings.
 EMBEDDINGS: tuple[tuple[str, str], ...] = (
-    (_PIXEL + r"\.level_embed", "pixel_decoder/level_embed"),
-    (r"model\.transformer_module\.queries_embedder\.weight", "transformer_decoder/query_positions"),
-    (r"model\.transformer_module\.queries_features\.weight", "transformer_decoder/query_features"),
-    (r"model\.transformer_module\.level_embed\.weight", "transformer_decoder/level_embed"),
-    (_OFFICIAL_PIXEL + r"\.transformer\.level_embed", "pixel_decoder/level_embed"),
-    (_OFFICIAL + r"\.query_embed\.weight", "transformer_decoder/query_positions"),
-    (_OFFICIAL + r"\.(?:query_feat|static_query)\.weight", "transformer_decoder/query_features"),
-    (_OFFICIAL + r"\.level_embed\.weight", "transformer_decoder/level_embed"),
+  (_PIXEL + r"\.level_embed", "pixel_decoder/level_embed"),
+  (r"model\.transformer_module\.queries_embedder\.weight", "transformer_decoder/query_positions"),
+  (r"model\.transformer_module\.queries_features\.weight", "transformer_decoder/query_features"),
+  (r"model\.transformer_module\.level_embed\.weight", "transformer_decoder/level_embed"),
+  (_OFFICIAL_PIXEL + r"\.transformer\.level_embed", "pixel_decoder/level_embed"),
+  (_OFFICIAL + r"\.query_embed\.weight", "transformer_decoder/query_positions"),
+  (_OFFICIAL + r"\.(?:query_feat|static_query)\.weight", "transformer_decoder/query_features"),
+  (_OFFICIAL + r"\.level_embed\.weight", "transformer_decoder/level_embed"),
 )
 
 # (pattern of what stands before in_proj_weight and in_proj_bias, our module): query, key and value in one
 # array.
 ATTENTIONS: tuple[tuple[str, str], ...] = (
-    (_LAYER + r"\.cross_attn", "transformer_decoder/layers/{0}/cross_attention"),
-    (_CROSS + r"\.multihead_attn", "transformer_decoder/layers/{0}/cross_attention"),
-    (_SELF + r"\.self_attn", "transformer_decoder/layers/{0}/self_attention"),
+  (_LAYER + r"\.cross_attn", "transformer_decoder/layers/{0}/cross_attention"),
+  (_CROSS + r"\.multihead_attn", "transformer_decoder/layers/{0}/cross_attention"),
+  (_SELF + r"\.self_attn", "transformer_decoder/layers/{0}/self_attention"),
 )
 
 # Not ours to fill: the backbone but for the norms that the table names (ours are loaded on their own), the
 # constants of the loss and of the input pipeline.
 IGNORED = (
-    r"model\.pixel_level_module\.encoder\.(?!hidden_states_norms\.).*",
-    r"backbone\.(?!norm\d+\.).*",
-    r"criterion\.empty_weight",
-    r"pixel_(mean|std)",
+  r"model\.pixel_level_module\.encoder\.(?!hidden_states_norms\.).*",
+  r"backbone\.(?!norm\d+\.).*",
+  r"criterion\.empty_weight",
+  r"pixel_(mean|std)",
 )
 
 
@@ -155,12 +155,13 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
       tensors, _ = torch_file.open_torch(path)
     case other:
       raise ValueError(
-          f"Mask2Former checkpoint {path} ends in {other!r}; expected a .safetensors or .pth file.")
+        f"Mask2Former checkpoint {path} ends in {other!r}; expected a .safetensors or .pth file."
+      )
   return {name: tensor.read() for name, tensor in tensors.items()}
 
 
 def convert(
-    state_dict: Mapping[str, np.ndarray], head_state: nnx.State, *, keep: Sequence[str] = ()
+  state_dict: Mapping[str, np.ndarray], head_state: nnx.State, *, keep: Sequence[str] = ()
 ) -> nnx.State:
   """Our state with the head of a Mask2Former.
 
@@ -186,7 +187,10 @@ def convert(
   if "transformer_decoder/query_features" not in leaves:
     found = sorted({path.split("/")[0] for path in leaves})
     raise ValueError(f"Expected the state of a Mask2Former head, found one with {found}.")
-  keeps = lambda path: any(re.fullmatch(pattern, path) for pattern in keep)
+
+  def keeps(path):
+    return any(re.fullmatch(pattern, path) for pattern in keep)
+
   filled: dict[str, np.ndarray] = {}
   unexpected, misshaped = [], []
   for name, value in state_dict.items():
@@ -206,13 +210,16 @@ def convert(
         array = np.zeros(0)  # found, so not missing too
       filled[path] = array
   missing = [
-      f"{path} {tuple(leaf.shape)}" for path, leaf in leaves.items()
-      if path not in filled and not keeps(path)]
+    f"{path} {tuple(leaf.shape)}" for path, leaf in leaves.items() if path not in filled and not keeps(path)
+  ]
   if missing or unexpected or misshaped:
     raise ValueError(_report(missing, unexpected, misshaped))
-  return nnx.from_flat_state([
+  return nnx.from_flat_state(
+    [
       (path, leaf.replace(jnp.asarray(filled[name], leaf.dtype)) if name in filled else leaf)
-      for (path, leaf), name in zip(flat, leaves)])
+      for (path, leaf), name in zip(flat, leaves)
+    ]
+  )
 
 
 def _places(name: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray | None]]:
@@ -244,17 +251,20 @@ def _places(name: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray | No
 
 def _report(missing: list[str], unexpected: list[str], misshaped: list[str]) -> str:
   parts = [
-      "The Mask2Former state dict does not fit the head. Configure the head as the source's, or name in"
-      " `keep` what should keep its own values."
+    "The Mask2Former state dict does not fit the head. Configure the head as the source's, or name in"
+    " `keep` what should keep its own values."
   ]
   for title, rows in (
-      ("Ours, without a source", missing), ("In the source, without a place here", unexpected),
-      ("Shapes that do not fit", misshaped)):
+    ("Ours, without a source", missing),
+    ("In the source, without a place here", unexpected),
+    ("Shapes that do not fit", misshaped),
+  ):
     if rows:
       parts.append(f"{title} ({len(rows)}):\n  " + "\n  ".join(rows))
   if any(row.startswith("pixel_decoder/norms/") for row in missing):
     parts.append(
-        "The backbone of the source ends without norms per level: build the head with input_norm=False.")
+      "The backbone of the source ends without norms per level: build the head with input_norm=False."
+    )
   if any(re.match(rf"backbone\.norm|{_NORMS}", row) for row in unexpected):
     parts.append("The backbone of the source ends in a norm per level: build the head with input_norm=True.")
   return "\n".join(parts)

@@ -60,9 +60,20 @@ class Mask2FormerConfig:
 
   def __post_init__(self):
     for name in (
-        "num_classes", "num_queries", "hidden_dim", "mask_dim", "num_heads", "encoder_layers",
-        "encoder_levels", "encoder_points", "encoder_ffn_dim", "decoder_layers", "decoder_ffn_dim",
-        "norm_groups", "num_points"):
+      "num_classes",
+      "num_queries",
+      "hidden_dim",
+      "mask_dim",
+      "num_heads",
+      "encoder_layers",
+      "encoder_levels",
+      "encoder_points",
+      "encoder_ffn_dim",
+      "decoder_layers",
+      "decoder_ffn_dim",
+      "norm_groups",
+      "num_points",
+    ):
       if getattr(self, name) < 1:
         raise ValueError(f"Mask2FormerConfig.{name} is {getattr(self, name)}; expected at least 1.")
     # The sine position embedding gives both axes equally many pairs of sine and cosine.
@@ -70,12 +81,14 @@ class Mask2FormerConfig:
     for name, divisor in divisors.items():
       if self.hidden_dim % divisor:
         raise ValueError(
-            f"Mask2FormerConfig.hidden_dim is {self.hidden_dim}; expected a multiple of {name}"
-            + (f" ({divisor})." if name != "4" else "."))
+          f"Mask2FormerConfig.hidden_dim is {self.hidden_dim}; expected a multiple of {name}"
+          + (f" ({divisor})." if name != "4" else ".")
+        )
     if self.oversample_ratio < 1 or not 0 <= self.importance_ratio <= 1:
       raise ValueError(
-          f"Mask2FormerConfig: oversample_ratio is {self.oversample_ratio}, expected at least 1; "
-          f"importance_ratio is {self.importance_ratio}, expected a share between 0 and 1.")
+        f"Mask2FormerConfig: oversample_ratio is {self.oversample_ratio}, expected at least 1; "
+        f"importance_ratio is {self.importance_ratio}, expected a share between 0 and 1."
+      )
 
   @property
   def num_predictions(self) -> int:

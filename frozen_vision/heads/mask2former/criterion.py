@@ -13,7 +13,7 @@ import optax
 
 from frozen_vision.heads.mask2former import points as point_ops
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
-from frozen_vision.heads.mask2former.transformer_decoder import Predictions, mask_logits
+from frozen_vision.heads.mask2former.transformer_decoder import mask_logits, Predictions
 
 _LARGE = 1e6  # stands for a cost that is no finite number
 
@@ -45,17 +45,18 @@ def draw_points(rng: PRNGKeyArray, batch: int, segments: int, config: Mask2Forme
   """Uniform points for one prediction."""
   keys = jax.random.split(rng, 3)
   shapes = (
-      (batch, config.num_points, 2),
-      (batch, segments, config.num_candidates, 2),
-      (batch, segments, config.num_points - config.num_important, 2))
+    (batch, config.num_points, 2),
+    (batch, segments, config.num_candidates, 2),
+    (batch, segments, config.num_points - config.num_important, 2),
+  )
   return Points(*(jax.random.uniform(key, shape) for key, shape in zip(keys, shapes)))
 
 
 def criterion(
-    predictions: Predictions,
-    targets: Targets,
-    config: Mask2FormerConfig,
-    points: PRNGKeyArray | Points,
+  predictions: Predictions,
+  targets: Targets,
+  config: Mask2FormerConfig,
+  points: PRNGKeyArray | Points,
 ) -> tuple[dict[str, Float[Array, "p"]], Matches]:
   """Weighted losses of every prediction, and which query was matched to which segment.
 
@@ -78,10 +79,15 @@ def criterion(
   valid = targets.segment_valid & (labels >= 0) & (labels < config.num_classes)
   targets = Targets(targets.labels, labels, valid)
   if isinstance(points, Points):
-    draw = lambda drawn: drawn
+
+    def draw(drawn):
+      return drawn
   else:
     points = jax.random.split(points, predictions.class_logits.shape[0])
-    draw = lambda key: draw_points(key, *labels.shape, config)
+
+    def draw(key):
+      return draw_points(key, *labels.shape, config)
+
   fixed = jax.lax.stop_gradient(predictions)
 
   def cost(step):
@@ -101,10 +107,10 @@ def criterion(
     masks = mask_logits(embeddings, predictions.mask_features)
     bce, dice = mask_losses(masks, targets, matches, drawn.candidates, drawn.others, config)
     return {
-        "class": config.class_weight * found,
-        "mask": config.mask_weight * bce,
-        "dice": config.dice_weight * dice,
-        "accuracy": accuracy,
+      "class": config.class_weight * found,
+      "mask": config.mask_weight * bce,
+      "dice": config.dice_weight * dice,
+      "accuracy": accuracy,
     }
 
   steps = (predictions.class_logits, predictions.mask_embeddings, points, matches)
@@ -112,11 +118,11 @@ def criterion(
 
 
 def matching_cost(
-    class_logits: Float[Array, "b q k"],
-    masks: Float[Array, "b h w q"],
-    targets: Targets,
-    points: Float[Array, "b n 2"],
-    config: Mask2FormerConfig,
+  class_logits: Float[Array, "b q k"],
+  masks: Float[Array, "b h w q"],
+  targets: Targets,
+  points: Float[Array, "b n 2"],
+  config: Mask2FormerConfig,
 ) -> Float[Array, "b s q"]:
   """What it costs to give each segment each query: class (minus its probability), cross-entropy and dice."""
   labels = jnp.clip(targets.segment_labels, 0, class_logits.shape[-1] - 1)
@@ -124,7 +130,10 @@ def matching_cost(
   class_cost = -jnp.take_along_axis(probabilities, labels[..., None], axis=1)
   logits = point_ops.sample_shared(masks, points)
   truth = point_ops.sample_segments(targets.labels, labels, points[:, None])
-  pairs = lambda x: jnp.einsum("bsn,bnq->bsq", truth, x, precision=jax.lax.Precision.HIGHEST)
+
+  def pairs(x):
+    return jnp.einsum("bsn,bnq->bsq", truth, x, precision=jax.lax.Precision.HIGHEST)
+
   # Cross-entropy is softplus(x) - x t: one product serves positive and negative points.
   bce = (jax.nn.softplus(logits).sum(axis=1)[:, None] - pairs(logits)) / points.shape[1]
   inside = jax.nn.sigmoid(logits)
@@ -159,7 +168,7 @@ def match(cost: Float[Array, "*p b s q"], valid: Bool[Array, "b s"]) -> Matches:
 
 
 def class_loss(
-    logits: Float[Array, "b q k"], targets: Targets, matches: Matches, config: Mask2FormerConfig
+  logits: Float[Array, "b q k"], targets: Targets, matches: Matches, config: Mask2FormerConfig
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Cross-entropy of all queries, those without a segment weighted less; accuracy of the matched (%)."""
   b, queries, classes = logits.shape
@@ -175,12 +184,12 @@ def class_loss(
 
 
 def mask_losses(
-    masks: Float[Array, "b s h w"],
-    targets: Targets,
-    matches: Matches,
-    candidates: Float[Array, "b s c 2"],
-    others: Float[Array, "b s o 2"],
-    config: Mask2FormerConfig,
+  masks: Float[Array, "b s h w"],
+  targets: Targets,
+  matches: Matches,
+  candidates: Float[Array, "b s c 2"],
+  others: Float[Array, "b s o 2"],
+  config: Mask2FormerConfig,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Cross-entropy and dice of the matched masks, at points most of which lie where they are least certain.
 
@@ -198,5 +207,8 @@ def mask_losses(
   size = inside.sum(axis=-1) + truth.sum(axis=-1)
   dice = 1 - (2 * (inside * truth).sum(axis=-1) + 1) / (size + 1)
   count = jnp.maximum(targets.segment_valid.sum(), 1).astype(jnp.float32)
-  total = lambda loss: jnp.where(matches.matched, loss, 0.0).sum() / count
+
+  def total(loss):
+    return jnp.where(matches.matched, loss, 0.0).sum() / count
+
   return total(bce), total(dice)

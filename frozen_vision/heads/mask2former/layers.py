@@ -17,7 +17,10 @@ EPSILON = 1e-5  # of norms; PyTorch's default
 def default_linear(features_in: int, features_out: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
   """A Linear with PyTorch's default initial values: uniform within 1 / sqrt(features_in), biases too."""
   bound = features_in**-0.5
-  uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  def uniform(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
   return nnx.Linear(features_in, features_out, dtype=dtype, kernel_init=uniform, bias_init=uniform, rngs=rngs)
 
 
@@ -27,7 +30,8 @@ def layer_norm(channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerN
 
 def group_norm(channels: int, groups: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
   return nnx.GroupNorm(
-      channels, num_groups=groups, epsilon=EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs)
+    channels, num_groups=groups, epsilon=EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs
+  )
 
 
 def sine_positions(height: int, width: int, channels: int) -> Float[Array, "n c"]:
@@ -66,21 +70,27 @@ class Attention(nnx.Module):
 
   def __init__(self, channels: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.num_heads = num_heads
-    linear = lambda init: nnx.Linear(channels, channels, dtype=dtype, kernel_init=init, rngs=rngs)
+
+    def linear(init):
+      return nnx.Linear(channels, channels, dtype=dtype, kernel_init=init, rngs=rngs)
+
     self.query, self.key, self.value = linear(XAVIER_QKV), linear(XAVIER_QKV), linear(XAVIER_QKV)
     self.output = linear(XAVIER)
     self.norm = layer_norm(channels, dtype=dtype, rngs=rngs)
 
   def __call__(
-      self,
-      x: Float[Array, "b q c"],
-      positions: Float[Array, "q c"],
-      keys: Float[Array, "b s c"],
-      values: Float[Array, "b s c"],
-      blocked: Bool[Array, "b q s"] | None = None,
+    self,
+    x: Float[Array, "b q c"],
+    positions: Float[Array, "q c"],
+    keys: Float[Array, "b s c"],
+    values: Float[Array, "b s c"],
+    blocked: Bool[Array, "b q s"] | None = None,
   ) -> Float[Array, "b q c"]:
     """Attends from x + positions to `keys`; pairs in `blocked` have no weight. The softmax is float32."""
-    split = lambda y: y.reshape(*y.shape[:2], self.num_heads, -1)
+
+    def split(y):
+      return y.reshape(*y.shape[:2], self.num_heads, -1)
+
     queries, keys, values = split(self.query(x + positions)), split(self.key(keys)), split(self.value(values))
     scores = jnp.einsum("bqhd,bshd->bhqs", queries, keys, preferred_element_type=jnp.float32)
     scores = scores * np.float32(queries.shape[-1] ** -0.5)

@@ -28,12 +28,12 @@ class Mask2Former(nnx.Module):
   """Pixel decoder, transformer decoder, one class and one mask per query."""
 
   def __init__(
-      self,
-      feature_specs: Sequence[FeatureSpec],
-      config: Mask2FormerConfig,
-      *,
-      dtype: jnp.dtype = jnp.float32,
-      rngs: nnx.Rngs,
+    self,
+    feature_specs: Sequence[FeatureSpec],
+    config: Mask2FormerConfig,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
   ):
     """Builds the head.
 
@@ -52,8 +52,9 @@ class Mask2Former(nnx.Module):
     strides = [spec.stride for spec in feature_specs]
     if len(strides) < config.encoder_levels or strides != sorted(strides):
       raise ValueError(
-          f"Mask2Former got levels {feature_specs}; expected at least {config.encoder_levels}"
-          " (encoder_levels), fine to coarse.")
+        f"Mask2Former got levels {feature_specs}; expected at least {config.encoder_levels}"
+        " (encoder_levels), fine to coarse."
+      )
     self.config = config
     self.feature_specs = feature_specs
     self.pixel_decoder = PixelDecoder(feature_specs, config, dtype=dtype, rngs=rngs)
@@ -74,7 +75,7 @@ class Mask2Former(nnx.Module):
     return self.transformer_decoder(self.pixel_decoder(features))
 
   def losses(
-      self, features: Features, batch: Mapping[str, Array], rng: PRNGKeyArray
+    self, features: Features, batch: Mapping[str, Array], rng: PRNGKeyArray
   ) -> tuple[Scalars, Scalars]:
     """All losses of the head.
 
@@ -148,10 +149,12 @@ def _targets(batch: Mapping[str, Array]) -> Targets:
   valid = targets.segment_valid.shape
   if len(labels) != 3 or len(segments) != 2 or labels[0] != segments[0] or valid != segments:
     raise ValueError(
-        f"Mask2Former got a batch with {shapes}; expected labels [b, H, W], segment_labels [b, s] and"
-        " segment_valid [b, s].")
+      f"Mask2Former got a batch with {shapes}; expected labels [b, H, W], segment_labels [b, s] and"
+      " segment_valid [b, s]."
+    )
   if not segments[1]:
     raise ValueError(
-        'batch["segment_labels"] has no columns; pad it to at least one segment per image, with'
-        " segment_valid=False.")
+      'batch["segment_labels"] has no columns; pad it to at least one segment per image, with'
+      " segment_valid=False."
+    )
   return targets

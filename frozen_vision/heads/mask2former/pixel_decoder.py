@@ -31,14 +31,24 @@ class _Projection(nnx.Module):
   """A convolution and a group norm."""
 
   def __init__(
-      self, channels_in: int, channels: int, kernel: int, groups: int, *, bias: bool, init, dtype: jnp.dtype,
-      rngs: nnx.Rngs,
+    self,
+    channels_in: int,
+    channels: int,
+    kernel: int,
+    groups: int,
+    *,
+    bias: bool,
+    init,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
   ):
     # A 1x1 convolution is a matrix product over the channels.
     options = dict(use_bias=bias, dtype=dtype, kernel_init=init, rngs=rngs)
     self.conv = (
-        nnx.Linear(channels_in, channels, **options) if kernel == 1
-        else nnx.Conv(channels_in, channels, (kernel, kernel), **options))
+      nnx.Linear(channels_in, channels, **options)
+      if kernel == 1
+      else nnx.Conv(channels_in, channels, (kernel, kernel), **options)
+    )
     self.norm = layers.group_norm(channels, groups, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
@@ -58,17 +68,20 @@ class DeformableLayer(nnx.Module):
     self.offsets = nnx.Linear(channels, 2 * samples, kernel_init=zeros, rngs=rngs)
     self.offsets.bias[...] = _ring(config).reshape(-1)
     self.weights = nnx.Linear(channels, samples, kernel_init=zeros, rngs=rngs)
-    linear = lambda: nnx.Linear(channels, channels, dtype=dtype, kernel_init=layers.XAVIER, rngs=rngs)
+
+    def linear():
+      return nnx.Linear(channels, channels, dtype=dtype, kernel_init=layers.XAVIER, rngs=rngs)
+
     self.value, self.output = linear(), linear()
     self.norm = layers.layer_norm(channels, dtype=dtype, rngs=rngs)
     self.ffn = layers.FeedForward(channels, config.encoder_ffn_dim, dtype=dtype, rngs=rngs)
 
   def __call__(
-      self,
-      x: Float[Array, "b s c"],
-      positions: Float[Array, "s c"],
-      references: Float[np.ndarray, "s 2"],
-      shapes: Sequence[tuple[int, int]],
+    self,
+    x: Float[Array, "b s c"],
+    positions: Float[Array, "s c"],
+    references: Float[np.ndarray, "s 2"],
+    shapes: Sequence[tuple[int, int]],
   ) -> Float[Array, "b s c"]:
     """One layer.
 
@@ -97,40 +110,52 @@ def _ring(config: Mask2FormerConfig) -> Float[np.ndarray, "heads levels points 2
   direction /= np.abs(direction).max(axis=-1, keepdims=True)
   distance = np.arange(1, config.encoder_points + 1)
   ring = direction[:, None, None] * distance[:, None]
-  return np.broadcast_to(
-      ring, (config.num_heads, config.encoder_levels, config.encoder_points, 2)).astype(np.float32)
+  return np.broadcast_to(ring, (config.num_heads, config.encoder_levels, config.encoder_points, 2)).astype(
+    np.float32
+  )
 
 
 class PixelDecoder(nnx.Module):
   """Backbone levels -> refined levels and per-pixel mask features."""
 
   def __init__(
-      self,
-      feature_specs: Sequence[FeatureSpec],
-      config: Mask2FormerConfig,
-      *,
-      dtype: jnp.dtype,
-      rngs: nnx.Rngs,
+    self,
+    feature_specs: Sequence[FeatureSpec],
+    config: Mask2FormerConfig,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
   ):
     self.config, self.dtype = config, dtype
     channels, groups = config.hidden_dim, config.norm_groups
     self.norms = nnx.List(
-        [layers.layer_norm(spec.channels, dtype=dtype, rngs=rngs) for spec in feature_specs]
-        if config.input_norm else [])
-    coarse, fine = feature_specs[-config.encoder_levels:], feature_specs[:-config.encoder_levels]
+      [layers.layer_norm(spec.channels, dtype=dtype, rngs=rngs) for spec in feature_specs]
+      if config.input_norm
+      else []
+    )
+    coarse, fine = feature_specs[-config.encoder_levels :], feature_specs[: -config.encoder_levels]
     # Coarse to fine, as the source has them.
-    self.inputs = nnx.List([
+    self.inputs = nnx.List(
+      [
         _Projection(spec.channels, channels, 1, groups, bias=True, init=layers.XAVIER, dtype=dtype, rngs=rngs)
-        for spec in coarse[::-1]])
+        for spec in coarse[::-1]
+      ]
+    )
     self.level_embed = nnx.Param(jax.random.normal(rngs.params(), (config.encoder_levels, channels)))
-    self.layers = nnx.List([
-        DeformableLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.encoder_layers)])
-    projection = lambda features, kernel: _Projection(
-        features, channels, kernel, groups, bias=False, init=layers.XAVIER_FAN_IN, dtype=dtype, rngs=rngs)
+    self.layers = nnx.List(
+      [DeformableLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.encoder_layers)]
+    )
+
+    def projection(features, kernel):
+      return _Projection(
+        features, channels, kernel, groups, bias=False, init=layers.XAVIER_FAN_IN, dtype=dtype, rngs=rngs
+      )
+
     self.laterals = nnx.List([projection(spec.channels, 1) for spec in fine])
     self.outputs = nnx.List([projection(channels, 3) for _ in fine])
     self.mask_features = nnx.Linear(
-        channels, config.mask_dim, dtype=dtype, kernel_init=layers.XAVIER_FAN_IN, rngs=rngs)
+      channels, config.mask_dim, dtype=dtype, kernel_init=layers.XAVIER_FAN_IN, rngs=rngs
+    )
 
   def __call__(self, features: Sequence[Float[Array, "b h w c"]]) -> PixelFeatures:
     """Backbone levels, fine to coarse, of any sizes -> see PixelFeatures."""
@@ -153,8 +178,9 @@ class PixelDecoder(nnx.Module):
   def _encode(self, levels: list[jax.Array]) -> list[jax.Array]:
     shapes = tuple(x.shape[1:3] for x in levels)
     b, _, _, channels = levels[0].shape
-    positions = jnp.concatenate([
-        layers.sine_positions(*shape, channels) + self.level_embed[i] for i, shape in enumerate(shapes)])
+    positions = jnp.concatenate(
+      [layers.sine_positions(*shape, channels) + self.level_embed[i] for i, shape in enumerate(shapes)]
+    )
     references = np.concatenate([_centres(*shape) for shape in shapes])
     x = jnp.concatenate([level.reshape(b, -1, channels) for level in levels], axis=1)
     policy = jax.checkpoint_policies.save_only_these_names(_SAMPLED)

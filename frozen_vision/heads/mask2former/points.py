@@ -33,7 +33,10 @@ def sample_maps(maps: Float[Array, "*s h w"], points: Float[Array, "*s n 2"]) ->
     points: (x, y) as shares of the map's width and height.
   """
   flat = maps.reshape(*maps.shape[:-2], -1)
-  take = lambda index: jnp.take_along_axis(flat, index, axis=-1, mode="promise_in_bounds")
+
+  def take(index):
+    return jnp.take_along_axis(flat, index, axis=-1, mode="promise_in_bounds")
+
   return sum(take(index) * weight for index, weight in _corners(points, *maps.shape[-2:]))
 
 
@@ -46,7 +49,7 @@ def sample_shared(maps: Float[Array, "b h w q"], points: Float[Array, "b n 2"]) 
 
 
 def sample_segments(
-    labels: Int[Array, "b h w"], segment_labels: Int[Array, "b s"], points: Float[Array, "b s n 2"]
+  labels: Int[Array, "b h w"], segment_labels: Int[Array, "b s"], points: Float[Array, "b s n 2"]
 ) -> Float[Array, "b s n"]:
   """Bilinear samples of the masks `labels == segment_labels[:, i]`, which are never built.
 
@@ -56,16 +59,21 @@ def sample_segments(
     points: as in `sample_maps`, of every segment; s = 1 there shares the points among all segments.
   """
   flat = labels.reshape(labels.shape[0], 1, -1)
-  take = lambda index: jnp.take_along_axis(flat, index, axis=-1, mode="promise_in_bounds")
-  same = lambda index: take(index).astype(jnp.int32) == segment_labels.astype(jnp.int32)[..., None]
+
+  def take(index):
+    return jnp.take_along_axis(flat, index, axis=-1, mode="promise_in_bounds")
+
+  def same(index):
+    return take(index).astype(jnp.int32) == segment_labels.astype(jnp.int32)[..., None]
+
   return sum(jnp.where(same(index), weight, 0.0) for index, weight in _corners(points, *labels.shape[1:]))
 
 
 def choose_points(
-    maps: Float[Array, "b s h w"],
-    candidates: Float[Array, "b s c 2"],
-    others: Float[Array, "b s o 2"],
-    num_important: int,
+  maps: Float[Array, "b s h w"],
+  candidates: Float[Array, "b s c 2"],
+  others: Float[Array, "b s o 2"],
+  num_important: int,
 ) -> Float[Array, "b s n 2"]:
   """The `num_important` candidates where the logits are nearest to zero, and all `others`."""
   if not num_important:

@@ -29,7 +29,7 @@ class Predictions(NamedTuple):
 
 
 def mask_logits(
-    embeddings: Float[Array, "b q c"], features: Float[Array, "b h w c"]
+  embeddings: Float[Array, "b q c"], features: Float[Array, "b h w c"]
 ) -> Float[Array, "b q h w"]:
   """Logit of every query's mask at every pixel, float32."""
   return jnp.einsum("bqc,bhwc->bqhw", embeddings, features, preferred_element_type=jnp.float32)
@@ -39,17 +39,19 @@ class DecoderLayer(nnx.Module):
   """Masked cross-attention, self-attention and a feed-forward network, each with its norm after it."""
 
   def __init__(self, config: Mask2FormerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-    attention = lambda: layers.Attention(config.hidden_dim, config.num_heads, dtype=dtype, rngs=rngs)
+    def attention():
+      return layers.Attention(config.hidden_dim, config.num_heads, dtype=dtype, rngs=rngs)
+
     self.cross_attention, self.self_attention = attention(), attention()
     self.ffn = layers.FeedForward(config.hidden_dim, config.decoder_ffn_dim, dtype=dtype, rngs=rngs)
 
   def __call__(
-      self,
-      x: Float[Array, "b q c"],
-      query_positions: Float[Array, "q c"],
-      memory: Float[Array, "b s c"],
-      memory_positions: Float[Array, "s c"],
-      blocked: Bool[Array, "b q s"],
+    self,
+    x: Float[Array, "b q c"],
+    query_positions: Float[Array, "q c"],
+    memory: Float[Array, "b s c"],
+    memory_positions: Float[Array, "s c"],
+    blocked: Bool[Array, "b q s"],
   ) -> Float[Array, "b q c"]:
     x = self.cross_attention(x, query_positions, memory + memory_positions, memory, blocked)
     return self.ffn(self.self_attention(x, query_positions, x + query_positions, x))
@@ -61,27 +63,34 @@ class TransformerDecoder(nnx.Module):
   def __init__(self, config: Mask2FormerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.dtype = dtype
     channels = config.hidden_dim
-    embedding = lambda rows: nnx.Param(jax.random.normal(rngs.params(), (rows, channels)))
+
+    def embedding(rows):
+      return nnx.Param(jax.random.normal(rngs.params(), (rows, channels)))
+
     self.query_features = embedding(config.num_queries)
     self.query_positions = embedding(config.num_queries)
     self.level_embed = embedding(config.encoder_levels)
-    self.layers = nnx.List([
-        DecoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.decoder_layers)])
+    self.layers = nnx.List(
+      [DecoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.decoder_layers)]
+    )
     self.norm = layers.layer_norm(channels, dtype=dtype, rngs=rngs)
     self.classes = layers.default_linear(channels, config.num_classes + 1, dtype=dtype, rngs=rngs)
     sizes = (channels, channels, channels, config.mask_dim)
-    self.mask_mlp = nnx.List([
-        layers.default_linear(i, o, dtype=dtype, rngs=rngs) for i, o in zip(sizes[:-1], sizes[1:])])
+    self.mask_mlp = nnx.List(
+      [layers.default_linear(i, o, dtype=dtype, rngs=rngs) for i, o in zip(sizes[:-1], sizes[1:])]
+    )
 
   def __call__(self, features: PixelFeatures) -> Predictions:
     """See Predictions. No mask is multiplied out at its full size here."""
     levels = features.levels
     b, _, _, channels = levels[0].shape
     memories = [
-        level.reshape(b, -1, channels) + jnp.asarray(self.level_embed[i], self.dtype)
-        for i, level in enumerate(levels)]
+      level.reshape(b, -1, channels) + jnp.asarray(self.level_embed[i], self.dtype)
+      for i, level in enumerate(levels)
+    ]
     memory_positions = [
-        layers.sine_positions(*level.shape[1:3], channels).astype(self.dtype) for level in levels]
+      layers.sine_positions(*level.shape[1:3], channels).astype(self.dtype) for level in levels
+    ]
     # A resized mask is a mask of resized features: resizing is linear. This way it is done once per level.
     fixed = jax.lax.stop_gradient(features.masks.astype(jnp.float32))
     coarse_features = [resize_bilinear(fixed, level.shape[1:3]) for level in levels]
@@ -93,7 +102,8 @@ class TransformerDecoder(nnx.Module):
       blocked = self._blocked(x, coarse_features[level])
       # Attention over the largest level is much larger than what goes in and comes out.
       x = jax.checkpoint(layer.__call__)(
-          x, query_positions, memories[level], memory_positions[level], blocked)
+        x, query_positions, memories[level], memory_positions[level], blocked
+      )
       states.append(x)
     states = self.norm(jnp.stack(states))
     classes = self.classes(states).astype(jnp.float32)
@@ -105,7 +115,7 @@ class TransformerDecoder(nnx.Module):
     return self.mask_mlp[-1](states)
 
   def _blocked(
-      self, x: Float[Array, "b q c"], coarse_features: Float[Array, "b h w c"]
+    self, x: Float[Array, "b q c"], coarse_features: Float[Array, "b h w c"]
   ) -> Bool[Array, "b q h*w"]:
     """Where the mask of a query's present state is off; nowhere for a query whose mask is off everywhere."""
     embeddings = jax.lax.stop_gradient(self._mask_embeddings(self.norm(x)))

@@ -15,59 +15,93 @@ State = dict[str, np.ndarray]
 def timm(embed_dim: int, depths, heads, *, classes: int = 1000, extra_norm: int = 0) -> State:
   """timm's state dict with arrays that take no memory; the shapes are the published ones."""
   state = {
-      "patch_embed.proj.weight": (embed_dim, 3, 4, 4), "patch_embed.proj.bias": (embed_dim,),
-      "patch_embed.norm.weight": (embed_dim,), "patch_embed.norm.bias": (embed_dim,)}
+    "patch_embed.proj.weight": (embed_dim, 3, 4, 4),
+    "patch_embed.proj.bias": (embed_dim,),
+    "patch_embed.norm.weight": (embed_dim,),
+    "patch_embed.norm.bias": (embed_dim,),
+  }
   for s, (depth, h) in enumerate(zip(depths, heads)):
     d = embed_dim * 2**s
     if s:
       state |= {
-          f"layers.{s}.downsample.reduction.weight": (d, 2 * d),
-          f"layers.{s}.downsample.norm.weight": (d,), f"layers.{s}.downsample.norm.bias": (d,)}
+        f"layers.{s}.downsample.reduction.weight": (d, 2 * d),
+        f"layers.{s}.downsample.norm.weight": (d,),
+        f"layers.{s}.downsample.norm.bias": (d,),
+      }
     for b in range(depth):
       names = {
-          "attn.logit_scale": (h, 1, 1), "attn.q_bias": (d,), "attn.v_bias": (d,),
-          "attn.cpb_mlp.0.weight": (512, 2), "attn.cpb_mlp.0.bias": (512,),
-          "attn.cpb_mlp.2.weight": (h, 512), "attn.qkv.weight": (3 * d, d),
-          "attn.proj.weight": (d, d), "attn.proj.bias": (d,), "norm1.weight": (d,), "norm1.bias": (d,),
-          "mlp.fc1.weight": (4 * d, d), "mlp.fc1.bias": (4 * d,), "mlp.fc2.weight": (d, 4 * d),
-          "mlp.fc2.bias": (d,), "norm2.weight": (d,), "norm2.bias": (d,)}
+        "attn.logit_scale": (h, 1, 1),
+        "attn.q_bias": (d,),
+        "attn.v_bias": (d,),
+        "attn.cpb_mlp.0.weight": (512, 2),
+        "attn.cpb_mlp.0.bias": (512,),
+        "attn.cpb_mlp.2.weight": (h, 512),
+        "attn.qkv.weight": (3 * d, d),
+        "attn.proj.weight": (d, d),
+        "attn.proj.bias": (d,),
+        "norm1.weight": (d,),
+        "norm1.bias": (d,),
+        "mlp.fc1.weight": (4 * d, d),
+        "mlp.fc1.bias": (4 * d,),
+        "mlp.fc2.weight": (d, 4 * d),
+        "mlp.fc2.bias": (d,),
+        "norm2.weight": (d,),
+        "norm2.bias": (d,),
+      }
       if extra_norm and (b + 1) % extra_norm == 0:
         names |= {"enorm.weight": (d,), "enorm.bias": (d,)}
       state |= {f"layers.{s}.blocks.{b}.{name}": shape for name, shape in names.items()}
-  last = embed_dim * 2**(len(depths) - 1)
+  last = embed_dim * 2 ** (len(depths) - 1)
   state |= {
-      "norm.weight": (last,), "norm.bias": (last,), "head.fc.weight": (classes, last),
-      "head.fc.bias": (classes,)}
+    "norm.weight": (last,),
+    "norm.bias": (last,),
+    "head.fc.weight": (classes, last),
+    "head.fc.bias": (classes,),
+  }
   return {key: np.broadcast_to(np.float32(0), shape) for key, shape in state.items()}
 
 
 def microsoft(state: State, windows=None, pretrained=None) -> State:
   """Microsoft's: merging at the end of a stage, buffers with the coordinates."""
   state = {
-      re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key)
-      .replace("head.fc.", "head."): value for key, value in state.items()}
+    re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key).replace(
+      "head.fc.", "head."
+    ): value
+    for key, value in state.items()
+  }
   return state | _buffers(state, windows, pretrained) if windows else state
 
 
 def simmim(state: State) -> State:
   """SimMIM's pretraining: an encoder without a classifier, a decoder of pixels, the older name of the MLP."""
   state = {
-      f"encoder.{key}".replace("cpb_mlp", "rpe_mlp"): value for key, value in microsoft(state).items()
-      if not key.startswith("head.")}
+    f"encoder.{key}".replace("cpb_mlp", "rpe_mlp"): value
+    for key, value in microsoft(state).items()
+    if not key.startswith("head.")
+  }
   state |= {
-      "encoder.mask_token": np.zeros((1, 1, 8), np.float32),
-      "decoder.0.weight": np.zeros((3072, 8, 1, 1)), "decoder.0.bias": np.zeros(3072)}
+    "encoder.mask_token": np.zeros((1, 1, 8), np.float32),
+    "decoder.0.weight": np.zeros((3072, 8, 1, 1)),
+    "decoder.0.bias": np.zeros(3072),
+  }
   return state | {"encoder.layers.0.blocks.1.attn_mask": np.zeros((4, 16, 16))}
 
 
 _TRANSFORMERS = (
-    (r"patch_embed\.proj", "embeddings.patch_embeddings.projection"),
-    (r"patch_embed\.norm", "embeddings.norm"),
-    (r"attn\.cpb_mlp", "attention.self.continuous_position_bias_mlp"),
-    (r"attn\.logit_scale", "attention.self.logit_scale"), (r"attn\.q_bias", "attention.self.query.bias"),
-    (r"attn\.v_bias", "attention.self.value.bias"), (r"attn\.proj", "attention.output.dense"),
-    (r"mlp\.fc1", "intermediate.dense"), (r"mlp\.fc2", "output.dense"), (r"norm1", "layernorm_before"),
-    (r"norm2", "layernorm_after"), (r"^norm\.", "layernorm."), (r"^layers", "encoder.layers"))
+  (r"patch_embed\.proj", "embeddings.patch_embeddings.projection"),
+  (r"patch_embed\.norm", "embeddings.norm"),
+  (r"attn\.cpb_mlp", "attention.self.continuous_position_bias_mlp"),
+  (r"attn\.logit_scale", "attention.self.logit_scale"),
+  (r"attn\.q_bias", "attention.self.query.bias"),
+  (r"attn\.v_bias", "attention.self.value.bias"),
+  (r"attn\.proj", "attention.output.dense"),
+  (r"mlp\.fc1", "intermediate.dense"),
+  (r"mlp\.fc2", "output.dense"),
+  (r"norm1", "layernorm_before"),
+  (r"norm2", "layernorm_after"),
+  (r"^norm\.", "layernorm."),
+  (r"^layers", "encoder.layers"),
+)
 
 
 def transformers(state: State, *, prefix: str = "swinv2.") -> State:
@@ -83,7 +117,7 @@ def transformers(state: State, *, prefix: str = "swinv2.") -> State:
       for index, part in enumerate(("query", "key", "value")):
         size = value.shape[0] // 3
         name = prefix + key.replace("attn.qkv", f"attention.self.{part}")
-        found[name] = value[index * size:(index + 1) * size]
+        found[name] = value[index * size : (index + 1) * size]
     else:
       found[prefix + key] = value
   return found

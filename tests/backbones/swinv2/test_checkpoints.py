@@ -9,13 +9,13 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from frozen_vision.freezing import partition
+from frozen_vision import convert as command
 from frozen_vision.backbones import families
+from frozen_vision.backbones.swinv2 import checkpoint_windows as windows_lib
+from frozen_vision.backbones.swinv2 import checkpoints as convert
 from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.files import tensors as weights
-from frozen_vision import convert as command
-from frozen_vision.backbones.swinv2 import checkpoints as convert
-from frozen_vision.backbones.swinv2 import checkpoint_windows as windows_lib
+from frozen_vision.freezing import partition
 from tests.backbones.swinv2 import checkpoint_sources as sources
 from tests.files import pth_file
 
@@ -35,14 +35,14 @@ def _sources(state):
   headless = {key: value for key, value in state.items() if not key.startswith("head.")}
   module = {f"module.{key}": value for key, value in sources.microsoft(state).items()}
   return {
-      "timm": state,
-      "Microsoft": sources.microsoft(state, _WINDOWS),
-      "Microsoft, distributed": module,
-      "Microsoft, large": {k.replace("cpb_mlp", "rpe_mlp"): v for k, v in sources.microsoft(state).items()},
-      "SimMIM": sources.simmim(state),
-      "transformers": sources.transformers(state),
-      "transformers, bare": sources.transformers(headless, prefix=""),
-      "torchvision": sources.torchvision(state, _WINDOWS),
+    "timm": state,
+    "Microsoft": sources.microsoft(state, _WINDOWS),
+    "Microsoft, distributed": module,
+    "Microsoft, large": {k.replace("cpb_mlp", "rpe_mlp"): v for k, v in sources.microsoft(state).items()},
+    "SimMIM": sources.simmim(state),
+    "transformers": sources.transformers(state),
+    "transformers, bare": sources.transformers(headless, prefix=""),
+    "torchvision": sources.torchvision(state, _WINDOWS),
   }
 
 
@@ -54,18 +54,28 @@ def _map(state, name=None, path="x.pth", **overrides):
   return convert.map_tensors(_lazy(state), pathlib.Path(path), name=name, **overrides)
 
 
-@pytest.mark.parametrize("variant,parameters", [
-    ("swinv2_t", 28_347_154), ("swinv2_s", 49_728_418), ("swinv2_b", 87_918_816), ("swinv2_l", 196_739_932),
-    ("swinv2_h", 658_036_370), ("swinv2_g", 3_001_940_680)])
+@pytest.mark.parametrize(
+  "variant,parameters",
+  [
+    ("swinv2_t", 28_347_154),
+    ("swinv2_s", 49_728_418),
+    ("swinv2_b", 87_918_816),
+    ("swinv2_l", 196_739_932),
+    ("swinv2_h", 658_036_370),
+    ("swinv2_g", 3_001_940_680),
+  ],
+)
 def test_every_key_of_every_source_and_size(variant, parameters):
   row = swinv2.VARIANTS[variant]
   state = sources.timm(row.embed_dim, row.depths, row.num_heads, extra_norm=row.extra_norm_interval)
   assert sum(value.size for value in state.values()) == parameters
-  found = {
-      "Microsoft": sources.microsoft(state, (8,) * 4), "SimMIM": sources.simmim(state)}
+  found = {"Microsoft": sources.microsoft(state, (8,) * 4), "SimMIM": sources.simmim(state)}
   if not row.extra_norm_interval:  # the others have no such networks.
-    found |= {"timm": state, "transformers": sources.transformers(state),
-              "torchvision": sources.torchvision(state, (8,) * 4)}
+    found |= {
+      "timm": state,
+      "transformers": sources.transformers(state),
+      "torchvision": sources.torchvision(state, (8,) * 4),
+    }
   for source, tensors in found.items():
     checkpoint = _map(tensors, path="swinv2_window8_256.pth")
     assert (checkpoint.source, checkpoint.name) == (source, variant)
@@ -84,8 +94,14 @@ def test_every_source_gives_the_same_weights(small, tmp_path):
     for path in (tmp_path / "x.pth", tmp_path / "x.safetensors"):
       if path.suffix == ".pth":
         # transposed in storage, as views may be.
-        pth_file.write(path, {"model": {
-            k: np.asfortranarray(v.astype(np.float32)) for k, v in state.items() if v.dtype != np.int64}})
+        pth_file.write(
+          path,
+          {
+            "model": {
+              k: np.asfortranarray(v.astype(np.float32)) for k, v in state.items() if v.dtype != np.int64
+            }
+          },
+        )
       else:
         safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, path)
       backbone = families.load_backbone(path, **_SMALL, window_sizes=_WINDOWS)
@@ -100,7 +116,8 @@ def test_every_source_gives_the_same_weights(small, tmp_path):
         assert name in ("SimMIM", "transformers, bare")
   leaves = partition.flatten(nnx.state(backbone, nnx.Param))
   np.testing.assert_array_equal(
-      leaves["stages/1/blocks/0/attn/v_bias"], small["layers.1.blocks.0.attn.v_bias"])
+    leaves["stages/1/blocks/0/attn/v_bias"], small["layers.1.blocks.0.attn.v_bias"]
+  )
 
 
 def test_one_error_lists_every_key_at_fault(small):
@@ -111,9 +128,13 @@ def test_one_error_lists_every_key_at_fault(small):
   with pytest.raises(ValueError) as caught:
     _map(state, **_SMALL, window_sizes=_WINDOWS)
   message = str(caught.value)
-  for part in ("5 keys at fault", "missing layers.1.blocks.1.norm2.bias (16,)", "unexpected extra (16,)",
-               "layers.0.blocks.0.attn.proj.weight has shape (8, 9), expected (8, 8)",
-               "classifier head.weight (5, 7), expected (classes, 16)"):
+  for part in (
+    "5 keys at fault",
+    "missing layers.1.blocks.1.norm2.bias (16,)",
+    "unexpected extra (16,)",
+    "layers.0.blocks.0.attn.proj.weight has shape (8, 9), expected (8, 8)",
+    "classifier head.weight (5, 7), expected (classes, 16)",
+  ):
     assert part in message
 
 
@@ -136,16 +157,22 @@ def test_wrong_variants_and_no_variants(small):
     _map(state, "swinv2_x")
 
 
-@pytest.mark.parametrize("name,window_sizes,pretrained", [
+@pytest.mark.parametrize(
+  "name,window_sizes,pretrained",
+  [
     ("swinv2_tiny_patch4_window8_256.pth", (8, 8, 8, 8), (8, 8, 8, 8)),
     ("swinv2_tiny_patch4_window16_256.pth", (16, 16, 16, 8), (16, 16, 16, 8)),
     ("swinv2_base_patch4_window12to16_192to256_22kto1k_ft.pth", (16, 16, 16, 8), (12, 12, 12, 6)),
     ("swinv2_large_patch4_window12to24_192to384_22kto1k_ft.pth", (24, 24, 24, 12), (12, 12, 12, 6)),
     ("swinv2_base_window12_192.ms_in22k/model.safetensors", (12, 12, 12, 6), (12, 12, 12, 6)),
-    ("swinv2-base-patch4-window12to24-192to384-22kto1k-ft/model.safetensors", (24, 24, 24, 12),
-     (12, 12, 12, 6)),
+    (
+      "swinv2-base-patch4-window12to24-192to384-22kto1k-ft/model.safetensors",
+      (24, 24, 24, 12),
+      (12, 12, 12, 6),
+    ),
     ("simmim_pretrain__swinv2_base__img192_window12__800ep.pth", (12, 12, 12, 6), (12, 12, 12, 6)),
-])
+  ],
+)
 def test_windows_of_names(name, window_sizes, pretrained):
   state = sources.timm(96, (2, 2, 6, 2), (3, 6, 12, 24))
   config = _map(state, path=name).config
@@ -155,7 +182,10 @@ def test_windows_of_names(name, window_sizes, pretrained):
 def test_windows_of_keys_configs_and_arguments(tmp_path):
   state = sources.timm(96, (2, 2, 6, 2), (3, 6, 12, 24))
   windows, pretrained = (24, 24, 24, 12), (12, 12, 12, 6)
-  of = lambda checkpoint: (checkpoint.config.window_sizes, checkpoint.config.pretrained_window_sizes)
+
+  def of(checkpoint):
+    return (checkpoint.config.window_sizes, checkpoint.config.pretrained_window_sizes)
+
   # What the keys say goes before the name; arguments go before both.
   held = sources.microsoft(state, windows, pretrained)
   assert of(_map(held, path="swinv2_tiny_window8_256.pth")) == (windows, pretrained)
@@ -169,8 +199,9 @@ def test_windows_of_keys_configs_and_arguments(tmp_path):
   path = tmp_path / "model.safetensors"
   (tmp_path / "config.json").write_text(json.dumps({"architecture": "swinv2_tiny_window16_256"}))
   assert of(_map(state, path=path)) == ((16, 16, 16, 8),) * 2
-  (tmp_path / "config.json").write_text(json.dumps(
-      {"window_size": 24, "image_size": 384, "pretrained_window_sizes": [12, 12, 12, 6]}))
+  (tmp_path / "config.json").write_text(
+    json.dumps({"window_size": 24, "image_size": 384, "pretrained_window_sizes": [12, 12, 12, 6]})
+  )
   assert of(_map(state, path=path)) == (windows, pretrained)
   assert windows_lib.effective(7, 224, 4) == (7, 7, 7, 7)
 
@@ -188,7 +219,8 @@ def test_torchvision_is_refused_where_it_computes_something_else(small, tmp_path
     backbone(np.zeros((1, 42, 40, 3), np.float32))
   for overrides in (dict(window_sizes=(8, 4)), dict(pretrained_window_sizes=(8, 4))):
     with pytest.raises(
-        ValueError, match=r"torchvision's.*\(8, 4\), its own are \(4, 4\).*whole_windows=False"):
+      ValueError, match=r"torchvision's.*\(8, 4\), its own are \(4, 4\).*whole_windows=False"
+    ):
       families.load_backbone(path, **_SMALL, **overrides)
     other = families.load_backbone(path, **_SMALL, **overrides, whole_windows=False)
     other(np.zeros((1, 10, 10, 3), np.float32))
@@ -208,14 +240,32 @@ def test_the_command_line(small, tmp_path, capsys):
   row = swinv2.VARIANTS["swinv2_nano"]
   rng = np.random.default_rng(0)
   state = {
-      key: rng.standard_normal(value.shape).astype(np.float32) * 0.1
-      for key, value in sources.timm(row.embed_dim, row.depths, row.num_heads, classes=7).items()}
-  source = pth_file.write(tmp_path / "x.pth", {
-      "model": sources.microsoft(state), "config": pth_file.Call("yacs.config", "CfgNode")})
+    key: rng.standard_normal(value.shape).astype(np.float32) * 0.1
+    for key, value in sources.timm(row.embed_dim, row.depths, row.num_heads, classes=7).items()
+  }
+  source = pth_file.write(
+    tmp_path / "x.pth", {"model": sources.microsoft(state), "config": pth_file.Call("yacs.config", "CfgNode")}
+  )
   out, head, rows = (tmp_path / name for name in ("out.safetensors", "head.safetensors", "rows.txt"))
   rows.write_text("6\n0\n")
-  command.main([str(source), str(out), "--window", "16", "--image-size", "256", "--pretrained-window", "12",
-                "--pretrained-image-size", "192", "--head", str(head), "--head-classes", str(rows)])
+  command.main(
+    [
+      str(source),
+      str(out),
+      "--window",
+      "16",
+      "--image-size",
+      "256",
+      "--pretrained-window",
+      "12",
+      "--pretrained-image-size",
+      "192",
+      "--head",
+      str(head),
+      "--head-classes",
+      str(rows),
+    ]
+  )
   printed = capsys.readouterr().out
   backbone = families.load_backbone(out, "swinv2_nano")
   fingerprint = partition.fingerprint(nnx.state(backbone, nnx.Param))
@@ -225,7 +275,8 @@ def test_the_command_line(small, tmp_path, capsys):
   assert backbone.config.window_sizes == (16, 16, 16, 8)
   assert backbone.config.pretrained_window_sizes == (12, 12, 12, 6)
   np.testing.assert_array_equal(
-      safetensors.numpy.load_file(head)["kernel"], state["head.fc.weight"][[6, 0]].T)
+    safetensors.numpy.load_file(head)["kernel"], state["head.fc.weight"][[6, 0]].T
+  )
   # The same weights, straight from the public file.
   same = families.load_backbone(source, window_sizes=(16, 16, 16, 8))
   assert partition.fingerprint(nnx.state(same, nnx.Param)) == fingerprint

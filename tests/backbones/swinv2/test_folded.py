@@ -8,22 +8,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_vision.backbones.swinv2 import folded as fold
-from frozen_vision.freezing import partition as freeze
 from frozen_vision.backbones import families
-from frozen_vision.backbones.swinv2 import model as swinv2, windows
-
+from frozen_vision.backbones.swinv2 import folded as fold
+from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.backbones.swinv2 import windows
+from frozen_vision.freezing import partition as freeze
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def _backbone(depths=(2, 5), extra_norm=0, pretrained=(4, 3), seed=0):
   config = swinv2.SwinV2Config(
-      16, depths, (2, 4)[:len(depths)], (4,) * len(depths), pretrained[:len(depths)],
-      extra_norm_interval=extra_norm, residual_norm_init=1.0)
+    16,
+    depths,
+    (2, 4)[: len(depths)],
+    (4,) * len(depths),
+    pretrained[: len(depths)],
+    extra_norm_interval=extra_norm,
+    residual_norm_init=1.0,
+  )
   backbone = swinv2.SwinV2(config, rngs=nnx.Rngs(seed))
   rng = np.random.default_rng(seed)
-  noise = lambda leaf: jnp.asarray(leaf + 0.1 * rng.standard_normal(leaf.shape), jnp.float32)
+
+  def noise(leaf):
+    return jnp.asarray(leaf + 0.1 * rng.standard_normal(leaf.shape), jnp.float32)
+
   state = jax.tree.map(noise, nnx.state(backbone, nnx.Param))
   nnx.update(backbone, state)
   return backbone
@@ -109,13 +118,18 @@ def test_smaller_weights_drift_little():
   sizes = {}
   # Twice what the worst of eight draws of weights lost: 0.0009 of the cosine, 0.00024, and 0.0030 with int8.
   for name, options, least in (
-      ("float32", dict(), 0.99999), ("bfloat16", dict(dtype=jnp.bfloat16), 0.998),
-      ("held bfloat16", dict(held_as="bfloat16"), 0.9995), ("int8", dict(held_as="int8"), 0.994)):
+    ("float32", dict(), 0.99999),
+    ("bfloat16", dict(dtype=jnp.bfloat16), 0.998),
+    ("held bfloat16", dict(held_as="bfloat16"), 0.9995),
+    ("int8", dict(held_as="int8"), 0.994),
+  ):
     folded = fold.fold(backbone, **options)
     assert folded.held_as == name.split()[-1] and folded.dtype == options.get("dtype", jnp.float32)
     sizes[name] = sum(
-        leaf.nbytes for leaf in jax.tree.leaves(folded.stages[1])
-        if leaf.ndim >= 2 and leaf.dtype != jnp.float32)
+      leaf.nbytes
+      for leaf in jax.tree.leaves(folded.stages[1])
+      if leaf.ndim >= 2 and leaf.dtype != jnp.float32
+    )
     for found, level in zip(_features(folded, images), wanted):
       cosine = (found * level).sum() / np.sqrt((found**2).sum() * (level**2).sum())
       assert cosine >= least, (name, cosine)
@@ -151,7 +165,8 @@ def test_read_from_its_file_block_by_block_it_is_that_of_the_loaded_one(saved, h
   wanted = fold.fold(file.load(), held_as=held_as)
   assert jax.tree.structure(found) == jax.tree.structure(wanted)
   for (path, leaf), (_, other) in zip(
-      *map(jax.tree_util.tree_leaves_with_path, (found, wanted)), strict=True):
+    *map(jax.tree_util.tree_leaves_with_path, (found, wanted)), strict=True
+  ):
     assert leaf.dtype == other.dtype, path
     np.testing.assert_array_equal(leaf, other, err_msg=str(path))
 

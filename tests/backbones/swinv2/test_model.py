@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 
 from frozen_vision.backbones import families
-from frozen_vision.backbones.swinv2 import model as swinv2
-from frozen_vision.files import tensors as weights
-from frozen_vision.backbones.swinv2 import windows
 from frozen_vision.backbones.swinv2 import checkpoints as convert
+from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.backbones.swinv2 import windows
+from frozen_vision.files import tensors as weights
 from tests import golden_values, paths
 
-
-_PRETRAINED_WINDOWS = {
-    "swinv2_w8": (0, 0, 0, 0), "swinv2_w12from8": (8, 8, 8, 4), "swinv2_w16": (0, 0, 0, 0)}
+_PRETRAINED_WINDOWS = {"swinv2_w8": (0, 0, 0, 0), "swinv2_w12from8": (8, 8, 8, 4), "swinv2_w16": (0, 0, 0, 0)}
 
 
 @pytest.mark.parametrize("name", ["swinv2_w8", "swinv2_w12from8", "swinv2_w16"])
@@ -27,12 +25,16 @@ def test_features_and_logits_equal_the_reference(name):
   spec = json.loads((folder / f"{name}.json").read_text())
   golden = np.load(folder / f"{name}.npz")
   tensors = {
-      key: weights.LazyTensor(value.shape, value.dtype, lambda value=value: value)
-      for key, value in golden_values.state_dict(spec).items()
+    key: weights.LazyTensor(value.shape, value.dtype, lambda value=value: value)
+    for key, value in golden_values.state_dict(spec).items()
   }
   checkpoint = convert.map_tensors(
-      tensors, folder / name, depths=tuple(spec["depths"]), window_size=spec["window"],
-      pretrained_window_sizes=_PRETRAINED_WINDOWS[name])
+    tensors,
+    folder / name,
+    depths=tuple(spec["depths"]),
+    window_size=spec["window"],
+    pretrained_window_sizes=_PRETRAINED_WINDOWS[name],
+  )
   assert checkpoint.source == "timm" and not checkpoint.ignored
   assert checkpoint.config.num_heads == tuple(spec["heads"])
   backbone = swinv2.SwinV2(checkpoint.config, rngs=nnx.Rngs(0))
@@ -43,39 +45,57 @@ def test_features_and_logits_equal_the_reference(name):
   features, pooled = jax.jit(lambda x: (backbone(x), backbone.embed(x)))(jnp.asarray(images))
   logits = pooled @ head.kernel + head.bias
   np.testing.assert_array_less(
-      np.abs(np.asarray(logits) - golden["logits"]).max(), 1e-5 * np.abs(golden["logits"]).max())
+    np.abs(np.asarray(logits) - golden["logits"]).max(), 1e-5 * np.abs(golden["logits"]).max()
+  )
   for stage, feature in enumerate(features):
     wanted = golden[f"stage{stage}"]
-    found = np.asarray(feature).transpose(0, 3, 1, 2)[:, ::max(1, feature.shape[-1] // 16)]
+    found = np.asarray(feature).transpose(0, 3, 1, 2)[:, :: max(1, feature.shape[-1] // 16)]
     assert found.shape == wanted.shape
     assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max(), stage
 
 
-@pytest.mark.parametrize("name, with_head, without_head, extra_norms", [
+@pytest.mark.parametrize(
+  "name, with_head, without_head, extra_norms",
+  [
     ("swinv2_t", 28_347_154, None, []),
     ("swinv2_s", 49_728_418, None, []),
     ("swinv2_b", 87_918_816, 86_893_816, []),
     ("swinv2_l", 196_739_932, 195_202_932, []),
     ("swinv2_h", 658_036_370, 655_219_370, [5, 11, 17]),
     ("swinv2_g", 3_001_940_680, 2_997_843_680, [5, 11, 17, 23, 29, 35, 41]),
-])
+  ],
+)
 def test_parameter_counts_and_extra_norms(name, with_head, without_head, extra_norms):
   backbone = nnx.eval_shape(lambda: families.build_backbone(name, rngs=nnx.Rngs(0)))
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(backbone, nnx.Param)))
   assert count + 1000 * backbone.feature_specs[-1].channels + 1000 == with_head
   assert without_head is None or count == without_head
   assert not jax.tree.leaves(nnx.state(backbone, nnx.Not(nnx.Param)))
-  found = [[i for i, block in enumerate(stage.blocks) if block.extra_norm is not None]
-           for stage in backbone.stages]
+  found = [
+    [i for i, block in enumerate(stage.blocks) if block.extra_norm is not None] for stage in backbone.stages
+  ]
   assert found == [[], [], extra_norms, []]  # counted within the stage
 
 
-@pytest.mark.parametrize("window, pretrained, at_end, at_one", [
-    (12, 12, 1.056642, 0.262832), (8, 8, 1.056642, 0.366512), (6, 6, 1.056642, 0.459504),
-    (12, 0, 1.056642, 0.262832), (16, 12, 1.191330, 0.262832), (24, 12, 1.382633, 0.262832),
-    (32, 12, 1.519126, 0.262832), (48, 12, 1.712253, 0.262832), (40, 12, 1.625320, 0.262832),
-    (56, 12, 1.785851, 0.262832), (8, 6, 1.202936, 0.459504), (12, 6, 1.405744, 0.459504),
-    (16, 6, 1.547952, 0.459504), (24, 6, 1.746771, 0.459504)])
+@pytest.mark.parametrize(
+  "window, pretrained, at_end, at_one",
+  [
+    (12, 12, 1.056642, 0.262832),
+    (8, 8, 1.056642, 0.366512),
+    (6, 6, 1.056642, 0.459504),
+    (12, 0, 1.056642, 0.262832),
+    (16, 12, 1.191330, 0.262832),
+    (24, 12, 1.382633, 0.262832),
+    (32, 12, 1.519126, 0.262832),
+    (48, 12, 1.712253, 0.262832),
+    (40, 12, 1.625320, 0.262832),
+    (56, 12, 1.785851, 0.262832),
+    (8, 6, 1.202936, 0.459504),
+    (12, 6, 1.405744, 0.459504),
+    (16, 6, 1.547952, 0.459504),
+    (24, 6, 1.746771, 0.459504),
+  ],
+)
 def test_position_coordinates(window, pretrained, at_end, at_one):
   side = 2 * window - 1
   table = windows.position_coordinates((window, window), pretrained).reshape(side, side, 2)
@@ -102,9 +122,16 @@ def test_position_index_against_a_plain_loop(window):
       assert table[index[i, j]] == (y - y2, x - x2)
 
 
-@pytest.mark.parametrize("size, window, shift", [
-    ((8, 8), (4, 4), (2, 2)), ((8, 12), (4, 4), (2, 2)), ((4, 12), (4, 4), (0, 2)),
-    ((6, 9), (2, 3), (1, 1)), ((3, 10), (3, 5), (0, 2))])
+@pytest.mark.parametrize(
+  "size, window, shift",
+  [
+    ((8, 8), (4, 4), (2, 2)),
+    ((8, 12), (4, 4), (2, 2)),
+    ((4, 12), (4, 4), (0, 2)),
+    ((6, 9), (2, 3), (1, 1)),
+    ((3, 10), (3, 5), (0, 2)),
+  ],
+)
 def test_shift_regions_against_a_plain_loop(size, window, shift):
   regions = windows.shift_regions(size, window, shift)
 
@@ -142,14 +169,15 @@ def test_large_windows_in_groups_change_nothing(size, most, monkeypatch):
     assert found == window
     return windows.cosine_attention(x, found, scale, bias, regions)
 
-  run = lambda x: windows.attend_in_windows(x, 4, True, attention, 2)
+  def run(x):
+    return windows.attend_in_windows(x, 4, True, attention, 2)
+
   wanted, wanted_gradient = run(qkv), jax.grad(lambda x: jnp.sum(jnp.sin(run(x))))(qkv)
   whole = set(groups)
   groups.clear()
   monkeypatch.setattr(windows, "_MOST_SCORES", most * 2 * (window[0] * 4) ** 2)
   np.testing.assert_allclose(run(qkv), wanted, atol=1e-6)
-  np.testing.assert_allclose(
-      jax.grad(lambda x: jnp.sum(jnp.sin(run(x))))(qkv), wanted_gradient, atol=5e-5)
+  np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(jnp.sin(run(x))))(qkv), wanted_gradient, atol=5e-5)
   in_group = {shape[1] * shape[2] // (window[0] * 4) for shape in groups}
   assert max(in_group) <= most and all(shape[0] == 2 for shape in groups)
   if most < 6:  # every map here has more windows
@@ -176,8 +204,9 @@ def test_heads_in_groups_change_nothing(size, at_once, monkeypatch):
   scale = jnp.array([3.0, 5.0, 2.0, 4.0])
 
   def run(qkv, table):
-    attention = lambda x, found, regions: windows.cosine_attention(
-        x, found, scale, windows.pair_bias(table, found), regions)
+    def attention(x, found, regions):
+      return windows.cosine_attention(x, found, scale, windows.pair_bias(table, found), regions)
+
     return windows.attend_in_windows(qkv, 4, True, attention, 4)
 
   gradients = jax.grad(lambda *arguments: jnp.sum(jnp.sin(run(*arguments))), argnums=(0, 1))
@@ -193,8 +222,12 @@ def test_heads_in_groups_change_nothing(size, at_once, monkeypatch):
 
 def _small(**changes):
   options = dict(
-      embed_dim=8, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8), window_sizes=(4, 4, 4, 2),
-      residual_norm_init=1.0)
+    embed_dim=8,
+    depths=(2, 1, 1, 1),
+    num_heads=(1, 2, 4, 8),
+    window_sizes=(4, 4, 4, 2),
+    residual_norm_init=1.0,
+  )
   return families.build_backbone("swinv2_nano", rngs=nnx.Rngs(0), **(options | changes))
 
 

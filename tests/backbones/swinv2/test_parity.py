@@ -15,22 +15,34 @@ import jax
 import numpy as np
 import pytest
 
-from frozen_vision.backbones.swinv2 import folded as fold
 from frozen_vision.backbones import families
-from frozen_vision.files import tensors as weights
 from frozen_vision.backbones.swinv2 import checkpoints as convert
+from frozen_vision.backbones.swinv2 import folded as fold
+from frozen_vision.files import tensors as weights
 from tests.backbones.swinv2 import checkpoint_sources as sources
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers")
 _SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "references" / "swinv2.py"
 _CASES = [
-    *(f"{source}-{case}" for source in ("timm", "transformers") for case in (
-        "window8_128", "window6to8_96to128", "window16_128", "window12to24_192to192")),
-    "transformers-window4_112", "torchvision-window4_128", "torchvision-window4_136"]
+  *(
+    f"{source}-{case}"
+    for source in ("timm", "transformers")
+    for case in ("window8_128", "window6to8_96to128", "window16_128", "window12to24_192to192")
+  ),
+  "transformers-window4_112",
+  "torchvision-window4_128",
+  "torchvision-window4_136",
+]
 # Widths of the published networks: T is whole, the others have fewer blocks (see the script).
 _FULL_CASES = [
-    "timm-t_window8_256", "transformers-t_window8_256", "torchvision-t_window8_256", "timm-s_window16_256",
-    "timm-b_window12to16_192to256", "transformers-b_window12to16_192to256", "timm-l_window12to24_192to384"]
+  "timm-t_window8_256",
+  "transformers-t_window8_256",
+  "torchvision-t_window8_256",
+  "timm-s_window16_256",
+  "timm-b_window12to16_192to256",
+  "transformers-b_window12to16_192to256",
+  "timm-l_window12to24_192to384",
+]
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +99,10 @@ def test_names_and_shapes_of_full_sizes(references):
   for case, shapes in found.items():
     source, variant = case.split("-")
     tensors = {
-        key: weights.LazyTensor(tuple(shape), np.dtype(np.float32), lambda: None)
-        for key, shape in shapes.items() if not key.endswith("relative_coords_table")}
+      key: weights.LazyTensor(tuple(shape), np.dtype(np.float32), lambda: None)
+      for key, shape in shapes.items()
+      if not key.endswith("relative_coords_table")
+    }
     checkpoint = convert.map_tensors(tensors, pathlib.Path("window8_256.pth"))
     assert (checkpoint.source, checkpoint.name) == (source, variant)
     # The states that run without these packages have the same names and shapes.

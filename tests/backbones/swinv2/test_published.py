@@ -7,11 +7,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from frozen_vision.freezing import partition
 from frozen_vision.backbones import families
-from frozen_vision.backbones.swinv2 import published as named_weights, model as swinv2
-from frozen_vision.backbones.swinv2 import checkpoints as convert
 from frozen_vision.backbones.swinv2 import checkpoint_windows
+from frozen_vision.backbones.swinv2 import checkpoints as convert
+from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.backbones.swinv2 import published as named_weights
+from frozen_vision.freezing import partition
 from frozen_vision.tasks import common
 from tests.backbones.swinv2 import checkpoint_sources as sources
 from tests.files import pth_file
@@ -31,13 +32,15 @@ def published(tmp_path, monkeypatch):
   row = swinv2.VARIANTS["swinv2_nano"]
   rng = np.random.default_rng(0)
   state = {
-      key: rng.standard_normal(value.shape).astype(np.float32) * 0.1
-      for key, value in sources.timm(row.embed_dim, row.depths, row.num_heads, classes=7).items()}
+    key: rng.standard_normal(value.shape).astype(np.float32) * 0.1
+    for key, value in sources.timm(row.embed_dim, row.depths, row.num_heads, classes=7).items()
+  }
   folder = tmp_path / "published"
   folder.mkdir()
   path = pth_file.write(folder / "swinv2_tiny_patch4_window8_256.pth", {"model": sources.microsoft(state)})
   entry = named_weights.NamedWeights(
-      "swinv2_nano", path.as_uri(), sum(value.size for value in state.values()))
+    "swinv2_nano", path.as_uri(), sum(value.size for value in state.values())
+  )
   monkeypatch.setitem(named_weights.TABLE, _NAME, entry)
   return path
 
@@ -55,7 +58,9 @@ def test_the_table():
     assert found is not None and max(found[0]) in (8, 12, 16, 24)
   large = named_weights.TABLE["swinv2_large_window12to24_192to384_22kto1k_ft"]
   assert checkpoint_windows.of_surroundings(named_weights.cache_folder() / large.file, 4) == (
-      (24, 24, 24, 12), (12, 12, 12, 6))
+    (24, 24, 24, 12),
+    (12, 12, 12, 6),
+  )
 
 
 def test_fetched_once_and_loaded(cache, published):
@@ -80,10 +85,11 @@ def test_files_in_the_cache_that_are_others(cache, published, monkeypatch):
   entry = dataclasses.replace(named_weights.TABLE[_NAME], sha256="0" * 64)
   monkeypatch.setitem(named_weights.TABLE, _NAME, entry)
   with pytest.raises(
-      ValueError, match=f"{path} has .* with the SHA-256 .*Remove the file to have it fetched again"):
+    ValueError, match=f"{path} has .* with the SHA-256 .*Remove the file to have it fetched again"
+  ):
     families.load_backbone(_NAME)
   monkeypatch.setitem(named_weights.TABLE, _NAME, dataclasses.replace(entry, sha256=None))
-  path.write_bytes(path.read_bytes()[:entry.least_bytes - 1])
+  path.write_bytes(path.read_bytes()[: entry.least_bytes - 1])
   with pytest.raises(ValueError, match=f"{path} has .* bytes, but file:.* has at least"):
     families.load_backbone(_NAME)
 
@@ -91,7 +97,8 @@ def test_files_in_the_cache_that_are_others(cache, published, monkeypatch):
 def test_without_a_network(cache, published):
   published.unlink()
   with pytest.raises(
-      ConnectionError, match=rf"window8_256.pth could not be fetched.*put it at {cache}/swinv2_tiny"):
+    ConnectionError, match=rf"window8_256.pth could not be fetched.*put it at {cache}/swinv2_tiny"
+  ):
     families.load_backbone(_NAME)
   with pytest.raises(FileNotFoundError, match="or of published ones: .*swinv2_base_window12_192_22k"):
     families.load_backbone("swinv2_base_window12_192_23k")

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from frozen_vision.backbones.video_swin import checkpoints as convert
 from frozen_vision.backbones.video_swin import model as video_swin
 from frozen_vision.files import tensors
-from frozen_vision.backbones.video_swin import checkpoints as convert
 from tests import golden_values
 
 _GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "golden" / "swin2d.npz"
@@ -18,8 +18,9 @@ _GOLDEN = pathlib.Path(__file__).resolve().parents[2] / "golden" / "swin2d.npz"
 
 def _lazy(state):
   return {
-      key: tensors.LazyTensor(value.shape, value.dtype, lambda value=value: value)
-      for key, value in state.items()}
+    key: tensors.LazyTensor(value.shape, value.dtype, lambda value=value: value)
+    for key, value in state.items()
+  }
 
 
 def _torchvision_2d():
@@ -29,7 +30,7 @@ def _torchvision_2d():
   for key, shape in zip(golden["names"].tolist(), golden["shapes"].tolist()):
     shape = ast.literal_eval(shape)
     is_norm = "norm" in key or key.startswith("features.0.2")
-    scale = 0.1 if len(shape) == 1 else 0.5 if key.endswith("table") else 0.5 * np.prod(shape[1:])**-0.5
+    scale = 0.1 if len(shape) == 1 else 0.5 if key.endswith("table") else 0.5 * np.prod(shape[1:]) ** -0.5
     state[key] = golden_values.values(0, key, shape, scale, float(is_norm and key.endswith("weight")))
   return state, golden
 
@@ -41,8 +42,10 @@ def _microsoft_2d(state):
     key = re.sub(r"^features\.0\.0\.", "patch_embed.proj.", key)
     key = re.sub(r"^features\.0\.2\.", "patch_embed.norm.", key)
     key = re.sub(
-        r"^features\.(\d+)\.(reduction|norm)\.",
-        lambda m: f"layers.{int(m[1]) // 2 - 1}.downsample.{m[2]}.", key)
+      r"^features\.(\d+)\.(reduction|norm)\.",
+      lambda m: f"layers.{int(m[1]) // 2 - 1}.downsample.{m[2]}.",
+      key,
+    )
     key = re.sub(r"^features\.(\d+)\.(\d+)\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.", key)
     renamed[key.replace("mlp.0.", "mlp.fc1.").replace("mlp.3.", "mlp.fc2.")] = value
   renamed["layers.0.blocks.0.attn.relative_position_index"] = np.zeros((16, 16), np.int64)
@@ -54,17 +57,37 @@ def _torchvision_3d():
   """A small 3D network of random numbers under torchvision's names."""
   rng = np.random.default_rng(0)
   shapes = {
-      "patch_embed.proj.weight": (8, 3, 2, 4, 4), "patch_embed.proj.bias": (8,),
-      "patch_embed.norm.weight": (8,), "patch_embed.norm.bias": (8,),
-      "features.1.reduction.weight": (16, 32), "features.1.norm.weight": (32,), "features.1.norm.bias": (32,),
-      "norm.weight": (16,), "norm.bias": (16,), "head.weight": (5, 16), "head.bias": (5,)}
+    "patch_embed.proj.weight": (8, 3, 2, 4, 4),
+    "patch_embed.proj.bias": (8,),
+    "patch_embed.norm.weight": (8,),
+    "patch_embed.norm.bias": (8,),
+    "features.1.reduction.weight": (16, 32),
+    "features.1.norm.weight": (32,),
+    "features.1.norm.bias": (32,),
+    "norm.weight": (16,),
+    "norm.bias": (16,),
+    "head.weight": (5, 16),
+    "head.bias": (5,),
+  }
   for n, d, heads in ((0, 8, 1), (2, 16, 2)):
-    shapes |= {f"features.{n}.0.{name}": shape for name, shape in {
-        "norm1.weight": (d,), "norm1.bias": (d,), "norm2.weight": (d,), "norm2.bias": (d,),
-        "attn.relative_position_bias_table": (7 * 25, heads), "attn.qkv.weight": (3 * d, d),
-        "attn.qkv.bias": (3 * d,), "attn.proj.weight": (d, d), "attn.proj.bias": (d,),
-        "mlp.0.weight": (4 * d, d), "mlp.0.bias": (4 * d,), "mlp.3.weight": (d, 4 * d), "mlp.3.bias": (d,),
-    }.items()}
+    shapes |= {
+      f"features.{n}.0.{name}": shape
+      for name, shape in {
+        "norm1.weight": (d,),
+        "norm1.bias": (d,),
+        "norm2.weight": (d,),
+        "norm2.bias": (d,),
+        "attn.relative_position_bias_table": (7 * 25, heads),
+        "attn.qkv.weight": (3 * d, d),
+        "attn.qkv.bias": (3 * d,),
+        "attn.proj.weight": (d, d),
+        "attn.proj.bias": (d,),
+        "mlp.0.weight": (4 * d, d),
+        "mlp.0.bias": (4 * d,),
+        "mlp.3.weight": (d, 4 * d),
+        "mlp.3.bias": (d,),
+      }.items()
+    }
   return {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
 
 
@@ -75,8 +98,8 @@ def _released(state):
     key = re.sub(r"^head\.", "cls_head.fc_cls.", key)
     if not key.startswith("cls_head"):
       key = "backbone." + re.sub(
-          r"^features\.(\d+)\.(reduction|norm)\.",
-          lambda m: f"layers.{int(m[1]) // 2}.downsample.{m[2]}.", key)
+        r"^features\.(\d+)\.(reduction|norm)\.", lambda m: f"layers.{int(m[1]) // 2}.downsample.{m[2]}.", key
+      )
     key = re.sub(r"features\.(\d+)\.(\d+)\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.", key)
     renamed[key.replace("mlp.0.", "mlp.fc1.").replace("mlp.3.", "mlp.fc2.")] = value
   return renamed
@@ -153,10 +176,11 @@ def test_biases_are_resized_as_by_pytorch_and_repeated_over_time(window):
   for offset in found:
     np.testing.assert_allclose(offset, wanted, atol=1e-5)
   np.testing.assert_array_equal(
-      convert.inflate_bias(table, (2, 4, 4), 4).reshape(3, -1, table.shape[1])[1], table)
+    convert.inflate_bias(table, (2, 4, 4), 4).reshape(3, -1, table.shape[1])[1], table
+  )
   checkpoint = convert.map_tensors(_lazy(state), _GOLDEN, window_size=(2, window, window))
   leaf = checkpoint.leaves["stages/0/blocks/0/attn/position_bias"]
-  assert leaf.shape == leaf.read().shape == (3 * (2 * window - 1)**2, 1)
+  assert leaf.shape == leaf.read().shape == (3 * (2 * window - 1) ** 2, 1)
 
 
 def test_a_window_that_the_weights_do_not_tell_is_asked_for():

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from frozen_vision.backbones.swinv2 import model as swinv2
-from frozen_vision.backbones.video_swin import model as video_swin, windows
-from frozen_vision.files import tensors
 from frozen_vision.backbones.video_swin import checkpoints as convert
+from frozen_vision.backbones.video_swin import model as video_swin
+from frozen_vision.backbones.video_swin import windows
+from frozen_vision.files import tensors
 from tests import golden_values, paths
 
 _SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "references" / "video_swin.py"
@@ -25,8 +26,9 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 def lazy(state):
   return {
-      key: tensors.LazyTensor(value.shape, value.dtype, lambda value=value: value)
-      for key, value in state.items()}
+    key: tensors.LazyTensor(value.shape, value.dtype, lambda value=value: value)
+    for key, value in state.items()
+  }
 
 
 def error(found, wanted):
@@ -43,7 +45,8 @@ def test_features_and_logits_equal_the_golden_ones(name):
   checkpoint = convert.map_tensors(lazy(golden_values.state_dict(spec)), folder / name)
   assert checkpoint.source == "torchvision" and not checkpoint.ignored
   assert checkpoint.config == video_swin.VideoSwinConfig(
-      spec["embed_dim"], tuple(spec["depths"]), tuple(spec["heads"]), tuple(spec["window"]))
+    spec["embed_dim"], tuple(spec["depths"]), tuple(spec["heads"]), tuple(spec["window"])
+  )
   model = checkpoint.build()
   clip = golden_values.values(spec["seed"], "clip", spec["clip"]).transpose(0, 2, 3, 4, 1)
   features = jax.jit(lambda x: model.norm(model(x)[-1]))(clip)
@@ -78,9 +81,15 @@ def test_the_whole_tiny_model_equals_torchvision(reference):
     assert error(np.asarray(pooled) @ kernel + bias, wanted[f"logits{index}"]) <= 1e-5, index
 
 
-@pytest.mark.parametrize("name, count", [
+@pytest.mark.parametrize(
+  "name, count",
+  [
     # torchvision's documented numbers of parameters, with 400 classes.
-    ("video_swin_t", 28_158_070), ("video_swin_s", 49_816_678), ("video_swin_b", 88_048_984)])
+    ("video_swin_t", 28_158_070),
+    ("video_swin_s", 49_816_678),
+    ("video_swin_b", 88_048_984),
+  ],
+)
 def test_parameter_counts(name, count):
   config = video_swin.VARIANTS[name]
   model = nnx.eval_shape(lambda: video_swin.VideoSwin(config, rngs=nnx.Rngs(0)))
@@ -100,8 +109,10 @@ def test_position_index_against_a_plain_loop(window):
       assert table[index[i, j]] == tuple(a - b for a, b in zip(cell, other))
 
 
-@pytest.mark.parametrize("size, window, shift", [
-    ((4, 4, 8), (2, 2, 4), (1, 1, 2)), ((2, 6, 4), (2, 3, 2), (0, 1, 1)), ((8, 3, 5), (4, 3, 5), (2, 0, 0))])
+@pytest.mark.parametrize(
+  "size, window, shift",
+  [((4, 4, 8), (2, 2, 4), (1, 1, 2)), ((2, 6, 4), (2, 3, 2), (0, 1, 1)), ((8, 3, 5), (4, 3, 5), (2, 0, 0))],
+)
 def test_shift_regions_against_a_plain_loop(size, window, shift):
   regions = windows.shift_regions(size, window, shift)
   number = 0
@@ -117,9 +128,15 @@ def test_shift_regions_against_a_plain_loop(size, window, shift):
   assert windows.shift_regions(size, window, (0, 0, 0)) is None
 
 
-@pytest.mark.parametrize("size, shifted, window, shift", [
-    ((16, 14, 14), True, (8, 7, 7), (4, 3, 3)), ((16, 14, 14), False, (8, 7, 7), (0, 0, 0)),
-    ((8, 14, 7), True, (8, 7, 7), (0, 3, 0)), ((3, 4, 20), True, (3, 4, 7), (0, 0, 3))])
+@pytest.mark.parametrize(
+  "size, shifted, window, shift",
+  [
+    ((16, 14, 14), True, (8, 7, 7), (4, 3, 3)),
+    ((16, 14, 14), False, (8, 7, 7), (0, 0, 0)),
+    ((8, 14, 7), True, (8, 7, 7), (0, 3, 0)),
+    ((3, 4, 20), True, (3, 4, 7), (0, 0, 3)),
+  ],
+)
 def test_windows_shrink_to_the_map(size, shifted, window, shift):
   assert windows.effective_window(size, (8, 7, 7), shifted) == (window, shift)
 
@@ -135,7 +152,12 @@ def test_any_input_size(small, size):
   features = jax.eval_shape(small, jax.ShapeDtypeStruct((2, *size, 3), jnp.float32))
   for spec, feature in zip(small.feature_specs, features, strict=True):
     assert feature.shape == (
-        2, -(-size[0] // 2), -(-size[1] // spec.stride), -(-size[2] // spec.stride), spec.channels)
+      2,
+      -(-size[0] // 2),
+      -(-size[1] // spec.stride),
+      -(-size[2] // spec.stride),
+      spec.channels,
+    )
 
 
 def test_without_rng_nothing_is_random_and_with_one_branches_are_dropped(small):

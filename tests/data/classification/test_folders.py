@@ -8,10 +8,11 @@ import tarfile
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from PIL import Image, ImageEnhance, ImageOps
+import pytest
 
-from frozen_vision.data.classification import augment, folders as classification
+from frozen_vision.data.classification import augment
+from frozen_vision.data.classification import folders as classification
 from frozen_vision.ops import mixup
 from tests import paths
 
@@ -52,9 +53,7 @@ def test_folder_and_tar_give_the_same_records(folder, tmp_path, suffix):
   decoded = classification.DecodedImages(pickle.loads(pickle.dumps(from_tar)))
   for i in range(5):
     assert from_folder[i] == from_tar[i]
-    np.testing.assert_array_equal(
-        decoded[i]["image"], classification.record_image(from_folder[i])
-    )
+    np.testing.assert_array_equal(decoded[i]["image"], classification.record_image(from_folder[i]))
     assert decoded[i]["label"] == from_tar[i]["label"] and decoded[i]["label"].dtype == np.int32
   np.testing.assert_array_equal(decoded[4]["image"], encoded(0)[0])
 
@@ -125,29 +124,25 @@ def test_operations_agree_with_pillow():
   for size, low, high in (((20, 16), 0, 256), ((32, 32), 60, 130), ((4, 4), 7, 8)):
     image = Image.fromarray(generator.integers(low, high, (*size, 3), np.uint8))
     expected = {
-        augment._equalize: ImageOps.equalize(image),
-        augment._invert: ImageOps.invert(image),
-        augment._posterize: ImageOps.posterize(image, 2),
-        augment._solarize: ImageOps.solarize(image, 128),
-        augment._contrast: ImageEnhance.Contrast(image).enhance(1.45),
-        augment._colour: ImageEnhance.Color(image).enhance(1.45),
-        augment._brightness: ImageEnhance.Brightness(image).enhance(1.45),
-        augment._sharpness: ImageEnhance.Sharpness(image).enhance(1.45),
-        augment._rotate: image.rotate(15, Image.Resampling.BILINEAR, fillcolor=fill),
+      augment._equalize: ImageOps.equalize(image),
+      augment._invert: ImageOps.invert(image),
+      augment._posterize: ImageOps.posterize(image, 2),
+      augment._solarize: ImageOps.solarize(image, 128),
+      augment._contrast: ImageEnhance.Contrast(image).enhance(1.45),
+      augment._colour: ImageEnhance.Color(image).enhance(1.45),
+      augment._brightness: ImageEnhance.Brightness(image).enhance(1.45),
+      augment._sharpness: ImageEnhance.Sharpness(image).enhance(1.45),
+      augment._rotate: image.rotate(15, Image.Resampling.BILINEAR, fillcolor=fill),
     }
     for operation, result in expected.items():
-      np.testing.assert_array_equal(
-          operation(image, 0.5, fill, draws), result, err_msg=operation.__name__
-      )
+      np.testing.assert_array_equal(operation(image, 0.5, fill, draws), result, err_msg=operation.__name__)
     stretched = np.asarray(augment._auto_contrast(image, 0.5, fill, draws), int)
     assert np.abs(stretched - np.asarray(ImageOps.autocontrast(image), int)).max() <= 1
 
 
 def test_augmentation_is_a_function_of_the_generator():
   record = {"image": encoded(0, (32, 32))[0], "label": np.int32(3), "name": "x"}
-  for transform in (
-      augment.TrainTransform(size=32, padding=4), augment.TrainTransform(size=24, erasing=1.0)
-  ):
+  for transform in (augment.TrainTransform(size=32, padding=4), augment.TrainTransform(size=24, erasing=1.0)):
     before = record["image"].copy()
     results = []
     for seed in (1, 1, 2):
@@ -209,8 +204,8 @@ def test_mixup_and_cutmix():
   assert set(np.unique(images[cut])) == {0.0, 1.0}
   assert abs(labels[:, 0, 0].mean() - 0.5) < 0.1
   images = jnp.ones((2, 4, 4, 3))
-  assert mixup.mixup_cutmix(
-      images, jnp.eye(2), jax.random.key(0), mixup_alpha=0.0, cutmix_alpha=0.0
-  )[0] is images
+  assert (
+    mixup.mixup_cutmix(images, jnp.eye(2), jax.random.key(0), mixup_alpha=0.0, cutmix_alpha=0.0)[0] is images
+  )
   with pytest.raises(ValueError, match="mixup_alpha is -1"):
     mixup.mixup_cutmix(images, jnp.eye(2), jax.random.key(0), mixup_alpha=-1.0)

@@ -7,15 +7,13 @@ import json
 import pickle
 
 import numpy as np
-import pytest
 from PIL import Image
 from pycocotools import coco as reference_coco
 from pycocotools import mask as mask_utils
+import pytest
 
-from frozen_vision.data.detection import coco
-from frozen_vision.data.detection import coco_annotations
 from frozen_vision.data import images as image_io
-from frozen_vision.data.detection import mask_encoding
+from frozen_vision.data.detection import coco, coco_annotations, mask_encoding
 from tests import paths
 
 SQUARE = [[10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0]]
@@ -23,8 +21,13 @@ SQUARE = [[10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0]]
 
 def _annotation(identity, **changes):
   annotation = {
-      "id": identity, "image_id": 7, "category_id": 90, "bbox": [10.0, 5.0, 20.0, 20.0],
-      "area": 400.0, "iscrowd": 0, "segmentation": copy.deepcopy(SQUARE),
+    "id": identity,
+    "image_id": 7,
+    "category_id": 90,
+    "bbox": [10.0, 5.0, 20.0, 20.0],
+    "area": 400.0,
+    "iscrowd": 0,
+    "segmentation": copy.deepcopy(SQUARE),
   }
   annotation.update(changes)
   return {key: value for key, value in annotation.items() if value is not ...}
@@ -32,12 +35,12 @@ def _annotation(identity, **changes):
 
 def _file(annotations=None, **changes):
   raw = {
-      "images": [
-          {"id": 7, "file_name": "a.jpg", "height": 40, "width": 60},
-          {"id": 3, "file_name": "b.jpg", "height": 40, "width": 60},
-      ],
-      "categories": [{"id": 90, "name": "toothbrush"}, {"id": 5, "name": "airplane"}],
-      "annotations": [_annotation(11)] if annotations is None else annotations,
+    "images": [
+      {"id": 7, "file_name": "a.jpg", "height": 40, "width": 60},
+      {"id": 3, "file_name": "b.jpg", "height": 40, "width": 60},
+    ],
+    "categories": [{"id": 90, "name": "toothbrush"}, {"id": 5, "name": "airplane"}],
+    "annotations": [_annotation(11)] if annotations is None else annotations,
   }
   raw.update(changes)
   return {key: value for key, value in raw.items() if value is not ...}
@@ -77,8 +80,7 @@ def test_subset_agrees_with_pycocotools(split):
     assert record["image"].shape == (record["height"], record["width"], 3)
     assert record["file_name"] == reference.imgs[image_id]["file_name"]
     np.testing.assert_array_equal(record["annotation_ids"], [a["id"] for a in expected])
-    np.testing.assert_array_equal(
-        source.category_ids[record["labels"]], [a["category_id"] for a in expected])
+    np.testing.assert_array_equal(source.category_ids[record["labels"]], [a["category_id"] for a in expected])
     np.testing.assert_array_equal(record["crowd"], [a["iscrowd"] for a in expected])
     np.testing.assert_array_equal(record["area"], np.float32([a["area"] for a in expected]))
     xywh = np.asarray([a["bbox"] for a in expected]).reshape(-1, 4)
@@ -90,8 +92,7 @@ def test_subset_agrees_with_pycocotools(split):
       np.testing.assert_array_equal(mask, reference.annToMask(annotation))
     crowds += int(record["crowd"].sum())
     dtypes = {key: record[key].dtype for key in ("boxes", "labels", "crowd", "annotation_ids")}
-    assert dtypes == {"boxes": np.float32, "labels": np.int32, "crowd": np.bool_,
-                      "annotation_ids": np.int64}
+    assert dtypes == {"boxes": np.float32, "labels": np.int32, "crowd": np.bool_, "annotation_ids": np.int64}
   assert crowds > 0
 
 
@@ -107,14 +108,16 @@ def test_ground_truth_is_what_the_official_code_reads():
   assert len(truth["annotations"]) == len(expected) > 0
   for ours, theirs in zip(truth["annotations"], expected):
     assert {k: v for k, v in ours.items() if k != "segmentation"} == {
-        k: v for k, v in theirs.items() if k != "segmentation"}
+      k: v for k, v in theirs.items() if k != "segmentation"
+    }
     size = next((i["height"], i["width"]) for i in raw["images"] if i["id"] == ours["image_id"])
     theirs = theirs["segmentation"]
     if isinstance(theirs, dict):
       theirs = mask_utils.frPyObjects(theirs, *size)
     np.testing.assert_array_equal(
-        mask_utils.decode(mask_encoding.to_rle(ours["segmentation"], *size)),
-        mask_utils.decode(mask_encoding.to_rle(theirs, *size)))
+      mask_utils.decode(mask_encoding.to_rle(ours["segmentation"], *size)),
+      mask_utils.decode(mask_encoding.to_rle(theirs, *size)),
+    )
   json.dumps(truth)
 
 
@@ -177,11 +180,17 @@ def test_all_forms_of_masks(load):
   counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
   size = [40, 60]
   two = [SQUARE[0], [40, 5, 50, 5, 50, 15, 40, 15]]
-  source = load(_file([
-      _annotation(1), _annotation(2, segmentation={"size": size, "counts": counts}),
-      _annotation(3, segmentation={"size": size, "counts": compressed}, iscrowd=...),
-      _annotation(4, segmentation=two), _annotation(5, iscrowd=1),
-  ]))
+  source = load(
+    _file(
+      [
+        _annotation(1),
+        _annotation(2, segmentation={"size": size, "counts": counts}),
+        _annotation(3, segmentation={"size": size, "counts": compressed}, iscrowd=...),
+        _annotation(4, segmentation=two),
+        _annotation(5, iscrowd=1),
+      ]
+    )
+  )
   assert not source.problems
   record = source[0]
   masks = coco.masks(record)
@@ -202,8 +211,7 @@ def test_run_lengths_are_decoded_as_pycocotools_does():
       expected = np.diff(np.concatenate([[0], edges, [flat.size]]))
       if flat[0]:
         expected = np.concatenate([[0], expected])
-      np.testing.assert_array_equal(
-          mask_encoding.rle_counts(rle["counts"].decode()), expected)
+      np.testing.assert_array_equal(mask_encoding.rle_counts(rle["counts"].decode()), expected)
   for malformed in ("", "é", "\x7f" * 4, "oooooooo", "a b", None, 5, [1, -2], ["1"]):
     assert mask_encoding.rle_counts(malformed) is None
 
@@ -228,32 +236,32 @@ def test_boxes_without_masks(load):
 
 # Each: the annotations beside a good one, the kind that must be counted, and how often.
 RECOVERED = {
-    "no image_id": ([_annotation(1, image_id=...)], "annotation_invalid", 1),
-    "no category_id": ([_annotation(1, category_id=...)], "annotation_invalid", 1),
-    "no mask": ([_annotation(1, segmentation=...)], "mask_missing", 1),
-    "not a record": (["text", None], "annotation_invalid", 2),
-    "unknown image": ([_annotation(1, image_id=8)], "unknown_image", 1),
-    "unknown category": ([_annotation(1, category_id=1)], "unknown_category", 1),
-    "box outside": ([_annotation(1, bbox=[100, 5, 20, 20])], "box_outside", 1),
-    "zero width": ([_annotation(1, bbox=[10, 5, 0, 20])], "box_empty", 1),
-    "negative height": ([_annotation(1, bbox=[10, 5, 20, -3])], "box_empty", 1),
-    "three numbers": ([_annotation(1, bbox=[10, 5, 20])], "annotation_invalid", 1),
-    "box not finite": ([_annotation(1, bbox=[10, 5, 20, float("nan")])], "annotation_invalid", 1),
-    "empty list": ([_annotation(1, segmentation=[])], "polygon_invalid", 1),
-    "empty polygon": ([_annotation(1, segmentation=[[]])], "polygon_invalid", 1),
-    "two points": ([_annotation(1, segmentation=[[1, 2, 3, 4]])], "polygon_invalid", 1),
-    "odd numbers": ([_annotation(1, segmentation=[[1, 2, 3, 4, 5, 6, 7]])], "polygon_invalid", 1),
-    "text polygon": ([_annotation(1, segmentation=[["a"] * 6])], "polygon_invalid", 1),
-    "endless polygon": (
-        [_annotation(1, segmentation=[[0, 0, 1e9, 0, 0, 5]])], "polygon_invalid", 1),
-    "mask of other size": (
-        [_annotation(1, segmentation={"size": [60, 40], "counts": [2400]})], "rle_invalid", 1),
-    "runs too short": (
-        [_annotation(1, segmentation={"size": [40, 60], "counts": [5, 5]})], "rle_invalid", 1),
-    "runs malformed": (
-        [_annotation(1, segmentation={"size": [40, 60], "counts": "oooo"})], "rle_invalid", 1),
-    "no counts": ([_annotation(1, segmentation={"size": [40, 60]})], "rle_invalid", 1),
-    "repeated": ([_annotation(11)], "annotation_duplicate", 1),
+  "no image_id": ([_annotation(1, image_id=...)], "annotation_invalid", 1),
+  "no category_id": ([_annotation(1, category_id=...)], "annotation_invalid", 1),
+  "no mask": ([_annotation(1, segmentation=...)], "mask_missing", 1),
+  "not a record": (["text", None], "annotation_invalid", 2),
+  "unknown image": ([_annotation(1, image_id=8)], "unknown_image", 1),
+  "unknown category": ([_annotation(1, category_id=1)], "unknown_category", 1),
+  "box outside": ([_annotation(1, bbox=[100, 5, 20, 20])], "box_outside", 1),
+  "zero width": ([_annotation(1, bbox=[10, 5, 0, 20])], "box_empty", 1),
+  "negative height": ([_annotation(1, bbox=[10, 5, 20, -3])], "box_empty", 1),
+  "three numbers": ([_annotation(1, bbox=[10, 5, 20])], "annotation_invalid", 1),
+  "box not finite": ([_annotation(1, bbox=[10, 5, 20, float("nan")])], "annotation_invalid", 1),
+  "empty list": ([_annotation(1, segmentation=[])], "polygon_invalid", 1),
+  "empty polygon": ([_annotation(1, segmentation=[[]])], "polygon_invalid", 1),
+  "two points": ([_annotation(1, segmentation=[[1, 2, 3, 4]])], "polygon_invalid", 1),
+  "odd numbers": ([_annotation(1, segmentation=[[1, 2, 3, 4, 5, 6, 7]])], "polygon_invalid", 1),
+  "text polygon": ([_annotation(1, segmentation=[["a"] * 6])], "polygon_invalid", 1),
+  "endless polygon": ([_annotation(1, segmentation=[[0, 0, 1e9, 0, 0, 5]])], "polygon_invalid", 1),
+  "mask of other size": (
+    [_annotation(1, segmentation={"size": [60, 40], "counts": [2400]})],
+    "rle_invalid",
+    1,
+  ),
+  "runs too short": ([_annotation(1, segmentation={"size": [40, 60], "counts": [5, 5]})], "rle_invalid", 1),
+  "runs malformed": ([_annotation(1, segmentation={"size": [40, 60], "counts": "oooo"})], "rle_invalid", 1),
+  "no counts": ([_annotation(1, segmentation={"size": [40, 60]})], "rle_invalid", 1),
+  "repeated": ([_annotation(11)], "annotation_duplicate", 1),
 }
 
 
@@ -278,14 +286,17 @@ def test_defects_are_dropped_and_counted(load, name):
 
 # Each: an annotation that can be repaired, the kind counted, and a key of the record after it.
 REPAIRED = {
-    "clipped": (_annotation(1, bbox=[-5, 5, 20, 50]), "box_clipped", "boxes", [[0, 5, 15, 40]]),
-    "no bbox": (_annotation(1, bbox=...), "box_from_mask", "boxes", [[10, 5, 30, 25]]),
-    "no area": (_annotation(1, area=...), "area_missing", "area", [400]),
-    "no id": (_annotation(1, id=...), "annotation_id", "annotation_ids", [1]),
-    "id 0": (_annotation(0), "annotation_id", "annotation_ids", [1]),
-    "one bad polygon": (
-        _annotation(1, segmentation=[*SQUARE, [1, 2]]), "polygon_invalid", "segmentations",
-        [SQUARE]),
+  "clipped": (_annotation(1, bbox=[-5, 5, 20, 50]), "box_clipped", "boxes", [[0, 5, 15, 40]]),
+  "no bbox": (_annotation(1, bbox=...), "box_from_mask", "boxes", [[10, 5, 30, 25]]),
+  "no area": (_annotation(1, area=...), "area_missing", "area", [400]),
+  "no id": (_annotation(1, id=...), "annotation_id", "annotation_ids", [1]),
+  "id 0": (_annotation(0), "annotation_id", "annotation_ids", [1]),
+  "one bad polygon": (
+    _annotation(1, segmentation=[*SQUARE, [1, 2]]),
+    "polygon_invalid",
+    "segmentations",
+    [SQUARE],
+  ),
 }
 
 
@@ -310,21 +321,20 @@ def test_repeated_ids_of_annotations_are_replaced(load):
 
 IMAGES = _file()["images"]
 UNUSABLE = {
-    "not JSON": ("{", "not valid JSON"),
-    "a list": ([], "expected an object"),
-    "no images": (_file(images=...), "lacks images"),
-    "empty images": (_file(images=[]), "lists no images"),
-    "no categories": (_file(categories=...), "lacks categories"),
-    "images not a list": (_file(images={"a": 1}), "images is a dict"),
-    "category twice": (
-        _file(categories=[{"id": 90, "name": "a"}, {"id": 90, "name": "b"}]), "id 90 is used by"),
-    "category without id": (_file(categories=[{"name": "a"}]), "has no integer id"),
-    "image id twice": (
-        _file(images=[IMAGES[0], {**IMAGES[1], "id": 7}]), "id 7 is a.jpg and b.jpg"),
-    "no image file": (
-        _file(images=[{**IMAGES[0], "file_name": "x.jpg"}]), "no usable image.*\n.*x.jpg"),
-    "image without id": (
-        _file(images=[{"file_name": "a.jpg", "height": 40, "width": 60}]), "no usable image"),
+  "not JSON": ("{", "not valid JSON"),
+  "a list": ([], "expected an object"),
+  "no images": (_file(images=...), "lacks images"),
+  "empty images": (_file(images=[]), "lists no images"),
+  "no categories": (_file(categories=...), "lacks categories"),
+  "images not a list": (_file(images={"a": 1}), "images is a dict"),
+  "category twice": (
+    _file(categories=[{"id": 90, "name": "a"}, {"id": 90, "name": "b"}]),
+    "id 90 is used by",
+  ),
+  "category without id": (_file(categories=[{"name": "a"}]), "has no integer id"),
+  "image id twice": (_file(images=[IMAGES[0], {**IMAGES[1], "id": 7}]), "id 7 is a.jpg and b.jpg"),
+  "no image file": (_file(images=[{**IMAGES[0], "file_name": "x.jpg"}]), "no usable image.*\n.*x.jpg"),
+  "image without id": (_file(images=[{"file_name": "a.jpg", "height": 40, "width": 60}]), "no usable image"),
 }
 
 
@@ -338,13 +348,21 @@ def test_unusable_files_give_one_clear_error(load, name):
 
 def test_image_records(load):
   broken = [
-      IMAGES[0], IMAGES[0], {**IMAGES[1], "file_name": "absent.jpg"},
-      {"id": 4, "file_name": "b.jpg"}, {"id": 5}, {**IMAGES[0], "id": 6, "height": "tall"},
-      {"id": 8, "file_name": "absent.png"},
+    IMAGES[0],
+    IMAGES[0],
+    {**IMAGES[1], "file_name": "absent.jpg"},
+    {"id": 4, "file_name": "b.jpg"},
+    {"id": 5},
+    {**IMAGES[0], "id": 6, "height": "tall"},
+    {"id": 8, "file_name": "absent.png"},
   ]
   source = load(_file(images=broken))
   assert source.problems.counts == {
-      "image_duplicate": 1, "image_missing": 1, "image_invalid": 2, "image_unreadable": 1}
+    "image_duplicate": 1,
+    "image_missing": 1,
+    "image_invalid": 2,
+    "image_unreadable": 1,
+  }
   assert source.image_ids.tolist() == [7, 4]
   assert (source[1]["height"], source[1]["width"]) == (40, 60)  # read from the file
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from frozen_vision.data.detection import copy_paste as copy_paste_lib
 from frozen_vision.data import pipeline
+from frozen_vision.data.detection import copy_paste as copy_paste_lib
 from frozen_vision.data.detection import transforms
 
 H, W, ROWS = 40, 45, 6  # a width that does not fill its last byte
@@ -31,13 +31,13 @@ def _example(boxes, *, colour, size=(H, W)):
   image = np.zeros((H, W, 3), np.uint8)
   image[: size[0], : size[1]] = colour
   return {
-      "image": image,
-      "image_size": np.array(size, np.int32),
-      "boxes": np.concatenate([boxes, np.zeros((ROWS - len(boxes), 4), np.float32)]),
-      "labels": (np.arange(ROWS) + 1) * (np.arange(ROWS) < len(boxes)).astype(np.int32),
-      "masks": np.packbits(masks, axis=-1),
-      "valid": np.arange(ROWS) < len(boxes),
-      "index": np.int64(7),
+    "image": image,
+    "image_size": np.array(size, np.int32),
+    "boxes": np.concatenate([boxes, np.zeros((ROWS - len(boxes), 4), np.float32)]),
+    "labels": (np.arange(ROWS) + 1) * (np.arange(ROWS) < len(boxes)).astype(np.int32),
+    "masks": np.packbits(masks, axis=-1),
+    "valid": np.arange(ROWS) < len(boxes),
+    "index": np.int64(7),
   }
 
 
@@ -72,14 +72,14 @@ def test_pasted_objects_lie_on_top():
 
 
 @pytest.mark.parametrize(
-    "cover, options, stays",
-    [
-        ((0, 0, 15, 20), {}, False),  # a side moves by 13 pixels, 260 are visible
-        ((0, 0, 15, 20), dict(min_visible_area=259), True),
-        ((0, 0, 15, 20), dict(box_tolerance=13), True),
-        ((0, 0, 12, 20), {}, True),  # a side moves by 10 pixels
-        ((2, 0, 28, 20), dict(min_visible_area=0), False),  # nothing is visible
-    ],
+  "cover, options, stays",
+  [
+    ((0, 0, 15, 20), {}, False),  # a side moves by 13 pixels, 260 are visible
+    ((0, 0, 15, 20), dict(min_visible_area=259), True),
+    ((0, 0, 15, 20), dict(box_tolerance=13), True),
+    ((0, 0, 12, 20), {}, True),  # a side moves by 10 pixels
+    ((2, 0, 28, 20), dict(min_visible_area=0), False),  # nothing is visible
+  ],
 )
 def test_hidden_objects(cover, options, stays):
   target = _example([[2, 0, 28, 20]], colour=10)
@@ -117,8 +117,7 @@ def test_empty_examples_and_chance():
     np.testing.assert_array_equal(found[key], target[key], err_msg=key)
   source = _example([[20, 0, 23, 3], [25, 0, 28, 3], [30, 0, 33, 3]], colour=200)
   draws = [
-      tuple(_paste(target, source, np.random.default_rng(seed))[0]["boxes"][1:, 0])
-      for seed in range(60)
+    tuple(_paste(target, source, np.random.default_rng(seed))[0]["boxes"][1:, 0]) for seed in range(60)
   ]
   assert len({draw for draw in draws}) == 8  # every subset of three objects
   again = tuple(_paste(target, source, np.random.default_rng(3))[0]["boxes"][1:, 0])

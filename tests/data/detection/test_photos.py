@@ -23,9 +23,7 @@ def sample():
 def masks_of(annotation, image):
   segmentation = annotation["segmentation"]
   if isinstance(segmentation, list):
-    segmentation = coco_mask.merge(
-        coco_mask.frPyObjects(segmentation, image["height"], image["width"])
-    )
+    segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, image["height"], image["width"]))
   return coco_mask.decode(segmentation).astype(bool)
 
 
@@ -35,9 +33,7 @@ def test_every_shipped_image_is_attributed_under_a_free_licence(sample):
   assert shipped == sorted(image["file_name"] for image in data["images"])
   assert 12 <= len(shipped) <= 16
   rows = [
-      line
-      for line in (folder.parent / "ATTRIBUTION.md").read_text().splitlines()
-      if line.startswith("| `")
+    line for line in (folder.parent / "ATTRIBUTION.md").read_text().splitlines() if line.startswith("| `")
   ]
   assert len(rows) == len(shipped)
   for image in data["images"]:

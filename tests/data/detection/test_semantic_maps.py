@@ -5,16 +5,13 @@ import json
 from flax import nnx
 import jax
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
-from frozen_vision.data.detection import copy_paste
 from frozen_vision.data import images
-from frozen_vision.data.detection import semantic_maps
-from frozen_vision.data.detection import transforms
+from frozen_vision.data.detection import copy_paste, semantic_maps, transforms
 from frozen_vision.tasks import build as tasks_build
-from tests import paths
-from tests import tiny
+from tests import paths, tiny
 
 
 class OneImage:
@@ -25,8 +22,13 @@ class OneImage:
   def __init__(self, classes):
     pixels = np.repeat(np.repeat(classes, 8, axis=0), 8, axis=1).astype(np.uint8)
     self.record = {
-        "image": np.stack([pixels] * 3, -1), "file_name": "folder/one.jpg", "height": pixels.shape[0],
-        "width": pixels.shape[1], "boxes": np.zeros((0, 4)), "labels": np.zeros(0, int)}
+      "image": np.stack([pixels] * 3, -1),
+      "file_name": "folder/one.jpg",
+      "height": pixels.shape[0],
+      "width": pixels.shape[1],
+      "boxes": np.zeros((0, 4)),
+      "labels": np.zeros(0, int),
+    }
 
   def __len__(self):
     return 1
@@ -50,7 +52,8 @@ _CLASSES = np.random.default_rng(0).integers(0, 5, (5, 7))
 def test_labels_move_with_the_image(tmp_path, flip):
   source = _source(tmp_path, _CLASSES)
   place = transforms.DetectionTrain(
-      (52, 61), 1, transforms.ResizeToLimits(40), flip_probability=flip, with_masks=False, semantic_stride=8)
+    (52, 61), 1, transforms.ResizeToLimits(40), flip_probability=flip, with_masks=False, semantic_stride=8
+  )
   found = place(source[0], np.random.default_rng(0))
   assert found["semantic"].shape == (7, 8) and found["semantic"].dtype == np.uint8
   np.testing.assert_array_equal(found["semantic"][:5, :7], _CLASSES[:, ::-1] if flip else _CLASSES)
@@ -60,23 +63,28 @@ def test_labels_move_with_the_image(tmp_path, flip):
   assert (found["semantic"][padding] == 255).all()
   # At another scale too, every label is that of its pixel, away from the borders between blocks.
   place = transforms.DetectionTrain(
-      (120, 120), 1, transforms.ResizeToLimits(), with_masks=False, semantic_stride=4)
+    (120, 120), 1, transforms.ResizeToLimits(), with_masks=False, semantic_stride=4
+  )
   found = place(source[0], np.random.default_rng(0))
   height, width = found["image_size"]
   seen = found["image"][:height:4, :width:4, 0]
-  labels = found["semantic"][:seen.shape[0], :seen.shape[1]]
+  labels = found["semantic"][: seen.shape[0], : seen.shape[1]]
   assert (labels == seen).mean() > 0.8
 
 
 def test_pasted_pixels_bring_their_labels():
   def example(label, box):
     mask = np.zeros((1, 36, 50), bool)
-    mask[0, box[1]:box[3], box[0]:box[2]] = True
+    mask[0, box[1] : box[3], box[0] : box[2]] = True
     return {
-        "image": np.full((36, 50, 3), label, np.uint8), "image_size": np.array([36, 50]),
-        "boxes": np.array([box], np.float32), "labels": np.array([label]),
-        "masks": np.packbits(mask, axis=-1),
-        "valid": np.array([True]), "semantic": np.full((5, 7), label, np.uint8)}
+      "image": np.full((36, 50, 3), label, np.uint8),
+      "image_size": np.array([36, 50]),
+      "boxes": np.array([box], np.float32),
+      "labels": np.array([label]),
+      "masks": np.packbits(mask, axis=-1),
+      "valid": np.array([True]),
+      "semantic": np.full((5, 7), label, np.uint8),
+    }
 
   target, source = example(1, [0, 0, 4, 4]), example(2, [8, 8, 33, 17])
   target["valid"][:] = False
@@ -95,12 +103,13 @@ def test_pasted_pixels_bring_their_labels():
 
 def test_errors_name_the_map(tmp_path):
   with pytest.raises(
-      images.ImageError,
-      match=r"one.png \(the semantic map of folder/one.jpg\).*outside of the class list: 4"):
+    images.ImageError, match=r"one.png \(the semantic map of folder/one.jpg\).*outside of the class list: 4"
+  ):
     _source(tmp_path, np.full((2, 2), 4), num_classes=4)[0]
   assert (_source(tmp_path, np.full((2, 2), 4), num_classes=4, ignored=(4,))[0]["semantic"] == 255).all()
   with pytest.raises(
-      images.ImageError, match=r"is 16 x 8 pixels \(height x width\), and its image is 16 x 16"):
+    images.ImageError, match=r"is 16 x 8 pixels \(height x width\), and its image is 16 x 16"
+  ):
     _source(tmp_path, np.zeros((2, 2)), labels=np.zeros((16, 8), np.uint8))[0]
   source = _source(tmp_path, np.zeros((2, 2)))
   (tmp_path / "folder" / "one.png").unlink()
@@ -128,9 +137,14 @@ def test_maps_of_real_images_reach_the_batch(tmp_path):
   for entry in panoptic["annotations"]:
     if entry["image_id"] in {image["id"] for image in chosen}:
       annotations += [
-          dict(id=len(annotations) + i + 1, image_id=entry["image_id"], **{
-              key: segment[key] for key in ("category_id", "bbox", "area", "iscrowd")})
-          for i, segment in enumerate(entry["segments_info"]) if segment["category_id"] in things]
+        dict(
+          id=len(annotations) + i + 1,
+          image_id=entry["image_id"],
+          **{key: segment[key] for key in ("category_id", "bbox", "area", "iscrowd")},
+        )
+        for i, segment in enumerate(entry["segments_info"])
+        if segment["category_id"] in things
+      ]
   path = tmp_path / "boxes.json"
   path.write_text(json.dumps(dict(images=chosen, annotations=annotations, categories=list(things.values()))))
   config = tiny.detection()
@@ -153,7 +167,7 @@ def test_maps_of_real_images_reach_the_batch(tmp_path):
     for label in set(classes[valid]):
       union = np.zeros(labels.shape, bool)
       for x1, y1, x2, y2 in boxes[valid & (classes == label)] / 8:
-        union[int(y1):int(np.ceil(y2)), int(x1):int(np.ceil(x2))] = True
+        union[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = True
       pixels = labels == categories[label]
       if pixels.sum() > 20:
         inside.append((pixels & union).sum() / pixels.sum())
@@ -171,10 +185,17 @@ def test_a_step_learns_from_the_maps():
   graphdef, state = nnx.split(nnx.eval_shape(task.build_model))
   shape = jax.ShapeDtypeStruct
   batch = dict(
-      image=shape((1, 64, 64, 3), "uint8"), image_size=shape((1, 2), "int32"),
-      boxes=shape((1, 8, 4), "float32"),
-      labels=shape((1, 8), "int32"), masks=shape((1, 8, 64, 8), "uint8"), valid=shape((1, 8), "bool"),
-      semantic=shape((1, 8, 8), "uint8"))
-  loss = lambda state, batch: task.loss(nnx.merge(graphdef, state), batch, None, jax.random.key(0), None)
+    image=shape((1, 64, 64, 3), "uint8"),
+    image_size=shape((1, 2), "int32"),
+    boxes=shape((1, 8, 4), "float32"),
+    labels=shape((1, 8), "int32"),
+    masks=shape((1, 8, 64, 8), "uint8"),
+    valid=shape((1, 8), "bool"),
+    semantic=shape((1, 8, 8), "uint8"),
+  )
+
+  def loss(state, batch):
+    return task.loss(nnx.merge(graphdef, state), batch, None, jax.random.key(0), None)
+
   _, scalars = jax.eval_shape(loss, state, batch)
   assert "semantic" in scalars

@@ -3,9 +3,9 @@
 import io
 
 import numpy as np
-import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+import pytest
 
 from frozen_vision.data.detection import transforms
 
@@ -23,8 +23,13 @@ def make_record(boxes=_BOXES, size=_SIZE, kind="bitmaps"):
     image[y1:y2, x1:x2] = _COLOURS[i % 4]
     masks[i, y1:y2, x1:x2] = True
   record = {
-      "image": image, "image_id": 7, "height": size[0], "width": size[1], "boxes": boxes,
-      "labels": np.arange(len(boxes), dtype=np.int32), "crowd": np.zeros(len(boxes), bool),
+    "image": image,
+    "image_id": 7,
+    "height": size[0],
+    "width": size[1],
+    "boxes": boxes,
+    "labels": np.arange(len(boxes), dtype=np.int32),
+    "crowd": np.zeros(len(boxes), bool),
   }
   if kind == "bitmaps":
     return record | {"masks": masks}
@@ -72,25 +77,21 @@ def test_flip_moves_all_three(kind):
   keep = transforms.ResizeToLimits(short_side=80)
   frame = (96, 136)
   plain, flipped = (
-      transforms.DetectionTrain(frame, 5, keep, flip_probability=p)(
-          record, np.random.default_rng(0)
-      )
-      for p in (0.0, 1.0)
+    transforms.DetectionTrain(frame, 5, keep, flip_probability=p)(record, np.random.default_rng(0))
+    for p in (0.0, 1.0)
   )
   np.testing.assert_array_equal(plain["image"][:80, :120], record["image"])
   np.testing.assert_array_equal(plain["boxes"][:3], _BOXES)
   np.testing.assert_array_equal(flipped["image"][:80, :120], record["image"][:, ::-1])
   np.testing.assert_array_equal(
-      flipped["boxes"][:3], np.stack([120 - _BOXES[:, 2], _BOXES[:, 1], 120 - _BOXES[:, 0],
-                                      _BOXES[:, 3]], axis=1)
+    flipped["boxes"][:3],
+    np.stack([120 - _BOXES[:, 2], _BOXES[:, 1], 120 - _BOXES[:, 0], _BOXES[:, 3]], axis=1),
   )
   for example in (plain, flipped):
     check(example, tolerance=0.0)
     np.testing.assert_array_equal(example["valid"], [True, True, True, False, False])
     np.testing.assert_array_equal(example["labels"], [0, 1, 2, 0, 0])
-  np.testing.assert_array_equal(
-      unpack(plain)[:, :80, :120], unpack(flipped)[:, :80, :120][:, :, ::-1]
-  )
+  np.testing.assert_array_equal(unpack(plain)[:, :80, :120], unpack(flipped)[:, :80, :120][:, :, ::-1])
 
 
 @pytest.mark.parametrize("kind", ["bitmaps", "polygons", "runs"])
@@ -108,8 +109,8 @@ def test_large_scale_jitter_keeps_image_boxes_and_masks_together(kind):
   assert sizes[:, 0].min() < 20 and (sizes == (64, 72)).all(axis=1).any()
   assert set(objects) >= {1, 2, 3}
   assert np.array_equal(
-      transform(record, np.random.default_rng(3))["image"],
-      transform(record, np.random.default_rng(3))["image"],
+    transform(record, np.random.default_rng(3))["image"],
+    transform(record, np.random.default_rng(3))["image"],
   )
 
 
@@ -128,9 +129,7 @@ def test_polygon_raster_equals_the_full_frame():
     # Corners far outside of the window as well; halves are exact in binary.
     polygon = (generator.integers(-40, 160, 10) / 2).tolist()
     geometry = transforms.Geometry((60, 60), (60, 60), 10, 20, (30, 35))
-    full = coco_mask.decode(
-        coco_mask.merge(coco_mask.frPyObjects([[p + 100 for p in polygon]], 300, 300))
-    )
+    full = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([[p + 100 for p in polygon]], 300, 300)))
     expected = full[110:140, 120:155].astype(bool)
     np.testing.assert_array_equal(geometry.move_polygons([polygon]), expected)
 
@@ -171,14 +170,19 @@ def test_image_without_objects():
 def test_shapes_and_types_of_the_batch_format():
   example = transforms.DetectionTrain((60, 90), 6)(make_record(), np.random.default_rng(0))
   assert {name: (value.dtype.name, value.shape) for name, value in example.items()} == {
-      "image": ("uint8", (60, 90, 3)), "image_size": ("int32", (2,)),
-      "boxes": ("float32", (6, 4)), "labels": ("int32", (6,)),
-      "masks": ("uint8", (6, 60, 12)), "valid": ("bool", (6,)),
+    "image": ("uint8", (60, 90, 3)),
+    "image_size": ("int32", (2,)),
+    "boxes": ("float32", (6, 4)),
+    "labels": ("int32", (6,)),
+    "masks": ("uint8", (6, 60, 12)),
+    "valid": ("bool", (6,)),
   }
   example = transforms.DetectionEval((60, 90))(make_record())
   assert {name: (value.dtype.name, value.shape) for name, value in example.items()} == {
-      "image": ("uint8", (60, 90, 3)), "image_size": ("int32", (2,)),
-      "original_size": ("int32", (2,)), "image_id": ("int64", ()),
+    "image": ("uint8", (60, 90, 3)),
+    "image_size": ("int32", (2,)),
+    "original_size": ("int32", (2,)),
+    "image_id": ("int64", ()),
   }
 
 
@@ -196,9 +200,7 @@ def test_evaluation_view_of_encoded_images():
 
 
 def test_random_short_sides():
-  transform = transforms.DetectionTrain(
-      (90, 130), 4, transforms.ResizeToLimits((30, 80), long_side=110)
-  )
+  transform = transforms.DetectionTrain((90, 130), 4, transforms.ResizeToLimits((30, 80), long_side=110))
   shorts = set()
   for seed in range(40):
     example = transform(make_record(), np.random.default_rng(seed))
@@ -218,9 +220,7 @@ def test_errors_name_the_image():
   record = make_record(kind="polygons") | {"file_name": "boxes_only.jpg"}
   record["segmentations"][1] = None
   with pytest.raises(ValueError, match="Object 1 of boxes_only.jpg has no mask"):
-    transforms.DetectionTrain(_SIZE, 4, transforms.ResizeToLimits())(
-        record, np.random.default_rng(0)
-    )
+    transforms.DetectionTrain(_SIZE, 4, transforms.ResizeToLimits())(record, np.random.default_rng(0))
 
 
 def test_without_masks_boxes_are_clipped():
@@ -233,7 +233,8 @@ def test_without_masks_boxes_are_clipped():
     return transforms.Geometry(source, source, 20, 30, (40, 60))
 
   found = transforms.DetectionTrain((48, 64), 4, place, flip_probability=0.0, with_masks=False)(
-      record, np.random.default_rng(0))
+    record, np.random.default_rng(0)
+  )
   assert "masks" not in found
   np.testing.assert_array_equal(found["valid"], [True, True, False, False])
   np.testing.assert_array_equal(found["boxes"][:2], [[0, 0, 20, 20], [30, 10, 60, 40]])
@@ -242,13 +243,21 @@ def test_without_masks_boxes_are_clipped():
 
 def test_every_scale_is_loaded_as_it_would_be_alone():
   scales = tuple(
-      transforms.DetectionEval(frame, transforms.ResizeToLimits(short))
-      for frame, short in (((80, 120), None), ((160, 200), 100), ((64, 64), 30)))
+    transforms.DetectionEval(frame, transforms.ResizeToLimits(short))
+    for frame, short in (((80, 120), None), ((160, 200), 100), ((64, 64), 30))
+  )
   record = make_record()
   found = transforms.MultiScaleEval(scales)(record)
   assert set(found) == {
-      "image", "image_size", "original_size", "image_id", "image.1", "image_size.1", "image.2",
-      "image_size.2"}
+    "image",
+    "image_size",
+    "original_size",
+    "image_id",
+    "image.1",
+    "image_size.1",
+    "image.2",
+    "image_size.2",
+  }
   for i, scale in enumerate(scales):
     alone = scale(record)
     for name in ("image", "image_size"):

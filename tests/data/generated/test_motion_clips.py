@@ -15,8 +15,10 @@ def test_clips_are_pure_functions_of_their_index():
   assert record["label"] == 1 and record["label"].dtype == np.int32
   again = pickle.loads(pickle.dumps(motion_clips.MotionClipSource(100, 4, 32)))[7]
   np.testing.assert_array_equal(again["frames"], record["frames"])
-  others = [motion_clips.MotionClipSource(12, 4, 32, **changes)[7]["frames"].tobytes()
-            for changes in (dict(seed=1), dict(split="validation"))]
+  others = [
+    motion_clips.MotionClipSource(12, 4, 32, **changes)[7]["frames"].tobytes()
+    for changes in (dict(seed=1), dict(split="validation"))
+  ]
   assert len({record["frames"].tobytes(), *others}) == 3
   assert [int(source[i]["label"]) for i in range(12)] == list(range(6)) * 2
 
@@ -37,8 +39,9 @@ def test_opposite_classes_differ_in_nothing_but_order(forwards, backwards):
   source = motion_clips.MotionClipSource(2 * count, 2, 32)
   # Clips of their own for each class, so that differences are those of independent samples.
   first, second = (
-      np.stack([source.render(start + i, names.index(name))[1] for i in range(count)]).astype(np.float64)
-      for start, name in ((0, forwards), (count, backwards)))
+    np.stack([source.render(start + i, names.index(name))[1] for i in range(count)]).astype(np.float64)
+    for start, name in ((0, forwards), (count, backwards))
+  )
   z = (first.mean(0) - second.mean(0)) / np.sqrt((first.var(0) + second.var(0)) / count)
   assert np.abs(z).max() < 5 and z.std() < 1.7
 
@@ -65,10 +68,13 @@ def test_a_linear_head_on_a_single_frame_stays_at_chance_and_on_motion_does_not(
       frames.append(small[2].reshape(-1))
       # Correlations of neighbouring frames, shifted by a cell each way, and the change of what stands out.
       a, b = (part - small.mean(0) for part in (small[:-1], small[1:]))
-      energy = (small - np.median(small, axis=0))**2
-      motion.append([
+      energy = (small - np.median(small, axis=0)) ** 2
+      motion.append(
+        [
           *((a * np.roll(b, shift, axis=axis)).mean() for axis in (1, 2) for shift in (-1, 1)),
-          energy[2:].mean() - energy[:2].mean()])
+          energy[2:].mean() - energy[:2].mean(),
+        ]
+      )
       labels.append(record["label"])
     features["frame"].append((np.array(frames), np.array(labels)))
     features["motion"].append((np.array(motion), np.array(labels)))
@@ -76,8 +82,9 @@ def test_a_linear_head_on_a_single_frame_stays_at_chance_and_on_motion_does_not(
   assert _linear_accuracy(*features["motion"]) > 0.3
 
 
-@pytest.mark.parametrize("options", [
-    dict(split="test"), dict(num_frames=0), dict(image_size=16), dict(seed=-1)])
+@pytest.mark.parametrize(
+  "options", [dict(split="test"), dict(num_frames=0), dict(image_size=16), dict(seed=-1)]
+)
 def test_values_out_of_range(options):
   with pytest.raises(ValueError, match="expected"):
     motion_clips.MotionClipSource(3, **options)

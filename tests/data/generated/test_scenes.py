@@ -10,8 +10,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 import pytest
 
-from frozen_vision.data.generated import painting
-from frozen_vision.data.generated import scenes
+from frozen_vision.data.generated import painting, scenes
 
 
 @pytest.fixture(scope="module")
@@ -216,21 +215,17 @@ def test_shapes_have_their_areas_and_symmetries():
   rectangle = 4 * 1.4 / (1 + 1.4**2) / np.pi
   star = 10 * 0.5 * 0.46 * np.sin(np.pi / 5) / np.pi
   triangle = (1 + 0.48) * np.sqrt(1 - 0.48**2) / np.pi
-  expected = dict(
-      disc=1.0, rectangle=rectangle, triangle=triangle, star=star, ring=ring, cross=cross
-  )
+  expected = dict(disc=1.0, rectangle=rectangle, triangle=triangle, star=star, ring=ring, cross=cross)
   for name, area in expected.items():
     assert areas[name] == pytest.approx(area, rel=0.02), name
   # A fifth of a turn leaves a star as it is.
   first, second = (
-      painting.make_patch(
-          painting.Shape(
-              scenes.CLASS_NAMES.index("star"), 60.0, 60.0, 50.0, (np.cos(a), np.sin(a)), 0.5
-          ),
-          120,
-          120,
-      ).distance
-      for a in (0.3, 0.3 + 2 * np.pi / 5)
+    painting.make_patch(
+      painting.Shape(scenes.CLASS_NAMES.index("star"), 60.0, 60.0, 50.0, (np.cos(a), np.sin(a)), 0.5),
+      120,
+      120,
+    ).distance
+    for a in (0.3, 0.3 + 2 * np.pi / 5)
   )
   np.testing.assert_allclose(first, second, atol=1e-3)
 

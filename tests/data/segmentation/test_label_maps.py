@@ -6,8 +6,8 @@ import struct
 import zlib
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
 from frozen_vision.data import images
 from frozen_vision.data.segmentation import label_maps
@@ -28,15 +28,15 @@ def gray_png(values, bits):
   for row in values:
     text = "".join(f"{value:0{bits}b}" for value in row)
     text += "0" * (-len(text) % 8)
-    rows += b"\0" + bytes(int(text[i:i + 8], 2) for i in range(0, len(text), 8))
+    rows += b"\0" + bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
 
   def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
   header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
   return (
-      b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
-      + chunk(b"IEND", b""))
+    b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+  )
 
 
 def test_gray_palette_and_16_bits_are_numbers():
@@ -44,9 +44,13 @@ def test_gray_palette_and_16_bits_are_numbers():
   palette.putpalette(np.random.default_rng(0).permutation(768).astype(np.uint8).tobytes())
   assert palette.mode == "P"
   for data in (
-      encoded(LABEL), encoded(palette), encoded(LABEL.astype(np.uint16)),
-      encoded(Image.merge("LA", [Image.fromarray(LABEL), Image.new("L", (4, 2), 255)])),
-      label_maps.encode(LABEL), label_maps.encode(LABEL, [(1, 2, 3), (4, 5, 6), (7, 8, 9)])):
+    encoded(LABEL),
+    encoded(palette),
+    encoded(LABEL.astype(np.uint16)),
+    encoded(Image.merge("LA", [Image.fromarray(LABEL), Image.new("L", (4, 2), 255)])),
+    label_maps.encode(LABEL),
+    label_maps.encode(LABEL, [(1, 2, 3), (4, 5, 6), (7, 8, 9)]),
+  ):
     found = FORMAT.decode(data, name="a.png")
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, LABEL)
@@ -68,8 +72,10 @@ def test_values_of_16_bits_that_a_byte_would_cut():
 
 def test_colours():
   form = label_maps.LabelFormat(
-      ("road", "car", "sky"), colours=((128, 64, 128), (0, 0, 142), (70, 130, 180)),
-      ignored_colours=((0, 0, 0),))
+    ("road", "car", "sky"),
+    colours=((128, 64, 128), (0, 0, 142), (70, 130, 180)),
+    ignored_colours=((0, 0, 0),),
+  )
   colours = np.zeros((256, 3), np.uint8)
   colours[:3] = form.colours
   palette = Image.fromarray(LABEL)
@@ -79,7 +85,8 @@ def test_colours():
   pixels = np.array(palette.convert("RGB"))
   pixels[0, 0] = (1, 2, 3)
   with pytest.raises(
-      images.ImageError, match=r"a.png: has labels outside .* rgb\(1, 2, 3\) \(1 pixels\).*3 classes"):
+    images.ImageError, match=r"a.png: has labels outside .* rgb\(1, 2, 3\) \(1 pixels\).*3 classes"
+  ):
     form.decode(encoded(pixels), name="a.png")
   with pytest.raises(images.ImageError, match="mode L, and the labels were said to be colours"):
     form.decode(encoded(LABEL), name="a.png")
@@ -93,7 +100,8 @@ def test_labels_outside_of_the_list_are_named_or_ignored():
     FORMAT.decode(encoded(stored), name="x/a.png")
   assert caught.value.kind == "unknown labels"
   assert str(caught.value).startswith(
-      "x/a.png: has labels outside of the class list: 7 (3 pixels), 9 (1 pixels)")
+    "x/a.png: has labels outside of the class list: 7 (3 pixels), 9 (1 pixels)"
+  )
   assert "3 classes (0, 1, 2; ignored: 255)" in str(caught.value)
   lenient = label_maps.LabelFormat(FORMAT.class_names, unknown="ignore")
   np.testing.assert_array_equal(lenient.decode(encoded(stored), name="a"), [[255] * 4, [255, 2, 0, 1]])
@@ -106,11 +114,16 @@ def test_what_is_no_label_image_is_refused():
   Image.fromarray(LABEL).save(jpeg, "JPEG")
   png = encoded(np.random.default_rng(0).integers(0, 3, (64, 64), dtype=np.uint8))
   for data, message in (
-      (b"", "is empty"), (jpeg.getvalue(), "lossless PNG"), (b"text", "lossless PNG"),
-      (png[:200], "cannot be decoded"),
-      (encoded(np.stack([LABEL] * 3, axis=-1)),
-       "mode RGB, .* give every class its `color`; for COCO's panoptic"),
-      (encoded(Image.merge("LA", [Image.fromarray(LABEL)] * 2)), "mode LA")):
+    (b"", "is empty"),
+    (jpeg.getvalue(), "lossless PNG"),
+    (b"text", "lossless PNG"),
+    (png[:200], "cannot be decoded"),
+    (
+      encoded(np.stack([LABEL] * 3, axis=-1)),
+      "mode RGB, .* give every class its `color`; for COCO's panoptic",
+    ),
+    (encoded(Image.merge("LA", [Image.fromarray(LABEL)] * 2)), "mode LA"),
+  ):
     with pytest.raises(images.ImageError, match=f"b.png:? ?.*{message}"):
       FORMAT.decode(data, name="b.png")
 
@@ -121,7 +134,8 @@ def test_panoptic_segments():
   pixels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
   segments = {70000: 187, 300: 1, 5: 1}
   np.testing.assert_array_equal(
-      form.decode(encoded(pixels), name="a", segments=segments), [[255, 1, 0], [0, 0, 0]])
+    form.decode(encoded(pixels), name="a", segments=segments), [[255, 1, 0], [0, 0, 0]]
+  )
   with pytest.raises(images.ImageError, match=r"outside of the class list: segment 5 \(2 pixels\)"):
     form.decode(encoded(pixels), name="a", segments={70000: 187, 300: 1})
   with pytest.raises(images.ImageError, match=r"segment 5 of category 3 \(2 pixels\)"):
@@ -138,20 +152,34 @@ def test_class_lists(tmp_path):
   assert read("a.json", ["road", "car", "sky"]).values == (0, 1, 2)
   void = read("b.json", {"classes": ["road", "void", "sky"], "ignore_index": 1})
   assert (void.class_names, void.values, void.ignored) == (("road", "sky"), (0, 2), (1, 255))
-  coco = read("c.json", {"categories": [
-      {"id": 1, "name": "person", "color": [1, 2, 3]}, {"id": 200, "name": "rug"}]}, ignored=(7,))
+  coco = read(
+    "c.json",
+    {"categories": [{"id": 1, "name": "person", "color": [1, 2, 3]}, {"id": 200, "name": "rug"}]},
+    ignored=(7,),
+  )
   assert (coco.values, coco.ignored, coco.colours) == ((1, 200), (0, 7, 255), None)
-  coloured = read("d.json", {"classes": [
-      {"name": "void", "value": 0, "color": [0, 0, 0]}, {"name": "road", "value": 5, "color": [9, 9, 9]}],
-      "ignore_index": 0})
+  coloured = read(
+    "d.json",
+    {
+      "classes": [
+        {"name": "void", "value": 0, "color": [0, 0, 0]},
+        {"name": "road", "value": 5, "color": [9, 9, 9]},
+      ],
+      "ignore_index": 0,
+    },
+  )
   assert coloured.class_names == ("road",) and coloured.colours == ((9, 9, 9),)
   assert coloured.ignored_colours == ((0, 0, 0),)
   for content, message in (
-      ({"names": []}, "no class list; expected"), (["a", 3], "entry 1 is 3"),
-      (["a", "a"], "class name 'a' twice"),
-      ([{"name": "a", "color": [0, 0, 0]}, "b"], "'b' has no color"), ([], "0 classes; expected 1 to 255"),
-      ([str(i) for i in range(257)], "256 classes"), ([{"name": "a", "value": 70000}], "pixel value 70000"),
-      ("{", "is no JSON")):
+    ({"names": []}, "no class list; expected"),
+    (["a", 3], "entry 1 is 3"),
+    (["a", "a"], "class name 'a' twice"),
+    ([{"name": "a", "color": [0, 0, 0]}, "b"], "'b' has no color"),
+    ([], "0 classes; expected 1 to 255"),
+    ([str(i) for i in range(257)], "256 classes"),
+    ([{"name": "a", "value": 70000}], "pixel value 70000"),
+    ("{", "is no JSON"),
+  ):
     with pytest.raises(ValueError, match=f"e.json.*{message}"):
       read("e.json", content)
   with pytest.raises(FileNotFoundError, match="absent.txt does not exist"):

@@ -4,15 +4,12 @@ import json
 import pickle
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
-from frozen_vision.data.segmentation import ade20k
 from frozen_vision.data import images
-from frozen_vision.data.segmentation import label_maps
-from frozen_vision.data.generated import scenes
-from frozen_vision.data.segmentation import sources
-from frozen_vision.data.generated import semantic_scenes
+from frozen_vision.data.generated import scenes, semantic_scenes
+from frozen_vision.data.segmentation import ade20k, label_maps, sources
 from tests import paths
 
 FORMAT = label_maps.LabelFormat(("a", "b"))
@@ -65,7 +62,8 @@ def test_unlabelled_images(tmp_path):
   for name in ("b", "c"):
     write(tmp_path, name, label=False)
   with pytest.raises(
-      ValueError, match="2 of 3 images of .* have no label image in .*: b.jpg, c.jpg. Expected the same"):
+    ValueError, match="2 of 3 images of .* have no label image in .*: b.jpg, c.jpg. Expected the same"
+  ):
     open_(tmp_path)
   assert len(open_(tmp_path, unlabelled="skip")) == 1
   kept = open_(tmp_path, unlabelled="keep")
@@ -86,7 +84,8 @@ def test_sizes_that_differ_are_named(tmp_path):
   turned.save(tmp_path / "images/a.jpg", exif=exif)
   Image.new("L", (8, 6)).save(tmp_path / "labels/a.png")
   with pytest.raises(
-      images.ImageError, match="is 6 x 8 pixels .* rotation that the file's EXIF tag asks for"):
+    images.ImageError, match="is 6 x 8 pixels .* rotation that the file's EXIF tag asks for"
+  ):
     open_(tmp_path)[0]
 
 
@@ -107,7 +106,9 @@ def test_ade20k_layout(tmp_path):
   stored = np.array([[0, 1, 2], [150, 150, 0]], np.uint8)
   for split in ade20k.SPLITS:
     for folder, ending, picture in (
-        ("images", "jpg", Image.new("RGB", (3, 2))), ("annotations", "png", Image.fromarray(stored))):
+      ("images", "jpg", Image.new("RGB", (3, 2))),
+      ("annotations", "png", Image.fromarray(stored)),
+    ):
       path = tmp_path / folder / split
       path.mkdir(parents=True)
       picture.save(path / f"ADE_{split}_1.{ending}")
@@ -154,8 +155,8 @@ def test_coco_semantic_and_panoptic_files_agree():
     assert (stored[~known] == 0).all()
   with pytest.raises(images.ImageError, match="not among the annotations of the panoptic JSON"):
     sources.LabelledImages(
-        folder / "images", folder / "panoptic", form,
-        segments=root / "annotations/panoptic_train2017.json").label(0)
+      folder / "images", folder / "panoptic", form, segments=root / "annotations/panoptic_train2017.json"
+    ).label(0)
 
 
 def test_scenes_have_the_class_of_the_shape_that_shows():

@@ -3,18 +3,19 @@
 import colorsys
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
-from frozen_vision.data.segmentation import transforms as seg
 from frozen_vision.data.detection import transforms
+from frozen_vision.data.segmentation import transforms as seg
 
 _PLAIN = dict(jitter=None, flip_probability=0.0)
 
 
 # Of classes 0 to 4, and of pixels without one; no mixture of two of them is near a third.
 _COLOURS = np.array(
-    [[255, 0, 0], [0, 255, 0], [255, 255, 0], [255, 0, 255], [0, 255, 255], [0, 0, 255]], np.uint8)
+  [[255, 0, 0], [0, 255, 0], [255, 255, 0], [255, 0, 255], [0, 255, 255], [0, 0, 255]], np.uint8
+)
 
 
 def make_record(size=(80, 120), seed=0):
@@ -23,7 +24,7 @@ def make_record(size=(80, 120), seed=0):
   label = np.zeros(size, np.uint8)
   for c in range(1, 5):
     y, x = (int(rng.integers(0, side * 2 // 3)) for side in size)
-    label[y:y + size[0] // 3, x:x + size[1] // 3] = c
+    label[y : y + size[0] // 3, x : x + size[1] // 3] = c
   label[-10:] = 255
   image = _COLOURS[np.minimum(label, 5)]
   return {"image": image, "label": label, "name": "made"}
@@ -97,8 +98,9 @@ def test_a_crop_of_one_class_is_drawn_again():
 def test_flip_mirrors_both():
   resize = seg.RandomShortSide((80,), 120, 1.0)
   plain, flipped = (
-      seg.SegmentationTrain((80, 120), 5, resize, None, probability)(make_record(), np.random.default_rng(0))
-      for probability in (0.0, 1.0))
+    seg.SegmentationTrain((80, 120), 5, resize, None, probability)(make_record(), np.random.default_rng(0))
+    for probability in (0.0, 1.0)
+  )
   np.testing.assert_array_equal(plain["image"][:, ::-1], flipped["image"])
   np.testing.assert_array_equal(plain["labels"][:, ::-1], flipped["labels"])
 
@@ -141,7 +143,9 @@ def expected_colours(image, brightness=0.0, contrast=1.0, saturation=1.0, turn=0
   return x if contrast_first else np.clip(x * contrast, 0, 255)
 
 
-@pytest.mark.parametrize("switches, values, expected", [
+@pytest.mark.parametrize(
+  "switches, values, expected",
+  [
     ((0, 0, 0, 0, 0), (0.9, 0.9, 0.9, 0.9), {}),
     ((1, 0, 0, 0, 0), (1.0, 0, 0, 0), dict(brightness=32)),
     ((1, 1, 0, 0, 0), (0.0, 0, 0, 0), dict(brightness=-32)),
@@ -149,9 +153,13 @@ def expected_colours(image, brightness=0.0, contrast=1.0, saturation=1.0, turn=0
     ((0, 0, 0, 1, 0), (0, 0, 0.0, 0), dict(saturation=0.5)),
     ((0, 1, 0, 0, 1), (0, 0, 0, 1.0), dict(turn=36)),
     ((0, 0, 0, 0, 1), (0, 0, 0, 0.0), dict(turn=-36)),
-    ((1, 0, 1, 1, 1), (0.25, 0.0, 1.0, 0.75),
-     dict(brightness=-16, contrast=0.5, saturation=1.5, turn=18, contrast_first=False)),
-])
+    (
+      (1, 0, 1, 1, 1),
+      (0.25, 0.0, 1.0, 0.75),
+      dict(brightness=-16, contrast=0.5, saturation=1.5, turn=18, contrast_first=False),
+    ),
+  ],
+)
 def test_colour_jitter(switches, values, expected):
   found = seg.ColourJitter()(_PIXELS, Chosen(switches, values))
   assert found.dtype == np.uint8
@@ -178,8 +186,8 @@ def test_evaluation_example():
     assert example[f"image{ending}"].shape == (frame, frame, 3)
     np.testing.assert_array_equal(example[f"image_size{ending}"], size)
     wanted = np.asarray(Image.fromarray(record["image"]).resize(size[::-1], Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(example[f"image{ending}"][:size[0], :size[1]], wanted)
-    assert not example[f"image{ending}"][size[0]:].any()
+    np.testing.assert_array_equal(example[f"image{ending}"][: size[0], : size[1]], wanted)
+    assert not example[f"image{ending}"][size[0] :].any()
   odd = seg.SegmentationEval((64, 64), transforms.ResizeToLimits(), (1.0, 0.75))({**record, "label": None})
   assert odd["image.1"].shape == (64, 64, 3)  # 48 rounded up
   np.testing.assert_array_equal(odd["image_size.1"], [32, 48])

@@ -4,9 +4,9 @@ import av
 import numpy as np
 import pytest
 
+from frozen_vision.data import pipeline
 from frozen_vision.data.classification import augment
 from frozen_vision.data.video import clips, sources
-from frozen_vision.data import pipeline
 
 
 def _numbered(frames=40, height=8, width=12):
@@ -51,9 +51,13 @@ def test_uniform_sampling_takes_one_frame_of_every_segment():
   np.testing.assert_array_equal(sampler.train(1, rng), [0] * 5)
 
 
-@pytest.mark.parametrize("options, message", [
+@pytest.mark.parametrize(
+  "options, message",
+  [
     (dict(frames=4, kind="sparse"), "'sparse'; known: dense, uniform"),
-    (dict(frames=0), "expected at least 1")])
+    (dict(frames=0), "expected at least 1"),
+  ],
+)
 def test_sampling_options(options, message):
   with pytest.raises(ValueError, match=message):
     clips.Sampler(**options)
@@ -63,7 +67,8 @@ def test_every_frame_is_augmented_alike():
   still = np.random.default_rng(1).integers(0, 255, (1, 24, 32, 3), dtype=np.uint8)
   record = {"frames": np.repeat(still, 12, axis=0), "label": np.int32(3), "name": "still"}
   transform = clips.TrainTransform(
-      clips.Sampler(6, 2), 16, rand_augment=augment.RandAugment(probability=1.0), erasing=1.0)
+    clips.Sampler(6, 2), 16, rand_augment=augment.RandAugment(probability=1.0), erasing=1.0
+  )
   results = []
   for seed in range(6):
     example = transform(record, np.random.default_rng(seed))
@@ -113,8 +118,9 @@ def folder(tmp_path_factory):
       stream.bit_rate = 2_000_000
       for i in range(2 * rate):
         value = 100 * i // rate
-        container.mux(stream.encode(
-            av.VideoFrame.from_ndarray(np.full((32, 48, 3), value, np.uint8), format="rgb24")))
+        container.mux(
+          stream.encode(av.VideoFrame.from_ndarray(np.full((32, 48, 3), value, np.uint8), format="rgb24"))
+        )
       container.mux(stream.encode())
   (root / "slow" / "broken.mp4").write_bytes(b"not a video")
   return root
@@ -124,15 +130,18 @@ def test_resampling_by_time_makes_strides_equal(folder):
   source = sources.open_videos(folder)
   transform = clips.EvalTransform(clips.Sampler(4, stride=2, rate=10), 32)
   brightness = {
-      record["path"].split("/")[-2]: transform(record)["clip"].mean((0, 2, 3, 4))
-      for record in (source[i] for i in range(len(source))) if "broken" not in record["path"]}
+    record["path"].split("/")[-2]: transform(record)["clip"].mean((0, 2, 3, 4))
+    for record in (source[i] for i in range(len(source)))
+    if "broken" not in record["path"]
+  }
   # 0.2 s apart, in both.
   for values in brightness.values():
     np.testing.assert_allclose(np.diff(values), 20, atol=5)
   plain = clips.EvalTransform(clips.Sampler(4, stride=2), 32)
   steps = {
-      name: np.diff(plain(source[index])["clip"].mean((0, 2, 3, 4))).mean()
-      for index, name in ((0, "fast"), (1, "slow"))}
+    name: np.diff(plain(source[index])["clip"].mean((0, 2, 3, 4))).mean()
+    for index, name in ((0, "fast"), (1, "slow"))
+  }
   assert steps["slow"] == pytest.approx(2 * steps["fast"], rel=0.2)
 
 

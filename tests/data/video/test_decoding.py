@@ -11,9 +11,20 @@ from frozen_vision.data.video import decoding
 from tests import paths
 
 _FILES = (
-    "mmaction_demo.mp4", "mmaction_test.avi", "mmaction_test.mp4", "mmaction_part0.mp4", "cockatoo.mp4",
-    "realshort.mp4", "flipping_a_pancake.mkv", "unordered.mov", "rotated_0.mov", "rotated_90.mov",
-    "rotated_180.mov", "rotated_270.mov", "water_bottle_drumming.mp4")
+  "mmaction_demo.mp4",
+  "mmaction_test.avi",
+  "mmaction_test.mp4",
+  "mmaction_part0.mp4",
+  "cockatoo.mp4",
+  "realshort.mp4",
+  "flipping_a_pancake.mkv",
+  "unordered.mov",
+  "rotated_0.mov",
+  "rotated_90.mov",
+  "rotated_180.mov",
+  "rotated_270.mov",
+  "water_bottle_drumming.mp4",
+)
 
 
 def _manifest():
@@ -30,7 +41,7 @@ def test_good_files_give_the_frames_of_their_manifest(name):
   with decoding.Video(folder / name) as opened:
     assert len(opened) == entry["decoded_frames"]
     # The manifest counts from one: the first frame and the tenth.
-    numbers = [0, 9][:len(entry["rgb_mean_frames_1_10"])]
+    numbers = [0, 9][: len(entry["rgb_mean_frames_1_10"])]
     frames = opened.read(numbers)
     assert (np.diff(opened.times) > 0).all() and opened.times[0] == 0
     np.testing.assert_allclose(frames.mean((1, 2)), entry["rgb_mean_frames_1_10"], atol=0.02)
@@ -46,12 +57,22 @@ def test_good_files_give_the_frames_of_their_manifest(name):
 def test_every_file_of_the_manifest_is_covered():
   _, manifest = _manifest()
   assert set(manifest) == set(_FILES) | {
-      "corrupted.mp4", "derived_truncated.mp4", "derived_empty.mp4", "derived_text.mp4"}
+    "corrupted.mp4",
+    "derived_truncated.mp4",
+    "derived_empty.mp4",
+    "derived_text.mp4",
+  }
 
 
-@pytest.mark.parametrize("name, kind", [
-    ("derived_truncated.mp4", "not a video"), ("derived_empty.mp4", "empty"),
-    ("derived_text.mp4", "not a video"), ("absent.mp4", "missing")])
+@pytest.mark.parametrize(
+  "name, kind",
+  [
+    ("derived_truncated.mp4", "not a video"),
+    ("derived_empty.mp4", "empty"),
+    ("derived_text.mp4", "not a video"),
+    ("absent.mp4", "missing"),
+  ],
+)
 def test_unusable_files_are_named(name, kind):
   folder, manifest = _manifest()
   assert name == "absent.mp4" or manifest[name]["decode"] != "ok"
@@ -68,8 +89,7 @@ def test_frames_before_the_damage_are_read_and_later_ones_are_an_error():
   good = entry["decoded_frames"]
   with decoding.Video(folder / "corrupted.mp4") as opened:
     assert len(opened) == entry["declared_frames"]
-    np.testing.assert_allclose(
-        opened.read([0, 9]).mean((1, 2)), entry["rgb_mean_frames_1_10"], atol=0.02)
+    np.testing.assert_allclose(opened.read([0, 9]).mean((1, 2)), entry["rgb_mean_frames_1_10"], atol=0.02)
     opened.read([good - 1])
     message = rf"corrupted.mp4: damaged: {good} of 50 frames.*frame {good} was"
     with pytest.raises(decoding.VideoError, match=message):
@@ -147,8 +167,9 @@ def test_a_seek_that_lands_elsewhere_is_undone(made, monkeypatch):
   with decoding.Video(path) as opened:
     whole = opened.read(range(48))
     opened._packets = [
-        decoding._Packet(packet.pts + (1 if i > 30 else 0), packet.is_keyframe)
-        for i, packet in enumerate(opened._packets)]
+      decoding._Packet(packet.pts + (1 if i > 30 else 0), packet.is_keyframe)
+      for i, packet in enumerate(opened._packets)
+    ]
     np.testing.assert_array_equal(opened.read([40, 45]), whole[[40, 45]])
 
 
@@ -198,7 +219,9 @@ def test_frames_that_change_their_size_are_an_error(tmp_path):
       joined.write(part.read_bytes())
   with decoding.Video(path) as opened:
     assert opened.read([0, 1]).shape == (2, 32, 48, 3)
-    with pytest.raises(decoding.VideoError, match="two.ts: its frames change from 48 x 32 to 64 x 48") as caught:
+    with pytest.raises(
+      decoding.VideoError, match="two.ts: its frames change from 48 x 32 to 64 x 48"
+    ) as caught:
       opened.read([0, len(opened) - 1])
   assert caught.value.kind == "changing size"
 

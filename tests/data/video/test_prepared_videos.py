@@ -10,10 +10,9 @@ import av
 import numpy as np
 import pytest
 
-from frozen_vision.data.video import clips, prepared_videos
 from frozen_vision.data import images, pipeline, prepare, prepared
 from frozen_vision.data.detection import prepared_coco
-from frozen_vision.data.video import decoding, sources
+from frozen_vision.data.video import clips, decoding, prepared_videos, sources
 from tests import paths
 
 _ABSENT = "absent.mp4"
@@ -38,8 +37,17 @@ def real(tmp_path_factory):
   (root / "list.csv").write_text("\n".join(["path,label,codec", f"{_ABSENT},1,none", *lines]))
   (root / "classes.json").write_text(json.dumps(["zebra", "ape", "bee", "nobody"]))
   code, text = _run(
-      "--videos", root / "list.csv", "--root", folder / "files", "--group-column", "codec", "--split",
-      "train", "--out", root / "out")
+    "--videos",
+    root / "list.csv",
+    "--root",
+    folder / "files",
+    "--group-column",
+    "codec",
+    "--split",
+    "train",
+    "--out",
+    root / "out",
+  )
   assert code == 0, text
   return root / "out", folder / "files", manifest, text
 
@@ -48,7 +56,8 @@ def test_every_odd_file_is_named_and_the_run_goes_on(real):
   out, folder, manifest, text = real
   good = [name for name, entry in manifest.items() if entry["decode"] == "ok"]
   named = {
-      pathlib.Path(line.split(": ")[1]).name: line for line in text.splitlines() if line.startswith("bad: ")}
+    pathlib.Path(line.split(": ")[1]).name: line for line in text.splitlines() if line.startswith("bad: ")
+  }
   assert set(named) == set(manifest) - set(good) | {_ABSENT} and len(named) == 5
   assert "no such file" in named[_ABSENT] and "the file is empty" in named["derived_empty.mp4"]
   assert "not a readable video" in named["derived_text.mp4"]
@@ -123,9 +132,16 @@ def made(tmp_path_factory):
   return root / "videos", root / "out"
 
 
-@pytest.mark.parametrize("options", [
-    dict(stride=3), dict(stride=5), dict(kind="uniform"), dict(stride=2, rate=15.0),
-    dict(kind="uniform", rate=40.0)])
+@pytest.mark.parametrize(
+  "options",
+  [
+    dict(stride=3),
+    dict(stride=5),
+    dict(kind="uniform"),
+    dict(stride=2, rate=15.0),
+    dict(kind="uniform", rate=40.0),
+  ],
+)
 def test_clips_have_the_frames_that_they_have_from_the_files(made, options):
   folder, out = made
   sampler = clips.Sampler(frames=6, **options)
@@ -158,7 +174,8 @@ def test_only_the_frames_of_a_clip_are_decoded(made, monkeypatch):
 
   monkeypatch.setattr(images, "decode_image", counting)
   monkeypatch.setattr(
-      prepared.Shards, "__getitem__", lambda self, position: opened.append(position) or get(self, position))
+    prepared.Shards, "__getitem__", lambda self, position: opened.append(position) or get(self, position)
+  )
   start = 1 + 3  # the first video has 20 frames, 8 in a record
   frames = kept.read([41, 3, 20, 20])
   assert decoded == [3, 20, 41] and opened == [start + 1, start + 3, start + 6]
@@ -181,7 +198,8 @@ def test_training_reads_it(made):
 def test_keeping_fewer_frames_by_time(made, tmp_path):
   folder, _ = made
   code, text = _run(
-      "--videos", folder, "--out", tmp_path, "--split", "train", "--rate", 10, "--short-side", 16)
+    "--videos", folder, "--out", tmp_path, "--split", "train", "--rate", 10, "--short-side", 16
+  )
   assert code == 0, text
   source = prepared_videos.PreparedVideos(tmp_path, "train")
   for index, path in enumerate(source.paths):
@@ -251,8 +269,10 @@ def test_checking_strictness_and_nothing_usable(made, tmp_path):
   assert code == 1 and "error: nothing usable is left" in text and "1 checked, 0 usable, 1 bad" in text
   assert not list(out.rglob("*.*record*")) and not list(out.rglob("spool*"))
   for options, message in (
-      (["--quality", 101], "quality=101"), (["--videos", tmp_path / "none"], "does not exist"),
-      (["--group-column", "scene"], "no column 'scene'")):
+    (["--quality", 101], "quality=101"),
+    (["--videos", tmp_path / "none"], "does not exist"),
+    (["--group-column", "scene"], "no column 'scene'"),
+  ):
     code, text = _run("--videos", tmp_path / "list.txt", "--split", "train", "--check", *options)
     assert code == 1 and message in text
 
@@ -299,7 +319,8 @@ def test_workers_write_the_same(made, tmp_path):
   for workers in (1, 2):
     out = tmp_path / str(workers)
     code, text = _run(
-        "--videos", folder, "--out", out, "--split", "train", "--workers", workers, "--short-side", 16)
+      "--videos", folder, "--out", out, "--split", "train", "--workers", workers, "--short-side", 16
+    )
     assert code == 0, text
     source = prepared_videos.PreparedVideos(out, "train")
     stored.append([source[i]["video"].read(range(20)) for i in range(len(source))])

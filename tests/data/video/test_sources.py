@@ -8,7 +8,6 @@ import pytest
 from frozen_vision.data.video import sources
 from tests import paths
 
-
 _NAMES = ["a b/1.mp4", "a b/2.MOV", "c/sub/3.webm"]
 
 
@@ -39,12 +38,15 @@ def test_class_folders(tree):
     sources.open_videos(tree / "empty")
 
 
-@pytest.mark.parametrize("name, text", [
+@pytest.mark.parametrize(
+  "name, text",
+  [
     ("list.txt", "a b/1.mp4 0\n\na b/2.MOV 0\nc/sub/3.webm 2\n"),
     ("list.csv", "a b/1.mp4,0\na b/2.MOV,0\nc/sub/3.webm,2\n"),
     ("list.csv", "label,path,scene\n0,a b/1.mp4,x\n0,a b/2.MOV,y\n2,c/sub/3.webm,x\n"),
-    ("list.csv", "\ufeffpath, label\n\"a b/1.mp4\", 0\na b/2.MOV, 0\nc/sub/3.webm, 2\n"),
-])
+    ("list.csv", '\ufeffpath, label\n"a b/1.mp4", 0\na b/2.MOV, 0\nc/sub/3.webm, 2\n'),
+  ],
+)
 def test_lists_of_paths_and_labels(tree, name, text):
   (tree / "all" / name).write_text(text, encoding="utf-8")
   found = sources.open_videos(tree / "all" / name)
@@ -68,10 +70,14 @@ def test_labels_by_name(tree):
   assert sources.open_videos(path, classes=["run", "jump"]).labels.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("text, message", [
-    ("", "lists no video"), ("a b/1.mp4\n", "line 1: expected a path and a label, found 'a b/1.mp4'|missing"),
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    ("", "lists no video"),
+    ("a b/1.mp4\n", "line 1: expected a path and a label, found 'a b/1.mp4'|missing"),
     ("path,label\na b/1.mp4,\n", "record 1: path or label is empty"),
-])
+  ],
+)
 def test_lists_that_cannot_be_read(tree, text, message):
   path = tree / "all" / "list.csv"
   path.write_text(text)
@@ -95,8 +101,9 @@ def test_other_errors(tree):
 
 def _fights():
   folder = paths.data_dir("fight_video")
-  return sources.concatenate([
-      sources.open_videos(folder / f"{name}.csv", group_column="scene_group") for name in ("train", "val")])
+  return sources.concatenate(
+    [sources.open_videos(folder / f"{name}.csv", group_column="scene_group") for name in ("train", "val")]
+  )
 
 
 def test_real_clips_by_scene():

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from frozen_vision.freezing import partition
-from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision import convert as convert_cli
-from frozen_vision.heads.htc import checkpoints
+from frozen_vision.backbones.base import FeatureSpec
+from frozen_vision.freezing import partition
 from frozen_vision.heads import files as head_weights
+from frozen_vision.heads.htc import checkpoints, htc
 from frozen_vision.heads.htc import config as htc_config
-from frozen_vision.heads.htc import htc
 from frozen_vision.necks.build import build_neck
 from tests.files import pth_file
 
@@ -38,9 +37,7 @@ def _detector(preset=htc_config.mask_rcnn, *, input_norm=False, **options):
   return nnx.eval_shape(lambda: Detector(preset(**(SMALL | options)), input_norm=input_norm))
 
 
-def _state_dict(
-    stages=None, *, boxes=1, flow=False, convs=0, norms=False, semantic=0, backbone_norms=False
-):
+def _state_dict(stages=None, *, boxes=1, flow=False, convs=0, norms=False, semantic=0, backbone_norms=False):
   """An mmdet state dict of random numbers, named from mmdet's sources and not from our table."""
   rng = np.random.default_rng(0)
   found = {}
@@ -93,30 +90,30 @@ def _convert(source, detector, **options):
 
 
 CASES = {
-    "mask_rcnn": (dict(boxes=3), htc_config.mask_rcnn, {}),
-    "mask_rcnn of Swin": (
-        dict(boxes=3, backbone_norms=True),
-        htc_config.mask_rcnn,
-        dict(input_norm=True),
+  "mask_rcnn": (dict(boxes=3), htc_config.mask_rcnn, {}),
+  "mask_rcnn of Swin": (
+    dict(boxes=3, backbone_norms=True),
+    htc_config.mask_rcnn,
+    dict(input_norm=True),
+  ),
+  "cascade, 4 convolutions": (
+    dict(stages=3, convs=4),
+    htc_config.cascade_mask_rcnn,
+    dict(num_box_convs=4, box_conv_channels=32, num_fcs=1),
+  ),
+  "htc with everything": (
+    dict(stages=3, flow=True, convs=1, norms=True, semantic=5),
+    htc_config.htc,
+    dict(
+      num_box_convs=1,
+      box_conv_channels=32,
+      box_conv_norm="group",
+      num_fcs=1,
+      semantic_classes=5,
+      semantic_channels=8,
+      semantic_convs=1,
     ),
-    "cascade, 4 convolutions": (
-        dict(stages=3, convs=4),
-        htc_config.cascade_mask_rcnn,
-        dict(num_box_convs=4, box_conv_channels=32, num_fcs=1),
-    ),
-    "htc with everything": (
-        dict(stages=3, flow=True, convs=1, norms=True, semantic=5),
-        htc_config.htc,
-        dict(
-            num_box_convs=1,
-            box_conv_channels=32,
-            box_conv_norm="group",
-            num_fcs=1,
-            semantic_classes=5,
-            semantic_channels=8,
-            semantic_convs=1,
-        ),
-    ),
+  ),
 }
 
 
@@ -136,12 +133,15 @@ def test_every_number_of_the_source_arrives_once(case):
 
 def _mmdet_box_head(source, x):
   """Forward pass of mmdet's ConvFCBBoxHead in NumPy: x [n, c, 7, 7] -> class logits, deltas."""
-  w = lambda name: source[f"roi_head.bbox_head.{name}"].astype(float)
+
+  def w(name):
+    return source[f"roi_head.bbox_head.{name}"].astype(float)
+
   conv = w("shared_convs.0.conv.weight")
   padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
   x = sum(
-      np.einsum("nchw,oc->nohw", padded[:, :, i : i + 7, j : j + 7], conv[:, :, i, j])
-      for i, j in np.ndindex(3, 3)
+    np.einsum("nchw,oc->nohw", padded[:, :, i : i + 7, j : j + 7], conv[:, :, i, j])
+    for i, j in np.ndindex(3, 3)
   )
   groups = x.reshape(len(x), 32, -1)
   groups = groups - groups.mean(-1, keepdims=True)
@@ -156,15 +156,15 @@ def _mmdet_box_head(source, x):
 def test_box_head_with_convolutions_and_boxes_per_class_computes_the_same():
   source = _state_dict(boxes=3, convs=1, norms=True)
   detector = _convert(
-      source,
-      _detector(num_box_convs=1, box_conv_channels=32, box_conv_norm="group", num_fcs=1),
+    source,
+    _detector(num_box_convs=1, box_conv_channels=32, box_conv_norm="group", num_fcs=1),
   )
   x = np.random.default_rng(1).standard_normal((2, 3, 7, 7, CHANNELS)).astype(np.float32)
   output = jax.jit(detector.head.box_heads[0].__call__)(x)
   logits, deltas = _mmdet_box_head(source, np.moveaxis(x.reshape(6, 7, 7, -1), -1, 1))
   for ours, theirs in (
-      (output.logits.reshape(6, 4), logits),
-      (output.deltas.reshape(6, 12), deltas),  # four deltas of class 0, then of class 1, ...
+    (output.logits.reshape(6, 4), logits),
+    (output.deltas.reshape(6, 12), deltas),  # four deltas of class 0, then of class 1, ...
   ):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
@@ -181,16 +181,16 @@ def test_one_error_lists_everything_that_is_wrong():
     _convert(source, _detector())
   text = str(error.value)
   for line in (
-      r"Ours, without a source \(1\):\n  head/rpn/objectness/bias \(3,\)",
-      r"In the source, without a place here \(4\):",
-      r"neck.fpn_convs.4.conv.weight \(8, 8, 3, 3\)",
-      r"shared_convs.0.bn.running_mean \(8,\)",
-      r"roi_head.mask_head.0.conv_logits.bias \(3,\)",
-      r"backbone.norm0.weight \(3,\)",
-      r"Shapes that do not fit \(3\):",
-      r"bbox_head.fc_reg.weight \(4, 6\) for head/box_heads/0/boxes/kernel \(6, 12\)",
-      r"bbox_head.fc_reg.bias \(4,\) for head/box_heads/0/boxes/bias \(12,\)",
-      r"lateral_convs.0.conv.weight \(8, 3, 3, 3\) for neck/laterals/0/kernel \(3, 8\)",
+    r"Ours, without a source \(1\):\n  head/rpn/objectness/bias \(3,\)",
+    r"In the source, without a place here \(4\):",
+    r"neck.fpn_convs.4.conv.weight \(8, 8, 3, 3\)",
+    r"shared_convs.0.bn.running_mean \(8,\)",
+    r"roi_head.mask_head.0.conv_logits.bias \(3,\)",
+    r"backbone.norm0.weight \(3,\)",
+    r"Shapes that do not fit \(3\):",
+    r"bbox_head.fc_reg.weight \(4, 6\) for head/box_heads/0/boxes/kernel \(6, 12\)",
+    r"bbox_head.fc_reg.bias \(4,\) for head/box_heads/0/boxes/bias \(12,\)",
+    r"lateral_convs.0.conv.weight \(8, 3, 3, 3\) for neck/laterals/0/kernel \(3, 8\)",
   ):
     assert re.search(line, text), (line, text)
 
@@ -201,7 +201,9 @@ def test_missing_norms_name_the_option():
 
 
 def test_other_modules_are_refused():
-  build_bifpn = lambda: Detector(htc_config.mask_rcnn(**SMALL), name="bifpn", norm="none")
+  def build_bifpn():
+    return Detector(htc_config.mask_rcnn(**SMALL), name="bifpn", norm="none")
+
   for module in (build_bifpn, lambda: nnx.Linear(2, 2, rngs=nnx.Rngs(0))):
     with pytest.raises(ValueError, match=r"need a detector with parts `neck` \(an FPN\)"):
       checkpoints.convert(_state_dict(), nnx.state(nnx.eval_shape(module)))
@@ -217,10 +219,10 @@ def test_kept_parameters_stay():
   untouched = {path for path, x in found.items() if isinstance(x, jax.ShapeDtypeStruct)}
   kinds = ("box_heads/0/classes", "box_heads/0/boxes", "mask_heads/0/logits")
   assert untouched == {"backbone/kernel", "backbone/bias"} | {
-      f"head/{kind}/{leaf}" for kind in kinds for leaf in ("kernel", "bias")
+    f"head/{kind}/{leaf}" for kind in kinds for leaf in ("kernel", "bias")
   }
   np.testing.assert_array_equal(
-      found["head/box_heads/0/fcs/1/kernel"], source["roi_head.bbox_head.shared_fcs.1.weight"].T
+    found["head/box_heads/0/fcs/1/kernel"], source["roi_head.bbox_head.shared_fcs.1.weight"].T
   )
 
 
@@ -245,8 +247,8 @@ def test_the_command_line_writes_what_a_detector_may_start_from(case, tmp_path, 
 
 def test_the_command_line_refuses_what_it_cannot_place(tmp_path, capsys):
   source = _state_dict() | {
-      "rpn_head.extra.weight": np.zeros(2, np.float32),
-      "roi_head.bbox_head.shared_fcs.0.weight": np.zeros((6, 8 * 49 + 1), np.float32),
+    "rpn_head.extra.weight": np.zeros(2, np.float32),
+    "roi_head.bbox_head.shared_fcs.0.weight": np.zeros((6, 8 * 49 + 1), np.float32),
   }
   path = tmp_path / "source.safetensors"
   safetensors.numpy.save_file(source, path)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.heads.htc import checkpoints
-from frozen_vision.heads.htc import mask_head
+from frozen_vision.heads.htc import checkpoints, mask_head
 from frozen_vision.heads.htc.config import HTCConfig
 from frozen_vision.heads.htc.detections import select_detections
 from frozen_vision.heads.htc.htc import HTC
@@ -20,8 +19,7 @@ from frozen_vision.heads.htc.rpn import Proposals
 from frozen_vision.necks.fpn import FPN
 from frozen_vision.ops import masks as mask_ops
 from frozen_vision.ops import roi_align as roi_ops
-from tests import golden_values
-from tests import paths
+from tests import golden_values, paths
 
 RELATIVE = 1e-4  # of an array's largest magnitude
 
@@ -45,22 +43,22 @@ class Golden:
     test = spec["config"]["test_cfg"]
     channels = spec["fpn_channels"]
     self.config = HTCConfig(
-        num_classes=spec["classes"],
-        rpn_channels=channels,
-        rpn_samples=rpn["sampler"]["num"],
-        train_pre_nms=train["nms_pre"],
-        train_proposals=train["max_per_img"],
-        test_pre_nms=test["rpn"]["nms_pre"],
-        test_proposals=test["rpn"]["max_per_img"],
-        roi_samples=rcnn["sampler"]["num"],
-        sampling_ratio=None,
-        fc_channels=spec["fc_channels"],
-        mask_channels=channels,
-        mask_average="last",
-        score_threshold=test["rcnn"]["score_thr"],
-        max_detections=test["rcnn"]["max_per_img"],
-        semantic_classes=spec["semantic_classes"],
-        semantic_channels=channels,
+      num_classes=spec["classes"],
+      rpn_channels=channels,
+      rpn_samples=rpn["sampler"]["num"],
+      train_pre_nms=train["nms_pre"],
+      train_proposals=train["max_per_img"],
+      test_pre_nms=test["rpn"]["nms_pre"],
+      test_proposals=test["rpn"]["max_per_img"],
+      roi_samples=rcnn["sampler"]["num"],
+      sampling_ratio=None,
+      fc_channels=spec["fc_channels"],
+      mask_channels=channels,
+      mask_average="last",
+      score_threshold=test["rcnn"]["score_thr"],
+      max_detections=test["rcnn"]["max_per_img"],
+      semantic_classes=spec["semantic_classes"],
+      semantic_channels=channels,
     )
     specs = [FeatureSpec(4 * 2**i, c) for i, c in enumerate(spec["feature_channels"])]
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Detector(specs, channels, self.config)))
@@ -69,14 +67,10 @@ class Golden:
     self.image_size = jnp.asarray(spec["image_sizes"], jnp.int32)
     h, w = spec["batch_shape"]
     inputs = [
-        golden_values.values(
-            spec["seed"], f"features.{i}", (2, s.channels, h // s.stride, w // s.stride)
-        )
-        for i, s in enumerate(specs)
+      golden_values.values(spec["seed"], f"features.{i}", (2, s.channels, h // s.stride, w // s.stride))
+      for i, s in enumerate(specs)
     ]
-    self.features = jax.jit(self.neck.__call__)(
-        tuple(jnp.asarray(x.transpose(0, 2, 3, 1)) for x in inputs)
-    )
+    self.features = jax.jit(self.neck.__call__)(tuple(jnp.asarray(x.transpose(0, 2, 3, 1)) for x in inputs))
     self.semantic = jax.jit(self.head.semantic)(self.features)
     self.rois = jnp.stack([self.arrays["rois.0"], self.arrays["rois.1"]])
 
@@ -99,9 +93,7 @@ class Golden:
   @functools.cached_property
   def scored_boxes(self):
     """What `predict_boxes` gives to `select_detections`, from the fixed boxes."""
-    proposals = Proposals(
-        self.rois, jnp.ones(self.rois.shape[:2]), jnp.ones(self.rois.shape[:2], bool)
-    )
+    proposals = Proposals(self.rois, jnp.ones(self.rois.shape[:2]), jnp.ones(self.rois.shape[:2], bool))
     return jax.jit(self.head.score_boxes)(self.features, self.image_size, proposals)
 
   @functools.cached_property
@@ -115,12 +107,12 @@ class Golden:
 
     valid = [np.arange(count) < len(self.arrays[f"gt.{i}.boxes"]) for i in (0, 1)]
     return {
-        "image_size": self.image_size,
-        "boxes": padded("boxes"),
-        "labels": padded("labels").astype(jnp.int32),
-        "masks": padded("masks_packed"),
-        "valid": jnp.stack(valid),
-        "semantic": jnp.asarray(self.arrays["gt.semantic_stride8"], jnp.int32),
+      "image_size": self.image_size,
+      "boxes": padded("boxes"),
+      "labels": padded("labels").astype(jnp.int32),
+      "masks": padded("masks_packed"),
+      "valid": jnp.stack(valid),
+      "semantic": jnp.asarray(self.arrays["gt.semantic_stride8"], jnp.int32),
     }
 
 
@@ -132,9 +124,7 @@ def golden():
 def check(actual, expected, name=""):
   actual, expected = np.asarray(actual), np.asarray(expected)
   assert actual.shape == expected.shape, name
-  np.testing.assert_allclose(
-      actual, expected, rtol=0, atol=RELATIVE * np.abs(expected).max(), err_msg=name
-  )
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=RELATIVE * np.abs(expected).max(), err_msg=name)
 
 
 def channels_first(x):
@@ -168,29 +158,25 @@ def test_rpn(golden):
 def test_proposals(golden):
   config = golden.config
   found = jax.jit(
-      functools.partial(
-          golden.head.rpn.proposals, pre_nms=config.test_pre_nms, count=config.test_proposals
-      )
+    functools.partial(golden.head.rpn.proposals, pre_nms=config.test_pre_nms, count=config.test_proposals)
   )(golden.rpn, golden.image_size)
   for i in (0, 1):
     valid = np.asarray(found.valid[i])
     boxes, scores = (golden.arrays[f"proposals.{i}.{name}"] for name in ("boxes", "scores"))
     check_sets(
-        np.asarray(found.boxes[i])[valid],
-        np.asarray(found.scores[i])[valid],
-        np.zeros(valid.sum()),
-        boxes,
-        scores,
-        np.zeros(len(boxes)),
+      np.asarray(found.boxes[i])[valid],
+      np.asarray(found.scores[i])[valid],
+      np.zeros(valid.sum()),
+      boxes,
+      scores,
+      np.zeros(len(boxes)),
     )
 
 
 def test_training_proposals(golden):
   config = golden.config
   found = jax.jit(
-      functools.partial(
-          golden.head.rpn.proposals, pre_nms=config.train_pre_nms, count=config.train_proposals
-      )
+    functools.partial(golden.head.rpn.proposals, pre_nms=config.train_pre_nms, count=config.train_proposals)
   )(golden.rpn, golden.image_size)
   for i in (0, 1):
     expected = golden.arrays[f"train.rpn_proposals.{i}.boxes"]
@@ -208,7 +194,10 @@ def test_semantic(golden):
 @pytest.mark.parametrize("stage", range(3))
 def test_stage(golden, stage):
   output, refined = golden.stages[stage]
-  flat = lambda x: np.asarray(x).reshape(-1, *x.shape[2:])
+
+  def flat(x):
+    return np.asarray(x).reshape(-1, *x.shape[2:])
+
   check(flat(output.logits), golden.arrays[f"stage{stage}.cls"], "cls")
   check(flat(output.deltas)[:, 0], golden.arrays[f"stage{stage}.reg"], "reg")
   check(flat(refined), golden.arrays[f"stage{stage}.refined"], "refined")
@@ -230,11 +219,11 @@ def test_stage_masks(golden):
     first = rois.reshape(1, -1, 4)[:, :24]
     x = head._roi_features(features, None, rois[:, ::10], size).reshape(24, size, size, -1)
     x += roi_ops.roi_align(
-        (embedding[:1],),
-        first,
-        strides=(8,),
-        output_size=size,
-        sampling_ratio=config.sampling_ratio,
+      (embedding[:1],),
+      first,
+      strides=(8,),
+      output_size=size,
+      sampling_ratio=config.sampling_ratio,
     )[0]
     states = mask_head.mask_flow(head.mask_heads, 2, x, flow=True)
     return [h.predict(state) for h, state in zip(head.mask_heads, states)]
@@ -259,16 +248,12 @@ def test_predict(golden, kind):
 
 def test_predict_masks(golden):
   boxes = jnp.stack([golden.arrays[f"predict.hard.{i}.boxes"][:24] for i in (0, 1)])
-  labels = jnp.stack([golden.arrays[f"predict.hard.{i}.labels"][:24] for i in (0, 1)]).astype(
-      jnp.int32
-  )
+  labels = jnp.stack([golden.arrays[f"predict.hard.{i}.labels"][:24] for i in (0, 1)]).astype(jnp.int32)
   masks = np.asarray(jax.jit(golden.head.predict_masks)(golden.features, boxes, labels))
   for i in (0, 1):
     height, width = golden.spec["image_sizes"][i]
     check(np.log(masks[i]) - np.log1p(-masks[i]), golden.arrays[f"predict.hard.{i}.mask_logits"])
-    pasted = [
-        mask_ops.paste_mask(m, b, height, width) for m, b in zip(masks[i], np.asarray(boxes[i]))
-    ]
+    pasted = [mask_ops.paste_mask(m, b, height, width) for m, b in zip(masks[i], np.asarray(boxes[i]))]
     expected = mask_ops.unpack(golden.arrays[f"predict.hard.{i}.masks_packed"], width)
     # A pixel whose probability is 0.5 to the last bit may fall on either side.
     assert (np.stack(pasted) != expected).mean() < 1e-5
@@ -277,7 +262,7 @@ def test_predict_masks(golden):
 def test_rpn_losses(golden):
   batch = golden.batch
   losses, _ = jax.jit(golden.head.rpn.losses)(
-      golden.rpn, batch["boxes"], batch["valid"], golden.image_size, jax.random.key(0)
+    golden.rpn, batch["boxes"], batch["valid"], golden.image_size, jax.random.key(0)
   )
   check(losses["rpn_class"], golden.arrays["loss.loss_rpn_cls"], "cls")
   check(losses["rpn_box"], golden.arrays["loss.loss_rpn_bbox"], "bbox")
@@ -287,14 +272,12 @@ def test_roi_losses(golden):
   proposals = jnp.stack([golden.arrays[f"train.proposals.{i}.boxes"] for i in (0, 1)])
   valid = jnp.ones(proposals.shape[:2], bool)
   losses, metrics = jax.jit(golden.head.roi_losses)(
-      golden.features, proposals, valid, golden.batch, jax.random.key(0)
+    golden.features, proposals, valid, golden.batch, jax.random.key(0)
   )
   check(losses.pop("semantic"), golden.arrays["loss.loss_semantic_seg"], "semantic")
   for stage in range(3):
     for ours, theirs in [("class", "loss_cls"), ("box", "loss_bbox"), ("mask", "loss_mask")]:
       expected = golden.arrays[f"loss.s{stage}.{theirs}"].reshape(())
       check(losses.pop(f"stage{stage}_{ours}"), expected, f"s{stage}.{theirs}")
-    check(
-        metrics[f"accuracy/stage{stage}"], golden.arrays[f"loss.s{stage}.acc"][0], f"s{stage}.acc"
-    )
+    check(metrics[f"accuracy/stage{stage}"], golden.arrays[f"loss.s{stage}.acc"][0], f"s{stage}.acc")
   assert not losses

@@ -42,10 +42,10 @@ def _found(detections):
 def test_boxes_of_all_views_lie_in_pixels_of_the_first():
   size, original = (100, 200), jnp.asarray([[50, 100]])
   views = [
-      _view([[0, 0, 10, 10]], [0.9], size),
-      _view([[60, 20, 100, 60]], [0.8], (200, 400)),  # twice as large
-      _view([[0, 70, 20, 100]], [0.7], size, mirrored=True),  # at the right border
-      _view([[100, 0, 300, 50]], [0.6], (50, 300), mirrored=True),
+    _view([[0, 0, 10, 10]], [0.9], size),
+    _view([[60, 20, 100, 60]], [0.8], (200, 400)),  # twice as large
+    _view([[0, 70, 20, 100]], [0.7], size, mirrored=True),  # at the right border
+    _view([[100, 0, 300, 50]], [0.6], (50, 300), mirrored=True),
   ]
   boxes, scores = _found(views_lib.predict(Preset(), views, original))
   np.testing.assert_allclose(scores, [0.9, 0.8, 0.7, 0.6], rtol=1e-6)
@@ -56,8 +56,8 @@ def test_boxes_of_all_views_lie_in_pixels_of_the_first():
 @pytest.mark.parametrize("kind, scores", [("hard", [0.9]), ("soft_linear", [0.9, 0.8 * (1 - 0.9)])])
 def test_one_object_seen_twice_is_merged_by_the_kind_of_nms(kind, scores):
   views = [
-      _view([[0, 0, 10, 20]], [0.8], (100, 100)),
-      _view([[180, 0, 198, 40]], [0.9], (200, 200), mirrored=True),  # [1, 0, 10, 20]
+    _view([[0, 0, 10, 20]], [0.8], (100, 100)),
+    _view([[180, 0, 198, 40]], [0.9], (200, 200), mirrored=True),  # [1, 0, 10, 20]
   ]
   head = Preset(nms_kind=kind, score_threshold=0.05)
   boxes, found = _found(views_lib.predict(head, views, jnp.asarray([[100, 100]])))
@@ -65,8 +65,9 @@ def test_one_object_seen_twice_is_merged_by_the_kind_of_nms(kind, scores):
   np.testing.assert_allclose(boxes[0], [1, 0, 10, 20], atol=1e-5)
 
 
-@pytest.mark.parametrize("sizes, kept", [("s", [0]), ("m", [1, 2]), ("l", [3, 4]), ("ml", [1, 2, 3, 4]),
-                                         ("lms", [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+  "sizes, kept", [("s", [0]), ("m", [1, 2]), ("l", [3, 4]), ("ml", [1, 2, 3, 4]), ("lms", [0, 1, 2, 3, 4])]
+)
 def test_sizes_are_areas_in_the_original_image(sizes, kept):
   # The input has half the original's width and a quarter of its height.
   sides = [31, 32, 95, 96, 200]
@@ -88,9 +89,9 @@ def test_sizes_are_areas_in_the_original_image(sizes, kept):
 def test_masks_are_asked_for_in_every_view_and_averaged_as_seen_in_the_first():
   mask = np.array([[0.2, 0.8], [0.4, 1.0]])
   views = [
-      _view([[20, 10, 60, 50]], [0.9], (100, 100), mask=mask),
-      _view([[0, 0, 1, 1]], [0.0], (200, 50), mask=mask),
-      _view([[0, 0, 1, 1]], [0.0], (200, 50), mask=mask, mirrored=True),
+    _view([[20, 10, 60, 50]], [0.9], (100, 100), mask=mask),
+    _view([[0, 0, 1, 1]], [0.0], (200, 50), mask=mask),
+    _view([[0, 0, 1, 1]], [0.0], (200, 50), mask=mask, mirrored=True),
   ]
   head = Preset(max_detections=1)
   detections = views_lib.predict(head, views, jnp.asarray([[100, 100]]))

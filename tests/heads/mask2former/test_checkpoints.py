@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from frozen_vision.freezing import partition
 from frozen_vision.backbones.base import FeatureSpec
+from frozen_vision.freezing import partition
 from frozen_vision.heads.mask2former import checkpoints
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
 from frozen_vision.heads.mask2former.mask2former import Mask2Former
@@ -24,45 +24,74 @@ _TESTS = pathlib.Path(__file__).resolve().parents[2]
 SPEC = json.loads((_TESTS / "golden" / "mask2former.json").read_text())
 SPECS = tuple(FeatureSpec(4 << i, channels) for i, channels in enumerate(SPEC["channels"]))
 _FIELDS = (
-    "hidden_dim", "mask_dim", "num_heads", "encoder_layers", "encoder_ffn_dim", "decoder_layers",
-    "decoder_ffn_dim", "num_queries", "num_classes")
+  "hidden_dim",
+  "mask_dim",
+  "num_heads",
+  "encoder_layers",
+  "encoder_ffn_dim",
+  "decoder_layers",
+  "decoder_ffn_dim",
+  "num_queries",
+  "num_classes",
+)
 
 # From transformers' names to those of the official code, in this order.
 OFFICIAL = (
-    (r"model\.pixel_level_module\.encoder\.hidden_states_norms\.stage(\d)",
-     lambda match: f"backbone.norm{int(match[1]) - 1}"),
-    (r"model\.pixel_level_module\.decoder\.encoder\.layers\.(\d+)\.self_attn_layer_norm",
-     r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.norm1"),
-    (r"model\.pixel_level_module\.decoder\.encoder\.layers\.(\d+)\.final_layer_norm",
-     r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.norm2"),
-    (r"model\.pixel_level_module\.decoder\.encoder\.layers\.(\d+)\.fc(\d)",
-     r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.linear\2"),
-    (r"model\.pixel_level_module\.decoder\.encoder\.", "sem_seg_head.pixel_decoder.transformer.encoder."),
-    (r"model\.pixel_level_module\.decoder\.level_embed",
-     "sem_seg_head.pixel_decoder.transformer.level_embed"),
-    (r"model\.pixel_level_module\.decoder\.input_projections", "sem_seg_head.pixel_decoder.input_proj"),
-    (r"model\.pixel_level_module\.decoder\.mask_projection", "sem_seg_head.pixel_decoder.mask_features"),
-    (r"model\.pixel_level_module\.decoder\.(adapter|layer)_1\.0", r"sem_seg_head.pixel_decoder.\1_1"),
-    (r"model\.pixel_level_module\.decoder\.(adapter|layer)_1\.1", r"sem_seg_head.pixel_decoder.\1_1.norm"),
-    (r"model\.transformer_module\.decoder\.layers\.(\d+)\.self_attn_layer_norm",
-     r"sem_seg_head.predictor.transformer_self_attention_layers.\1.norm"),
-    (r"model\.transformer_module\.decoder\.layers\.(\d+)\.self_attn",
-     r"sem_seg_head.predictor.transformer_self_attention_layers.\1.self_attn"),
-    (r"model\.transformer_module\.decoder\.layers\.(\d+)\.cross_attn_layer_norm",
-     r"sem_seg_head.predictor.transformer_cross_attention_layers.\1.norm"),
-    (r"model\.transformer_module\.decoder\.layers\.(\d+)\.cross_attn",
-     r"sem_seg_head.predictor.transformer_cross_attention_layers.\1.multihead_attn"),
-    (r"model\.transformer_module\.decoder\.layers\.(\d+)\.fc(\d)",
-     r"sem_seg_head.predictor.transformer_ffn_layers.\1.linear\2"),
-    (r"model\.transformer_module\.decoder\.layers\.(\d+)\.final_layer_norm",
-     r"sem_seg_head.predictor.transformer_ffn_layers.\1.norm"),
-    (r"model\.transformer_module\.decoder\.layernorm", "sem_seg_head.predictor.decoder_norm"),
-    (r"model\.transformer_module\.decoder\.mask_predictor\.mask_embedder\.(\d)\.0",
-     r"sem_seg_head.predictor.mask_embed.layers.\1"),
-    (r"model\.transformer_module\.queries_embedder", "sem_seg_head.predictor.query_embed"),
-    (r"model\.transformer_module\.queries_features", "sem_seg_head.predictor.query_feat"),
-    (r"model\.transformer_module\.level_embed", "sem_seg_head.predictor.level_embed"),
-    (r"class_predictor", "sem_seg_head.predictor.class_embed"),
+  (
+    r"model\.pixel_level_module\.encoder\.hidden_states_norms\.stage(\d)",
+    lambda match: f"backbone.norm{int(match[1]) - 1}",
+  ),
+  (
+    r"model\.pixel_level_module\.decoder\.encoder\.layers\.(\d+)\.self_attn_layer_norm",
+    r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.norm1",
+  ),
+  (
+    r"model\.pixel_level_module\.decoder\.encoder\.layers\.(\d+)\.final_layer_norm",
+    r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.norm2",
+  ),
+  (
+    r"model\.pixel_level_module\.decoder\.encoder\.layers\.(\d+)\.fc(\d)",
+    r"sem_seg_head.pixel_decoder.transformer.encoder.layers.\1.linear\2",
+  ),
+  (r"model\.pixel_level_module\.decoder\.encoder\.", "sem_seg_head.pixel_decoder.transformer.encoder."),
+  (r"model\.pixel_level_module\.decoder\.level_embed", "sem_seg_head.pixel_decoder.transformer.level_embed"),
+  (r"model\.pixel_level_module\.decoder\.input_projections", "sem_seg_head.pixel_decoder.input_proj"),
+  (r"model\.pixel_level_module\.decoder\.mask_projection", "sem_seg_head.pixel_decoder.mask_features"),
+  (r"model\.pixel_level_module\.decoder\.(adapter|layer)_1\.0", r"sem_seg_head.pixel_decoder.\1_1"),
+  (r"model\.pixel_level_module\.decoder\.(adapter|layer)_1\.1", r"sem_seg_head.pixel_decoder.\1_1.norm"),
+  (
+    r"model\.transformer_module\.decoder\.layers\.(\d+)\.self_attn_layer_norm",
+    r"sem_seg_head.predictor.transformer_self_attention_layers.\1.norm",
+  ),
+  (
+    r"model\.transformer_module\.decoder\.layers\.(\d+)\.self_attn",
+    r"sem_seg_head.predictor.transformer_self_attention_layers.\1.self_attn",
+  ),
+  (
+    r"model\.transformer_module\.decoder\.layers\.(\d+)\.cross_attn_layer_norm",
+    r"sem_seg_head.predictor.transformer_cross_attention_layers.\1.norm",
+  ),
+  (
+    r"model\.transformer_module\.decoder\.layers\.(\d+)\.cross_attn",
+    r"sem_seg_head.predictor.transformer_cross_attention_layers.\1.multihead_attn",
+  ),
+  (
+    r"model\.transformer_module\.decoder\.layers\.(\d+)\.fc(\d)",
+    r"sem_seg_head.predictor.transformer_ffn_layers.\1.linear\2",
+  ),
+  (
+    r"model\.transformer_module\.decoder\.layers\.(\d+)\.final_layer_norm",
+    r"sem_seg_head.predictor.transformer_ffn_layers.\1.norm",
+  ),
+  (r"model\.transformer_module\.decoder\.layernorm", "sem_seg_head.predictor.decoder_norm"),
+  (
+    r"model\.transformer_module\.decoder\.mask_predictor\.mask_embedder\.(\d)\.0",
+    r"sem_seg_head.predictor.mask_embed.layers.\1",
+  ),
+  (r"model\.transformer_module\.queries_embedder", "sem_seg_head.predictor.query_embed"),
+  (r"model\.transformer_module\.queries_features", "sem_seg_head.predictor.query_feat"),
+  (r"model\.transformer_module\.level_embed", "sem_seg_head.predictor.level_embed"),
+  (r"class_predictor", "sem_seg_head.predictor.class_embed"),
 )
 
 
@@ -118,8 +147,9 @@ def test_every_number_of_the_source_arrives_once(norms):
 
 def test_official_names_are_the_same_head():
   ours, theirs = (
-      flat(checkpoints.convert(source, head_state(input_norm=True)))
-      for source in (transformers_state(norms=True), official_state(norms=True)))
+    flat(checkpoints.convert(source, head_state(input_norm=True)))
+    for source in (transformers_state(norms=True), official_state(norms=True))
+  )
   assert ours.keys() == theirs.keys()
   for path in ours:
     np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
@@ -138,17 +168,17 @@ def test_one_error_lists_everything_that_is_wrong():
   with pytest.raises(ValueError) as error:
     checkpoints.convert(source, head_state())
   for line in (
-      r"Ours, without a source \(2\):",
-      r"pixel_decoder/level_embed \(3, 32\)",
-      r"transformer_decoder/layers/3/ffn/hidden/kernel \(32, 48\)",
-      r"In the source, without a place here \(3\):",
-      r"decoder.adapter_2.0.weight \(32, 16, 1, 1\)",
-      r"transformer_module.input_projections.0.weight \(32, 32, 1, 1\)",
-      r"sem_seg_head.predictor.query_feat.weight \(6, 32\)",
-      r"Shapes that do not fit \(5\):",
-      r"layer_1.0.weight \(32, 32\) for pixel_decoder/outputs/0/conv/kernel \(3, 3, 32, 32\)",
-      r"class_predictor.bias \(151,\) for transformer_decoder/classes/bias \(10,\)",
-      r"1.cross_attn.in_proj_bias \(95,\) for transformer_decoder/layers/1/cross_attention/key/bias \(32,\)",
+    r"Ours, without a source \(2\):",
+    r"pixel_decoder/level_embed \(3, 32\)",
+    r"transformer_decoder/layers/3/ffn/hidden/kernel \(32, 48\)",
+    r"In the source, without a place here \(3\):",
+    r"decoder.adapter_2.0.weight \(32, 16, 1, 1\)",
+    r"transformer_module.input_projections.0.weight \(32, 32, 1, 1\)",
+    r"sem_seg_head.predictor.query_feat.weight \(6, 32\)",
+    r"Shapes that do not fit \(5\):",
+    r"layer_1.0.weight \(32, 32\) for pixel_decoder/outputs/0/conv/kernel \(3, 3, 32, 32\)",
+    r"class_predictor.bias \(151,\) for transformer_decoder/classes/bias \(10,\)",
+    r"1.cross_attn.in_proj_bias \(95,\) for transformer_decoder/layers/1/cross_attention/key/bias \(32,\)",
   ):
     assert re.search(line, str(error.value)), (line, str(error.value))
 
@@ -164,9 +194,13 @@ def test_norms_of_the_backbone_name_the_option():
 @pytest.mark.parametrize("input_norm", (False, True))
 def test_kept_parameters_stay(input_norm):
   """A head for other classes, whose backbone has norms of its own or none."""
-  found = flat(checkpoints.convert(
-      transformers_state(norms=True), head_state(num_classes=3, input_norm=input_norm),
-      keep=("transformer_decoder/classes/.*", "pixel_decoder/norms/.*")))
+  found = flat(
+    checkpoints.convert(
+      transformers_state(norms=True),
+      head_state(num_classes=3, input_norm=input_norm),
+      keep=("transformer_decoder/classes/.*", "pixel_decoder/norms/.*"),
+    )
+  )
   untouched = {path for path, x in found.items() if isinstance(x, jax.ShapeDtypeStruct)}
   norms = {f"pixel_decoder/norms/{i}/{leaf}" for i in range(4) for leaf in ("scale", "bias")}
   classes = {"transformer_decoder/classes/kernel", "transformer_decoder/classes/bias"}

@@ -12,8 +12,7 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads.mask2former import checkpoints as convert
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
 from frozen_vision.heads.mask2former.mask2former import Mask2Former
-from tests import golden_values
-from tests import paths
+from tests import golden_values, paths
 
 RELATIVE = 1e-4  # of an array's largest magnitude
 
@@ -26,16 +25,16 @@ class Golden:
     self.arrays = np.load(folder / "mask2former.npz")
     shapes = {name: entry["shape"] for name, entry in spec["state_dict"].items()}
     config = Mask2FormerConfig(
-        num_classes=spec["labels"],
-        num_queries=spec["queries"],
-        hidden_dim=spec["feature"],
-        mask_dim=spec["feature"],
-        num_heads=spec["heads"],
-        encoder_layers=spec["encoder_layers"],
-        encoder_ffn_dim=shapes["model.pixel_level_module.decoder.encoder.layers.0.fc1.weight"][0],
-        decoder_layers=spec["decoder_layers"],
-        decoder_ffn_dim=shapes["model.transformer_module.decoder.layers.0.fc1.weight"][0],
-        input_norm=False,
+      num_classes=spec["labels"],
+      num_queries=spec["queries"],
+      hidden_dim=spec["feature"],
+      mask_dim=spec["feature"],
+      num_heads=spec["heads"],
+      encoder_layers=spec["encoder_layers"],
+      encoder_ffn_dim=shapes["model.pixel_level_module.decoder.encoder.layers.0.fc1.weight"][0],
+      decoder_layers=spec["decoder_layers"],
+      decoder_ffn_dim=shapes["model.transformer_module.decoder.layers.0.fc1.weight"][0],
+      input_norm=False,
     )
     specs = [FeatureSpec(4 * 2**i, c) for i, c in enumerate(spec["channels"])]
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Mask2Former(specs, config, rngs=nnx.Rngs(0))))
@@ -43,9 +42,10 @@ class Golden:
     height, width = spec["image"]
     batch = self.arrays["mask_features"].shape[0]
     inputs = [
-        golden_values.values(
-            spec["seed"], f"features.{i}", (batch, s.channels, height // s.stride, width // s.stride))
-        for i, s in enumerate(specs)
+      golden_values.values(
+        spec["seed"], f"features.{i}", (batch, s.channels, height // s.stride, width // s.stride)
+      )
+      for i, s in enumerate(specs)
     ]
     features = tuple(x.transpose(0, 2, 3, 1) for x in inputs)
 

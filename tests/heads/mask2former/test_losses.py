@@ -13,13 +13,21 @@ from frozen_vision.heads.mask2former import checkpoints as convert
 from frozen_vision.heads.mask2former import criterion as criterion_lib
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
 from frozen_vision.heads.mask2former.mask2former import Mask2Former
-from tests import golden_mask2former
-from tests import golden_values
+from tests import golden_mask2former, golden_values
 
 RELATIVE = 1e-4  # of an array's largest magnitude
 _FIELDS = (
-    "hidden_dim", "mask_dim", "num_heads", "encoder_layers", "encoder_ffn_dim", "decoder_layers",
-    "decoder_ffn_dim", "num_queries", "num_classes", "num_points")
+  "hidden_dim",
+  "mask_dim",
+  "num_heads",
+  "encoder_layers",
+  "encoder_ffn_dim",
+  "decoder_layers",
+  "decoder_ffn_dim",
+  "num_queries",
+  "num_classes",
+  "num_points",
+)
 
 
 class Reference:
@@ -34,19 +42,29 @@ class Reference:
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Mask2Former(specs, config, rngs=nnx.Rngs(0))))
     head = nnx.merge(graphdef, convert.convert(golden_values.state_dict(spec), state))
     features = tuple(
-        golden_values.values(seed, f"features.{i}", (3, s.channels, height // s.stride, width // s.stride))
-        .transpose(0, 2, 3, 1) for i, s in enumerate(specs))
+      golden_values.values(
+        seed, f"features.{i}", (3, s.channels, height // s.stride, width // s.stride)
+      ).transpose(0, 2, 3, 1)
+      for i, s in enumerate(specs)
+    )
     classes = self.arrays["segment_labels"]
     targets = criterion_lib.Targets(
-        jnp.asarray(self.arrays["labels"]), jnp.asarray(classes, jnp.int32), jnp.asarray(classes >= 0))
+      jnp.asarray(self.arrays["labels"]), jnp.asarray(classes, jnp.int32), jnp.asarray(classes >= 0)
+    )
     n, segments = config.num_points, classes.shape[1]
     shapes = dict(
-        matching=(3, n, 2), candidates=(3, segments, config.num_candidates, 2),
-        others=(3, segments, n - config.num_important, 2))
-    points = criterion_lib.Points(**{
-        name: jnp.stack([
-            golden_values.uniform(seed, f"{name}.{i}", shape) for i in range(config.num_predictions)])
-        for name, shape in shapes.items()})
+      matching=(3, n, 2),
+      candidates=(3, segments, config.num_candidates, 2),
+      others=(3, segments, n - config.num_important, 2),
+    )
+    points = criterion_lib.Points(
+      **{
+        name: jnp.stack(
+          [golden_values.uniform(seed, f"{name}.{i}", shape) for i in range(config.num_predictions)]
+        )
+        for name, shape in shapes.items()
+      }
+    )
 
     def total(features):
       predictions = head(features)

@@ -19,8 +19,19 @@ from frozen_vision.heads.mask2former.transformer_decoder import TransformerDecod
 SIDE = 32
 SPECS = tuple(FeatureSpec(4 << i, 4) for i in range(4))
 TINY = Mask2FormerConfig(
-    num_classes=3, num_queries=4, hidden_dim=8, mask_dim=4, num_heads=2, encoder_layers=1, encoder_points=2,
-    encoder_ffn_dim=8, decoder_layers=2, decoder_ffn_dim=8, norm_groups=2, num_points=24)
+  num_classes=3,
+  num_queries=4,
+  hidden_dim=8,
+  mask_dim=4,
+  num_heads=2,
+  encoder_layers=1,
+  encoder_points=2,
+  encoder_ffn_dim=8,
+  decoder_layers=2,
+  decoder_ffn_dim=8,
+  norm_groups=2,
+  num_points=24,
+)
 
 
 def build(dtype=jnp.float32, **changes):
@@ -107,20 +118,20 @@ def test_costs_that_are_no_numbers_are_taken_last():
 
 # Labels of one image, and its segments as (class, valid).
 IMAGES = {
-    "no segments": (np.zeros((SIDE, SIDE)), [(0, False), (0, False)]),
-    "all ignored": (np.full((SIDE, SIDE), 255), [(255, False), (-1, False)]),
-    "one covers all": (np.full((SIDE, SIDE), 2), [(2, True), (0, False)]),
-    "two": (np.arange(SIDE)[:, None] // 20 + np.zeros((1, SIDE)), [(1, True), (0, True)]),
-    "no such class": (np.full((SIDE, SIDE), 7), [(7, True), (0, False)]),
+  "no segments": (np.zeros((SIDE, SIDE)), [(0, False), (0, False)]),
+  "all ignored": (np.full((SIDE, SIDE), 255), [(255, False), (-1, False)]),
+  "one covers all": (np.full((SIDE, SIDE), 2), [(2, True), (0, False)]),
+  "two": (np.arange(SIDE)[:, None] // 20 + np.zeros((1, SIDE)), [(1, True), (0, True)]),
+  "no such class": (np.full((SIDE, SIDE), 7), [(7, True), (0, False)]),
 }
 
 
 def batch_of(names):
   rows = [IMAGES[name] for name in names]
   return {
-      "labels": jnp.asarray(np.stack([labels for labels, _ in rows]).astype(np.uint8)),
-      "segment_labels": jnp.asarray([[c for c, _ in segments] for _, segments in rows], jnp.int32),
-      "segment_valid": jnp.asarray([[v for _, v in segments] for _, segments in rows]),
+    "labels": jnp.asarray(np.stack([labels for labels, _ in rows]).astype(np.uint8)),
+    "segment_labels": jnp.asarray([[c for c, _ in segments] for _, segments in rows], jnp.int32),
+    "segment_valid": jnp.asarray([[v for _, v in segments] for _, segments in rows]),
   }
 
 
@@ -136,9 +147,15 @@ def loss_and_gradients(dtype):
   return functools.partial(jax.jit(jax.value_and_grad(loss, has_aux=True)), state)
 
 
-@pytest.mark.parametrize("names", (
-    ("no segments", "no segments"), ("all ignored", "one covers all"), ("two", "no segments"),
-    ("no such class", "all ignored")))
+@pytest.mark.parametrize(
+  "names",
+  (
+    ("no segments", "no segments"),
+    ("all ignored", "one covers all"),
+    ("two", "no segments"),
+    ("no such class", "all ignored"),
+  ),
+)
 def test_losses_and_gradients_are_finite(names, quick_compilation):
   (_, (losses, metrics)), gradients = loss_and_gradients(jnp.float32)(batch_of(names), jax.random.key(0))
   assert set(losses) == {f"{name}{end}" for name in ("class", "mask", "dice") for end in ("", "_earlier")}
@@ -167,16 +184,18 @@ def test_invalid_segments_and_padding_of_segments_change_nothing(quick_compilati
   rng = np.random.default_rng(0)
   b, p = 1, config.num_predictions
   predictions = criterion.Predictions(
-      jnp.asarray(rng.standard_normal((p, b, 4, 4)), jnp.float32),
-      jnp.asarray(rng.standard_normal((p, b, 4, 4)), jnp.float32),
-      jnp.asarray(rng.standard_normal((b, 8, 8, 4)), jnp.float32))
+    jnp.asarray(rng.standard_normal((p, b, 4, 4)), jnp.float32),
+    jnp.asarray(rng.standard_normal((p, b, 4, 4)), jnp.float32),
+    jnp.asarray(rng.standard_normal((b, 8, 8, 4)), jnp.float32),
+  )
   labels = jnp.asarray(rng.integers(0, 3, (1, 16, 16)), jnp.uint8)
   shared = jnp.asarray(rng.random((p, b, 400, 2)), jnp.float32)
   own = {c: (rng.random((p, b, 1, 1200, 2)), rng.random((p, b, 1, 100, 2))) for c in range(3)}
 
   def run(classes, valid):
     candidates, others = (
-        jnp.asarray(np.concatenate([own[c][i] for c in classes], axis=2), jnp.float32) for i in (0, 1))
+      jnp.asarray(np.concatenate([own[c][i] for c in classes], axis=2), jnp.float32) for i in (0, 1)
+    )
     targets = criterion.Targets(labels, jnp.asarray([classes]), jnp.asarray([valid]))
     return criterion.criterion(predictions, targets, config, criterion.Points(shared, candidates, others))
 
@@ -202,7 +221,10 @@ def test_rows_that_are_blocked_everywhere_attend_everywhere():
 def test_prediction_in_bands_of_rows(monkeypatch, quick_compilation):
   """Scores do not depend on how many rows are computed at once; they are the resized masks' sums."""
   head, size = build(), (30, 21)
-  predict = lambda: jax.jit(lambda x: head.predict_semantic(x, size))(features(2))
+
+  def predict():
+    return jax.jit(lambda x: head.predict_semantic(x, size))(features(2))
+
   scores = predict()
   assert scores.shape == (2, *size, 3) and scores.dtype == jnp.float32
   monkeypatch.setattr("frozen_vision.heads.mask2former.mask2former._BAND", 7)
@@ -248,9 +270,11 @@ def test_mistakes_are_named():
   with pytest.raises(ValueError, match=r"expected labels \[b, H, W\]"):
     head.losses(features(1), batch | {"labels": batch["labels"][0]}, None)
   for change, text in (
-      (dict(hidden_dim=10), "multiple of 4"),
-      (dict(hidden_dim=12, num_heads=8), r"multiple of num_heads \(8\)"),
-      (dict(num_queries=0), "num_queries is 0"), (dict(importance_ratio=1.5), "a share between 0 and 1")):
+    (dict(hidden_dim=10), "multiple of 4"),
+    (dict(hidden_dim=12, num_heads=8), r"multiple of num_heads \(8\)"),
+    (dict(num_queries=0), "num_queries is 0"),
+    (dict(importance_ratio=1.5), "a share between 0 and 1"),
+  ):
     with pytest.raises(ValueError, match=text):
       dataclasses.replace(TINY, **change)
 
@@ -260,11 +284,16 @@ def test_memory_hardly_grows_with_the_number_of_predictions(quick_compilation):
   """Temporaries of a training step of the official head at 640 px, with 5 predictions and with 10."""
   side, segments = 640, 16
   specs = tuple(FeatureSpec(4 << i, 96 << i) for i in range(4))
-  shape = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)
+
+  def shape(*s, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(s, dtype)
+
   maps = tuple(shape(1, side // s.stride, side // s.stride, s.channels) for s in specs)
   batch = {
-      "labels": shape(1, side, side, dtype=jnp.uint8), "segment_labels": shape(1, segments, dtype=jnp.int32),
-      "segment_valid": shape(1, segments, dtype=jnp.bool_)}
+    "labels": shape(1, side, side, dtype=jnp.uint8),
+    "segment_labels": shape(1, segments, dtype=jnp.int32),
+    "segment_valid": shape(1, segments, dtype=jnp.bool_),
+  }
   temporaries = []
   for decoder_layers in (4, 9):
     config = Mask2FormerConfig(decoder_layers=decoder_layers)
