@@ -1,12 +1,5 @@
 """Runs what frozen_vision.export wrote, without frozen_vision: run_exported.py PROGRAM IMAGES.npy OUT.npz"""
-
-import sys
-
-import jax
-import jax.export
-import numpy as np
-import safetensors.flax
-
+import sys, jax, jax.export, numpy as np, safetensors.flax
 program = jax.export.deserialize(open(sys.argv[1], "rb").read())
 weights = safetensors.flax.load_file(sys.argv[1] + ".safetensors")
 images = np.load(sys.argv[2])  # uint8, of the shape that the program was exported for

@@ -44,7 +44,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
     if page != pathlib.Path("index.html"):
       assert (site / "modules" / page).exists(), page
   # Arguments and what is raised are set as such, and links lead somewhere.
-  text = (site / "modules/backbones/build.html").read_text()
+  text = (site / "modules/backbones/families.html").read_text()
   for wanted in (
     "Parameters:",
     "Raises:",

@@ -71,7 +71,7 @@ def test_importing_the_package_or_reading_data_imports_no_model(tmp_path):
   "name, message",
   [
     ("lod_backbone", "no attribute 'lod_backbone'; did you mean load_backbone?"),
-    ("train", "'train'; it is a module of its own: import frozen_vision.training.loop"),
+    ("main", "'main'; it is a module of its own: import frozen_vision.main"),
     ("zzz", "no attribute 'zzz'; it has AttentiveHead, "),
     ("__wrapped__", "no attribute '__wrapped__'$"),
   ],
