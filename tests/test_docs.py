@@ -63,3 +63,34 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
 def test_the_pages_name_no_folder_of_a_machine():
   for path in (_ROOT / "docs").rglob("*.md"):
     assert not re.search(r"(?<![\w.])/(home|root|work|Users|opt)/", path.read_text()), path
+
+
+_WRITTEN = [_ROOT / "README.md", *sorted((_ROOT / "docs" / "pages").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", _WRITTEN, ids=lambda page: page.name)
+def test_what_a_page_names_exists(page):
+  text = page.read_text()
+  named = re.findall(r"`((?:frozen_vision|configs|experiments|tests|docs)/[\w/.]+)[`:]", text)
+  linked = re.findall(r"\]\(((?!https?:)[^)#]+)\)", text)
+  generated = {"names.md"}  # by docs/api_pages.py
+  assert not sorted(path for path in named if not (_ROOT / path).exists())
+  assert not sorted(path for path in linked if not (page.parent / path).exists() and path not in generated)
+
+
+@pytest.mark.parametrize("page", _WRITTEN, ids=lambda page: page.name)
+def test_the_commands_of_a_page_set_options_that_exist(page):
+  blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+  for command in "\n".join(blocks).replace("\\\n", " ").splitlines():
+    source = re.search(r"--config=(configs/\S+)", command)
+    if source:
+      config = fv.load_config(_ROOT / source[1])
+      for option in re.findall(r"--config\.([\w.]+)=", command):
+        section = config
+        for part in option.split("."):
+          assert part in section, (page.name, option)
+          section = section[part]
+
+
+def test_the_readme_is_short():
+  assert len((_ROOT / "README.md").read_text().split()) <= 1000
