@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import Image, ImageFilter
 
+from frozen_vision.data import batches
 from frozen_vision.data.classification import folders
 
 Rgb = tuple[int, int, int]
@@ -305,8 +306,8 @@ class TrainTransform:
   rand_augment: RandAugment | None = RandAugment()
   erasing: float = 0.25
 
-  def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """{image: uint8 [size, size, 3], label: int32} from a record of `classification`."""
+  def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> batches.ClassificationBatch:
+    """Makes one example of a record of `folders`."""
     pixels = folders.record_image(record)
     if self.padding is None:
       image = random_resized_crop(Image.fromarray(pixels), (self.size, self.size), rng, scale=self.crop_scale)
@@ -335,8 +336,8 @@ class EvalTransform:
   size: int
   crop_fraction: float = 1.0
 
-  def __call__(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
-    """{image: uint8 [size, size, 3], label: int32} from a record of `classification`."""
+  def __call__(self, record: dict[str, Any]) -> batches.ClassificationBatch:
+    """Makes one example of a record of `folders`."""
     pixels = folders.record_image(record)
     height, width, _ = pixels.shape
     side = min(height, width) * self.crop_fraction

@@ -1,37 +1,38 @@
 """Simple copy-paste (Ghiasi et al. 2021): objects of one training example on top of another."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 import math
 from typing import Any
 
+from jaxtyping import Bool, Int, UInt8
 import numpy as np
 
-from frozen_vision.data import pipeline
+from frozen_vision.data import batch_iterator, batches
 
-Example = Mapping[str, np.ndarray]
+Example = batches.DetectionTrainBatch
 
 
 @dataclasses.dataclass(frozen=True)
 class CopyPasteTrain:
-  """A training transform, and then for some examples objects of another image on top.
+  """Applies a training transform, then pastes objects of another image onto some of the examples.
 
   Which examples, which other image and which of its objects come from the example's own generator. So they
   too are a pure function of (seed, global example index): workers and restarts change nothing.
 
   Attributes:
     transform: makes an example of a record, as `transforms.DetectionTrain` does; it serves both images.
-    source: where the other image comes from, each record with the same chance.
+    source: where the other image comes from, every record equally likely.
     probability: of taking another image; how many of its objects are pasted, none included, is a second draw.
     max_pasted: of `copy_paste`.
   """
 
-  transform: Callable[[Any, np.random.Generator], dict[str, np.ndarray]]
-  source: pipeline.Source
+  transform: Callable[[Any, np.random.Generator], Example]
+  source: batch_iterator.Source
   probability: float
   max_pasted: int = 100
 
-  def __call__(self, record: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:
+  def __call__(self, record: Any, rng: np.random.Generator) -> Example:
     """The transform's example, perhaps with objects of another one."""
     example = self.transform(record, rng)
     if rng.random() >= self.probability:
@@ -53,19 +54,15 @@ def copy_paste(
   max_pasted: int = 100,
   box_tolerance: float = 10.0,
   min_visible_area: int = 300,
-) -> dict[str, np.ndarray]:
+) -> Example:
   """Pastes a random choice of the source's objects, as cut out by their masks, without blending.
 
-  Both examples are as `transforms.DetectionTrain` gives them, after their own scale jitter and
-  flip, in one frame. The rules for what is hidden, and the defaults, are those of mmdet 3.3's
-  CopyPaste. Different from there: objects are cut at the border of the target's content, so that
-  the padding stays padding, and no more are pasted than the target has free rows.
+  Both examples have masks, their own scale jitter and flip, and one frame. The rules for what is hidden, and
+  the defaults, are those of mmdet 3.3's CopyPaste. Different from there: objects are cut at the border of the
+  target's content, so that the padding stays padding, and no more are pasted than the target has free rows.
 
   Args:
-    target, source: {image uint8 [H,W,3], image_size int32 [2], boxes float32 [n,4] xyxy in pixels,
-      labels int32 [n], masks uint8 [n,H,ceil(W/8)] with bits packed along the width, valid bool
-      [n]}. Neither is changed. With semantic uint8 [ceil(H/s),ceil(W/s)] in both, pasted pixels take
-      the source's labels.
+    target, source: neither is changed. With `semantic` in both, pasted pixels take the source's labels.
     rng: chooses how many, uniformly from none to all, and which.
     max_pasted: fewer than this many are pasted.
     box_tolerance: an object of the target that is partly hidden stays if no side of its box moves
@@ -86,50 +83,29 @@ def copy_paste(
         " source; use one frame and one max_objects for both."
       )
   rows = len(target["valid"])
-  own = np.flatnonzero(target["valid"])
-  chosen, pasted = _choose(target, source, rng, min(max_pasted - 1, rows - len(own)))
+  free = rows - int(np.count_nonzero(target["valid"]))
+  chosen, pasted = _choose(target, source, rng, min(max_pasted - 1, free))
   result = {key: np.array(value) for key, value in target.items()}
   if not len(chosen):
     return result
   covered = np.bitwise_or.reduce(pasted, axis=0)
-  pixels = np.unpackbits(covered, axis=-1, count=target["image"].shape[1]).astype(bool)
-  result["image"][pixels] = source["image"][pixels]
-  if "semantic" in target:
-    # Strides are powers of two, and the map's sides are rounded up.
-    stride = 2 ** math.ceil(math.log2(pixels.shape[0] / target["semantic"].shape[0]))
-    under = pixels[::stride, ::stride]
-    result["semantic"][under] = source["semantic"][under]
-
-  boxes, labels, masks = [], [], []
-  for row in own:
-    box, mask = target["boxes"][row], target["masks"][row]
-    visible = mask & ~covered
-    if not np.array_equal(visible, mask):
-      area = int(np.bitwise_count(visible).sum())
-      if area == 0:
-        continue
-      seen = tight_box(visible)
-      if np.abs(seen - box).max() > box_tolerance and area <= min_visible_area:
-        continue
-      box = seen
-    boxes.append(box)
-    labels.append(target["labels"][row])
-    masks.append(visible)
-  for row, mask in zip(chosen, pasted, strict=True):
-    cut = not np.array_equal(mask, source["masks"][row])
-    boxes.append(tight_box(mask) if cut else source["boxes"][row])
-    labels.append(source["labels"][row])
-    masks.append(mask)
-  for key, values in (("boxes", boxes), ("labels", labels), ("masks", masks)):
+  _paint(result, source, covered)
+  objects = _visible_objects(target, covered, box_tolerance, min_visible_area)
+  objects += _pasted_objects(source, chosen, pasted)
+  for key, values in zip(("boxes", "labels", "masks"), zip(*objects)):
     result[key][:] = 0
     result[key][: len(values)] = values
-  result["valid"] = np.arange(rows) < len(boxes)
+  result["valid"] = np.arange(rows) < len(objects)
   return result
+
+
+# (box, label, packed mask) of an object.
+_Object = tuple[np.ndarray, np.integer, UInt8[np.ndarray, "h w_bytes"]]
 
 
 def _choose(
   target: Example, source: Example, rng: np.random.Generator, most: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Int[np.ndarray, "k"], UInt8[np.ndarray, "k h w_bytes"]]:
   """Rows of the source's objects to paste, and their masks inside the target's content."""
   height, width = target["image_size"]
   content = np.zeros(target["image"].shape[:2], bool)
@@ -139,6 +115,50 @@ def _choose(
   count = rng.integers(0, max(min(most, len(inside)), 0) + 1)
   chosen = np.sort(rng.choice(inside, size=count, replace=False))
   return chosen, masks[chosen]
+
+
+def _paint(result: Example, source: Example, covered: UInt8[np.ndarray, "h w_bytes"]) -> None:
+  """Copies the covered pixels of the source's image and semantic labels, in place."""
+  pixels: Bool[np.ndarray, "h w"] = np.unpackbits(covered, axis=-1, count=result["image"].shape[1]).astype(
+    bool
+  )
+  result["image"][pixels] = source["image"][pixels]
+  if "semantic" in result:
+    # Strides are powers of two, and the map's sides are rounded up.
+    stride = 2 ** math.ceil(math.log2(pixels.shape[0] / result["semantic"].shape[0]))
+    under = pixels[::stride, ::stride]
+    result["semantic"][under] = source["semantic"][under]
+
+
+def _visible_objects(
+  target: Example, covered: UInt8[np.ndarray, "h w_bytes"], box_tolerance: float, min_visible_area: int
+) -> list[_Object]:
+  """The target's objects that enough is left of, with the boxes and masks of what is visible."""
+  objects = []
+  for row in np.flatnonzero(target["valid"]):
+    box, mask = target["boxes"][row], target["masks"][row]
+    visible = mask & ~covered
+    if not np.array_equal(visible, mask):
+      area = int(np.bitwise_count(visible).sum())
+      if area == 0:
+        continue
+      visible_box = tight_box(visible)
+      if np.abs(visible_box - box).max() > box_tolerance and area <= min_visible_area:
+        continue
+      box = visible_box
+    objects.append((box, target["labels"][row], visible))
+  return objects
+
+
+def _pasted_objects(
+  source: Example, chosen: Int[np.ndarray, "k"], pasted: UInt8[np.ndarray, "k h w_bytes"]
+) -> list[_Object]:
+  """The chosen objects of the source; those that were cut have the box of what is left."""
+  objects = []
+  for row, mask in zip(chosen, pasted, strict=True):
+    cut = not np.array_equal(mask, source["masks"][row])
+    objects.append((tight_box(mask) if cut else source["boxes"][row], source["labels"][row], mask))
+  return objects
 
 
 def tight_box(mask: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from frozen_vision.data import images
+from frozen_vision.data import batches, images
 from frozen_vision.data.segmentation import label_maps
 
 Size = tuple[int, int]
@@ -208,15 +208,8 @@ class DetectionTrain:
   with_masks: bool = True
   semantic_stride: int = 0
 
-  def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """{image, image_size, boxes, labels, masks, valid} of one example.
-
-    Returns:
-      image uint8 [H,W,3]; image_size int32 [2], (h, w) of the content; boxes float32 [n,4] xyxy in
-      pixels of the frame; labels int32 [n]; masks uint8 [n,H,ceil(W/8)], bits packed along the
-      width, if `with_masks`; valid bool [n]; with n = max_objects. Rows that are not valid are zeros.
-      With a semantic stride s also semantic uint8 [ceil(H/s),ceil(W/s)], every s-th pixel, 255 in the
-      padding.
+  def __call__(self, record: Record, rng: np.random.Generator) -> batches.DetectionTrainBatch:
+    """Makes one example.
 
     Raises:
       ValueError: an undecodable image, annotations of another image size, or without a mask.
@@ -272,13 +265,8 @@ class DetectionEval:
   frame: Size
   resize: ResizeToLimits = ResizeToLimits()
 
-  def __call__(self, record: Record) -> dict[str, np.ndarray]:
-    """{image, image_size, original_size, image_id}: as in training, with the size of the source.
-
-    Returns:
-      image uint8 [H,W,3]; image_size int32 [2], (h, w) of the content; original_size int32 [2],
-      (h, w) of the decoded image; image_id int64. `eval_batches` adds example_valid and index.
-    """
+  def __call__(self, record: Record) -> batches.DetectionEvalBatch:
+    """Makes one example, with the size of the source image."""
     image = _image(record)
     return {
       **_padded_image(image, self.resize(image.shape[:2], self.frame), self.frame),
@@ -297,8 +285,8 @@ class MultiScaleEval:
 
   scales: tuple[DetectionEval, ...]
 
-  def __call__(self, record: Record) -> dict[str, np.ndarray]:
-    """What the first scale gives, and `image.i`, `image_size.i` of every further scale i = 1, 2, ..."""
+  def __call__(self, record: Record) -> batches.DetectionEvalBatch:
+    """Makes the example of the first scale, and adds `image.i`, `image_size.i` of every further scale i."""
     record = {**record, "image": _image(record)}  # decoded once
     example = self.scales[0](record)
     for i, scale in enumerate(self.scales[1:], start=1):

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import Image
 
+from frozen_vision.data import batches
 from frozen_vision.data.detection import transforms
 from frozen_vision.data.detection.transforms import Geometry, Size
 from frozen_vision.data.segmentation import label_maps
@@ -135,13 +136,8 @@ class SegmentationTrain:
   jitter: ColourJitter | None = ColourJitter()
   flip_probability: float = 0.5
 
-  def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """{image, image_size, labels, segment_labels, segment_valid} of one example.
-
-    Returns:
-      image uint8 [H,W,3]; image_size int32 [2], (h, w) of the content; labels uint8 [H,W], class index or
-      `label_maps.IGNORE`; segment_labels int32 [max_segments], the classes present in the crop, in ascending
-      order, zero where not valid; segment_valid bool [max_segments].
+  def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> batches.SegmentationTrainBatch:
+    """Makes one example.
 
     Raises:
       ValueError: an unlabelled image.
@@ -198,13 +194,8 @@ class SegmentationEval:
   resize: transforms.ResizeToLimits = transforms.ResizeToLimits()
   scales: Sequence[float] = (1.0,)
 
-  def __call__(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
-    """{image, image_size, original_size} of one example; `image.i`, `image_size.i` of every further scale i.
-
-    Returns:
-      image uint8 [H,W,3]; image_size int32 [2], (h, w) of the content; original_size int32 [2], (h, w) of the
-      source.
-    """
+  def __call__(self, record: dict[str, Any]) -> batches.SegmentationEvalBatch:
+    """Makes one example, with `image.i` and `image_size.i` of every further scale i."""
     source = record["image"].shape[:2]
     example = {"original_size": np.array(source, np.int32)}
     for i, scale in enumerate(self.scales):

@@ -10,6 +10,7 @@ from jaxtyping import Int, UInt8
 import numpy as np
 from PIL import Image
 
+from frozen_vision.data import batches
 from frozen_vision.data.classification import augment
 from frozen_vision.data.video import decoding
 
@@ -145,8 +146,8 @@ class TrainTransform:
   rand_augment: augment.RandAugment | None = None
   erasing: float = 0.0
 
-  def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """{clip: uint8 [t, size, size, 3], label: int32, readable: bool} from a record of videos or clips."""
+  def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> batches.ClipTrainBatch:
+    """Makes one example of a record of videos or clips."""
     shape = (self.sampler.frames, self.size, self.size, 3)
     return _example(record, lambda: self._augment(self._read(record, rng), rng), shape)
 
@@ -197,8 +198,8 @@ class EvalTransform:
     if self.num_clips < 1 or self.num_crops not in CROPS:
       raise ValueError(f"{self.num_clips} clips x {self.num_crops} crops; expected 1 or more, and {CROPS}.")
 
-  def __call__(self, record: dict[str, Any]) -> dict[str, np.ndarray]:
-    """{clip: uint8 [views, t, size, size, 3], label: int32, readable: bool}; crops of one clip in a row."""
+  def __call__(self, record: dict[str, Any]) -> batches.ClipEvalBatch:
+    """Makes one example of all views."""
     shape = (self.num_clips * self.num_crops, self.sampler.frames, self.size, self.size, 3)
     return _example(record, lambda: self.views(record), shape)
 
