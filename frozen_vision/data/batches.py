@@ -1,8 +1,8 @@
 """Every key of every task's batch, with shape, dtype and unit: what transforms return and tasks take.
 
 A transform returns one example; the pipeline stacks `b` of them into a batch, so every shape here begins with
-`*b`: nothing for an example, one axis for a batch. Arrays are numpy's on the host and jax's in compiled steps.
-Keys with 64-bit values (`index`, `image_id`) stay on the host, where they are exact.
+`*b`: nothing for an example, one axis for a batch. Arrays are numpy's on the host and jax's in the compiled
+step. Keys with 64-bit values (`index`, `image_id`) stay on the host, where they are exact.
 
 Conventions, for all tasks:
 

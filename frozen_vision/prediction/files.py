@@ -19,7 +19,7 @@ inputs would have the same name.
 
 import abc
 import collections
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import json
@@ -34,7 +34,7 @@ from PIL import Image
 
 from frozen_vision.data import images
 from frozen_vision.data.segmentation import label_maps
-from frozen_vision.data.video import decoding
+from frozen_vision.prediction import inputs as inputs_lib
 from frozen_vision.prediction import predictor as predict_lib
 from frozen_vision.prediction import results as predictions
 from frozen_vision.prediction import trained_head
@@ -47,23 +47,6 @@ _LARGEST_PICTURE = 1600
 _TOP = 5
 _SECONDS_BETWEEN_LINES = 10.0
 _DECODING_THREADS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Input:
-  """A file to predict on.
-
-  Attributes:
-    path: where it is.
-    file_name: what results say which file it was: its path below the folder that was given.
-    name: what pictures and label maps are called, a relative path without ending.
-    media: "image" or "video".
-  """
-
-  path: pathlib.Path
-  file_name: str
-  name: str
-  media: str
 
 
 def predict(
@@ -96,7 +79,7 @@ def predict(
     raise ValueError(
       "--mode=predict needs the trained heads: --workdir=RUN for one, or --heads=detect=RUN1,segment=RUN2."
     )
-  found = find_inputs(inputs, exclude=None if out is None else pathlib.Path(out))
+  found = inputs_lib.find_inputs(inputs, exclude=None if out is None else pathlib.Path(out))
   named = trained_head.named(heads or [workdir])
   size = tuple(image_size)
   predictor = predict_lib.Predictor(
@@ -111,66 +94,9 @@ def predict(
   return summary
 
 
-def find_inputs(inputs: Iterable[str | os.PathLike], *, exclude: pathlib.Path | None = None) -> list[Input]:
-  """The images and videos below folders, and single files, in order, each with a name of its own.
-
-  Args:
-    inputs: folders, files, or patterns. Of folders all files with the ending of an image or a video are
-      taken; a file that is named itself is taken whatever its ending.
-    exclude: a folder of results that is not looked into.
-
-  Raises:
-    FileNotFoundError: something that does not exist, or nothing usable in all of it.
-  """
-  known = images.SUFFIXES | decoding.SUFFIXES
-  found: dict[pathlib.Path, pathlib.Path] = {}  # file: its path as results are called
-  others = 0
-  for entry in inputs:
-    path = pathlib.Path(entry).expanduser()
-    paths = [path]
-    if not path.exists() and set("*?[") & set(str(path)):
-      paths = [
-        pathlib.Path(match)
-        for match in sorted(map(str, pathlib.Path(path.anchor).glob(str(path.relative_to(path.anchor)))))
-      ]
-    if not paths or not paths[0].exists():
-      raise FileNotFoundError(f"--inputs={entry}: {path.absolute()} does not exist.")
-    for path in paths:
-      if path.is_dir():
-        inside = [
-          file
-          for file in sorted(path.rglob("*"))
-          if file.is_file()
-          and not any(part.startswith(".") for part in file.relative_to(path).parts)
-          and not (exclude and file.resolve().is_relative_to(exclude.resolve()))
-        ]
-        usable = [file for file in inside if file.suffix.lower() in known]
-        others += len(inside) - len(usable)
-        found |= {file: file.relative_to(path) for file in usable if file not in found}
-      else:
-        found.setdefault(path, pathlib.Path(path.name))
-  if others:
-    _logger.info("%d files that are neither images nor videos by their ending are left out.", others)
-  if not found:
-    raise FileNotFoundError(f"No image and no video in {', '.join(map(str, inputs))}.")
-  stems = collections.Counter(str(relative.with_suffix("")) for relative in found.values())
-  paths = collections.Counter(found.values())
-  result, taken = [], set()
-  for path, relative in found.items():
-    stem = str(relative.with_suffix(""))
-    name = stem if stems[stem] == 1 else str(relative)
-    unique, number = name, 2
-    while unique in taken:  # the same path below two folders
-      unique, number = f"{name}-{number}", number + 1
-    taken.add(unique)
-    file_name = str(relative if paths[relative] == 1 else path)
-    result.append(Input(path, file_name, unique, trained_head.media_of(path)))
-  return result
-
-
 def predict_files(
   predictor: predict_lib.Predictor,
-  inputs: Sequence[Input | str | os.PathLike],
+  inputs: Sequence[inputs_lib.Input | str | os.PathLike],
   out: str | os.PathLike,
   *,
   pictures: bool = True,
@@ -179,7 +105,7 @@ def predict_files(
   """Predicts on files and writes the results; see the module.
 
   Args:
-    inputs: of `find_inputs`, or what it takes.
+    inputs: of `inputs.find_inputs`, or what it takes.
     out: folder of results; what an earlier call left there under the same names is replaced.
     pictures: draw.
     score_threshold: detections below it are not drawn; the JSON has all of them.
@@ -190,8 +116,8 @@ def predict_files(
   """
   started = time.perf_counter()
   out = pathlib.Path(out)
-  if not all(isinstance(entry, Input) for entry in inputs):
-    inputs = find_inputs(inputs, exclude=out)
+  if not all(isinstance(entry, inputs_lib.Input) for entry in inputs):
+    inputs = inputs_lib.find_inputs(inputs, exclude=out)
   writers = {
     name: _WRITERS[type(head)](head, out / name, pictures, score_threshold)
     for name, head in predictor.heads.items()
@@ -298,20 +224,20 @@ class _Writer(abc.ABC):
     self._score_threshold = score_threshold
     self._rows: list[dict[str, Any]] = []
 
-  def add(self, entry: Input, picture: np.ndarray, result: predictions.Result) -> None:
+  def add(self, entry: inputs_lib.Input, picture: np.ndarray, result: predictions.Result) -> None:
     if self._pictures:
       path = self._path("pictures", entry, ".jpg")
       drawn = draw(picture, result, score_threshold=self._score_threshold)
       Image.fromarray(drawn).save(path, quality=90)
     self._add(entry, result)
 
-  def _path(self, folder: str, entry: Input, suffix: str) -> pathlib.Path:
+  def _path(self, folder: str, entry: inputs_lib.Input, suffix: str) -> pathlib.Path:
     path = self._folder / folder / f"{entry.name}{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
   @abc.abstractmethod
-  def _add(self, entry: Input, result: Any) -> None: ...
+  def _add(self, entry: inputs_lib.Input, result: Any) -> None: ...
 
   @abc.abstractmethod
   def finish(self) -> None: ...
@@ -322,7 +248,7 @@ class _DetectionWriter(_Writer):
     super().__init__(*arguments)
     self._images: list[dict[str, Any]] = []
 
-  def _add(self, entry: Input, result: predictions.Detections) -> None:
+  def _add(self, entry: inputs_lib.Input, result: predictions.Detections) -> None:
     image_id = len(self._images) + 1
     height, width = result.size
     self._images.append({"id": image_id, "file_name": entry.file_name, "height": height, "width": width})
@@ -337,7 +263,7 @@ class _DetectionWriter(_Writer):
 
 
 class _LabelMapWriter(_Writer):
-  def _add(self, entry: Input, result: predictions.LabelMap) -> None:
+  def _add(self, entry: inputs_lib.Input, result: predictions.LabelMap) -> None:
     palette = [instances.class_color(index) for index in range(len(result.class_names))]
     self._path("label_maps", entry, ".png").write_bytes(label_maps.encode(result.labels, palette))
 
@@ -353,7 +279,7 @@ class _LabelMapWriter(_Writer):
 
 
 class _ProbabilityWriter(_Writer):
-  def _add(self, entry: Input, result: predictions.ClassProbabilities) -> None:
+  def _add(self, entry: inputs_lib.Input, result: predictions.ClassProbabilities) -> None:
     top = [{"class": name, "probability": round(p, 6)} for name, p in result.top(_TOP)]
     self._rows.append({"file": entry.file_name, "top": top})
 
@@ -371,11 +297,14 @@ _WRITERS: Mapping[type[trained_head.TrainedHead], type[_Writer]] = {
 
 
 def _read_ahead(
-  predictor: predict_lib.Predictor, media: str, inputs: Sequence[Input], skipped: dict[pathlib.Path, str]
-) -> Iterator[list[tuple[Input, predict_lib.Example]]]:
+  predictor: predict_lib.Predictor,
+  media: str,
+  inputs: Sequence[inputs_lib.Input],
+  skipped: dict[pathlib.Path, str],
+) -> Iterator[list[tuple[inputs_lib.Input, predict_lib.Example]]]:
   """Prepared inputs, as many as a batch has; the next ones are decoded meanwhile."""
 
-  def prepare(entry: Input) -> predict_lib.Example | images.FileError:
+  def prepare(entry: inputs_lib.Input) -> predict_lib.Example | images.FileError:
     try:
       return predictor.prepare(media, entry.path)
     except images.FileError as error:
@@ -385,8 +314,8 @@ def _read_ahead(
     return
   size = predictor.chunk_size(media)
   with concurrent.futures.ThreadPoolExecutor(_DECODING_THREADS) as pool:
-    waiting: collections.deque[tuple[Input, concurrent.futures.Future]] = collections.deque()
-    ready: list[tuple[Input, predict_lib.Example]] = []
+    waiting: collections.deque[tuple[inputs_lib.Input, concurrent.futures.Future]] = collections.deque()
+    ready: list[tuple[inputs_lib.Input, predict_lib.Example]] = []
     left = iter(inputs)
     for entry in left:
       waiting.append((entry, pool.submit(prepare, entry)))

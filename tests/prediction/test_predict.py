@@ -19,6 +19,7 @@ from frozen_vision.data import images
 from frozen_vision.data.generated import scenes
 from frozen_vision.data.segmentation import label_maps
 from frozen_vision.prediction import files as predict_files
+from frozen_vision.prediction import inputs as inputs_lib
 from frozen_vision.prediction import predictor as predict
 from frozen_vision.prediction import results as predictions
 from frozen_vision.prediction import trained_head
@@ -275,7 +276,7 @@ def test_inputs_are_found_and_named(tmp_path):
     (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "in" / name).write_bytes(b"x")
   folder = tmp_path / "in"
-  found = predict_files.find_inputs([folder], exclude=folder / "out")
+  found = inputs_lib.find_inputs([folder], exclude=folder / "out")
   assert [(entry.name, entry.file_name, entry.media) for entry in found] == [
     ("a", "a.jpg", "image"),
     ("b/a", "b/a.png", "image"),
@@ -283,14 +284,14 @@ def test_inputs_are_found_and_named(tmp_path):
     ("b/c.jpg", "b/c.jpg", "image"),
     ("b/x", "b/x.mp4", "video"),
   ]
-  found = predict_files.find_inputs([folder / "notes.txt", str(folder / "b" / "c.*"), folder / "b"])
+  found = inputs_lib.find_inputs([folder / "notes.txt", str(folder / "b" / "c.*"), folder / "b"])
   assert [entry.file_name for entry in found] == ["notes.txt", "c.PNG", "c.jpg", "a.png", "x.mp4"]
-  found = predict_files.find_inputs([folder / "a.jpg", folder / "b" / "a.png", folder / "b" / "c.jpg"])
+  found = inputs_lib.find_inputs([folder / "a.jpg", folder / "b" / "a.png", folder / "b" / "c.jpg"])
   assert [entry.name for entry in found] == ["a.jpg", "a.png", "c"]
   with pytest.raises(FileNotFoundError, match="--inputs=.*absent.jpg: .* does not exist"):
-    predict_files.find_inputs([tmp_path / "absent.jpg"])
+    inputs_lib.find_inputs([tmp_path / "absent.jpg"])
   with pytest.raises(FileNotFoundError, match="No image and no video"):
-    predict_files.find_inputs([folder / "out" / ".."], exclude=folder)
+    inputs_lib.find_inputs([folder / "out" / ".."], exclude=folder)
 
 
 def test_clear_errors(tmp_path):
