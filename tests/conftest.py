@@ -1,8 +1,19 @@
-"""Fixtures of several test modules."""
+"""Type checks of the package in tests, fixtures of several test modules, and which skips are allowed."""
+
+import os
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
+import jaxtyping
 import pytest
+
+from tests import skips
+
+# Every call of a function of the package checks its arguments, shapes of arrays included. Child processes are
+# not checked, since the hook stays in this one. FROZEN_VISION_TEST_TYPES=0 leaves it out, as a profile wants.
+if os.environ.get("FROZEN_VISION_TEST_TYPES", "0") != "0":
+  jaxtyping.install_import_hook("frozen_vision", "beartype.beartype")
+
 
 # Compiling dominates the time of runs at toy size: half of it is LLVM's optimisation, which toy sizes do not
 # need, and most programs of a module are the same.
@@ -38,3 +49,37 @@ def quick_environment(cache_folder):
   return {name.upper(): str(value) for name, value in _OPTIONS.items()} | {
     "JAX_COMPILATION_CACHE_DIR": str(cache_folder)
   }
+
+
+def _skip_message(report: pytest.TestReport | pytest.CollectReport) -> str:
+  return report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+
+
+def _skipped(reporter) -> dict[str, list[str]]:
+  """Names of the skipped tests by what is missing, those of an unlisted reason by its message."""
+  found = {}
+  for report in reporter.stats.get("skipped", []):
+    if hasattr(report, "wasxfail"):
+      continue
+    message = _skip_message(report)
+    found.setdefault(skips.explanation(message) or f"NOT ALLOWED: {message}", []).append(report.nodeid)
+  return found
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+  """Fails the run if a test was skipped for a reason that `tests/skips.py` does not list."""
+  reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+  if reporter and any(reason.startswith("NOT ALLOWED") for reason in _skipped(reporter)):
+    session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+  skipped = _skipped(terminalreporter)
+  if skipped:
+    terminalreporter.section("skipped")
+  for reason, tests in sorted(skipped.items()):
+    terminalreporter.line(f"{len(tests):4} {reason}")
+    if reason.startswith("NOT ALLOWED"):
+      for name in tests:
+        terminalreporter.line(f"       {name}")

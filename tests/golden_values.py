@@ -1,4 +1,4 @@
-"""Weights and inputs of the golden files, generated from their names (../shared/golden/README.md)."""
+"""Weights and inputs of the golden files, generated from their names (tests/golden/README.md)."""
 
 import zlib
 
@@ -18,7 +18,9 @@ def uniform(seed: int, name: str, shape) -> np.ndarray:
 
 def state_dict(spec: dict) -> dict[str, np.ndarray]:
   """All weights of a golden `.json`: {state-dict name: array in PyTorch layout}."""
-  return {
-    name: values(spec["seed"], name, entry["shape"], entry["scale"], entry["offset"])
-    for name, entry in spec["state_dict"].items()
-  }
+  weights = {}
+  for name, entry in spec["state_dict"].items():
+    weights[name] = values(spec["seed"], name, entry["shape"], entry["scale"], entry["offset"])
+    if entry.get("exp"):  # a variance
+      weights[name] = np.exp(weights[name])
+  return weights

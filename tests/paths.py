@@ -1,28 +1,25 @@
-"""Where tests find real data and golden outputs; absent folders skip the test with a message."""
+"""Folders that tests read: golden outputs, and real data, which a checkout may be without."""
 
 import os
 import pathlib
 
 import pytest
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-def _folder(variable: str, default: str) -> pathlib.Path:
-  path = pathlib.Path(os.environ.get(variable) or _ROOT.parent / "shared" / default)
-  if not path.is_dir():
-    pytest.skip(f"{path} is absent; set {variable} to the folder that holds it.")
-  return path
+_TESTS = pathlib.Path(__file__).resolve().parent
 
 
 def data_dir(name: str) -> pathlib.Path:
-  """The real data set `name`, below $FROZEN_VISION_DATA or ../shared/data."""
-  path = _folder("FROZEN_VISION_DATA", "data") / name
+  """The real data set `name` below $FROZEN_VISION_DATA or `../shared/data`; its absence skips the test."""
+  root = os.environ.get("FROZEN_VISION_DATA") or _TESTS.parents[1] / "shared" / "data"
+  path = pathlib.Path(root) / name
   if not path.exists():
-    pytest.skip(f"{path} is absent.")
+    pytest.skip(f"{path} is absent; FROZEN_VISION_DATA names the folder with real data.")
   return path
 
 
 def golden_dir() -> pathlib.Path:
-  """Golden outputs of reference implementations, $FROZEN_VISION_GOLDEN or ../shared/golden."""
-  return _folder("FROZEN_VISION_GOLDEN", "golden")
+  """Golden outputs of reference implementations: `tests/golden`, or the folder $FROZEN_VISION_GOLDEN."""
+  path = pathlib.Path(os.environ.get("FROZEN_VISION_GOLDEN") or _TESTS / "golden")
+  if not path.is_dir():
+    raise FileNotFoundError(f"FROZEN_VISION_GOLDEN names {path}, which is not a folder.")
+  return path

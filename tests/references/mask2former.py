@@ -2,9 +2,9 @@
 
   python tests/references/mask2former.py FOLDER [SEED]
 
-`deformable_attention.npz`: the sampling core and its gradients. `mask2former.npz` and `.json`: predictions,
-matching, losses, their gradients and the semantic map for three images, one with ignored pixels, one without
-segments, one with more segments than queries. Weights, features and points come from their names
+`deformable_attention.npz`: the sampling core and its gradients. `mask2former_training.npz` and `.json`:
+predictions, matching, losses, their gradients and the semantic map for three images, one with ignored pixels,
+one without segments, one with more segments than queries. Weights, features and points come from their names
 (`tests/golden_values.py`), so that the test has the same ones.
 """
 
@@ -274,8 +274,8 @@ def main(folder):
   folder.mkdir(parents=True, exist_ok=True)
   np.savez_compressed(folder / "deformable_attention.npz", **deformable_attention())
   arrays, spec = losses()
-  np.savez_compressed(folder / "mask2former.npz", **arrays)
-  (folder / "mask2former.json").write_text(json.dumps(spec, separators=(",", ":")) + "\n")
+  np.savez_compressed(folder / "mask2former_training.npz", **arrays)
+  (folder / "mask2former_training.json").write_text(json.dumps(spec, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

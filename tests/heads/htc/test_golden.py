@@ -1,4 +1,4 @@
-"""FPN and HTC against mmdet 3.3.0: every array of ../shared/golden/htc, in float32."""
+"""FPN and HTC against mmdet 3.3.0: every array of tests/golden/htc, in float32."""
 
 import dataclasses
 import functools

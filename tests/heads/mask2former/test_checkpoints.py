@@ -21,7 +21,7 @@ from tests.files import pth_file
 
 # Names and shapes as transformers has them.
 _TESTS = pathlib.Path(__file__).resolve().parents[2]
-SPEC = json.loads((_TESTS / "golden" / "mask2former.json").read_text())
+SPEC = json.loads((_TESTS / "golden" / "mask2former_training.json").read_text())
 SPECS = tuple(FeatureSpec(4 << i, channels) for i, channels in enumerate(SPEC["channels"]))
 _FIELDS = (
   "hidden_dim",

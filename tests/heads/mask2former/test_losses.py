@@ -34,8 +34,8 @@ class Reference:
   """Their arrays, and ours from the same weights, features and points."""
 
   def __init__(self, folder):
-    self.spec = spec = json.loads((folder / "mask2former.json").read_text())
-    self.arrays = np.load(folder / "mask2former.npz")
+    self.spec = spec = json.loads((folder / "mask2former_training.json").read_text())
+    self.arrays = np.load(folder / "mask2former_training.npz")
     self.config = config = Mask2FormerConfig(input_norm=False, **{name: spec[name] for name in _FIELDS})
     seed, (height, width) = spec["seed"], spec["image"]
     specs = [FeatureSpec(4 << i, c) for i, c in enumerate(spec["channels"])]
