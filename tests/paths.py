@@ -23,3 +23,12 @@ def golden_dir() -> pathlib.Path:
   if not path.is_dir():
     raise FileNotFoundError(f"FROZEN_VISION_GOLDEN names {path}, which is not a folder.")
   return path
+
+
+def faults_dir(name: str) -> pathlib.Path:
+  """The small inputs `name` that go wrong, below $FROZEN_VISION_FAULTS or `../shared/faults`, or a skip."""
+  root = os.environ.get("FROZEN_VISION_FAULTS") or _TESTS.parents[1] / "shared" / "faults"
+  path = pathlib.Path(root) / name
+  if not path.exists():
+    pytest.skip(f"{path} is absent; FROZEN_VISION_FAULTS names the folder with small faulty inputs.")
+  return path

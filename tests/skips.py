@@ -5,6 +5,7 @@ import re
 # Pattern of pytest's message: what is missing.
 ALLOWED = {
   r"FROZEN_VISION_DATA": "No real data: neither $FROZEN_VISION_DATA nor ../shared/data.",
+  r"FROZEN_VISION_FAULTS": "No faulty inputs: neither $FROZEN_VISION_FAULTS nor ../shared/faults.",
   r"FROZEN_VISION_REFERENCE_PYTHON": "No Python with PyTorch for a reference implementation to run in.",
   r"writing shards needs TensorFlow": "No TensorFlow, which writes prepared data.",
   r"'libtpu'": "No libtpu, which compiles plans for TPU slices.",

@@ -16,8 +16,12 @@ What is done with the less usual kinds, so that nothing is read silently wrong:
   as are 32-bit and signed integers.
 * Of an animation or a multi-picture file the first frame is read.
 * Truncated files are refused, even where Pillow would fill what is missing on a second attempt.
+
+An image is converted in strips, so that decoding takes the memory of the decoded file and of the result and
+not of every step between; together they have a limit in bytes.
 """
 
+from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import io
@@ -30,6 +34,10 @@ from PIL import ExifTags, Image
 
 # Pillow's own limit for an error. Kept here because Pillow's is a global that other code may lift.
 MAX_PIXELS = 178_956_970
+# Of one image, as Pillow holds its pixels and as the result does.
+MAX_BYTES = 2**30
+# Pixels that are converted at a time.
+_STRIP_PIXELS = 2**20
 WHITE = (255, 255, 255)
 # Formats with a signature and a decoder inside Pillow (MPO opens as JPEG). Others are left out on
 # purpose: EPS, for one, would hand a hostile file to Ghostscript.
@@ -38,19 +46,22 @@ SUFFIXES = frozenset(
   ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .tif .tiff .webp .avif .jp2 .j2k .ppm .pgm"
   " .pbm .pnm .pfm".split()
 )
-_TRANSPOSE = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
+# What EXIF's orientations ask for, of [h, w, 3].
+_TRANSPOSE: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+  2: lambda pixels: pixels[:, ::-1],
+  3: lambda pixels: pixels[::-1, ::-1],
+  4: lambda pixels: pixels[::-1],
+  5: lambda pixels: pixels.swapaxes(0, 1),
+  6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+  7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+  8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
 _TIFF_BITS_PER_SAMPLE = 258
 _TIFF_PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0
-# A 16-bit image whose brightest pixel is below this share of its range is noted as dark.
+# Bytes of a pixel as Pillow holds it; 4 in all other modes.
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}
+# A 16-bit image whose brightest pixel is below this fraction of its range is noted as dark.
 _DARK = 1 / 16
 
 ImageSource = bytes | str | os.PathLike
@@ -180,20 +191,20 @@ def _decode(
   notes = []
   try:
     with _open(data, name, max_pixels) as image:
+      require_memory(image, name, converted=3)
       mode, frames = image.mode, _frame_count(image)
       # Once, and never again after an error: a second load() of a damaged PNG "succeeds", with
       # black in place of what could not be read.
       image.load()
       orientation, exif_error = _orientation(image)
-      rgb = _to_rgb(image, name, background, notes)
+      pixels = _to_rgb(image, name, background, notes)
       if orientation in _TRANSPOSE:
-        rgb = rgb.transpose(_TRANSPOSE[orientation])
+        pixels = np.ascontiguousarray(_TRANSPOSE[orientation](pixels))
         notes.append(f"EXIF orientation {orientation} applied")
       if exif_error:
         notes.append("unreadable EXIF ignored")
       if frames > 1:
         notes.append("first of several frames read")
-      pixels = np.array(rgb)
   except ImageError:
     raise
   except Exception as error:
@@ -243,6 +254,37 @@ def _open(source: ImageSource, name: str, max_pixels: int) -> Image.Image:
   return image
 
 
+def require_memory(image: Image.Image, name: str, *, converted: int) -> None:
+  """Refuses an image before its pixels are decoded, where they would take more than `MAX_BYTES`.
+
+  Args:
+    converted: bytes per pixel of what is made of it, besides what Pillow holds.
+
+  Raises:
+    ImageError: says how much it would take.
+  """
+  pixels = image.width * image.height
+  needed = pixels * (_PIXEL_BYTES.get(image.mode, 4) + converted)
+  if pixels > MAX_PIXELS or needed > MAX_BYTES:
+    raise ImageError(
+      name,
+      f"claims {image.width} x {image.height} pixels of mode {image.mode}, which take {needed / 1e6:.0f} MB; "
+      f"the limits are {MAX_PIXELS} pixels and {MAX_BYTES / 1e6:.0f} MB",
+      "too many pixels",
+    )
+
+
+def strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+  """(rows, that part) of a decoded image from top to bottom, about a million pixels at a time."""
+  step = max(1, _STRIP_PIXELS // image.width)
+  if step >= image.height:
+    yield slice(0, image.height), image
+    return
+  for top in range(0, image.height, step):
+    bottom = min(top + step, image.height)
+    yield slice(top, bottom), image.crop((0, top, image.width, bottom))
+
+
 def _from_pillow(name: str, error: Exception) -> ImageError:
   if isinstance(error, Image.UnidentifiedImageError):  # its text shows a memory address
     formats = ", ".join(_known_formats())
@@ -268,59 +310,80 @@ def _frame_count(image: Image.Image) -> int:
     return 2
 
 
-def _to_rgb(image: Image.Image, name: str, background: tuple[int, int, int], notes: list[str]) -> Image.Image:
+def _to_rgb(
+  image: Image.Image, name: str, background: tuple[int, int, int], notes: list[str]
+) -> UInt8[np.ndarray, "h w 3"]:
+  """The decoded image as RGB, not rotated yet; writes into `notes` what was done to it."""
   if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-    gray, hidden = _scale_gray(image, name, notes)
-    rgb = np.repeat(gray[..., None], 3, axis=-1)
-    if hidden is not None:
-      rgb[hidden] = background
-      notes.append("transparency blended")
-    return Image.fromarray(rgb)
+    return _gray_to_rgb(image, name, background, notes)
+  pixels = np.empty((image.height, image.width, 3), np.uint8)
   if not image.has_transparency_data:
-    return image.convert("RGB")
+    for rows, strip in strips(image):
+      pixels[rows] = np.asarray(strip.convert("RGB"))
+    return pixels
   key = image.info.get("transparency")
   if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
     # A colour key of a 16-bit PNG; its pixels have been reduced to the upper byte, so must it be.
     image.info["transparency"] = tuple(value >> 8 for value in key)
-  rgba = np.asarray(image.convert("RGBA"))
-  alpha = rgba[..., 3:].astype(np.uint16)
-  if np.all(alpha == 255):
-    return Image.fromarray(rgba[..., :3].copy())
-  notes.append("transparency blended")
-  mixed = rgba[..., :3] * alpha + np.asarray(background, np.uint16) * (255 - alpha)
-  return Image.fromarray(((mixed + np.uint16(127)) // 255).astype(np.uint8))
+  blended = False
+  for rows, strip in strips(image):
+    rgba = np.asarray(strip.convert("RGBA"))
+    alpha = rgba[..., 3:].astype(np.uint16)
+    if np.all(alpha == 255):
+      pixels[rows] = rgba[..., :3]
+      continue
+    blended = True
+    mixed = rgba[..., :3] * alpha + np.asarray(background, np.uint16) * (255 - alpha)
+    pixels[rows] = (mixed + np.uint16(127)) // 255
+  if blended:
+    notes.append("transparency blended")
+  return pixels
 
 
-def _scale_gray(
-  image: Image.Image, name: str, notes: list[str]
-) -> tuple[UInt8[np.ndarray, "h w"], np.ndarray | None]:
-  """8-bit gray from 16-bit or float pixels, and the pixels that a PNG colour key hides."""
-  values = np.asarray(image)
-  tags = getattr(image, "tag_v2", {})
+def _gray_to_rgb(
+  image: Image.Image, name: str, background: tuple[int, int, int], notes: list[str]
+) -> UInt8[np.ndarray, "h w 3"]:
+  """RGB of 16-bit or floating point gray; pixels that a PNG colour key hides become the background."""
+  largest = _white(image, name, notes)
+  inverted = getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO  # Pillow: of 8 bits only
+  key = image.info.get("transparency")
+  pixels = np.empty((image.height, image.width, 3), np.uint8)
+  for rows, strip in strips(image):
+    values = np.asarray(strip)
+    fraction = values.astype(np.float64) / largest
+    if inverted:
+      fraction = 1.0 - fraction
+    pixels[rows] = np.rint(np.clip(fraction, 0.0, 1.0) * 255).astype(np.uint8)[..., None]
+    if isinstance(key, int):
+      pixels[rows][values == key] = background
+  if isinstance(key, int):
+    notes.append("transparency blended")
+  return pixels
+
+
+def _white(image: Image.Image, name: str, notes: list[str]) -> float:
+  """The value of white in a 16-bit or floating point image; raises ImageError where it has none."""
+  extremes = [(values.min(), values.max()) for values in (np.asarray(strip) for _, strip in strips(image))]
+  low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
   if image.mode == "F":
-    if not np.all(np.isfinite(values)) or values.min() < 0 or values.max() > 1:
+    if not np.all(np.isfinite(extremes)) or low < 0 or high > 1:
       raise ImageError(
         name,
-        f"floating point pixels from {values.min():g} to {values.max():g}; only values in"
+        f"floating point pixels from {low:g} to {high:g}; only values in"
         " [0, 1] have a defined brightness. Convert the file to 8 or 16 bits",
         "unsupported pixels",
       )
-    share = values.astype(np.float64)
-  else:
-    # Mode "I" is 16 bits wide in PNG and PNM only; in TIFF it is 32-bit or signed.
-    if image.mode == "I" and image.format not in ("PNG", "PPM"):
-      raise ImageError(
-        name,
-        f"signed or 32-bit integer pixels from {values.min()} to {values.max()}, which have no"
-        " defined brightness. Convert the file to 8 or 16 bits",
-        "unsupported pixels",
-      )
-    bits = tags.get(_TIFF_BITS_PER_SAMPLE, (16,))[0]
-    share = values.astype(np.float64) / (2**bits - 1)
-    if share.max() < _DARK:
-      notes.append(f"dark: values up to {values.max()} of {2**bits - 1}")
-  if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts it for 8 bits only
-    share = 1.0 - share
-  key = image.info.get("transparency")
-  hidden = values == key if isinstance(key, int) else None
-  return np.rint(np.clip(share, 0.0, 1.0) * 255).astype(np.uint8), hidden
+    return 1.0
+  # Mode "I" is 16 bits wide in PNG and PNM only; in TIFF it is 32-bit or signed.
+  if image.mode == "I" and image.format not in ("PNG", "PPM"):
+    raise ImageError(
+      name,
+      f"signed or 32-bit integer pixels from {low} to {high}, which have no"
+      " defined brightness. Convert the file to 8 or 16 bits",
+      "unsupported pixels",
+    )
+  bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE, (16,))[0]
+  largest = 2**bits - 1
+  if high / largest < _DARK:
+    notes.append(f"dark: values up to {high} of {largest}")
+  return float(largest)

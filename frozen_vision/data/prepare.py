@@ -33,9 +33,9 @@ import warnings
 from frozen_vision.data import images as image_io
 from frozen_vision.data import prepared
 from frozen_vision.data.detection import coco, prepared_coco
-from frozen_vision.data.segmentation import ade20k, label_maps, prepared_segmentation
+from frozen_vision.data.segmentation import ade20k, class_lists, prepared_segmentation
 from frozen_vision.data.segmentation import sources as labelled
-from frozen_vision.data.video import decoding, jpegs, prepared_videos
+from frozen_vision.data.video import decoding, jpegs, lists, prepared_videos
 from frozen_vision.data.video import sources as videos
 
 _PROGRESS_SECONDS = 10.0
@@ -238,7 +238,7 @@ def prepare_segmentation(options: argparse.Namespace) -> int:
   """The same of any folder of images and folder of label images; returns the exit code."""
   if not options.check:
     _require_writing(options, [options.split], prepared_segmentation.KIND)
-  label_format = label_maps.read_format(options.classes, ignored=options.ignore, unknown=options.unknown)
+  label_format = class_lists.read_format(options.classes, ignored=options.ignore, unknown=options.unknown)
   source = labelled.LabelledImages(
     options.images,
     options.labels,
@@ -256,8 +256,12 @@ def prepare_videos(options: argparse.Namespace) -> int:
   if not options.check:
     _require_writing(options, [options.split], prepared_videos.KIND)
   encoding = jpegs.Encoding(options.short_side, options.quality, options.rate)
-  source = videos.open_videos(
-    options.videos, root=options.root, group_column=options.group_column, keep_missing=True
+  source = lists.open_videos(
+    options.videos,
+    root=options.root,
+    group_column=options.group_column,
+    keep_missing=True,
+    allow_outside=options.allow_outside,
   )
   tally = _Tally(len(source), "videos")
   if options.check or options.strict:  # which writes nothing where anything is bad
@@ -413,6 +417,12 @@ def _parser() -> argparse.ArgumentParser:
     default=encoding.rate,
     help="keep so many frames per second only, by time stamp; 0 keeps all (default)",
   )
+  for command in (write, clips):
+    command.add_argument(
+      "--allow-outside",
+      action="store_true",
+      help="take file names that are absolute or lead out of the folder",
+    )
   for command in (write, scenes, pixels, clips):
     command.add_argument("--out", help="folder to write to")
     command.add_argument("--check", action="store_true", help="only check, write nothing")

@@ -16,7 +16,7 @@ from frozen_vision.backbones import families
 from frozen_vision.data import pipeline
 from frozen_vision.data.classification import augment
 from frozen_vision.data.generated import motion_clips
-from frozen_vision.data.video import clips, prepared_videos, sources
+from frozen_vision.data.video import clips, lists, prepared_videos, sources
 from frozen_vision.devices import sharding
 from frozen_vision.heads import video_swin
 from frozen_vision.metrics import action as action_metrics
@@ -330,7 +330,7 @@ def _open_videos(path: pathlib.Path, options: ml_collections.ConfigDict, group_c
   prepared = prepared_videos.open_split(path)
   if prepared is not None:
     return _fitting(prepared, options)
-  return sources.open_videos(path, root=options.root, group_column=group_column)
+  return lists.open_videos(path, root=options.root, group_column=group_column)
 
 
 def _fitting(

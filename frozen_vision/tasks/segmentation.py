@@ -15,7 +15,7 @@ from frozen_vision.backbones import families
 from frozen_vision.data import pipeline
 from frozen_vision.data.detection import transforms
 from frozen_vision.data.generated import semantic_scenes
-from frozen_vision.data.segmentation import ade20k, label_maps, prepared_segmentation, sources
+from frozen_vision.data.segmentation import ade20k, class_lists, label_maps, prepared_segmentation, sources
 from frozen_vision.data.segmentation import transforms as segmentation_transforms
 from frozen_vision.heads import linear, upernet
 from frozen_vision.heads.mask2former import config as mask2former_config
@@ -314,7 +314,7 @@ def _open_files(options: ml_collections.ConfigDict, name: str, unlabelled: str) 
       f"--config.segmentation.{option}=PATH.",
     )
 
-  label_format = label_maps.read_format(
+  label_format = class_lists.read_format(
     find(options.classes, "classes"), ignored=tuple(options.ignore), unknown=options.unknown_labels
   )
   return sources.LabelledImages(

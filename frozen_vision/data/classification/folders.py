@@ -1,7 +1,6 @@
 """Labelled images for classification: a folder per class, or the same tree in a tar archive."""
 
 from collections.abc import Sequence
-import json
 import pathlib
 import tarfile
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from jaxtyping import UInt8
 import numpy as np
 
+from frozen_vision.data import classes as class_names
 from frozen_vision.data import images
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
@@ -39,7 +39,7 @@ class ImageFolder:
     if not self._root.is_dir():
       raise FileNotFoundError(f"{self._root} is not a folder; expected one folder per class in it.")
     if classes is None:
-      classes = _read_classes(self._root)
+      classes = class_names.find_classes(self._root, self._root.parent)
     names = [
       path.relative_to(self._root).as_posix()
       for path in self._root.rglob("*")
@@ -79,7 +79,7 @@ class ImageTar:
     if not path.is_file():
       raise FileNotFoundError(f"{path} is not a file; expected a tar archive of CLASS/IMAGE.")
     if classes is None:
-      classes = _read_classes(path)
+      classes = class_names.find_classes(path, path.parent)
     contents = {}
     try:
       with tarfile.open(path) as archive:
@@ -180,17 +180,6 @@ def record_image(record: dict[str, Any]) -> UInt8[np.ndarray, "h w 3"]:
   return images.decode_image(image, name=record["name"])
 
 
-def _read_classes(path: pathlib.Path) -> list[str] | None:
-  """Class names from classes.json inside the folder `path` or beside `path`; None if absent."""
-  for file in (path / "classes.json", path.parent / "classes.json"):
-    if file.is_file():
-      classes = json.loads(file.read_text())
-      if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
-        raise ValueError(f"{file} must hold a JSON list of class names.")
-      return classes
-  return None
-
-
 def _label(
   names: list[str], classes: Sequence[str] | None, where: pathlib.Path
 ) -> tuple[list[str], list[str], np.ndarray]:
@@ -209,16 +198,16 @@ def _label(
   classes = found if classes is None else list(classes)
   if len(set(classes)) != len(classes):
     raise ValueError(f"The class list of {where} names a class twice: {classes}.")
-  unknown = [name for name in found if name not in classes]
+  label_of = dict(zip(found, class_names.numbers(found, classes)))
+  unknown = [name for name in found if label_of[name] is None]
   if unknown:
     raise ValueError(
       f"{where} holds the class folders {unknown[:5]}, which the class list does not name; "
       f"known are {len(classes)}: {classes[:10]}."
     )
-  empty = [name for name in classes if name not in found]
+  empty = [name for label, name in enumerate(classes) if label not in label_of.values()]
   if empty:
     raise ValueError(f"{where} holds no image of the listed classes {empty[:5]}.")
-  number = {name: label for label, name in enumerate(classes)}
-  names = sorted(names, key=lambda name: (number[name.split("/")[0]], name))
-  labels = np.array([number[name.split("/")[0]] for name in names], np.int32)
+  names = sorted(names, key=lambda name: (label_of[name.split("/")[0]], name))
+  labels = np.array([label_of[name.split("/")[0]] for name in names], np.int32)
   return classes, names, labels

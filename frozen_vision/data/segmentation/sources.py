@@ -13,7 +13,7 @@ import numpy as np
 
 from frozen_vision.data import images
 from frozen_vision.data.detection import coco
-from frozen_vision.data.segmentation import label_maps
+from frozen_vision.data.segmentation import class_lists, label_files, label_maps
 
 _SHOWN = 5
 
@@ -114,11 +114,11 @@ class LabelledImages(EncodedSource):
     self.label_dir = None if label_dir is None else pathlib.Path(label_dir)
     self.label_format = label_format
     self.class_names = label_format.class_names
-    self._segments = None if segments is None else label_maps.read_segments(segments)
+    self._segments = None if segments is None else class_lists.read_segments(segments)
     found = _list(self.image_dir, images.SUFFIXES, image_suffix, "images")
     labels = {}
     if self.label_dir is not None:
-      labels = _list(self.label_dir, label_maps.SUFFIXES, label_suffix, "label images")
+      labels = _list(self.label_dir, label_files.SUFFIXES, label_suffix, "label images")
     without = sorted(set(found) - set(labels))
     if without and unlabelled != "keep":
       where = (
@@ -128,7 +128,7 @@ class LabelledImages(EncodedSource):
       if unlabelled == "error":
         raise ValueError(
           f"{where}: {listed}{', ...' if len(without) > _SHOWN else ''}. Expected the same path with one "
-          f"of the endings {', '.join(label_maps.SUFFIXES)}; add them, or set unlabelled images to skip or "
+          f"of the endings {', '.join(label_files.SUFFIXES)}; add them, or set unlabelled images to skip or "
           "keep."
         )
       logging.warning("%s and are skipped: %s", where, listed)

@@ -10,7 +10,8 @@ from PIL import Image
 import pytest
 
 from frozen_vision.data import images
-from frozen_vision.data.segmentation import label_maps
+from frozen_vision.data.segmentation import class_lists, label_maps
+from tests import paths
 
 LABEL = np.array([[0, 1, 2, 255], [2, 2, 0, 1]], np.uint8)
 FORMAT = label_maps.LabelFormat(("road", "car", "sky"))
@@ -145,7 +146,7 @@ def test_panoptic_segments():
 def test_class_lists(tmp_path):
   def read(name, content, **options):
     (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
-    return label_maps.read_format(tmp_path / name, **options)
+    return class_lists.read_format(tmp_path / name, **options)
 
   names = ("road", "car", "sky")
   assert read("a.txt", "road\ncar\n\nsky\n").class_names == names
@@ -175,17 +176,121 @@ def test_class_lists(tmp_path):
     (["a", 3], "entry 1 is 3"),
     (["a", "a"], "class name 'a' twice"),
     ([{"name": "a", "color": [0, 0, 0]}, "b"], "'b' has no color"),
-    ([], "0 classes; expected 1 to 255"),
-    ([str(i) for i in range(257)], "256 classes"),
+    ([], "lists no class"),
+    ([str(i) for i in range(257)], "257 classes"),
     ([{"name": "a", "value": 70000}], "pixel value 70000"),
-    ("{", "is no JSON"),
+    ("{", "line 1, column 2: not valid JSON"),
   ):
     with pytest.raises(ValueError, match=f"e.json.*{message}"):
       read("e.json", content)
   with pytest.raises(FileNotFoundError, match="absent.txt does not exist"):
-    label_maps.read_format(tmp_path / "absent.txt")
+    class_lists.read_format(tmp_path / "absent.txt")
   with pytest.raises(ValueError, match="known: error, ignore"):
     read("a.txt", "a", unknown="keep")
   (tmp_path / "p.json").write_text("{}")
   with pytest.raises(ValueError, match="p.json is no COCO panoptic JSON"):
-    label_maps.read_segments(tmp_path / "p.json")
+    class_lists.read_segments(tmp_path / "p.json")
+
+
+def test_a_class_of_value_255_is_a_class(tmp_path):
+  pixels = Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8))
+  path = tmp_path / "classes.json"
+  entries = [{"name": "background", "value": 0}, {"name": "lesion", "value": 255}]
+  categories = [{"name": "background", "id": 0}, {"name": "lesion", "id": 255}]
+  for content in ({"classes": entries}, entries, {"categories": categories}):
+    path.write_text(json.dumps(content))
+    form = class_lists.read_format(path)
+    assert form.class_names == ("background", "lesion")
+    np.testing.assert_array_equal(form.decode(encoded(pixels), name="a"), [[0, 1], [1, 0]])
+  # Named as ignored, in the file or by the caller, it is none.
+  assert class_lists.read_format(path, ignored=[255]).class_names == ("background",)
+  path.write_text(json.dumps({"classes": entries, "ignore_index": 255}))
+  assert class_lists.read_format(path).class_names == ("background",)
+  direct = label_maps.LabelFormat(("a", "b"), values=(0, 255))
+  np.testing.assert_array_equal(direct.decode(encoded(pixels), name="a"), [[0, 1], [1, 0]])
+  # A list of names has values too: the 256th is 255, and label maps cannot hold so many.
+  (tmp_path / "many.txt").write_text("\n".join(map(str, range(256))))
+  with pytest.raises(ValueError, match="many.txt: 256 classes; expected 1 to 255"):
+    class_lists.read_format(tmp_path / "many.txt")
+
+
+def test_labels_in_no_list_are_counted():
+  form = label_maps.LabelFormat(("a", "b"), unknown="ignore")
+  pixels = Image.fromarray(np.array([[0, 7, 7], [9, 1, 255]], np.uint8))
+  labels, unknown = form.decode_counting(encoded(pixels), name="a")
+  np.testing.assert_array_equal(labels, [[0, 255, 255], [255, 1, 255]])
+  assert unknown == {"7": 2, "9": 1}
+
+
+def test_large_label_images_are_read_in_strips(monkeypatch):
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 3, (50, 40), np.uint8)
+  for image, form in (
+    (Image.fromarray(pixels), label_maps.LabelFormat(("a", "b", "c"))),
+    (
+      Image.fromarray(np.stack([pixels, pixels, pixels], axis=-1)),
+      label_maps.LabelFormat(("a", "b", "c"), colours=((0, 0, 0), (1, 1, 1), (2, 2, 2))),
+    ),
+  ):
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 130)
+    np.testing.assert_array_equal(form.decode(encoded(image), name="a"), pixels)
+    monkeypatch.setattr(images, "MAX_BYTES", 50 * 40 * 2 - 1)
+    with pytest.raises(images.ImageError, match="claims 40 x 50 pixels of mode .* the limits are"):
+      form.decode(encoded(image), name="a")
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+  "name, content, expected",
+  [
+    ("bom.txt", b"\xef\xbb\xbfbackground\r\nlesion\r\n", ("background", "lesion")),
+    ("a.txt", "a, b\n c \n\n".encode("utf-16"), ("a, b", "c")),
+    ("a.txt", b'"a"\n"b ""c"""\n', ("a", 'b "c"')),
+    ("a.csv", b"name,r,g,b\nroad,1,2,3\nsky,4,5,6\n", ("road", "sky")),
+    ("a.csv", b'"","name","value"\n"1","road, paved",5\n"2","sky",6\n', ("road, paved", "sky")),
+    ("a.json", b'[{"name": "a", "color": "#ff0000"}, {"name": "b", "color": "00ff00"}]', ("a", "b")),
+  ],
+)
+def test_class_lists_as_programs_export_them(tmp_path, name, content, expected):
+  (tmp_path / name).write_bytes(content)
+  form = class_lists.read_format(tmp_path / name)
+  assert form.class_names == expected
+  if b"#ff" in content:
+    assert form.colours == ((255, 0, 0), (0, 255, 0))
+  if b"r,g,b" in content:
+    assert form.colours == ((1, 2, 3), (4, 5, 6))
+  if b"value" in content:
+    assert form.values == (5, 6)
+
+
+@pytest.mark.parametrize(
+  "name, content, message",
+  [
+    ("a.txt", b"stra\xdfe\nhaus\n", "line 1: is not UTF-8"),
+    ("a.json", b'{"categories": [{"id": 1, "name": "a"}, {"id": 3}]}', "category 1 .id 3. has no name"),
+    ("a.json", b'{"categories": [{"name": "a"}]}', "category 0 is .*expected an `id`"),
+    ("a.json", b'[{"name": "a", "color": "red"}]', "entry 0 .'a'. has the color 'red'; expected"),
+    ("a.json", b'[{"name": "a", "color": [1, 2, 300]}]', "has the color"),
+    ("a.json", b'[{"name": "a", "value": "x"}]', "has the pixel value 'x'"),
+    ("a.json", b'[{"name": "a", "value": 1e999}]', "has the pixel value inf"),
+    ("a.json", b'{"classes": ["a"], "ignore_index": "none"}', "ignore_index is 'none'"),
+    ("a.csv", b"name,value\nroad,x\n", "line 2 .'road'. has the pixel value 'x'"),
+    ("a.csv", b"name,value\n,3\n", "line 2 has no name"),
+  ],
+)
+def test_class_lists_that_cannot_be_used_name_the_file_and_the_class(tmp_path, name, content, message):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(ValueError, match=f"{name}(, |: ).*{message}"):
+    class_lists.read_format(tmp_path / name)
+
+
+def test_class_lists_of_bug_reports():
+  folder = paths.faults_dir("text_encodings")
+  assert class_lists.read_format(folder / "bom.txt").class_names == ("background", "lesion")
+  assert class_lists.read_format(folder / "hex.json").colours == ((255, 0, 0), (0, 255, 0))
+  with pytest.raises(ValueError, match="lat.txt, line 1: is not UTF-8"):
+    class_lists.read_format(folder / "lat.txt")
+  folder = paths.faults_dir("label_value_255")
+  form = class_lists.read_format(folder / "classes.json")
+  label = form.decode((folder / "lab/i0.png").read_bytes(), name="i0.png")
+  assert form.class_names[1] == "lesion" and np.count_nonzero(label == 1) == 400

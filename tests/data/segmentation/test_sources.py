@@ -9,7 +9,7 @@ import pytest
 
 from frozen_vision.data import images
 from frozen_vision.data.generated import scenes, semantic_scenes
-from frozen_vision.data.segmentation import ade20k, label_maps, sources
+from frozen_vision.data.segmentation import ade20k, class_lists, label_maps, sources
 from tests import paths
 
 FORMAT = label_maps.LabelFormat(("a", "b"))
@@ -126,7 +126,7 @@ def test_ade20k_layout(tmp_path):
 
 def test_camvid_as_it_lies_on_disk():
   root = paths.data_dir("camvid")
-  form = label_maps.read_format(root / "meta.json")
+  form = class_lists.read_format(root / "meta.json")
   assert len(form.class_names) == 11 and "Unlabelled" not in form.class_names
   source = sources.LabelledImages(root / "val/images", root / "val/labels", form)
   assert len(source) == 51 and source.largest_size == (360, 480)
@@ -139,7 +139,7 @@ def test_camvid_as_it_lies_on_disk():
 def test_coco_semantic_and_panoptic_files_agree():
   root = paths.data_dir("coco_panoptic")
   annotations = root / "annotations/panoptic_val2017.json"
-  form = label_maps.read_format(annotations)
+  form = class_lists.read_format(annotations)
   assert len(form.class_names) == 133 and form.class_names[0] == "person"
   folder = root / "val2017"
   semantic = sources.LabelledImages(folder / "images", folder / "semantic", form)

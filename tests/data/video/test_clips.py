@@ -6,7 +6,7 @@ import pytest
 
 from frozen_vision.data import pipeline
 from frozen_vision.data.classification import augment
-from frozen_vision.data.video import clips, sources
+from frozen_vision.data.video import clips, lists
 
 
 def _numbered(frames=40, height=8, width=12):
@@ -127,7 +127,7 @@ def folder(tmp_path_factory):
 
 
 def test_resampling_by_time_makes_strides_equal(folder):
-  source = sources.open_videos(folder)
+  source = lists.open_videos(folder)
   transform = clips.EvalTransform(clips.Sampler(4, stride=2, rate=10), 32)
   brightness = {
     record["path"].split("/")[-2]: transform(record)["clip"].mean((0, 2, 3, 4))
@@ -147,7 +147,7 @@ def test_resampling_by_time_makes_strides_equal(folder):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_broken_file_is_named_and_the_run_goes_on(folder, caplog, workers):
-  source = sources.open_videos(folder)
+  source = lists.open_videos(folder)
   clips._warn.cache_clear()
   transform = clips.TrainTransform(clips.Sampler(2, 2), 16, short_side=20)
   with pipeline.train_batches(source, transform, batch_size=3, seed=0, num_workers=workers) as batches:
