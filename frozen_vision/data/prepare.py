@@ -17,174 +17,20 @@ of a limited size; while they are written, about twice their final space is need
 """
 
 import argparse
-import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
-import concurrent.futures
-import dataclasses
+from collections.abc import Iterator, Sequence
 import functools
 import importlib.util
-import multiprocessing
 import pathlib
 import sys
-import time
-from typing import Any
-import warnings
 
 from frozen_vision.data import images as image_io
+from frozen_vision.data import prepare_checks as checks
 from frozen_vision.data import prepared
 from frozen_vision.data.detection import coco, prepared_coco
 from frozen_vision.data.segmentation import ade20k, class_lists, prepared_segmentation
 from frozen_vision.data.segmentation import sources as labelled
-from frozen_vision.data.video import decoding, jpegs, lists, prepared_videos
+from frozen_vision.data.video import jpegs, lists, prepared_videos
 from frozen_vision.data.video import sources as videos
-
-_PROGRESS_SECONDS = 10.0
-# Notes of these kinds may point at a mistake, so the files are named.
-_NAMED_NOTES = ("dark", "unreadable EXIF ignored", "ends early")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Task:
-  """One file to decode; `expected` is the (height, width) of its annotations, if any."""
-
-  path: pathlib.Path
-  name: str
-  expected: tuple[int, int] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Result:
-  name: str
-  info: image_io.ImageInfo | jpegs.EncodedVideo | None
-  error: image_io.FileError | None
-
-
-def check_images(
-  tasks: Sequence[Any], workers: int, check: Callable[[Any], "_Result"] | None = None
-) -> Iterator[_Result]:
-  """Decodes every file, in order; with more than one worker, in as many processes.
-
-  Args:
-    check: what is done with each task; by default it is a `_Task` to decode.
-  """
-  check = check or _check_one
-  if workers <= 1:
-    yield from map(check, tasks)
-    return
-  spawn = multiprocessing.get_context("spawn")  # a fork could inherit an accelerator's state
-  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-    yield from pool.map(check, tasks, chunksize=16)
-
-
-def _check_one(task: _Task) -> _Result:
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # Pillow comments on odd files at length
-      data = image_io.read_bytes(task.path, name=task.name)
-      info = image_io.inspect_image(data, name=task.name)
-      if task.expected is not None:
-        height, width = task.expected
-        record = {"file_name": task.name, "height": height, "width": width}
-        coco.check_size((info.height, info.width), record, data)
-  except image_io.ImageError as error:
-    return _Result(task.name, None, error)
-  return _Result(task.name, info, None)
-
-
-def _check_labelled(source: labelled.LabelledImages, index: int) -> _Result:
-  """Decodes an image and its label map and compares their sizes."""
-  name = source.name(index)
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")
-      data = source.image_bytes(index)
-      info = image_io.inspect_image(data, name=name)
-      label = source.label(index)
-      if label is None:
-        raise image_io.ImageError(name, "has no label image", "unlabelled")
-      labelled.check_size((info.height, info.width), label, name, data)
-  except image_io.ImageError as error:
-    return _Result(name, None, error)
-  return _Result(name, info, None)
-
-
-def _encode(encoding: jpegs.Encoding, name: str, file: pathlib.Path | None) -> _Result:
-  try:
-    encoded = jpegs.encode(name, encoding, file)
-  except decoding.VideoError as error:
-    return _Result(name, None, error)
-  return _Result(name, encoded, None)
-
-
-def _encode_all(
-  source: videos.VideoList, encoding: jpegs.Encoding, workers: int, spool: pathlib.Path | None = None
-) -> Iterator[_Result]:
-  """Decodes every video in order, into files below `spool` if it is given.
-
-  With workers, few videos are ahead of the one that is asked for, since each takes space.
-  """
-  encode = functools.partial(_encode, encoding)
-  files = (spool / str(index) if spool else None for index in range(len(source)))
-  if workers <= 1:
-    yield from map(encode, source.paths, files)
-    return
-  spawn = multiprocessing.get_context("spawn")  # as in `check_images`
-  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-    pending: collections.deque[concurrent.futures.Future[_Result]] = collections.deque()
-    try:
-      for task in zip(source.paths, files):
-        pending.append(pool.submit(encode, *task))
-        if len(pending) >= 2 * workers:
-          yield pending.popleft().result()
-      while pending:
-        yield pending.popleft().result()
-    finally:
-      pool.shutdown(cancel_futures=True)
-
-
-class _Tally:
-  """Prints what is worth naming as it comes, and counts everything for the summary."""
-
-  def __init__(self, total: int, what: str = "images"):
-    self.total = total
-    self.what = what
-    self.good: list[int] = []
-    self.bad: collections.Counter[str] = collections.Counter()
-    self.formats: collections.Counter[str] = collections.Counter()
-    self.notes: collections.Counter[str] = collections.Counter()
-
-  def run(self, results: Iterable[_Result]) -> None:
-    collections.deque(self.watch(results), maxlen=0)
-
-  def watch(self, results: Iterable[_Result]) -> Iterator[tuple[int, Any]]:
-    """(position, info) of the usable ones, as they come."""
-    next_progress = time.monotonic() + _PROGRESS_SECONDS
-    for index, result in enumerate(results):
-      if result.error is not None:
-        self.bad[result.error.kind] += 1
-        print(f"bad: {result.error}")
-      else:
-        self.good.append(index)
-        self._count(result.name, result.info)
-        yield index, result.info
-      if time.monotonic() >= next_progress:
-        print(f"{index + 1} of {self.total} {self.what} checked", file=sys.stderr)
-        next_progress = time.monotonic() + _PROGRESS_SECONDS
-
-  def _count(self, name: str, info: image_io.ImageInfo | jpegs.EncodedVideo) -> None:
-    self.formats[f"{info.format} {info.mode}"] += 1
-    for note in info.notes:
-      kind = note.partition(":")[0]
-      self.notes[kind] += 1
-      if kind in _NAMED_NOTES:
-        print(f"note: {name}: {note}")
-
-  def print_summary(self) -> None:
-    print(f"{self.what}: {self.total} checked, {len(self.good)} usable, {self.bad.total()} bad")
-    for title, counter in (("bad", self.bad), ("read", self.formats), ("notes", self.notes)):
-      if counter:
-        parts = ", ".join(f"{key} {count}" for key, count in counter.most_common())
-        print(f"  {title}: {parts}")
 
 
 def prepare_images(options: argparse.Namespace) -> int:
@@ -198,11 +44,11 @@ def prepare_images(options: argparse.Namespace) -> int:
       continue
     name = str(path.relative_to(root))
     if path.suffix.lower() in image_io.SUFFIXES:
-      tasks.append(_Task(path, name))
+      tasks.append(checks.Task(path, name))
     else:
       others.append(name)
-  tally = _Tally(len(tasks))
-  tally.run(check_images(tasks, options.workers))
+  tally = checks.Tally(len(tasks))
+  tally.run(checks.check_images(tasks, options.workers))
   print(f"Summary of {root}")
   tally.print_summary()
   if others:
@@ -263,20 +109,20 @@ def prepare_videos(options: argparse.Namespace) -> int:
     keep_missing=True,
     allow_outside=options.allow_outside,
   )
-  tally = _Tally(len(source), "videos")
+  tally = checks.Tally(len(source), "videos")
   if options.check or options.strict:  # which writes nothing where anything is bad
-    tally.run(_encode_all(source, encoding, options.workers))
+    tally.run(checks.encode_videos(source, encoding, options.workers))
     code = _exit_code(usable=bool(tally.good), defects=tally.bad.total(), strict=options.strict)
     if options.check or code:
       _print_videos(options, source, tally)
       return code
-    tally = _Tally(len(source), "videos")
+    tally = checks.Tally(len(source), "videos")
   from frozen_vision.data.video import builder  # needs TensorFlow, checked before
 
   sizes = []
 
   def encode_all(spool: pathlib.Path) -> Iterator[tuple[int, jpegs.EncodedVideo]]:
-    for index, encoded in tally.watch(_encode_all(source, encoding, options.workers, spool)):
+    for index, encoded in tally.watch(checks.encode_videos(source, encoding, options.workers, spool)):
       sizes.append((len(encoded.sizes), int(encoded.sizes.sum())))
       yield index, encoded
 
@@ -290,7 +136,7 @@ def prepare_videos(options: argparse.Namespace) -> int:
   return 0
 
 
-def _print_videos(options: argparse.Namespace, source: videos.VideoList, tally: _Tally) -> None:
+def _print_videos(options: argparse.Namespace, source: videos.VideoList, tally: checks.Tally) -> None:
   print(f"Summary of {options.videos}, split {options.split}")
   tally.print_summary()
   print(f"  usable: {len(tally.good)} videos, {len(source.classes)} classes")
@@ -301,9 +147,9 @@ def _print_videos(options: argparse.Namespace, source: videos.VideoList, tally: 
 
 
 def _prepare_labelled(options: argparse.Namespace, source: labelled.LabelledImages, split: str) -> int:
-  tally = _Tally(len(source))
-  check = functools.partial(_check_labelled, source)
-  tally.run(check_images(range(len(source)), options.workers, check))
+  tally = checks.Tally(len(source))
+  check = functools.partial(checks.check_labelled, source)
+  tally.run(checks.check_images(range(len(source)), options.workers, check))
   usable = source.take(tally.good)
   print(f"Summary of {source.image_dir} with {source.label_dir}, split {split}")
   tally.print_summary()
@@ -326,9 +172,9 @@ def _prepare_split(options: argparse.Namespace, split: str) -> int:
   for index in range(len(source)):
     record = source.record(index)
     size = (record["height"], record["width"])
-    tasks.append(_Task(source.image_path(index), record["file_name"], size))
-  tally = _Tally(len(tasks))
-  tally.run(check_images(tasks, options.workers))
+    tasks.append(checks.Task(source.image_path(index), record["file_name"], size))
+  tally = checks.Tally(len(tasks))
+  tally.run(checks.check_images(tasks, options.workers))
   usable = source.take(tally.good)
   print(f"Summary of {source.annotation_file}, split {split}")
   tally.print_summary()

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from frozen_vision.data import prepare
+from frozen_vision.data import prepare, prepare_checks
 from frozen_vision.data.detection import coco, prepared_coco
 from frozen_vision.data.segmentation import ade20k, prepared_segmentation
 from tests import paths
@@ -171,8 +171,8 @@ def test_images_of_any_folder(capsys):
 
 def test_workers_find_the_same():
   folder = paths.data_dir("odd_images") / "files"
-  tasks = [prepare._Task(path, path.name) for path in sorted(folder.glob("*.png"))]
-  alone, together = (list(prepare.check_images(tasks, workers)) for workers in (1, 2))
+  tasks = [prepare_checks.Task(path, path.name) for path in sorted(folder.glob("*.png"))]
+  alone, together = (list(prepare_checks.check_images(tasks, workers)) for workers in (1, 2))
   assert [(r.name, r.info, str(r.error)) for r in alone] == [(r.name, r.info, str(r.error)) for r in together]
 
 
