@@ -23,9 +23,9 @@ import jax.numpy as jnp
 
 from experiments import tables
 from frozen_vision.backbones import families
-from frozen_vision.backbones.swinv2 import folded as fold
 from frozen_vision.devices import sharding
 from frozen_vision.freezing import partition
+from frozen_vision.layers import storage as stored
 from frozen_vision.planning import machines
 
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:8x8", "v5p:4x4x4", "v6e:4x4"], "Slices.")
@@ -173,7 +173,7 @@ def shares() -> str:
     return jnp.bfloat16 if leaf.dtype == jnp.uint16 else leaf.dtype
 
   folded = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype(leaf)), fold.shapes(backbone, held_as="bfloat16")
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype(leaf)), stored.shapes(backbone, storage="bfloat16")
   )
   graphdef, state = nnx.split(folded)
   whole = partition.num_bytes(state)

@@ -9,8 +9,8 @@
 
 What is listed here is what a program needs to use backbones and heads, and to run a config. Each name is
 imported when it is first used, with the little that it needs: importing the package itself costs
-milliseconds, and reading data imports no model. `fold_backbone`, `run_training` and `run_evaluation` are
-`backbones.swinv2.folded.fold`, `training.loop.train` and `training.loop.evaluate`.
+milliseconds, and reading data imports no model. `run_training` and `run_evaluation` are `train` and
+`evaluate` of `training.loop`.
 """
 
 import difflib
@@ -19,9 +19,8 @@ import importlib.util
 from typing import Any, TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from frozen_vision.backbones.base import FeatureSpec
-  from frozen_vision.backbones.families import build_backbone, load_backbone, normalise, save_backbone
-  from frozen_vision.backbones.swinv2.folded import fold as fold_backbone
+  from frozen_vision.backbones.base import FeatureSpec, normalise
+  from frozen_vision.backbones.families import build_backbone, fold_backbone, load_backbone, save_backbone
   from frozen_vision.config import load_config
   from frozen_vision.freezing.partition import partition
   from frozen_vision.heads.htc.config import cascade_mask_rcnn, HTCConfig, mask_rcnn
@@ -71,8 +70,8 @@ __all__ = [
 
 # Where each name comes from; the imports above say the same to type checkers and editors.
 _MODULES = {
-  "backbones.families": ("build_backbone", "load_backbone", "normalise", "save_backbone"),
-  "backbones.base": ("FeatureSpec",),
+  "backbones.families": ("build_backbone", "fold_backbone", "load_backbone", "save_backbone"),
+  "backbones.base": ("FeatureSpec", "normalise"),
   "config": ("load_config",),
   "freezing.partition": ("partition",),
   "heads.htc.config": ("HTCConfig", "cascade_mask_rcnn", "mask_rcnn"),
@@ -88,7 +87,6 @@ _MODULES = {
   "prediction.predictor": ("Predictor",),
 }
 _SOURCES = {name: (module, name) for module, names in _MODULES.items() for name in names} | {
-  "fold_backbone": ("backbones.swinv2.folded", "fold"),
   "run_evaluation": ("training.loop", "evaluate"),
   "run_training": ("training.loop", "train"),
 }

@@ -139,12 +139,11 @@ def _ours(folder: pathlib.Path, folded: bool) -> _Prepared:
   import jax
   import jax.numpy as jnp
 
-  from frozen_vision.backbones.swinv2 import folded as fold
   from frozen_vision.freezing import partition
 
   backbone, dtype = _backbone(folder), jnp.dtype(_DTYPE.value)
   if folded:
-    weights, apply = fold.fold(backbone), lambda folded, x: folded.embed(x)
+    weights, apply = backbone.fold(), lambda folded, x: folded.embed(x)
   else:
     graphdef, state = nnx.split(backbone)
     weights, apply = partition.cast(state, dtype), lambda state, x: nnx.merge(graphdef, state).embed(x)
@@ -166,12 +165,12 @@ def _flops(folder: pathlib.Path) -> int:
   import jax
   import jax.numpy as jnp
 
-  from frozen_vision.backbones.swinv2 import folded as fold
+  from frozen_vision.layers import storage as stored
   from frozen_vision.planning import flops
 
   image = jax.ShapeDtypeStruct((1, _SIZE.value, _SIZE.value, 3), jnp.float32)
   backbone = _backbone(folder)
-  folded = fold.shapes(backbone)
+  folded = stored.shapes(backbone)
   return flops.count(lambda folded, image: folded.embed(image), folded, image)
 
 

@@ -17,7 +17,6 @@ from PIL import Image
 
 from experiments import tables
 from frozen_vision.backbones import families
-from frozen_vision.backbones.swinv2 import folded as fold
 from frozen_vision.planning import machines
 
 _BACKBONES = flags.DEFINE_list("backbones", ["swinv2_b", "swinv2_l"], "Rows of the table of variants.")
@@ -30,10 +29,10 @@ _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, i
 
 # name: arguments of fold
 FORMS = {
-  "weights bfloat16, computed in float32": dict(held_as="bfloat16"),
+  "weights bfloat16, computed in float32": dict(storage="bfloat16"),
   "weights and computation bfloat16": dict(dtype=jnp.bfloat16),
-  "weights int8, computed in float32": dict(held_as="int8"),
-  "weights int8, computed in bfloat16": dict(held_as="int8", dtype=jnp.bfloat16),
+  "weights int8, computed in float32": dict(storage="int8"),
+  "weights int8, computed in bfloat16": dict(storage="int8", dtype=jnp.bfloat16),
 }
 
 
@@ -63,10 +62,10 @@ def measure(name: str, images: jax.Array) -> list[tuple[str, int, float, float, 
   else:
     backbone = families.load_backbone(_WEIGHTS.value, name)
   run = jax.jit(lambda folded, images: folded(images))
-  wanted = jax.device_get(run(fold.fold(backbone), images))
+  wanted = jax.device_get(run(backbone.fold(), images))
   rows = []
   for form, options in FORMS.items():
-    found = jax.device_get(run(fold.fold(backbone, **options), images))
+    found = jax.device_get(run(backbone.fold(**options), images))
     rows += [(form, stage + 1, *distance(*pair)) for stage, pair in enumerate(zip(found, wanted))]
   return rows
 
@@ -76,7 +75,7 @@ def _main(argv: list[str]) -> None:
   side = _SIZE.value
   if _IMAGE.value:
     picture = Image.open(_IMAGE.value).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-    images = families.normalise(jnp.asarray(picture)[None])
+    images = backbone.preprocessing.normalise(jnp.asarray(picture)[None])
   else:
     images = jax.random.normal(jax.random.key(_SEED.value), (1, side, side, 3))
   started = time.perf_counter()

@@ -35,19 +35,19 @@ from frozen_vision.training import step as train_step
 
 _WEIGHTS = flags.DEFINE_string("weights", None, "File of the backbone, in our format.", required=True)
 _SIDE = flags.DEFINE_integer("side", 256, "Of the image.")
-_HELD_AS = flags.DEFINE_list("held_as", ["bfloat16", "int8"], "How weights are held, one row each.")
+_STORAGE = flags.DEFINE_list("storage", ["bfloat16", "int8"], "Storage dtype of the weights, one row each.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
 _ONE = flags.DEFINE_string("one", None, "Internal: measure this one.")
 
 
-def measure(held_as: str) -> dict[str, float]:
+def measure(storage: str) -> dict[str, float]:
   side = _SIDE.value
   config = config_lib.load_config(
     pathlib.Path(__file__).parents[2] / "configs" / "coco_htc.py:swinv2_g",
     {
       "backbone.weights": _WEIGHTS.value,
       "backbone.dtype": "float32",
-      "frozen_dtype": held_as,
+      "frozen_dtype": storage,
       "batch_size": 1,
       "accumulate": 1,
       "backbone.overrides.window_sizes": (16, 16, 16, 8),
@@ -80,7 +80,7 @@ def measure(held_as: str) -> dict[str, float]:
       raise FloatingPointError(f"The loss is {loss}.")
   memory = compiled.memory_analysis()
   return dict(
-    held_as=held_as,
+    storage=storage,
     frozen_gib=partition.num_bytes(model.frozen) / 2**30,
     state_gib=partition.num_bytes(state) / 2**30,
     temporary_gib=memory.temp_size_in_bytes / 2**30,
@@ -132,9 +132,9 @@ def main(argv: list[str]) -> None:
     print(json.dumps(measure(_ONE.value)))
     return
   rows = []
-  for held_as in _HELD_AS.value:
+  for storage in _STORAGE.value:
     output = subprocess.run(
-      [sys.executable, *sys.argv, f"--one={held_as}"], check=True, stdout=subprocess.PIPE, text=True
+      [sys.executable, *sys.argv, f"--one={storage}"], check=True, stdout=subprocess.PIPE, text=True
     ).stdout
     rows.append(json.loads(output.splitlines()[-1]))
   lines = [
@@ -147,7 +147,7 @@ def main(argv: list[str]) -> None:
     "|---" * 10 + "|",
   ]
   lines += [
-    f"| {row['held_as']} | {row['frozen_gib']:.2f} | {row['state_gib']:.2f} | "
+    f"| {row['storage']} | {row['frozen_gib']:.2f} | {row['state_gib']:.2f} | "
     f"{row['checkpoint_gib'] / row['state_gib']:.3f} | {row['temporary_gib']:.2f} | "
     f"{row['loaded_peak_gib']:.2f} | {row['peak_gib']:.2f} | {row['load_s']:.0f} | {row['compile_s']:.0f} "
     f"| {row['step_s']:.1f} |"

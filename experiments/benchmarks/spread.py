@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import tables
-from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.backbones.swinv2 import config as swinv2_config
 from frozen_vision.backbones.swinv2 import windows
 from frozen_vision.devices import sharding
 from frozen_vision.planning import machines
@@ -31,7 +31,7 @@ _IMAGE = flags.DEFINE_integer("image", 1536, "Image side in pixels.")
 _WINDOW = flags.DEFINE_integer("window", 32, "Window side in cells of stride 16.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
 
-_GIANT, _STAGE = swinv2.VARIANTS["swinv2_g"], 2
+_GIANT, _STAGE = swinv2_config.VARIANTS["swinv2_g"], 2
 _BYTES = {"bf16": 2, "f32": 4}
 # What is cut over the chips of a group: outputs of what comes first, inputs of what comes second.
 _PARTS = {"q": -1, "k": -1, "v": -1, "fc1": -1, "proj": -2, "fc2": -2}

@@ -1,9 +1,10 @@
 """The contract of backbones: what necks, heads, tasks, freezing and planning may count on."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, ClassVar
+import difflib
+from typing import Any, ClassVar, Self
 
 from flax import nnx
 import jax
@@ -12,6 +13,15 @@ from jaxtyping import Array, Float, Int, Num
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# For each pattern of a leaf's path within the backbone, canonical or folded: the axes along which the leaf
+# may be sharded, the preferred one first, counted from the end (-1 is the last).
+ShardingRules = tuple[tuple[str, tuple[int, ...]], ...]
+# Matrices, kernels of convolutions, and vectors; what more a family has, it adds to these.
+COMMON_SHARDING_RULES: ShardingRules = (
+  (r"(.*/)?kernel(/values)?", (-1, -2)),
+  (r"(.*/)?(bias|scale|mean|var)", (-1,)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,34 +71,73 @@ class Preprocessing:
     return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0)
 
 
+def normalise(
+  images: Num[Array, "b h w 3"], image_size: Int[Array, "b 2"] | None = None
+) -> Float[Array, "b h w 3"]:
+  """`Preprocessing.normalise` by ImageNet's statistics; a backbone's own are in `backbone.preprocessing`."""
+  return Preprocessing().normalise(images, image_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig(abc.ABC):
+  """Sizes of a backbone: one row of its family's table, and what a weights file remembers as JSON.
+
+  Attributes:
+    weightless: names of the fields that change neither the names nor the shapes of variables, so that weights
+      fit whatever they are. In all others a weights file and the row that names it must agree.
+  """
+
+  weightless: ClassVar[tuple[str, ...]] = ()
+
+  @property
+  @abc.abstractmethod
+  def feature_specs(self) -> tuple[FeatureSpec, ...]:
+    """The levels of a backbone of these sizes, fine to coarse."""
+
+  def replace(self, **overrides: Any) -> Self:
+    """A copy with fields replaced; lists, as JSON and the command line have them, become tuples.
+
+    Raises:
+      ValueError: a field that does not exist; the message lists those that do.
+    """
+    fields = [field.name for field in dataclasses.fields(self)]
+    for name in overrides:
+      if name not in fields:
+        raise ValueError(unknown_name("backbone option", name, fields))
+    return dataclasses.replace(self, **tuples(overrides))
+
+
 class Backbone(nnx.Module):
   """A pretrained image model without its classifier.
 
   A backbone holds what public checkpoints hold and no more: a norm per output level trains, so it belongs to
   the neck. All variables of a frozen backbone are frozen state (parameters, BatchNorm statistics, rotary
-  periods): they are in its fingerprint, its file, its feature key and its folded program.
+  periods): they are in its fingerprint, its file, its feature key and its folded program. What does not train
+  is put into inference mode by attributes of its modules: `use_running_average`, `deterministic`, and
+  `drop_path`, which is the rate of stochastic depth wherever a module has it (`freezing.partition`).
+
+  The constructor of every family is `(config, *, dtype, rngs)`.
 
   Attributes:
-    config: a frozen dataclass of sizes, one row of the family's table.
+    config: sizes, one row of the family's table.
     dtype: of the inputs of matrix products; norms, softmax and positions are computed in float32.
     preprocessing: what images must look like.
-    sharding_rules: for each pattern of a leaf's whole path, canonical or folded, the axes along which it may
-      be sharded, the preferred one first, counted from the end (-1: the last). A large leaf without a rule is
-      an error (`devices.sharding`).
-    no_weight_decay: patterns of whole parameter paths that weight decay leaves out when the backbone trains,
-      beside vectors.
+    sharding_rules: how large leaves are split over devices. A large leaf without a rule is an error
+      (`devices.sharding`).
+    no_weight_decay: patterns of whole parameter paths within the backbone that weight decay leaves out when
+      the backbone trains, beside vectors.
   """
 
-  config: Any
+  config: BackboneConfig
   dtype: Any
   preprocessing: Preprocessing = Preprocessing()
-  sharding_rules: ClassVar[tuple[tuple[str, tuple[int, ...]], ...]] = ()
+  sharding_rules: ClassVar[ShardingRules] = COMMON_SHARDING_RULES
   no_weight_decay: ClassVar[tuple[str, ...]] = ()
 
   @property
-  @abc.abstractmethod
   def feature_specs(self) -> tuple[FeatureSpec, ...]:
     """The levels of `__call__`, fine to coarse. A plain ViT has several levels of one stride."""
+    return self.config.feature_specs
 
   @property
   @abc.abstractmethod
@@ -103,7 +152,8 @@ class Backbone(nnx.Module):
 
     Args:
       images: normalised (`preprocessing.normalise`), any height and width.
-      rng: key of stochastic depth while the backbone itself trains; None is deterministic.
+      rng: key of stochastic depth while the backbone itself trains; None is deterministic: a BatchNorm then
+        normalises by its running statistics, so that the features of an image do not depend on its batch.
 
     Returns:
       One map [b, ceil(h / stride), ceil(w / stride), channels] for each of `feature_specs`.
@@ -120,7 +170,7 @@ class Backbone(nnx.Module):
 
   @abc.abstractmethod
   def depth_of(self, path: str) -> int:
-    """Depth of a variable for layer-wise decay: 0 for the stem, growing to `num_depths - 1`.
+    """Depth of a variable for layer-wise decay: 0 for the stem, `num_depths` for what follows all blocks.
 
     Args:
       path: of the variable within the backbone, such as `stages/2/blocks/0/mlp/fc1/kernel`.
@@ -137,10 +187,10 @@ class Backbone(nnx.Module):
     storage: str | None = None,
     dtype: Any = None,
     scan: bool = True,
-    read: Any = None,
+    read: Callable[[str, nnx.Module], nnx.Module] | None = None,
     shardings: Any = None,
-  ) -> Any:
-    """The backbone's inference program: a pytree that is called like it.
+  ) -> "FoldedBackbone":
+    """The backbone's inference program. `layers.storage` has what families share of it.
 
     Args:
       storage: dtype of the stored matrices, "float32", "bfloat16" or "int8"; by default that of `dtype`.
@@ -149,4 +199,79 @@ class Backbone(nnx.Module):
       read: (path, part of the backbone) -> that part with its weights, where the backbone holds shapes only;
         one block is read, folded and stored before the next.
       shardings: of every leaf of the result.
+
+    Raises:
+      ValueError: an unknown `storage`.
     """
+
+  def stacked(self, *, remat: bool = True) -> Any:
+    """The backbone as a program that trains at the least cost, for plans: equal blocks scanned.
+
+    It is called like the backbone, and its leaves are float32 `nnx.Param`s. The default, for families whose
+    blocks are few, is the backbone itself.
+
+    Args:
+      remat: compute each block again on the way back.
+    """
+    del remat
+    return self
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class FoldedBackbone(abc.ABC):
+  """A frozen backbone as an inference program: a pytree that is called like the backbone.
+
+  A family's class is a frozen dataclass, registered with `jax.tree_util.register_dataclass`, whose fields
+  hold trees of `layers.storage.Folded` leaves; the fields here are static. In the place of the backbone in a
+  module (`module.backbone = nnx.data(folded)`) its leaves are part of the module's state. It is made from the
+  canonical module, is never saved, and gives the same features.
+
+  Attributes:
+    config, preprocessing, feature_specs, embed_dim: of the backbone.
+    dtype: of the inputs of matrix products.
+    storage: how matrices are stored, one of `layers.storage.KINDS`; int8 has a scale per output channel.
+    sharding_rules: of the backbone.
+  """
+
+  config: BackboneConfig = dataclasses.field(metadata=dict(static=True))
+  preprocessing: Preprocessing = dataclasses.field(metadata=dict(static=True))
+  embed_dim: int = dataclasses.field(metadata=dict(static=True))
+  dtype: Any = dataclasses.field(metadata=dict(static=True))
+  storage: str = dataclasses.field(metadata=dict(static=True))
+  sharding_rules: ShardingRules = dataclasses.field(metadata=dict(static=True))
+
+  @property
+  def feature_specs(self) -> tuple[FeatureSpec, ...]:
+    return self.config.feature_specs
+
+  @abc.abstractmethod
+  def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _h _w _c"], ...]:
+    """Features of every level; see `Backbone.__call__`."""
+
+  @abc.abstractmethod
+  def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+    """One vector per image; see `Backbone.embed`."""
+
+
+def static_fields(backbone: Backbone, *, dtype: Any, storage: str) -> dict[str, Any]:
+  """The static fields of a `FoldedBackbone`."""
+  return dict(
+    config=backbone.config,
+    preprocessing=backbone.preprocessing,
+    embed_dim=backbone.embed_dim,
+    dtype=dtype,
+    storage=storage,
+    sharding_rules=backbone.sharding_rules,
+  )
+
+
+def tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+  """Options whose lists are tuples."""
+  return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+
+
+def unknown_name(kind: str, name: str, known: Any) -> str:
+  """The message about a name that is not among the known ones."""
+  close = difflib.get_close_matches(name, list(known), n=1)
+  hint = f" Did you mean {close[0]!r}?" if close else ""
+  return f"Unknown {kind} {name!r}; known: {sorted(known)}.{hint}"

@@ -1,74 +1,134 @@
-"""Backbones by name, and their weights on disk."""
+"""Backbones by name, of every family, and their weights on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
-import difflib
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from frozen_vision.backbones import base
+from frozen_vision.backbones.published import NamedWeights
+from frozen_vision.backbones.swinv2 import checkpoints as swinv2_checkpoints
+from frozen_vision.backbones.swinv2 import config as swinv2_config
 from frozen_vision.backbones.swinv2 import model as swinv2
-from frozen_vision.backbones.swinv2 import published as named_weights
-from frozen_vision.files import tensors
-from frozen_vision.freezing import partition
+from frozen_vision.backbones.swinv2 import published as swinv2_published
+from frozen_vision.files import tensors, torch_file, trees
 
+normalise = base.normalise
 _SHIPPED = pathlib.Path(__file__).resolve().parent / "weights"
-# What the images of every backbone here are normalised with (ImageNet's statistics, RGB in 0..1).
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 
 
-def backbone_config(name: str, **overrides: Any) -> swinv2.SwinV2Config:
-  """The row of the table of variants, with fields replaced.
+class Checkpoint(Protocol):
+  """A public checkpoint, mapped onto our variables and not read yet."""
+
+  config: base.BackboneConfig
+  leaves: Mapping[str, tensors.LazyTensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """One architecture: its sizes, its module, and the public weights it reads.
+
+  Attributes:
+    variants: {name of a backbone: its sizes}; names are unique among all families.
+    config: the dataclass of sizes.
+    module: builds a backbone: `module(config, dtype=dtype, rngs=rngs)`.
+    random: fields for random weights that make a network of use as it is, where an initialisation for
+      training makes its residual branches zero.
+    recognises: whether tensors by name are a public checkpoint of this family; None: there is none.
+    map_checkpoint: `map_checkpoint(tensors, path, name=None, others=(), **overrides)` gives a `Checkpoint`;
+      `others` are names in the file that are no tensors. Raises a ValueError that lists every key at fault.
+    published: {name of public weights: where they are}.
+  """
+
+  variants: Mapping[str, base.BackboneConfig]
+  config: type[base.BackboneConfig]
+  module: Callable[..., base.Backbone]
+  random: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  recognises: Callable[[Mapping[str, tensors.LazyTensor]], bool] | None = None
+  map_checkpoint: Callable[..., Checkpoint] | None = None
+  published: Mapping[str, NamedWeights] = dataclasses.field(default_factory=dict)
+
+
+# The key is what a weights file remembers.
+FAMILIES: dict[str, Family] = {
+  "swinv2": Family(
+    variants=swinv2_config.VARIANTS,
+    config=swinv2.SwinV2Config,
+    module=swinv2.SwinV2,
+    random=dict(residual_norm_init=1.0),
+    recognises=swinv2_checkpoints.recognises,
+    map_checkpoint=swinv2_checkpoints.map_tensors,
+    published=swinv2_published.TABLE,
+  ),
+}
+
+
+def family_of(name: str) -> Family:
+  """The family that a backbone's name belongs to.
+
+  Raises:
+    ValueError: an unknown name; the message lists those that are known.
+  """
+  for family in FAMILIES.values():
+    if name in family.variants:
+      return family
+  raise ValueError(base.unknown_name("backbone", name, variants()))
+
+
+def variants() -> dict[str, base.BackboneConfig]:
+  """Every backbone of every family: {name: sizes}."""
+  return {name: config for family in FAMILIES.values() for name, config in family.variants.items()}
+
+
+def published_weights() -> dict[str, NamedWeights]:
+  """The public weights of every family by name."""
+  return {name: entry for family in FAMILIES.values() for name, entry in family.published.items()}
+
+
+def backbone_config(name: str, **overrides: Any) -> base.BackboneConfig:
+  """The row of its family's table, with fields replaced.
 
   Raises:
     ValueError: a name or a field that does not exist; the message lists those that do.
   """
-  if name not in swinv2.VARIANTS:
-    raise ValueError(_unknown("backbone", name, swinv2.VARIANTS))
-  return replace(swinv2.VARIANTS[name], overrides)
+  return family_of(name).variants[name].replace(**overrides)
 
 
-def replace(config: swinv2.SwinV2Config, overrides: dict[str, Any]) -> swinv2.SwinV2Config:
-  """The config with fields replaced; `window_size=24` stands for that window in every stage."""
-  changes = _tuples(overrides)
-  if isinstance(changes.get("window_size"), int):
-    changes["window_sizes"] = (changes.pop("window_size"),) * len(changes.get("depths", config.depths))
-  fields = [field.name for field in dataclasses.fields(swinv2.SwinV2Config)]
-  for key in changes:
-    if key not in fields:
-      raise ValueError(_unknown("backbone option", key, fields))
-  return dataclasses.replace(config, **changes)
-
-
-def build_backbone(name: str, *, dtype: Any = jnp.float32, rngs: nnx.Rngs, **overrides: Any) -> swinv2.SwinV2:
+def build_backbone(name: str, *, dtype: Any = jnp.float32, rngs: nnx.Rngs, **overrides: Any) -> base.Backbone:
   """A backbone with random weights.
 
   Args:
-    name: a row of `swinv2.VARIANTS`.
-    dtype: of the matrix products; norms, softmax and cosine similarity stay float32.
-    overrides: fields of `SwinV2Config`, such as `window_sizes`; `window_size=24` is for all stages.
+    name: a row of a family's table, such as `swinv2_b` (`variants`).
+    dtype: of the matrix products; norms and softmax stay float32.
+    overrides: fields of the row, such as SwinV2's `window_sizes`.
   """
-  return swinv2.SwinV2(backbone_config(name, **overrides), dtype=dtype, rngs=rngs)
+  return family_of(name).module(backbone_config(name, **overrides), dtype=dtype, rngs=rngs)
+
+
+def fold_backbone(
+  backbone: base.Backbone, *, storage: str | None = None, dtype: Any = None, scan: bool = True
+) -> base.FoldedBackbone:
+  """A frozen backbone as its inference program, which is called like it; see `Backbone.fold`."""
+  return backbone.fold(storage=storage, dtype=dtype, scan=scan)
 
 
 def save_backbone(
-  backbone: swinv2.SwinV2, path: str | os.PathLike, *, name: str, dtype: Any = np.float32
+  backbone: base.Backbone, path: str | os.PathLike, *, name: str, dtype: Any = np.float32
 ) -> str:
   """Writes a `.safetensors` file that `load_backbone` reads.
 
-  The file remembers the shape of the network, and the fingerprint of what is written, that is, of the
-  weights rounded to `dtype`; it is returned too.
+  The file remembers the family, the sizes, and the fingerprint of what is written, that is, of all variables
+  rounded to `dtype`; it is returned too.
   """
   leaves = {
     key: tensors.LazyTensor(leaf.shape, leaf.dtype, lambda leaf=leaf: np.asarray(leaf))
-    for key, leaf in partition.flatten(nnx.state(backbone, nnx.Param)).items()
+    for key, leaf in trees.flatten(trees.weights(backbone)).items()
   }
   return write_leaves(leaves, path, name=name, config=backbone.config, dtype=dtype)
 
@@ -78,11 +138,17 @@ def write_leaves(
   path: str | os.PathLike,
   *,
   name: str,
-  config: swinv2.SwinV2Config,
+  config: base.BackboneConfig,
   dtype: Any = np.float32,
 ) -> str:
-  """`save_backbone` of weights that are read one at a time, under the paths of our parameters."""
-  metadata = {"format": tensors.FORMAT, "name": name, "config": json.dumps(dataclasses.asdict(config))}
+  """`save_backbone` of weights that are read one at a time, under the paths of our variables."""
+  family = next(key for key, family in FAMILIES.items() if isinstance(config, family.config))
+  metadata = {
+    "format": tensors.FORMAT,
+    "family": family,
+    "name": name,
+    "config": json.dumps(dataclasses.asdict(config)),
+  }
   return tensors.write(path, leaves, metadata=metadata, dtype=dtype)
 
 
@@ -97,16 +163,17 @@ class BackboneFile:
     fingerprint: of the weights, if the file says it; what is read is checked against it.
   """
 
-  module: swinv2.SwinV2
+  module: base.Backbone
   leaves: Mapping[str, tensors.LazyTensor]
   path: pathlib.Path
   fingerprint: str | None
   _digests: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
-  def load(self) -> swinv2.SwinV2:
+  def load(self) -> base.Backbone:
     """The whole network, float32."""
-    graphdef, state = nnx.split(self.module)
-    return nnx.merge(graphdef, tensors.fill(state, self.leaves, self.path, fingerprint=self.fingerprint))
+    graphdef, state, rest = nnx.split(self.module, nnx.Not(nnx.RngState), ...)
+    filled = tensors.fill(state, self.leaves, self.path, fingerprint=self.fingerprint)
+    return nnx.merge(graphdef, filled, rest)
 
   def read(self, prefix: str, module: nnx.Module) -> nnx.Module:
     """A part of the network with its weights on the host: float32 numpy arrays.
@@ -115,9 +182,9 @@ class BackboneFile:
       prefix: its path, such as `stages/2/blocks/5`.
       module: `self.module`'s part at that path.
     """
-    graphdef, state = nnx.split(module)
+    graphdef, state, rest = nnx.split(module, nnx.Not(nnx.RngState), ...)
     digests = None if self.fingerprint is None else self._digests
-    return nnx.merge(graphdef, tensors.read(state, self.leaves, prefix=prefix, digests=digests))
+    return nnx.merge(graphdef, tensors.read(state, self.leaves, prefix=prefix, digests=digests), rest)
 
   def check(self) -> None:
     """Raises a ValueError if what `read` gave, all in all, are not the weights that the file says it has."""
@@ -127,17 +194,17 @@ class BackboneFile:
 
 def load_backbone(
   source: str | os.PathLike, name: str | None = None, *, dtype: Any = jnp.float32, **overrides: Any
-) -> swinv2.SwinV2:
+) -> base.Backbone:
   """A backbone with its weights.
 
   Args:
-    source: a file written by `save_backbone`; or a public SwinV2 checkpoint, `.safetensors` or `.pth`, of
-      Microsoft, SimMIM, timm, transformers or torchvision (see `convert.swinv2.open_checkpoint`); or the name
-      of weights that ship with the package (`swinv2_nano`) or are published (`named_weights.TABLE`): those
-      are fetched once, into the folder $FROZEN_VISION_CACHE.
+    source: a file written by `save_backbone`; or a public checkpoint of some family, `.safetensors` or `.pth`
+      (SwinV2's are listed at `backbones.swinv2.checkpoints`); or the name of weights that ship with the
+      package (`swinv2_nano`) or are published (`published_weights`): those are fetched once, into the folder
+      $FROZEN_VISION_CACHE.
     name: the variant that the weights must be; None takes what they are.
-    dtype: of the matrix products; the parameters stay float32 (`freeze.cast` changes them).
-    overrides: fields of `SwinV2Config` that carry no weights, such as `window_sizes`.
+    dtype: of the matrix products; the parameters stay float32 (`freezing.partition.cast` changes them).
+    overrides: fields of the family's sizes that carry no weights, such as SwinV2's `window_sizes`.
 
   Raises:
     FileNotFoundError: no such file, and no weights of that name.
@@ -151,81 +218,67 @@ def open_backbone(
   source: str | os.PathLike, name: str | None = None, *, dtype: Any = jnp.float32, **overrides: Any
 ) -> BackboneFile:
   """As `load_backbone`, without reading a weight yet."""
-  path = pathlib.Path(source)
+  path, name = _find(source, name)
+  tensors.check_file(path)
+  if path.suffix == ".safetensors":
+    leaves, header = tensors.open_safetensors(path)
+    others: list[str] = []
+  else:
+    (leaves, others), header = torch_file.open_torch(path), {}
+  if header.get("format") == tensors.FORMAT:
+    family, config = _described(header, name, path)
+    config = config.replace(**overrides)
+  else:
+    family = _recognised(leaves, name, path)
+    checkpoint = family.map_checkpoint(leaves, path, name=name, others=others, **overrides)
+    leaves, config = checkpoint.leaves, checkpoint.config
+  module = nnx.eval_shape(lambda: family.module(config, dtype=dtype, rngs=nnx.Rngs(0)))
+  tensors.check_shapes(trees.weights(module), leaves, path)
+  return BackboneFile(module, leaves, path, header.get("fingerprint"))
+
+
+def _find(source: str | os.PathLike, name: str | None) -> tuple[pathlib.Path, str | None]:
+  """(the file of weights that are given by path or by name, the variant that they must be)."""
+  path, text, public = pathlib.Path(source), os.fspath(source), published_weights()
   if not path.suffix and not path.exists():
-    path = _SHIPPED / f"{source}.safetensors"
-    if not path.exists() and os.fspath(source) in named_weights.TABLE:
-      path = named_weights.local_path(os.fspath(source))
-      name = name or named_weights.TABLE[os.fspath(source)].variant
+    path = _SHIPPED / f"{text}.safetensors"
+    if not path.exists() and text in public:
+      return public[text].local_path(), name or public[text].variant
   if not path.is_file():
     shipped = sorted(p.stem for p in _SHIPPED.glob("*.safetensors"))
     what = "is a directory" if path.is_dir() else "does not exist"
     raise FileNotFoundError(
-      f"Backbone weights {os.fspath(source)!r}: {path} {what}. Give a .safetensors file that "
-      "frozen_vision.save_backbone wrote, a public SwinV2 checkpoint (.safetensors, .pth), or the name of "
-      f"shipped weights: {shipped}, or of published ones: {sorted(named_weights.TABLE)}."
+      f"Backbone weights {text!r}: {path} {what}. Give a .safetensors file that "
+      f"frozen_vision.save_backbone wrote, a public checkpoint (.safetensors, .pth) of {_titles()}, or the "
+      f"name of shipped weights: {shipped}, or of published ones: {sorted(public)}."
     )
-  tensors.check_file(path)
-  leaves, header = {}, {}
-  if path.suffix == ".safetensors":
-    leaves, header = tensors.open_safetensors(path)
-  if header.get("format") == tensors.FORMAT:
-    if name not in (None, header["name"]):
-      raise ValueError(f"{path} holds a {header['name']}, expected a {name}.")
-    config = replace(swinv2.SwinV2Config(**_tuples(json.loads(header["config"]))), overrides)
-  else:
-    from frozen_vision.backbones.swinv2 import checkpoints as convert  # it imports this module.
-
-    checkpoint = convert.open_checkpoint(path, name, **overrides)
-    leaves, config = checkpoint.leaves, checkpoint.config
-  module = nnx.eval_shape(lambda: swinv2.SwinV2(config, dtype=dtype, rngs=nnx.Rngs(0)))
-  tensors.check_shapes(nnx.state(module), leaves, path)
-  return BackboneFile(module, leaves, path, header.get("fingerprint"))
+  return path, name
 
 
-def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-  return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+def _described(
+  header: Mapping[str, str], name: str | None, path: pathlib.Path
+) -> tuple[Family, base.BackboneConfig]:
+  """(family, sizes) of a file of ours. Files of the first edition name no family: all were SwinV2."""
+  if name not in (None, header["name"]):
+    raise ValueError(f"{path} holds a {header['name']}, expected a {name}.")
+  key = header.get("family", "swinv2")
+  if key not in FAMILIES:
+    raise ValueError(f"{path}: {base.unknown_name('family of backbones', key, FAMILIES)}")
+  return FAMILIES[key], FAMILIES[key].config(**base.tuples(json.loads(header["config"])))
 
 
-def feature_key(backbone: swinv2.SwinV2, fingerprint: str, *, levels: int | None = None) -> dict[str, Any]:
-  """What identifies the features of a frozen backbone: a head fits no others.
-
-  Args:
-    fingerprint: `freeze.fingerprint` of the weights as loaded.
-    levels: how many of the feature levels are read; all by default.
-  """
-  config = backbone.config
-  return {
-    "weights": fingerprint,
-    "window_sizes": list(config.window_sizes),
-    "pretrained_window_sizes": list(config.pretrained_window_sizes),
-    "strides": [spec.stride for spec in backbone.feature_specs[:levels]],
-    "mean": list(IMAGE_MEAN),
-    "std": list(IMAGE_STD),
-    "padding": "bottom-right zeros, then shift",
-    "dtype": jnp.dtype(backbone.dtype).name,
-  }
+def _recognised(leaves: Mapping[str, tensors.LazyTensor], name: str | None, path: pathlib.Path) -> Family:
+  """The family of a public checkpoint: that of the name, or the one that knows its keys."""
+  candidates = [family_of(name)] if name else list(FAMILIES.values())
+  candidates = [family for family in candidates if family.map_checkpoint is not None]
+  for family in candidates:
+    if name or family.recognises(leaves):
+      return family
+  raise ValueError(
+    f"{path} has keys of no known checkpoint of {_titles()} and was not written by "
+    f"frozen_vision.save_backbone; its {len(leaves)} keys begin with {sorted(leaves)[:5]}."
+  )
 
 
-def normalise(images: jax.Array, image_size: jax.Array | None = None) -> jax.Array:
-  """uint8 RGB to what the backbones were trained on; padding becomes 0, the mean colour.
-
-  Args:
-    images: [b, h, w, 3] uint8.
-    image_size: [b, 2] int32 (height, width) of the content at the top left; None if all is content.
-
-  Returns:
-    [b, h, w, 3] float32.
-  """
-  x = (images.astype(jnp.float32) / 255 - jnp.asarray(IMAGE_MEAN)) / jnp.asarray(IMAGE_STD)
-  if image_size is None:
-    return x
-  rows = jnp.arange(images.shape[1])[None, :] < image_size[:, :1]
-  columns = jnp.arange(images.shape[2])[None, :] < image_size[:, 1:]
-  return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0)
-
-
-def _unknown(kind: str, name: str, known: Any) -> str:
-  close = difflib.get_close_matches(name, list(known), n=1)
-  hint = f" Did you mean {close[0]!r}?" if close else ""
-  return f"Unknown {kind} {name!r}; known: {sorted(known)}.{hint}"
+def _titles() -> str:
+  return " or ".join(key for key, family in FAMILIES.items() if family.map_checkpoint is not None)

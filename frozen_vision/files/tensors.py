@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from frozen_vision.freezing import partition
+from frozen_vision.files import trees
 
 FORMAT = "frozen_vision backbone 1"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -141,9 +141,9 @@ def write(
         rounded = array.astype(np.float32)
         if array.shape != leaf.shape or not np.isfinite(rounded).all():
           raise ValueError(f"{key} {array.shape} is not finite as {dtype}, or its shape is not {leaf.shape}.")
-        digests[key] = (leaf.shape, partition.leaf_digest(rounded))
+        digests[key] = (leaf.shape, trees.leaf_digest(rounded))
         file.write(array.tobytes())
-      fingerprint = partition.combine_digests(digests)
+      fingerprint = trees.combine_digests(digests)
       file.seek(8 + text.index(placeholder.encode()))
       file.write(fingerprint.encode())
     partial.replace(path)
@@ -154,7 +154,7 @@ def write(
 
 def check_shapes(state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path) -> None:
   """Raises a ValueError that lists every key or shape which is not that of the network."""
-  wanted = {partition.path_string(key): tuple(variable.shape) for key, variable in nnx.to_flat_state(state)}
+  wanted = {trees.path_string(key): tuple(variable.shape) for key, variable in nnx.to_flat_state(state)}
   problems = [f"missing {key} {shape}" for key, shape in wanted.items() if key not in leaves]
   problems += [f"unexpected {key} {leaf.shape}" for key, leaf in leaves.items() if key not in wanted]
   problems += [
@@ -172,7 +172,7 @@ def check_fingerprint(
   digests: Mapping[str, tuple[tuple[int, ...], str]], fingerprint: str, path: pathlib.Path
 ) -> None:
   """Raises a ValueError unless the weights that were read are those that the file says it holds."""
-  found = partition.combine_digests(digests)
+  found = trees.combine_digests(digests)
   if found != fingerprint:
     raise ValueError(
       f"{path}: its weights have the fingerprint {found}, its header says {fingerprint}; "
@@ -198,10 +198,10 @@ def read(
   """
   filled = []
   for path, variable in nnx.to_flat_state(state):
-    name = partition.path_string((prefix, *path) if prefix else path)
+    name = trees.path_string((prefix, *path) if prefix else path)
     array = np.asarray(leaves[name].read()).astype(np.float32)
     if digests is not None:
-      digests[name] = (array.shape, partition.leaf_digest(array))
+      digests[name] = (array.shape, trees.leaf_digest(array))
     filled.append((path, variable.replace(place(array))))
   return nnx.from_flat_state(filled)
 

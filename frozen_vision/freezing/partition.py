@@ -4,31 +4,23 @@ What is frozen is an argument of the train step that no gradient, optimizer slot
 see, because it is in another tree. `stop_gradient` and masked optimizers are not needed and not used.
 """
 
-from collections.abc import Mapping, Sequence
-import hashlib
+from collections.abc import Sequence
 import re
 from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from frozen_vision.files.trees import fingerprint, flatten, path_string
 
-def path_string(path: Sequence[Any]) -> str:
-  """`backbone/stages/0/blocks/1/attn/qkv/kernel`: the name that patterns are matched against."""
-  return "/".join(map(str, path))
-
-
-def flatten(state: nnx.State) -> dict[str, jax.Array]:
-  """{path: array, or its shape in an abstract state} of every leaf of a state."""
-  return {path_string(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+__all__ = ["cast", "fingerprint", "flatten", "inference_mode", "num_bytes", "partition", "path_string"]
 
 
 def partition(model: nnx.Module, trainable: Sequence[str]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
   """Splits a model into its structure, what trains, and what never changes.
 
-  Stochastic depth and dropout of modules in which nothing trains are switched off.
+  Modules in which nothing trains are put into inference mode (`inference_mode`).
 
   Args:
     model: its parameters are `nnx.Param`; anything else it holds stays with the frozen part.
@@ -51,15 +43,32 @@ def partition(model: nnx.Module, trainable: Sequence[str]) -> tuple[nnx.GraphDef
       )
 
   chosen = {name for name in names if any(p.fullmatch(name) for p in patterns)}
-  for path, module in nnx.iter_modules(model):
-    prefix = path_string((*path, ""))
-    if not any(name.startswith(prefix) for name in chosen):
-      module.set_attributes(drop_path=0.0, deterministic=True, raise_if_not_found=False)
+  inference_mode(model, chosen)
 
   def trains(path, variable):
     return isinstance(variable, nnx.Param) and path_string(path) in chosen
 
   return nnx.split(model, trains, ...)
+
+
+def inference_mode(model: nnx.Module, chosen: set[str]) -> None:
+  """Switches stochastic depth, dropout and batch statistics of modules off in which nothing trains.
+
+  A BatchNorm then normalises by its running statistics, so that the features of an image do not depend on its
+  batch. A module without parameters, such as a dropout, belongs to the module that contains it.
+
+  Args:
+    model: its modules are changed.
+    chosen: paths of the parameters that train.
+  """
+  names = [path_string(path) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+  for path, module in nnx.iter_modules(model):
+    prefix = path_string((*path, ""))
+    parameters = [name for name in names if name.startswith(prefix)]
+    if parameters and chosen.isdisjoint(parameters):
+      module.set_attributes(
+        drop_path=0.0, deterministic=True, use_running_average=True, raise_if_not_found=False
+      )
 
 
 def cast(state: nnx.State, dtype: Any) -> nnx.State:
@@ -71,27 +80,3 @@ def cast(state: nnx.State, dtype: Any) -> nnx.State:
 
 def num_bytes(state: Any) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-
-
-def fingerprint(state: nnx.State) -> str:
-  """SHA-256 over path, shape and float32 bytes of every leaf: what weights these are.
-
-  Independent of sharding and of the order of the leaves. Compute it on the weights as they were loaded,
-  before any cast.
-  """
-  return combine_digests(
-    {path: (tuple(leaf.shape), leaf_digest(np.asarray(leaf))) for path, leaf in flatten(state).items()}
-  )
-
-
-def leaf_digest(leaf: np.ndarray) -> str:
-  """SHA-256 of a leaf's float32 bytes."""
-  return hashlib.sha256(np.ascontiguousarray(leaf, np.float32).tobytes()).hexdigest()
-
-
-def combine_digests(digests: Mapping[str, tuple[tuple[int, ...], str]]) -> str:
-  """`fingerprint` from {path: (shape, leaf_digest)}, for weights that are never whole in memory."""
-  digest = hashlib.sha256()
-  for path, (shape, leaf) in sorted(digests.items()):
-    digest.update(f"{path} {shape} {leaf}\n".encode())
-  return digest.hexdigest()

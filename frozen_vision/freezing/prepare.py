@@ -9,10 +9,9 @@ from flax import nnx
 import jax.numpy as jnp
 import ml_collections
 
-from frozen_vision.backbones import families
-from frozen_vision.backbones.swinv2 import folded as fold
-from frozen_vision.backbones.swinv2 import model as swinv2
-from frozen_vision.freezing import partition
+from frozen_vision.backbones import base, families
+from frozen_vision.files import trees
+from frozen_vision.freezing import feature_key, partition
 from frozen_vision.tasks import common
 
 
@@ -26,7 +25,7 @@ class FrozenBackbone:
     key: identifies its features.
   """
 
-  module: swinv2.SwinV2
+  module: base.Backbone
   held: Any
   key: dict[str, Any]
 
@@ -39,21 +38,17 @@ class Backbones:
       `load_backbone` reads, or a backbone itself. None: as the configs say.
 
   Raises:
-    ValueError: a module that is not a `SwinV2` as `load_backbone` gives it.
+    ValueError: what is no backbone as `load_backbone` gives it.
   """
 
   def __init__(self, given: str | os.PathLike | nnx.Module | None = None):
-    if (
-      isinstance(given, nnx.Module)
-      and not isinstance(given, swinv2.SwinV2)
-      or isinstance(given, fold.FoldedSwinV2)
-    ):
+    if not (given is None or isinstance(given, (str, os.PathLike, base.Backbone))):
       raise ValueError(
         f"The backbone is a {type(given).__name__}; give the canonical one, as frozen_vision.load_backbone "
         "returns it. It is folded here."
       )
     self._given = given
-    self._modules: dict[str, tuple[swinv2.SwinV2, str]] = {}
+    self._modules: dict[str, tuple[base.Backbone, str]] = {}
     self._held: dict[str, Any] = {}
 
   @property
@@ -81,16 +76,15 @@ class Backbones:
         )
       else:
         module = common.build_backbone(config)
-      self._modules[source] = module, partition.fingerprint(nnx.state(module, nnx.Param))
+      self._modules[source] = module, partition.fingerprint(trees.weights(module))
     module, fingerprint = self._modules[source]
-    held_as = config.frozen_dtype
-    key = families.feature_key(module, fingerprint)
-    key["held_as"] = fold.describe_held(held_as, folded=options.fold)
-    name = f"{source} {key['held_as']} {options.fold}"
+    storage = config.frozen_dtype
+    key = feature_key.feature_key(module, fingerprint, storage=storage, folded=options.fold)
+    name = f"{source} {key['storage']} {options.fold}"
     if name not in self._held:
       if options.fold:
-        self._held[name] = fold.fold(module, held_as=held_as)
+        self._held[name] = module.fold(storage=storage)
       else:
         graphdef, state = nnx.split(module)
-        self._held[name] = nnx.merge(graphdef, partition.cast(state, jnp.dtype(held_as)))
+        self._held[name] = nnx.merge(graphdef, partition.cast(state, jnp.dtype(storage)))
     return FrozenBackbone(module, self._held[name], key)

@@ -14,8 +14,7 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from frozen_vision.files import tensors
-from frozen_vision.freezing import partition
+from frozen_vision.files import tensors, trees
 
 FORMAT = "frozen_vision head 1"
 PARTS = ("neck/", "head/")
@@ -74,7 +73,7 @@ def load(state: nnx.State, path: str | os.PathLike, *, keep: Sequence[str] = ())
     raise ValueError(
       f"{path} is no file of a neck and a head (its format is {header.get('format')!r}). {how}"
     )
-  flat = [(partition.path_string(key), key, leaf) for key, leaf in nnx.to_flat_state(state)]
+  flat = [(trees.path_string(key), key, leaf) for key, leaf in nnx.to_flat_state(state)]
   ours = {name: tuple(leaf.shape) for name, _, leaf in flat if name.startswith(PARTS)}
   for pattern in keep:
     if not any(re.fullmatch(pattern, name) for name in (*ours, *stored)):

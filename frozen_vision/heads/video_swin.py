@@ -17,8 +17,9 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.video_swin import model as video_swin
+from frozen_vision.layers.mlp import gelu, linear, Mlp
+from frozen_vision.layers.norms import LayerNorm
 from frozen_vision.ops import self_similarity
 
 Features = tuple[Float[Array, "b t hl wl cl"], ...]
@@ -103,16 +104,16 @@ class Motion(nnx.Module):
     neighbours = len(self.lags) * (2 * radius + 1) ** 2
     # The default weights, which keep the variance, and not small ones as elsewhere: beside content the
     # similarities are faint, and blocks could not hear them.
-    self.norm = swinv2.LayerNorm(neighbours, rngs=rngs)
+    self.norm = LayerNorm(neighbours, rngs=rngs)
     self.fc1 = nnx.Linear(neighbours, channels, dtype=dtype, rngs=rngs)
     self.conv = nnx.Conv(channels, channels, (3, 3), dtype=dtype, rngs=rngs)
     self.fc2 = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
 
   def __call__(self, features: Float[Array, "b t h w c"]) -> Float[Array, "b t h w channels"]:
     x = self.norm(self_similarity.to_later_frames(features, self.radius, self.lags)).astype(features.dtype)
-    x = swinv2.gelu(self.fc1(x))
+    x = gelu(self.fc1(x))
     b, t, h, w, channels = x.shape
-    x = swinv2.gelu(self.conv(x.reshape(b * t, h, w, channels)))
+    x = gelu(self.conv(x.reshape(b * t, h, w, channels)))
     return self.fc2(x).reshape(b, t, h, w, channels)
 
 
@@ -130,8 +131,8 @@ class _Level(nnx.Module):
     dtype: Any,
     rngs: nnx.Rngs,
   ):
-    self.norm = swinv2.LayerNorm(inputs, rngs=rngs)
-    self.proj = swinv2.linear(inputs, channels, dtype=dtype, rngs=rngs)
+    self.norm = LayerNorm(inputs, rngs=rngs)
+    self.proj = linear(inputs, channels, dtype=dtype, rngs=rngs)
     self.motion = (
       Motion(
         config.motion_radius,
@@ -204,7 +205,7 @@ class VideoSwinHead(nnx.Module):
         for index, level in enumerate(self.levels)
       ]
     )
-    self.norm = swinv2.LayerNorm(config.channels[-1], rngs=rngs)
+    self.norm = LayerNorm(config.channels[-1], rngs=rngs)
     self.classifier = Classifier(config.channels[-1], num_classes, config.dropout, rngs=rngs)
 
   def __call__(self, features: Features, rng: Array | None = None) -> Float[Array, "b classes"]:
@@ -237,9 +238,7 @@ class AverageHead(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.levels = check_levels(levels, feature_specs)
-    self.norms = nnx.List(
-      [swinv2.LayerNorm(feature_specs[level].channels, rngs=rngs) for level in self.levels]
-    )
+    self.norms = nnx.List([LayerNorm(feature_specs[level].channels, rngs=rngs) for level in self.levels])
     self.classifier = Classifier(
       sum(feature_specs[level].channels for level in self.levels), num_classes, dropout, rngs=rngs
     )
@@ -278,22 +277,17 @@ class AttentiveHead(nnx.Module):
     self.dtype = dtype
     self.num_heads = num_heads
     self.levels = check_levels(levels, feature_specs)
-    self.norms = nnx.List(
-      [swinv2.LayerNorm(feature_specs[level].channels, rngs=rngs) for level in self.levels]
-    )
+    self.norms = nnx.List([LayerNorm(feature_specs[level].channels, rngs=rngs) for level in self.levels])
     self.projs = nnx.List(
-      [
-        swinv2.linear(feature_specs[level].channels, channels, dtype=dtype, rngs=rngs)
-        for level in self.levels
-      ]
+      [linear(feature_specs[level].channels, channels, dtype=dtype, rngs=rngs) for level in self.levels]
     )
     self.query = nnx.Param(nnx.initializers.truncated_normal(0.02)(rngs.params(), (channels,)))
-    self.norm_tokens = swinv2.LayerNorm(channels, rngs=rngs)
-    self.key_value = swinv2.linear(channels, 2 * channels, dtype=dtype, rngs=rngs)
-    self.proj = swinv2.linear(channels, channels, dtype=dtype, rngs=rngs)
-    self.norm_mlp = swinv2.LayerNorm(channels, rngs=rngs)
-    self.mlp = swinv2.Mlp(channels, 4 * channels, dtype=dtype, rngs=rngs)
-    self.norm = swinv2.LayerNorm(channels, rngs=rngs)
+    self.norm_tokens = LayerNorm(channels, rngs=rngs)
+    self.key_value = linear(channels, 2 * channels, dtype=dtype, rngs=rngs)
+    self.proj = linear(channels, channels, dtype=dtype, rngs=rngs)
+    self.norm_mlp = LayerNorm(channels, rngs=rngs)
+    self.mlp = Mlp(channels, 4 * channels, dtype=dtype, rngs=rngs)
+    self.norm = LayerNorm(channels, rngs=rngs)
     self.classifier = Classifier(channels, num_classes, dropout, rngs=rngs)
 
   def __call__(self, features: Features, rng: Array | None = None) -> Float[Array, "b classes"]:

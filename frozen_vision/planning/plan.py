@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from frozen_vision.backbones.swinv2 import folded as fold
 from frozen_vision.devices import sharding
 from frozen_vision.freezing import partition as freeze
+from frozen_vision.layers import storage as stored
 from frozen_vision.planning import flops, machines
 from frozen_vision.tasks import base, common
 from frozen_vision.tasks import build as tasks_build
@@ -184,9 +184,11 @@ def make_program(
   frozen_pass = step_lib.backbone_is_frozen(trainable)
   folds = frozen_pass and config.backbone.fold
   if folds or stacked:
-    held_as = config.frozen_dtype if folds else "float32"
-    backbone = fold.shapes(module.backbone, held_as=held_as)
-    module.backbone = nnx.data(backbone if folds else _trained(backbone, remat))
+    if folds:
+      program = stored.shapes(module.backbone, storage=config.frozen_dtype)
+    else:
+      program = stored.shapes(module.backbone, "stacked", remat=remat)
+    module.backbone = program if isinstance(program, nnx.Module) else nnx.data(program)
     graphdef, trainable, frozen = freeze.partition(module, patterns)
   else:
     frozen = jax.eval_shape(functools.partial(freeze.cast, dtype=jnp.dtype(config.frozen_dtype)), frozen)
@@ -371,41 +373,6 @@ def _advice(report: Report, setting: Report) -> str:
     )
   return (
     "There is one example on a device already: take smaller frames or windows, or a chip with more memory."
-  )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class _TrainedSwinV2(fold.FoldedSwinV2):
-  """A backbone that trains at the least cost: blocks are scanned, and computed again on the way back.
-
-  Its weights are float32. Position biases stand as tables, and stochastic depth is left out: neither changes
-  memory or FLOPs by anything that shows.
-  """
-
-  remat: bool = dataclasses.field(metadata=dict(static=True))
-
-  def __call__(self, images: jax.Array, *, rng: jax.Array | None = None) -> tuple[jax.Array, ...]:
-    return super().__call__(images)
-
-  def embed(self, images: jax.Array, *, rng: jax.Array | None = None) -> jax.Array:
-    return super().embed(images)
-
-  def _block(self, x: jax.Array, block: Any, stage: int, *, shifted: bool) -> jax.Array:
-    run = functools.partial(super()._block, stage=stage, shifted=shifted)
-    return (jax.checkpoint(run) if self.remat else run)(x, block)
-
-
-def _trained(folded: fold.FoldedSwinV2, remat: bool) -> _TrainedSwinV2:
-  """A folded backbone with parameters that train in the place of frozen leaves."""
-  names = [field.name for field in dataclasses.fields(fold.FoldedSwinV2)]
-  fields = {name: getattr(folded, name) for name in names}
-
-  def is_variable(leaf):
-    return isinstance(leaf, nnx.Variable)
-
-  return jax.tree.map(
-    lambda leaf: nnx.Param(leaf.get_value()), _TrainedSwinV2(**fields, remat=remat), is_leaf=is_variable
   )
 
 

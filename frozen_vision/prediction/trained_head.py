@@ -16,6 +16,7 @@ import numpy as np
 
 from frozen_vision.data import images
 from frozen_vision.data.video import decoding
+from frozen_vision.freezing import feature_key
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.freezing import prepare as frozen_backbones
 from frozen_vision.prediction import results as predictions
@@ -294,7 +295,7 @@ def load(
   if meta["feature_key"] is None:
     module, key = _trained_with_backbone(task, config, patterns), None
   else:
-    wanted = json.loads(json.dumps(meta["feature_key"]))
+    wanted = feature_key.current(json.loads(json.dumps(meta["feature_key"])))
     backbone = backbones.of(config, given=True) if backbones.has_given else backbones.of(config)
     if backbones.has_given and backbone.key != wanted:
       differs = differing(backbone.key, wanted)

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import ml_collections
 
 from frozen_vision.backbones import families
-from frozen_vision.backbones.swinv2 import published as named_weights
 from frozen_vision.data import pipeline
 from frozen_vision.heads import files as head_weights
 from frozen_vision.tasks import base
@@ -64,20 +63,21 @@ def open_backbone(config: ml_collections.ConfigDict) -> nnx.Module | families.Ba
   dtype = jnp.dtype(options.dtype)
   if options.weights in ("random", "init"):
     if options.weights == "random":
-      overrides.setdefault("residual_norm_init", 1.0)
+      overrides = {**families.family_of(options.name).random, **overrides}
     return families.build_backbone(options.name, dtype=dtype, rngs=nnx.Rngs(config.seed), **overrides)
   source = options.name
-  if options.weights in named_weights.TABLE:
+  if options.weights in families.published_weights():
     source = options.weights
   elif options.weights != "shipped":
     source = existing_path(options.weights, "backbone.weights", _HOW_TO_GET_WEIGHTS)
   backbone = families.open_backbone(source, dtype=dtype, **overrides)
   named = families.backbone_config(options.name, **overrides)
-  for field in ("embed_dim", "depths", "num_heads", "extra_norm_interval"):
-    found, wanted = getattr(backbone.module.config, field), getattr(named, field)
-    if found != wanted:
+  for field in dataclasses.fields(named):
+    found = getattr(backbone.module.config, field.name, None)
+    wanted = getattr(named, field.name)
+    if found != wanted and field.name not in named.weightless:
       raise ValueError(
-        f"config.backbone.weights: {source} holds a network with {field} = {found}, but "
+        f"config.backbone.weights: {source} holds a network with {field.name} = {found}, but "
         f"config.backbone.name = {options.name} has {wanted}. Give the weights of that backbone, or the "
         "name of the backbone of these weights."
       )

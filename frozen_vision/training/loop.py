@@ -16,10 +16,12 @@ import ml_collections
 import numpy as np
 
 from frozen_vision.backbones import families as backbones_build
-from frozen_vision.backbones.swinv2 import folded as fold
 from frozen_vision.devices import processes as distributed
 from frozen_vision.devices import sharding
+from frozen_vision.files import trees
+from frozen_vision.freezing import feature_key
 from frozen_vision.freezing import partition as freeze
+from frozen_vision.layers import storage as stored
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import curves
 from frozen_vision.runs import log as run_log
@@ -55,7 +57,7 @@ class Model:
     frozen: what nothing changes.
     feature_key: identifies the frozen features; None where some of the backbone trains.
     frozen_parameters: how many numbers are frozen in the canonical model, before folding.
-    held_as: how the frozen ones are held, in words.
+    storage: how the frozen ones are stored, in words.
   """
 
   graphdef: nnx.GraphDef
@@ -63,7 +65,7 @@ class Model:
   frozen: nnx.State
   feature_key: dict[str, Any] | None
   frozen_parameters: int
-  held_as: str
+  storage: str
 
   @property
   def frozen_pass(self) -> bool:
@@ -91,43 +93,39 @@ def build_model(
   module = task.build_model(source.module if on_disk else source)
   graphdef, trainable, frozen = freeze.partition(module, patterns)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(frozen))
-  held_as, key = config.frozen_dtype, None
-  if held_as not in fold.HELD_AS:
-    raise ValueError(f"config.frozen_dtype is {held_as!r}; known: {', '.join(fold.HELD_AS)}.")
+  storage, key = config.frozen_dtype, None
+  stored.check(storage, "config.frozen_dtype")
   is_frozen = step_lib.backbone_is_frozen(trainable)
   folded = is_frozen and config.backbone.fold
   if on_disk and not (folded and source.fingerprint):
     module.backbone, on_disk = source.load(), False
     graphdef, trainable, frozen = freeze.partition(module, patterns)
   if is_frozen:
-    key = backbones_build.feature_key(
-      module.backbone,
-      source.fingerprint if on_disk else freeze.fingerprint(nnx.state(module.backbone, nnx.Param)),
-    )
-    key["held_as"] = fold.describe_held(held_as, folded=folded)
+    fingerprint = source.fingerprint if on_disk else freeze.fingerprint(trees.weights(module.backbone))
+    key = feature_key.feature_key(module.backbone, fingerprint, storage=storage, folded=folded)
   if folded:
     canonical = module.backbone
     if on_disk:
-      module.backbone = nnx.data(fold.shapes(canonical, held_as=held_as))
+      module.backbone = nnx.data(stored.shapes(canonical, storage=storage))
       graphdef, trainable, frozen = freeze.partition(module, patterns)
       where = sharding.frozen_shardings(
         frozen, mesh or sharding.make_mesh(devices=jax.local_devices()[:1]), config.mesh.frozen
       )
       shardings = nnx.merge(graphdef, trainable, where).backbone
-      module.backbone = nnx.data(fold.fold(canonical, held_as=held_as, read=source.read, shardings=shardings))
+      module.backbone = nnx.data(canonical.fold(storage=storage, read=source.read, shardings=shardings))
       source.check()
     else:
-      module.backbone = nnx.data(fold.fold(canonical, held_as=held_as))
+      module.backbone = nnx.data(canonical.fold(storage=storage))
     graphdef, trainable, frozen = freeze.partition(module, patterns)
-  elif held_as == "int8":
+  elif storage == "int8":
     raise ValueError(
       "config.frozen_dtype=int8 is for a folded backbone: nothing of it may match config.trainable, and "
       "config.backbone.fold must be on. Take bfloat16 otherwise."
     )
   else:
-    frozen = freeze.cast(frozen, jnp.dtype(held_as))
+    frozen = freeze.cast(frozen, jnp.dtype(storage))
   model = Model(
-    graphdef, trainable, frozen, key, parameters, f"{held_as}, {'folded' if folded else 'as they train'}"
+    graphdef, trainable, frozen, key, parameters, f"{storage}, {'folded' if folded else 'as they train'}"
   )
   return model if mesh is None else _place(model, mesh, config.mesh.frozen)
 
@@ -173,7 +171,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
   ):
     start = 0
     if checkpoints.latest_step() is not None:
-      checkpoint.check_feature_key(checkpoints.read_meta()["feature_key"], model.feature_key)
+      checkpoint.check_feature_key(
+        feature_key.current(checkpoints.read_meta()["feature_key"]), model.feature_key
+      )
       state, meta = checkpoints.restore(state)
       start = meta["step"]
       _logger.info("Continuing from step %d in %s.", start, folder)
@@ -286,7 +286,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float
     run_log.RunLog(folder, tensorboard=config.tensorboard, is_writer=jax.process_index() == 0) as log,
   ):
     meta = checkpoints.read_meta()
-    checkpoint.check_feature_key(meta["feature_key"], model.feature_key)
+    checkpoint.check_feature_key(feature_key.current(meta["feature_key"]), model.feature_key)
     state, meta = checkpoints.restore({weights: model.trainable}, partial=True)
     _logger.info("Evaluating step %d of %s.", meta["step"], folder)
     predict = _compile_prediction(task, model, _evaluated(state), mesh)
@@ -311,11 +311,11 @@ def _describe(model: Model, state: step_lib.State, mesh: jax.sharding.Mesh) -> N
     return sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
 
   _logger.info(
-    "Parameters: %.2f M train, %.2f M are frozen (%.1f MB held as %s); optimizer and averages %.1f MB.",
+    "Parameters: %.2f M train, %.2f M are frozen (%.1f MB stored as %s); optimizer and averages %.1f MB.",
     count(model.trainable),
     model.frozen_parameters / 1e6,
     freeze.num_bytes(model.frozen) / 1e6,
-    model.held_as,
+    model.storage,
     freeze.num_bytes([state["opt_state"], state.get("ema")]) / 1e6,
   )
   if mesh.size > 1:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from frozen_vision.backbones import families
-from frozen_vision.backbones.swinv2 import model as swinv2
-from frozen_vision.freezing import partition
+from frozen_vision.backbones import base, families
+from frozen_vision.backbones.swinv2 import config as swinv2_config
+from frozen_vision.freezing import feature_key, partition
 from frozen_vision.tasks import common
 from tests import tiny
 
@@ -108,7 +108,7 @@ def test_files_that_are_none(path, tmp_path):
   with pytest.raises(ValueError, match="broken.safetensors is not a complete safetensors file"):
     families.load_backbone(broken)
   safetensors.numpy.save_file({"a": np.ones(1)}, broken)
-  with pytest.raises(ValueError, match="keys of no known SwinV2 checkpoint"):
+  with pytest.raises(ValueError, match="keys of no known checkpoint of swinv2"):
     families.load_backbone(broken)
 
 
@@ -150,7 +150,7 @@ def test_names_and_options():
 
 
 def test_feature_key_changes_with_what_changes_features(backbone):
-  key = families.feature_key(backbone, "abc")
+  key = feature_key.feature_key(backbone, "abc")
   assert json.loads(json.dumps(key)) == key and key["weights"] == "abc"
 
   def abstract(**changes):
@@ -161,11 +161,11 @@ def test_feature_key_changes_with_what_changes_features(backbone):
     abstract(pretrained_window_sizes=(8, 8, 4, 2)),
     abstract(dtype=jnp.bfloat16),
   ]
-  keys = [families.feature_key(other, "abc") for other in others]
-  keys += [families.feature_key(backbone, "abd"), families.feature_key(backbone, "abc", levels=2)]
+  keys = [feature_key.feature_key(other, "abc") for other in others]
+  keys += [feature_key.feature_key(backbone, "abd"), feature_key.feature_key(backbone, "abc", levels=2)]
   assert all(other != key for other in keys)
   # Stochastic depth does nothing in a frozen backbone, nor does how it was initialised.
-  assert families.feature_key(abstract(drop_path_rate=0.5, residual_norm_init=0.0), "abc") == key
+  assert feature_key.feature_key(abstract(drop_path_rate=0.5, residual_norm_init=0.0), "abc") == key
 
 
 def test_fingerprint_sees_values_shapes_and_names():
@@ -185,18 +185,18 @@ def test_fingerprint_sees_values_shapes_and_names():
 def test_normalise():
   images = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), np.uint8)
   sizes = np.array([[4, 6], [3, 2]], np.int32)
-  wanted = ((images / 255.0 - families.IMAGE_MEAN) / families.IMAGE_STD).astype(np.float32)
-  np.testing.assert_allclose(families.normalise(jnp.asarray(images)), wanted, atol=1e-5)
+  wanted = ((images / 255.0 - base.IMAGENET_MEAN) / base.IMAGENET_STD).astype(np.float32)
+  np.testing.assert_allclose(base.normalise(jnp.asarray(images)), wanted, atol=1e-5)
   wanted[1, 3:] = 0
   wanted[1, :, 2:] = 0
-  found = families.normalise(jnp.asarray(images), jnp.asarray(sizes))
+  found = base.normalise(jnp.asarray(images), jnp.asarray(sizes))
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found, wanted, atol=1e-5)
   np.testing.assert_array_equal(np.asarray(found)[1, 3:], 0)
 
 
 def test_one_contract_for_every_variant():
-  for name, config in swinv2.VARIANTS.items():
+  for name, config in swinv2_config.VARIANTS.items():
     abstract = nnx.eval_shape(lambda: families.build_backbone(name, rngs=nnx.Rngs(0), depths=(1, 1, 1, 1)))
     assert [spec.stride for spec in abstract.feature_specs] == [4, 8, 16, 32]
     assert [spec.channels for spec in abstract.feature_specs] == [

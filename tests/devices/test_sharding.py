@@ -11,15 +11,15 @@ import optax
 import pytest
 
 from frozen_vision.backbones import families
-from frozen_vision.backbones.swinv2 import folded
 from frozen_vision.devices import sharding
+from frozen_vision.layers import storage
 
 
 def _mesh(data, model):
   return AbstractMesh((data, model), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def _folded_state(name, held_as, **overrides):
+def _folded_state(name, kind, **overrides):
   class Model(nnx.Module):
     def __init__(self, backbone):
       self.backbone = nnx.data(backbone)
@@ -27,7 +27,7 @@ def _folded_state(name, held_as, **overrides):
   config = families.backbone_config(name, **overrides)
   backbone = nnx.eval_shape(lambda: families.build_backbone(name, rngs=nnx.Rngs(0), **overrides))
   assert backbone.config == config
-  return nnx.state(Model(folded.shapes(backbone, held_as=held_as)))
+  return nnx.state(Model(storage.shapes(backbone, storage=kind)))
 
 
 def _bytes(state, shardings=None):
@@ -39,11 +39,11 @@ def _bytes(state, shardings=None):
   return total
 
 
-@pytest.mark.parametrize("held_as", ["bfloat16", "int8"])
-def test_the_giant_is_spread_evenly_over_1_to_256_devices(held_as):
-  state = _folded_state("swinv2_g", held_as, window_size=32, pretrained_window_sizes=(12, 12, 12, 6))
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_the_giant_is_spread_evenly_over_1_to_256_devices(kind):
+  state = _folded_state("swinv2_g", kind, window_size=32, pretrained_window_sizes=(12, 12, 12, 6))
   whole = _bytes(state)
-  assert whole > (5.9e9 if held_as == "bfloat16" else 2.9e9)
+  assert whole > (5.9e9 if kind == "bfloat16" else 2.9e9)
   for devices in (1, 2, 4, 8, 16, 32, 64, 128, 256):
     groups = 2 ** (devices.bit_length() // 2)
     for mesh in {(devices, 1), (1, devices), (groups, devices // groups)}:

@@ -48,7 +48,7 @@ def test_a_folded_run_is_the_unfolded_one(images):
   folded, losses, leaves = _steps(config, 3)
   config.backbone.fold = False
   module, wanted_losses, wanted = _steps(config, 3)
-  assert folded.held_as == "float32, folded" and module.held_as == "float32, as they train"
+  assert folded.storage == "float32, folded" and module.storage == "float32, as they train"
   assert "backbone/stages/2/repeated/0/table" in partition.flatten(folded.frozen)
   assert folded.feature_key == module.feature_key and folded.frozen_parameters == module.frozen_parameters
   np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
@@ -62,15 +62,15 @@ def test_weights_held_small_train_and_evaluate_and_their_heads_fit_no_others(tmp
   config = _config(images)
   task = tasks_build.build_task(config)
   held = {"float32": partition.num_bytes(loop.build_model(task, config).frozen)}
-  for held_as in ("bfloat16", "int8"):
-    config.frozen_dtype = held_as
+  for storage in ("bfloat16", "int8"):
+    config.frozen_dtype = storage
     caplog.clear()
     with caplog.at_level("INFO"):
-      metrics = loop.train(config, tmp_path / held_as)
+      metrics = loop.train(config, tmp_path / storage)
     [line] = [record.getMessage() for record in caplog.records if "are frozen" in record.getMessage()]
-    held[held_as] = partition.num_bytes(loop.build_model(task, config).frozen)
-    assert f"({held[held_as] / 1e6:.1f} MB held as {held_as}, folded)" in line
-    assert np.isfinite(tiny.metrics(tmp_path / held_as)["train/loss"][-1][1])
+    held[storage] = partition.num_bytes(loop.build_model(task, config).frozen)
+    assert f"({held[storage] / 1e6:.1f} MB stored as {storage}, folded)" in line
+    assert np.isfinite(tiny.metrics(tmp_path / storage)["train/loss"][-1][1])
   assert loop.evaluate(config, tmp_path / "int8")["top1"] == metrics["top1"]
   assert held["int8"] < held["bfloat16"] < held["float32"]
 
@@ -78,7 +78,7 @@ def test_weights_held_small_train_and_evaluate_and_their_heads_fit_no_others(tmp
     loop.evaluate(config, tmp_path / "bfloat16")
   message = str(caught.value)
   assert 'checkpoint: {"weights": ' in message and 'backbone:   {"weights": ' in message
-  assert 'differing:\n    held_as: "bfloat16" in the checkpoint, "int8" in the backbone' in message
+  assert 'differing:\n    storage: "bfloat16" in the checkpoint, "int8" in the backbone' in message
   # A module's norms and position biases are rounded too: other features than a folded backbone's.
   config.frozen_dtype, config.backbone.fold = "bfloat16", False
   with pytest.raises(ValueError, match='"bfloat16" in the checkpoint, "bfloat16, unfolded" in the backbone'):
@@ -90,7 +90,7 @@ def test_what_is_not_folded(images):
   task = tasks_build.build_task(config)
   config.trainable = ("head/.*", "backbone/stages/3/.*")
   model = loop.build_model(task, config)
-  assert model.feature_key is None and model.held_as == "float32, as they train"
+  assert model.feature_key is None and model.storage == "float32, as they train"
   assert "backbone/stages/2/blocks/3/mlp/fc1/kernel" in partition.flatten(model.frozen)
   config.frozen_dtype = "int8"
   with pytest.raises(ValueError, match="int8 is for a folded backbone.*Take bfloat16"):

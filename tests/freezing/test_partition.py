@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_vision.backbones.swinv2 import folded as fold
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.runs import state_leaves
 from frozen_vision.tasks import build as tasks_build
@@ -31,7 +30,7 @@ class _Program:
 
     def folded():
       module = task.build_model()
-      module.backbone = nnx.data(fold.fold(module.backbone))
+      module.backbone = nnx.data(module.backbone.fold())
       return module
 
     model = nnx.eval_shape(task.build_model)

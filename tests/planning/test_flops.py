@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from frozen_vision.backbones import families
-from frozen_vision.backbones.swinv2 import folded as fold
+from frozen_vision.layers import storage
 from frozen_vision.planning import flops
 
 
@@ -91,7 +91,7 @@ def test_an_unrolled_backbone_has_the_flops_that_the_compiler_counts(kind):
   function, argument = {
     "forward": (forward, state),
     "gradient": (jax.grad(forward), state),
-    "folded": (lambda folded, images: folded(images)[-1].sum(), fold.shapes(backbone, scan=False)),
+    "folded": (lambda folded, images: folded(images)[-1].sum(), storage.shapes(backbone, scan=False)),
   }[kind]
   images = f32(1, 128, 128, 3)
   found = flops.count(function, argument, images)
@@ -114,7 +114,7 @@ def test_a_scanned_backbone_counts_as_an_unrolled_one():
 
   def count(scan):
     return flops.count(
-      lambda folded, images: folded(images), fold.shapes(backbone, scan=scan), f32(2, 64, 64, 3)
+      lambda folded, images: folded(images), storage.shapes(backbone, scan=scan), f32(2, 64, 64, 3)
     )
 
   assert count(True) == count(False) > 0

@@ -86,10 +86,10 @@ def test_the_planned_program_takes_what_training_gives_it(configs, name, quick_c
   assert "ema" in program.state or not config.ema_decay
 
 
-@pytest.mark.parametrize("held_as", ["bfloat16", "int8"])
-def test_weights_are_planned_as_they_are_held(held_as, quick_compilation):
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+def test_weights_are_planned_as_they_are_held(storage, quick_compilation):
   config = tiny.segmentation()
-  config.frozen_dtype = held_as
+  config.frozen_dtype = storage
   task = tasks_build.build_task(config)
   program = plan.make_program(task, config, _mesh())
   assert _described(program.frozen) == _described(loop.build_model(task, config).frozen)

@@ -1,7 +1,7 @@
 """Public SwinV2 checkpoints as our parameters: every key is used or named as ignored."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import os
@@ -12,15 +12,15 @@ from typing import Any
 from flax import nnx
 import numpy as np
 
-from frozen_vision.backbones import families
+from frozen_vision.backbones import base
 from frozen_vision.backbones.swinv2 import checkpoint_keys
 from frozen_vision.backbones.swinv2 import checkpoint_windows as windows_lib
+from frozen_vision.backbones.swinv2 import config as swinv2_config
 from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.swinv2 import published as named_weights
 from frozen_vision.files import tensors as weights
-from frozen_vision.files import torch_file
+from frozen_vision.files import torch_file, trees
 from frozen_vision.files.tensors import LazyTensor
-from frozen_vision.freezing import partition
 
 _WINDOWS = ("window_sizes", "pretrained_window_sizes")
 
@@ -58,7 +58,7 @@ class Checkpoint:
   Attributes:
     path: where it lies.
     source: which kind it is ("Microsoft", "SimMIM", "timm", "transformers", "torchvision").
-    name: the row of `swinv2.VARIANTS`, or None for a shape that is no row.
+    name: the row of `swinv2_config.VARIANTS`, or None for a shape that is no row.
     config: shape, windows and pretrained windows.
     leaves: {our parameter path: array in our layout}.
     used: names that parameters were made of.
@@ -109,7 +109,7 @@ def open_checkpoint(path: str | os.PathLike, name: str | None = None, **override
 
   Args:
     path: a file, or a name of published weights (`named_weights.TABLE`), which are fetched.
-    name: the row of `swinv2.VARIANTS` that the weights must fit; inferred from the shapes if None.
+    name: the row of `swinv2_config.VARIANTS` that the weights must fit; inferred from the shapes if None.
     overrides: fields of `SwinV2Config`. With `embed_dim`, `depths` or `num_heads`, a shape that is no row of
       the table is accepted too.
 
@@ -118,7 +118,7 @@ def open_checkpoint(path: str | os.PathLike, name: str | None = None, **override
       are listed.
   """
   if os.fspath(path) in named_weights.TABLE:
-    path = named_weights.local_path(os.fspath(path))
+    path = named_weights.TABLE[os.fspath(path)].local_path()
   path = pathlib.Path(path)
   weights.check_file(path)
   others: list[str] = []
@@ -138,8 +138,7 @@ def map_tensors(
   **overrides: Any,
 ) -> Checkpoint:
   """`open_checkpoint`, of a file that is already open."""
-  if tensors and all(key.startswith("module.") for key in tensors):  # DistributedDataParallel
-    tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+  tensors = _without_module(tensors)
   source = checkpoint_keys.detect(set(tensors))
   if source is None:
     raise ValueError(
@@ -192,6 +191,19 @@ def map_tensors(
   )
 
 
+def recognises(tensors: Mapping[str, LazyTensor]) -> bool:
+  """Whether these are the keys of a SwinV2 checkpoint: other transformers have a patch embedding too."""
+  keys = set(_without_module(tensors))
+  return checkpoint_keys.detect(keys) is not None and any(key.endswith("logit_scale") for key in keys)
+
+
+def _without_module(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+  """The tensors without the prefix that PyTorch's DistributedDataParallel gives all of them."""
+  if tensors and all(key.startswith("module.") for key in tensors):
+    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+  return dict(tensors)
+
+
 @functools.lru_cache(maxsize=8)
 def _parameters(config: swinv2.SwinV2Config) -> dict[str, checkpoint_keys.Shape]:
   """{path: shape} of every parameter of ours."""
@@ -203,11 +215,11 @@ def _parameters(config: swinv2.SwinV2Config) -> dict[str, checkpoint_keys.Shape]
   for key, variable in nnx.to_flat_state(nnx.state(abstract, nnx.Param)):
     shape = tuple(variable.shape)
     if "blocks" not in key:
-      shapes[partition.path_string(key)] = shape
+      shapes[trees.path_string(key)] = shape
       continue
     stage, block = key[1], key[3]
     for repeated in range(block, config.depths[stage], period):
-      shapes[partition.path_string((*key[:3], repeated, *key[4:]))] = shape
+      shapes[trees.path_string((*key[:3], repeated, *key[4:]))] = shape
   return shapes
 
 
@@ -227,20 +239,24 @@ def _config(
     overrides = dict(overrides)
     overrides["window_sizes"] = (overrides.pop("window_size"),) * stages
   if name is not None:
-    config = families.backbone_config(name)
+    if name not in swinv2_config.VARIANTS:
+      raise ValueError(base.unknown_name("SwinV2", name, swinv2_config.VARIANTS))
+    config = swinv2_config.VARIANTS[name]
   else:
     rows = [
-      row for row, config in swinv2.VARIANTS.items() if shape == {key: getattr(config, key) for key in shape}
+      row
+      for row, config in swinv2_config.VARIANTS.items()
+      if shape == {key: getattr(config, key) for key in shape}
     ]
     if not rows and not set(shape) & set(overrides):
       raise ValueError(
         f"{path} ({source.name}) has the shape of no known variant: {shape}. Give name= to see which keys "
-        f"differ from one of {sorted(swinv2.VARIANTS)}, or confirm the shape with "
+        f"differ from one of {sorted(swinv2_config.VARIANTS)}, or confirm the shape with "
         f"depths={found['depths']}."
       )
     name = rows[0] if rows else None
     config = (
-      swinv2.VARIANTS[name]
+      swinv2_config.VARIANTS[name]
       if name
       else swinv2.SwinV2Config(**shape, window_sizes=(0,) * stages, pretrained_window_sizes=(0,) * stages)
     )
@@ -267,7 +283,7 @@ def _config(
     )
   if windows is not None:
     config = dataclasses.replace(config, **dict(zip(_WINDOWS, windows)))
-  return name, families.replace(config, overrides)
+  return name, config.replace(**overrides)
 
 
 def _shape(

@@ -7,7 +7,7 @@ an additive -100 between the regions of a shifted window are in the code only.
 Random numbers are arguments: a call without `rng` is deterministic, which is what a frozen backbone is.
 """
 
-import dataclasses
+from collections.abc import Callable
 import math
 from typing import Any
 
@@ -17,120 +17,34 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from frozen_vision.backbones.base import FeatureSpec
+from frozen_vision.backbones import base
+from frozen_vision.backbones.swinv2 import folded
+from frozen_vision.backbones.swinv2.config import (
+  check_map,
+  check_patches,
+  CPB_HIDDEN,
+  PATCH_SIZE,
+  SwinV2Config,
+)
 from frozen_vision.backbones.swinv2.windows import (
   attend_in_windows,
   cosine_attention,
+  MAX_LOGIT_SCALE,
   pair_bias,
-  position_coordinates,
+  position_table,
 )
-
-_PATCH_SIZE = 4
-_CPB_HIDDEN = 512
-NORM_EPSILON = 1e-5  # torch's default; flax's own is 1e-6.
-MAX_LOGIT_SCALE = math.log(100.0)  # the learnt temperature stays above 0.01.
-
-
-@dataclasses.dataclass(frozen=True)
-class SwinV2Config:
-  """Shape of a SwinV2.
-
-  Attributes:
-    embed_dim: channels at stride 4; they double at each of the three mergings.
-    depths: blocks per stage.
-    num_heads: attention heads per stage.
-    window_sizes: window side per stage, in cells of that stage. A map smaller than its window is one
-      window, without a shift.
-    pretrained_window_sizes: per stage, the window that position coordinates are normalised by; 0 means
-      the window in use. Set it to the windows of the pretraining wherever a backbone is used at another
-      window or image size than it was trained at.
-    extra_norm_interval: a further LayerNorm on the main branch after every so many blocks of a stage
-      (6 in SwinV2-H and G, section 3.2); 0 for none.
-    drop_path_rate: stochastic depth of the last block, growing linearly from 0; used only with `rng`.
-    residual_norm_init: initial scale of the norms that end the residual branches. The released code
-      uses 0, so that a fresh network is the identity in each block; 1 makes a random backbone a real one.
-    whole_windows: refuse maps smaller than their window and images of no whole patches. Set for weights of
-      torchvision, whose features are others there.
-  """
-
-  embed_dim: int
-  depths: tuple[int, ...]
-  num_heads: tuple[int, ...]
-  window_sizes: tuple[int, ...] = (8, 8, 8, 8)
-  pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)
-  extra_norm_interval: int = 0
-  mlp_ratio: int = 4
-  drop_path_rate: float = 0.0
-  residual_norm_init: float = 0.0
-  whole_windows: bool = False
-
-  def __post_init__(self):
-    for name in ("num_heads", "window_sizes", "pretrained_window_sizes"):
-      if len(getattr(self, name)) != len(self.depths):
-        raise ValueError(
-          f"SwinV2Config.{name} = {getattr(self, name)} has {len(getattr(self, name))} entries; "
-          f"depths = {self.depths} asks for one per stage."
-        )
-    for stage, heads in enumerate(self.num_heads):
-      if self.stage_channels(stage) % heads:
-        raise ValueError(
-          f"SwinV2Config.num_heads[{stage}] = {heads} does not divide the stage's "
-          f"{self.stage_channels(stage)} channels."
-        )
-
-  def stage_channels(self, stage: int) -> int:
-    return self.embed_dim * 2**stage
-
-
-# Widths, depths and heads: T to L from the released configs; H and G from section 3.6 of the paper, H's heads
-# from SwinTransformer/MIM-Depth-Estimation, G's heads by their common size of 32 (the paper gives none).
-# nano is ours, for 8 MB of weights: a third of T's width, and one block at stride 4, where a block costs as
-# much as three at stride 16 on small images.
-VARIANTS: dict[str, SwinV2Config] = {
-  "swinv2_nano": SwinV2Config(32, (1, 2, 6, 2), (1, 2, 4, 8)),
-  "swinv2_t": SwinV2Config(96, (2, 2, 6, 2), (3, 6, 12, 24), drop_path_rate=0.2),
-  "swinv2_s": SwinV2Config(96, (2, 2, 18, 2), (3, 6, 12, 24), drop_path_rate=0.3),
-  "swinv2_b": SwinV2Config(128, (2, 2, 18, 2), (4, 8, 16, 32), drop_path_rate=0.5),
-  "swinv2_l": SwinV2Config(192, (2, 2, 18, 2), (6, 12, 24, 48), drop_path_rate=0.2),
-  "swinv2_h": SwinV2Config(352, (2, 2, 18, 2), (11, 22, 44, 88), extra_norm_interval=6),
-  "swinv2_g": SwinV2Config(512, (2, 2, 42, 4), (16, 32, 64, 128), extra_norm_interval=6),
-}
-
-
-def linear(inputs: int, outputs: int, *, use_bias: bool = True, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
-  return nnx.Linear(
-    inputs,
-    outputs,
-    use_bias=use_bias,
-    dtype=dtype,
-    rngs=rngs,
-    kernel_init=nnx.initializers.truncated_normal(0.02),
-  )
-
-
-class LayerNorm(nnx.LayerNorm):
-  """LayerNorm in float32 whatever comes in, returned in the input's dtype."""
-
-  def __init__(self, channels: int, *, scale: float = 1.0, rngs: nnx.Rngs):
-    super().__init__(
-      channels,
-      epsilon=NORM_EPSILON,
-      use_fast_variance=False,
-      dtype=jnp.float32,
-      scale_init=nnx.initializers.constant(scale),
-      rngs=rngs,
-    )
-
-  def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-    return super().__call__(x).astype(x.dtype)
+from frozen_vision.layers.mlp import linear, Mlp
+from frozen_vision.layers.norms import LayerNorm
+from frozen_vision.layers.patches import join_neighbours, patches
+from frozen_vision.layers.residual import drop_path
 
 
 class PositionBias(nnx.Module):
   """Continuous relative position bias: a two-layer MLP on log-spaced coordinates (section 3.3)."""
 
   def __init__(self, num_heads: int, *, rngs: nnx.Rngs):
-    self.fc1 = linear(2, _CPB_HIDDEN, dtype=jnp.float32, rngs=rngs)
-    self.fc2 = linear(_CPB_HIDDEN, num_heads, use_bias=False, dtype=jnp.float32, rngs=rngs)
+    self.fc1 = linear(2, CPB_HIDDEN, dtype=jnp.float32, rngs=rngs)
+    self.fc2 = linear(CPB_HIDDEN, num_heads, use_bias=False, dtype=jnp.float32, rngs=rngs)
 
   def table(self, window: tuple[int, int], pretrained: int) -> Float[Array, "offsets heads"]:
     """The bias of every relative position, float32, in the order of `position_coordinates`."""
@@ -144,19 +58,6 @@ class PositionBias(nnx.Module):
   def __call__(self, window: tuple[int, int], pretrained: int) -> Float[Array, "heads _ _"]:
     """What `cosine_attention` adds to its logits, float32; see `pair_bias`."""
     return pair_bias(self.table(window, pretrained), window)
-
-
-def position_table(
-  kernel1: Float[Array, "2 hidden"],
-  bias1: Float[Array, "hidden"],
-  kernel2: Float[Array, "hidden heads"],
-  *,
-  window: tuple[int, int],
-  pretrained: int,
-) -> Float[Array, "offsets heads"]:
-  """The bias of every relative position of a window, in the order of `position_coordinates`."""
-  hidden = jax.nn.relu(jnp.asarray(position_coordinates(window, pretrained)) @ kernel1 + bias1)
-  return 16 * jax.nn.sigmoid(hidden @ kernel2)
 
 
 class WindowAttention(nnx.Module):
@@ -184,32 +85,6 @@ class WindowAttention(nnx.Module):
     scale = jnp.exp(jnp.minimum(self.logit_scale[...].astype(jnp.float32), MAX_LOGIT_SCALE))
     bias = self.position_bias(window, pretrained)
     return self.proj(cosine_attention(self.qkv(x) + qkv_bias, window, scale, bias, regions))
-
-
-class Mlp(nnx.Module):
-  def __init__(self, channels: int, hidden: int, *, dtype: Any, rngs: nnx.Rngs):
-    self.fc1 = linear(channels, hidden, dtype=dtype, rngs=rngs)
-    self.fc2 = linear(hidden, channels, dtype=dtype, rngs=rngs)
-
-  def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-    return self.fc2(gelu(self.fc1(x)))
-
-
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-  """x times the normal distribution's cumulative, exact, by erf as in PyTorch and in float32 as there.
-
-  `jax.nn.gelu` takes erfc, which costs an exponential more for every number.
-  """
-  y = x.astype(jnp.float32)
-  return (y * (0.5 + 0.5 * jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
-
-
-def drop_path(x: Float[Array, "b ..."], rate: float, key: Array | None) -> Float[Array, "b ..."]:
-  """Drops whole residual branches per example (arXiv 1603.09382), none without a key; the mean stays."""
-  if key is None or not rate:
-    return x
-  keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-  return jnp.where(keep, x / (1 - rate), 0)
 
 
 class Block(nnx.Module):
@@ -251,25 +126,6 @@ class Block(nnx.Module):
     )
 
 
-def check_map(size: tuple[int, int], window_size: int) -> None:
-  """Refuses, with `whole_windows`, a map smaller than its window."""
-  if min(size) < window_size:
-    raise ValueError(
-      f"A map of {size[0]} x {size[1]} is smaller than its window of {window_size}; torchvision, whose "
-      "weights these are, computes something else there. Give larger images, or load the weights with "
-      "whole_windows=False to use them as SwinV2's."
-    )
-
-
-def check_patches(size: tuple[int, int]) -> None:
-  """Refuses, with `whole_windows`, images of no whole patches."""
-  if any(side % _PATCH_SIZE for side in size):
-    raise ValueError(
-      f"Images of {size}: torchvision, whose weights these are, cuts what is no whole patch of "
-      "4 x 4. Pad the images, or load the weights with whole_windows=False to have them padded here."
-    )
-
-
 class PatchMerging(nnx.Module):
   """Joins 2 x 2 neighbours, halves their channels, then norms (SwinV1 norms first)."""
 
@@ -281,36 +137,15 @@ class PatchMerging(nnx.Module):
     return self.norm(self.reduction(join_neighbours(x)))
 
 
-def join_neighbours(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 4c"]:
-  x = _pad_to_multiple(x, 2)
-  b, height, width, c = x.shape
-  x = x.reshape(b, height // 2, 2, width // 2, 2, c)
-  # Order of the released code: (0,0), (1,0), (0,1), (1,1), so the column offset is the slower one.
-  return x.transpose(0, 1, 3, 4, 2, 5).reshape(b, height // 2, width // 2, 4 * c)
-
-
 class PatchEmbedding(nnx.Module):
   """A 4 x 4 convolution of stride 4, written as the matrix product it is, and a norm."""
 
   def __init__(self, channels: int, *, dtype: Any, rngs: nnx.Rngs):
-    self.proj = linear(_PATCH_SIZE * _PATCH_SIZE * 3, channels, dtype=dtype, rngs=rngs)
+    self.proj = linear(PATCH_SIZE * PATCH_SIZE * 3, channels, dtype=dtype, rngs=rngs)
     self.norm = LayerNorm(channels, rngs=rngs)
 
   def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h4 w4 c"]:
-    return self.norm(self.proj(patches(images)))
-
-
-def patches(images: Float[Array, "b h w 3"]) -> Float[Array, "b h4 w4 48"]:
-  x = _pad_to_multiple(images, _PATCH_SIZE)
-  b, height, width, c = x.shape
-  rows, columns = height // _PATCH_SIZE, width // _PATCH_SIZE
-  x = x.reshape(b, rows, _PATCH_SIZE, columns, _PATCH_SIZE, c).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(b, rows, columns, -1)
-
-
-def _pad_to_multiple(x: Float[Array, "b h w c"], multiple: int) -> Float[Array, "b h2 w2 c"]:
-  bottom, right = -x.shape[1] % multiple, -x.shape[2] % multiple
-  return jnp.pad(x, ((0, 0), (0, bottom), (0, right), (0, 0))) if bottom or right else x
+    return self.norm(self.proj(patches(images, PATCH_SIZE)))
 
 
 class Stage(nnx.Module):
@@ -329,13 +164,20 @@ class Stage(nnx.Module):
     self.downsample = None if last else PatchMerging(config.stage_channels(stage), dtype=dtype, rngs=rngs)
 
 
-class SwinV2(nnx.Module):
+class SwinV2(base.Backbone):
   """SwinV2 backbone: what public checkpoints hold, without the classifier.
 
   Calling it gives the raw output of every stage, before the next merging and without a norm: norms per
   level are new parameters, so they belong to the neck, and train. `embed` gives the pooled vector that
   classifiers read.
   """
+
+  sharding_rules = base.COMMON_SHARDING_RULES + (
+    (r".*/table", (-2, -1)),  # [positions, heads]
+    (r".*/[qv]_bias", (-1,)),
+    (r".*/position_bias/.*", (-2, -1)),  # the MLP that makes a table
+  )
+  no_weight_decay = (r".*/position_bias/.*", r".*/logit_scale")  # as in the released code
 
   def __init__(self, config: SwinV2Config, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
     self.config = config
@@ -352,11 +194,8 @@ class SwinV2(nnx.Module):
     self.norm = LayerNorm(self.feature_specs[-1].channels, rngs=rngs)
 
   @property
-  def feature_specs(self) -> tuple[FeatureSpec, ...]:
-    return tuple(
-      FeatureSpec(_PATCH_SIZE * 2**stage, self.config.stage_channels(stage))
-      for stage in range(len(self.config.depths))
-    )
+  def embed_dim(self) -> int:
+    return self.feature_specs[-1].channels
 
   def __call__(
     self, images: Float[Array, "b h w 3"], *, rng: Array | None = None
@@ -387,3 +226,40 @@ class SwinV2(nnx.Module):
   def embed(self, images: Float[Array, "b h w 3"], *, rng: Array | None = None) -> Float[Array, "b c"]:
     """The final norm's output, averaged over positions."""
     return jnp.mean(self.norm(self(images, rng=rng)[-1]), axis=(1, 2))
+
+  @property
+  def num_depths(self) -> int:
+    return sum(self.config.depths) + 1
+
+  def depth_of(self, path: str) -> int:
+    """As SimMIM's finetuning: blocks count from 1, and a merging shares the depth of the block before it."""
+    depths, parts = self.config.depths, path.split("/")
+    if parts[0] == "patch_embed":
+      return 0
+    if parts[0] == "stages":
+      stage = int(parts[1])
+      if parts[2] == "downsample":
+        return sum(depths[: stage + 1])
+      return sum(depths[:stage]) + int(parts[3]) + 1
+    return self.num_depths
+
+  def feature_options(self) -> dict[str, Any]:
+    return dict(
+      window_sizes=list(self.config.window_sizes),
+      pretrained_window_sizes=list(self.config.pretrained_window_sizes),
+      padding="bottom-right zeros, then shift",
+    )
+
+  def fold(
+    self,
+    *,
+    storage: str | None = None,
+    dtype: Any = None,
+    scan: bool = True,
+    read: Callable[[str, nnx.Module], nnx.Module] | None = None,
+    shardings: folded.FoldedSwinV2 | None = None,
+  ) -> folded.FoldedSwinV2:
+    return folded.fold(self, storage=storage, dtype=dtype, scan=scan, read=read, shardings=shardings)
+
+  def stacked(self, *, remat: bool = True) -> folded.StackedSwinV2:
+    return folded.stacked(self, remat=remat)

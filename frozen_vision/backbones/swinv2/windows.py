@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
+MAX_LOGIT_SCALE = math.log(100.0)  # the trained temperature stays above 0.01.
 _MASKED = -100.0  # not -inf: the released code adds -100, and its weights were trained with it.
 # Of an image, the most scores that exist at once: those of all windows of 32 x 32 in a map of 384 x 384 are
 # 2.4 billion.
@@ -33,6 +34,19 @@ def position_coordinates(window: tuple[int, int], pretrained: int) -> np.ndarray
     axes.append(np.sign(distance) * np.log2(np.abs(distance) + 1) / np.log2(8))
   rows, columns = np.meshgrid(*axes, indexing="ij")
   return np.stack([rows, columns], axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+def position_table(
+  kernel1: Float[Array, "2 hidden"],
+  bias1: Float[Array, "hidden"],
+  kernel2: Float[Array, "hidden heads"],
+  *,
+  window: tuple[int, int],
+  pretrained: int,
+) -> Float[Array, "offsets heads"]:
+  """The bias of every relative position of a window, in the order of `position_coordinates`."""
+  hidden = jax.nn.relu(jnp.asarray(position_coordinates(window, pretrained)) @ kernel1 + bias1)
+  return 16 * jax.nn.sigmoid(hidden @ kernel2)
 
 
 def position_index(window: tuple[int, int]) -> Int[Array, "n n"]:

@@ -16,8 +16,11 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.video_swin import windows as windows3d
+from frozen_vision.layers.mlp import linear, Mlp
+from frozen_vision.layers.norms import LayerNorm
+from frozen_vision.layers.patches import join_neighbours
+from frozen_vision.layers.residual import drop_path
 
 PATCH_SIZE = (2, 4, 4)
 
@@ -76,11 +79,11 @@ class WindowAttention(nnx.Module):
   ):
     self.num_heads = num_heads
     self.window_size = window_size
-    self.qkv = swinv2.linear(channels, 3 * channels, dtype=dtype, rngs=rngs)
+    self.qkv = linear(channels, 3 * channels, dtype=dtype, rngs=rngs)
     self.position_bias = nnx.Param(
       nnx.initializers.truncated_normal(0.02)(rngs.params(), (windows3d.table_rows(window_size), num_heads))
     )
-    self.proj = swinv2.linear(channels, channels, dtype=dtype, rngs=rngs)
+    self.proj = linear(channels, channels, dtype=dtype, rngs=rngs)
 
   def __call__(
     self, x: Float[Array, "b windows n c"], window: windows3d.Size, regions: np.ndarray | None
@@ -111,30 +114,28 @@ class Block(nnx.Module):
     self.window_size = window_size
     self.shifted = shifted
     self.drop_path = drop_path
-    self.norm1 = swinv2.LayerNorm(channels, rngs=rngs)
+    self.norm1 = LayerNorm(channels, rngs=rngs)
     self.attn = WindowAttention(channels, num_heads, window_size, dtype=dtype, rngs=rngs)
-    self.norm2 = swinv2.LayerNorm(channels, rngs=rngs)
-    self.mlp = swinv2.Mlp(channels, mlp_ratio * channels, dtype=dtype, rngs=rngs)
+    self.norm2 = LayerNorm(channels, rngs=rngs)
+    self.mlp = Mlp(channels, mlp_ratio * channels, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "b t h w c"], rng: Array | None = None) -> Float[Array, "b t h w c"]:
     keys = (None, None) if rng is None else jax.random.split(rng)
     # Padding comes after the norm: padded cells are zeros there, and their keys the bias alone.
     update = windows3d.attend_in_windows(self.norm1(x), self.window_size, self.shifted, self.attn)
-    x = x + swinv2.drop_path(update, self.drop_path, keys[0])
-    return x + swinv2.drop_path(self.mlp(self.norm2(x)), self.drop_path, keys[1])
+    x = x + drop_path(update, self.drop_path, keys[0])
+    return x + drop_path(self.mlp(self.norm2(x)), self.drop_path, keys[1])
 
 
 class PatchMerging(nnx.Module):
   """Joins 2 x 2 neighbours of every frame, norms, and halves their channels."""
 
   def __init__(self, channels: int, *, outputs: int | None = None, dtype: Any, rngs: nnx.Rngs):
-    self.norm = swinv2.LayerNorm(4 * channels, rngs=rngs)
-    self.reduction = swinv2.linear(
-      4 * channels, outputs or 2 * channels, use_bias=False, dtype=dtype, rngs=rngs
-    )
+    self.norm = LayerNorm(4 * channels, rngs=rngs)
+    self.reduction = linear(4 * channels, outputs or 2 * channels, use_bias=False, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 d"]:
-    joined = swinv2.join_neighbours(x.reshape(-1, *x.shape[2:]))
+    joined = join_neighbours(x.reshape(-1, *x.shape[2:]))
     return self.reduction(self.norm(joined.reshape(*x.shape[:2], *joined.shape[1:])))
 
 
@@ -142,8 +143,8 @@ class PatchEmbedding(nnx.Module):
   """A 2 x 4 x 4 convolution of that stride, written as the matrix product it is, and a norm."""
 
   def __init__(self, channels: int, *, dtype: Any, rngs: nnx.Rngs):
-    self.proj = swinv2.linear(int(np.prod(PATCH_SIZE)) * 3, channels, dtype=dtype, rngs=rngs)
-    self.norm = swinv2.LayerNorm(channels, rngs=rngs)
+    self.proj = linear(int(np.prod(PATCH_SIZE)) * 3, channels, dtype=dtype, rngs=rngs)
+    self.norm = LayerNorm(channels, rngs=rngs)
 
   def __call__(self, clips: Float[Array, "b t h w 3"]) -> Float[Array, "b t2 h4 w4 c"]:
     padding = [(0, -length % side) for length, side in zip(clips.shape[1:4], PATCH_SIZE)]
@@ -199,7 +200,7 @@ class VideoSwin(nnx.Module):
         for stage in range(len(config.depths))
       ]
     )
-    self.norm = swinv2.LayerNorm(config.stage_channels(len(config.depths) - 1), rngs=rngs)
+    self.norm = LayerNorm(config.stage_channels(len(config.depths) - 1), rngs=rngs)
 
   @property
   def feature_specs(self) -> tuple[FeatureSpec, ...]:

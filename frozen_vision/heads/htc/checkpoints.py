@@ -23,9 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from frozen_vision.files import tensors as weights
-from frozen_vision.files import torch_file
+from frozen_vision.files import torch_file, trees
 from frozen_vision.files.layouts import conv, Layout, linear, pointwise, vector
-from frozen_vision.freezing import partition
 
 
 def _deconv(x: np.ndarray) -> np.ndarray | None:
@@ -220,7 +219,7 @@ def convert(
       shapes that do not fit. Or the state is not of such a detector.
   """
   flat = nnx.to_flat_state(detector_state)
-  ours = {partition.path_string(path): leaf for path, leaf in flat}
+  ours = {trees.path_string(path): leaf for path, leaf in flat}
   if "neck/laterals/0/kernel" not in ours or "head/rpn/conv/kernel" not in ours:
     raise ValueError(
       "mmdet heads need a detector with parts `neck` (an FPN) and `head` (an HTC), found parts"

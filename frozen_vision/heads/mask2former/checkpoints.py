@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from frozen_vision.files import tensors as weights
-from frozen_vision.files import torch_file
+from frozen_vision.files import torch_file, trees
 from frozen_vision.files.layouts import conv, Layout, linear, pointwise, vector
-from frozen_vision.freezing import partition
 
 
 def _table(x: np.ndarray) -> np.ndarray | None:
@@ -183,7 +182,7 @@ def convert(
       do not fit. Or the state is not of such a head.
   """
   flat = nnx.to_flat_state(head_state)
-  leaves = {partition.path_string(path): leaf for path, leaf in flat}
+  leaves = {trees.path_string(path): leaf for path, leaf in flat}
   if "transformer_decoder/query_features" not in leaves:
     found = sorted({path.split("/")[0] for path in leaves})
     raise ValueError(f"Expected the state of a Mask2Former head, found one with {found}.")

@@ -13,7 +13,7 @@ from frozen_vision import convert as command
 from frozen_vision.backbones import families
 from frozen_vision.backbones.swinv2 import checkpoint_windows as windows_lib
 from frozen_vision.backbones.swinv2 import checkpoints as convert
-from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.backbones.swinv2 import config as swinv2_config
 from frozen_vision.files import tensors as weights
 from frozen_vision.freezing import partition
 from tests.backbones.swinv2 import checkpoint_sources as sources
@@ -66,7 +66,7 @@ def _map(state, name=None, path="x.pth", **overrides):
   ],
 )
 def test_every_key_of_every_source_and_size(variant, parameters):
-  row = swinv2.VARIANTS[variant]
+  row = swinv2_config.VARIANTS[variant]
   state = sources.timm(row.embed_dim, row.depths, row.num_heads, extra_norm=row.extra_norm_interval)
   assert sum(value.size for value in state.values()) == parameters
   found = {"Microsoft": sources.microsoft(state, (8,) * 4), "SimMIM": sources.simmim(state)}
@@ -237,7 +237,7 @@ def test_heads_of_22k_classes():
 
 def test_the_command_line(small, tmp_path, capsys):
   # A row of the table: the smallest there is.
-  row = swinv2.VARIANTS["swinv2_nano"]
+  row = swinv2_config.VARIANTS["swinv2_nano"]
   rng = np.random.default_rng(0)
   state = {
     key: rng.standard_normal(value.shape).astype(np.float32) * 0.1

@@ -13,6 +13,7 @@ from frozen_vision.backbones.swinv2 import folded as fold
 from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.swinv2 import windows
 from frozen_vision.freezing import partition as freeze
+from frozen_vision.layers import storage
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -120,11 +121,11 @@ def test_smaller_weights_drift_little():
   for name, options, least in (
     ("float32", dict(), 0.99999),
     ("bfloat16", dict(dtype=jnp.bfloat16), 0.998),
-    ("held bfloat16", dict(held_as="bfloat16"), 0.9995),
-    ("int8", dict(held_as="int8"), 0.994),
+    ("stored bfloat16", dict(storage="bfloat16"), 0.9995),
+    ("int8", dict(storage="int8"), 0.994),
   ):
     folded = fold.fold(backbone, **options)
-    assert folded.held_as == name.split()[-1] and folded.dtype == options.get("dtype", jnp.float32)
+    assert folded.storage == name.split()[-1] and folded.dtype == options.get("dtype", jnp.float32)
     sizes[name] = sum(
       leaf.nbytes
       for leaf in jax.tree.leaves(folded.stages[1])
@@ -133,9 +134,11 @@ def test_smaller_weights_drift_little():
     for found, level in zip(_features(folded, images), wanted):
       cosine = (found * level).sum() / np.sqrt((found**2).sum() * (level**2).sum())
       assert cosine >= least, (name, cosine)
-  assert sizes["float32"] == 0 < sizes["int8"] < sizes["held bfloat16"] <= sizes["bfloat16"]
-  with pytest.raises(ValueError, match="held as 'float16'; known: float32, bfloat16, int8"):
-    fold.fold(backbone, held_as="float16")
+  assert sizes["float32"] == 0 < sizes["int8"] < sizes["stored bfloat16"] <= sizes["bfloat16"]
+  with pytest.raises(
+    ValueError, match="storage is 'float16'; known kinds of storage: float32, bfloat16, int8"
+  ):
+    fold.fold(backbone, storage="float16")
 
 
 def test_in_the_place_of_the_backbone_nothing_of_it_trains():
@@ -157,12 +160,12 @@ def saved(tmp_path):
   return tmp_path / "small.safetensors"
 
 
-@pytest.mark.parametrize("held_as", fold.HELD_AS)
-def test_read_from_its_file_block_by_block_it_is_that_of_the_loaded_one(saved, held_as):
+@pytest.mark.parametrize("kind", storage.KINDS)
+def test_read_from_its_file_block_by_block_it_is_that_of_the_loaded_one(saved, kind):
   file = families.open_backbone(saved)
-  found = fold.fold(file.module, held_as=held_as, read=file.read)
+  found = fold.fold(file.module, storage=kind, read=file.read)
   file.check()
-  wanted = fold.fold(file.load(), held_as=held_as)
+  wanted = fold.fold(file.load(), storage=kind)
   assert jax.tree.structure(found) == jax.tree.structure(wanted)
   for (path, leaf), (_, other) in zip(
     *map(jax.tree_util.tree_leaves_with_path, (found, wanted)), strict=True
@@ -193,7 +196,7 @@ def test_large_windows_attend_in_groups_of_heads(monkeypatch):
 
 def test_large_windows_put_no_large_constants_into_the_program():
   backbone = nnx.eval_shape(lambda: families.build_backbone("swinv2_nano", window_size=16, rngs=nnx.Rngs(0)))
-  graphdef, state = nnx.split(fold.shapes(backbone))
+  graphdef, state = nnx.split(storage.shapes(backbone))
   images = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
   lowered = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images)).lower(state, images)
   # Regions of 64 windows of 256 cells are 131,000 digits; which pairs are in one region, 8,400,000.

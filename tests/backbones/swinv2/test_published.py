@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from frozen_vision.backbones import families
+from frozen_vision.backbones import published as published_weights
 from frozen_vision.backbones.swinv2 import checkpoint_windows
 from frozen_vision.backbones.swinv2 import checkpoints as convert
-from frozen_vision.backbones.swinv2 import model as swinv2
+from frozen_vision.backbones.swinv2 import config as swinv2_config
 from frozen_vision.backbones.swinv2 import published as named_weights
 from frozen_vision.freezing import partition
 from frozen_vision.tasks import common
@@ -29,7 +30,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def published(tmp_path, monkeypatch):
   """A small public checkpoint under a name of the table, at a `file:` address."""
-  row = swinv2.VARIANTS["swinv2_nano"]
+  row = swinv2_config.VARIANTS["swinv2_nano"]
   rng = np.random.default_rng(0)
   state = {
     key: rng.standard_normal(value.shape).astype(np.float32) * 0.1
@@ -38,7 +39,7 @@ def published(tmp_path, monkeypatch):
   folder = tmp_path / "published"
   folder.mkdir()
   path = pth_file.write(folder / "swinv2_tiny_patch4_window8_256.pth", {"model": sources.microsoft(state)})
-  entry = named_weights.NamedWeights(
+  entry = published_weights.NamedWeights(
     "swinv2_nano", path.as_uri(), sum(value.size for value in state.values())
   )
   monkeypatch.setitem(named_weights.TABLE, _NAME, entry)
@@ -48,16 +49,16 @@ def published(tmp_path, monkeypatch):
 def test_the_table():
   sizes = {"swinv2_t": 28_347_154, "swinv2_s": 49_728_418, "swinv2_b": 87_918_816, "swinv2_l": 196_739_932}
   for name, entry in named_weights.TABLE.items():
-    row = swinv2.VARIANTS[entry.variant]
+    row = swinv2_config.VARIANTS[entry.variant]
     classes = 21841 if name.endswith("_22k") else 1000
     more = (classes - 1000) * (8 * row.embed_dim + 1)
     assert entry.parameters == sizes[entry.variant] + more, name
     assert entry.file == name.replace("_window", "_patch4_window") + ".pth"
     assert entry.url.startswith("https://") and entry.licence
-    found = checkpoint_windows.of_surroundings(named_weights.cache_folder() / entry.file, 4)
+    found = checkpoint_windows.of_surroundings(published_weights.cache_folder() / entry.file, 4)
     assert found is not None and max(found[0]) in (8, 12, 16, 24)
   large = named_weights.TABLE["swinv2_large_window12to24_192to384_22kto1k_ft"]
-  assert checkpoint_windows.of_surroundings(named_weights.cache_folder() / large.file, 4) == (
+  assert checkpoint_windows.of_surroundings(published_weights.cache_folder() / large.file, 4) == (
     (24, 24, 24, 12),
     (12, 12, 12, 6),
   )
@@ -80,7 +81,7 @@ def test_fetched_once_and_loaded(cache, published):
 
 
 def test_files_in_the_cache_that_are_others(cache, published, monkeypatch):
-  path = named_weights.local_path(_NAME)
+  path = named_weights.TABLE[_NAME].local_path()
   assert path.parent == cache
   entry = dataclasses.replace(named_weights.TABLE[_NAME], sha256="0" * 64)
   monkeypatch.setitem(named_weights.TABLE, _NAME, entry)

@@ -1,0 +1,64 @@
+"""Public weights by name: where they are published, and where they lie once fetched."""
+
+import dataclasses
+import os
+import pathlib
+
+from frozen_vision.files import download
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedWeights:
+  """One public file.
+
+  Attributes:
+    variant: the row of the family's table.
+    url: where its authors publish it.
+    parameters: of the network with its classifier; in float32, so the file has at least four times as many
+      bytes.
+    licence: of the repository that publishes it.
+    sha256: of the file; None where it is not known.
+  """
+
+  variant: str
+  url: str
+  parameters: int
+  licence: str = "MIT"
+  sha256: str | None = None
+
+  @property
+  def file(self) -> str:
+    """The name as published; SwinV2's tells the windows (`backbones.swinv2.checkpoint_windows`)."""
+    return self.url.rsplit("/", 1)[-1]
+
+  @property
+  def least_bytes(self) -> int:
+    return 4 * self.parameters
+
+  def local_path(self) -> pathlib.Path:
+    """The file of these weights, fetched if it is not in the cache folder yet.
+
+    Raises:
+      ValueError: a file that is not the published one.
+      ConnectionError: it is not there and cannot be fetched; says what to put where.
+    """
+    path = cache_folder() / self.file
+    if not path.is_file():
+      return download.fetch(self.url, path, sha256=self.sha256, least_bytes=self.least_bytes)
+    # It may have been put there by hand.
+    size = path.stat().st_size
+    found = download.file_sha256(path) if self.sha256 else None
+    if size < self.least_bytes or found != self.sha256:
+      small = size < self.least_bytes
+      wanted = f"at least {self.least_bytes:,} bytes" if small else f"the SHA-256 {self.sha256}"
+      hashed = f" with the SHA-256 {found}" if found else ""
+      raise ValueError(
+        f"{path} has {size:,} bytes{hashed}, but {self.url} has {wanted}. Remove the file to have it "
+        "fetched again."
+      )
+    return path
+
+
+def cache_folder() -> pathlib.Path:
+  """$FROZEN_VISION_CACHE, or ~/.cache/frozen_vision."""
+  return pathlib.Path(os.environ.get("FROZEN_VISION_CACHE") or "~/.cache/frozen_vision").expanduser()

@@ -1,0 +1,1 @@
+"""Layers that several backbones, necks and heads are built of."""

@@ -1,0 +1,41 @@
+"""Linear layers, GELU and the two-layer MLP of transformers."""
+
+import math
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def linear(inputs: int, outputs: int, *, use_bias: bool = True, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
+  """A linear layer initialised as transformers are: a truncated normal of 0.02."""
+  return nnx.Linear(
+    inputs,
+    outputs,
+    use_bias=use_bias,
+    dtype=dtype,
+    rngs=rngs,
+    kernel_init=nnx.initializers.truncated_normal(0.02),
+  )
+
+
+class Mlp(nnx.Module):
+  """Linear, GELU, linear."""
+
+  def __init__(self, channels: int, hidden: int, *, dtype: Any, rngs: nnx.Rngs):
+    self.fc1 = linear(channels, hidden, dtype=dtype, rngs=rngs)
+    self.fc2 = linear(hidden, channels, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    return self.fc2(gelu(self.fc1(x)))
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  """x times the normal distribution's cumulative, exact, by erf as in PyTorch and in float32 as there.
+
+  `jax.nn.gelu` takes erfc, which costs an exponential more for every number.
+  """
+  y = x.astype(jnp.float32)
+  return (y * (0.5 + 0.5 * jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
