@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import difflib
 import json
 import os
 import pathlib
@@ -247,10 +248,12 @@ def _find(source: str | os.PathLike, name: str | None) -> tuple[pathlib.Path, st
   if not path.is_file():
     shipped = sorted(p.stem for p in _SHIPPED.glob("*.safetensors"))
     what = "is a directory" if path.is_dir() else "does not exist"
+    close = difflib.get_close_matches(text, [*shipped, *public], n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
     raise FileNotFoundError(
       f"Backbone weights {text!r}: {path} {what}. Give a .safetensors file that "
       f"frozen_vision.save_backbone wrote, a public checkpoint (.safetensors, .pth) of {_titles()}, or the "
-      f"name of shipped weights: {shipped}, or of published ones: {sorted(public)}."
+      f"name of shipped weights: {shipped}, or of published ones: {sorted(public)}.{hint}"
     )
   return path, name
 

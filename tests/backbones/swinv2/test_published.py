@@ -103,5 +103,5 @@ def test_without_a_network(cache, published):
     families.load_backbone(_NAME)
   with pytest.raises(FileNotFoundError, match="or of published ones: .*swinv2_base_window12_192_22k"):
     families.load_backbone("swinv2_base_window12_192_23k")
-  with pytest.raises(ValueError, match="Did you mean 'swinv2_base_window12_192_22k'"):
-    named_weights.local_path("swinv2_base_window12_192_21k")
+  with pytest.raises(FileNotFoundError, match="Did you mean 'swinv2_base_window12_192_22k'"):
+    families.load_backbone("swinv2_base_window12_192_21k")
