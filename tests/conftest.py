@@ -7,12 +7,12 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 import jaxtyping
 import pytest
 
-from tests import skips
+from tests import skips, type_check
 
-# Every call of a function of the package checks its arguments, shapes of arrays included. Child processes are
-# not checked, since the hook stays in this one. FROZEN_VISION_TEST_TYPES=0 leaves it out, as a profile wants.
+# Every call of a function of the package checks its arguments and its result, shapes of arrays included.
+# Child processes run without the checks. FROZEN_VISION_TEST_TYPES is 1 with them and 0 without.
 if os.environ.get("FROZEN_VISION_TEST_TYPES", "0") != "0":
-  jaxtyping.install_import_hook("frozen_vision", "beartype.beartype")
+  jaxtyping.install_import_hook("frozen_vision", f"{type_check.__name__}.check")
 
 
 # Compiling dominates the time of runs at toy size: half of it is LLVM's optimisation, which toy sizes do not
@@ -41,6 +41,15 @@ def quick_compilation(cache_folder):
   for name, value in before.items():
     jax.config.update(name, value)
   jax_cache.reset_cache()
+
+
+@pytest.fixture
+def without_type_checks():
+  """Calls reach the package's own checks of its arguments, as they do outside of tests."""
+  before = jaxtyping.config.jaxtyping_disable
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture

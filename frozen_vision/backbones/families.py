@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import pathlib
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ normalise = base.normalise
 _SHIPPED = pathlib.Path(__file__).resolve().parent / "weights"
 
 
+@runtime_checkable
 class Checkpoint(Protocol):
   """A public checkpoint, mapped onto our variables and not read yet."""
 

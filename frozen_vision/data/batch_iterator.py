@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 import time
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable, Self
 import weakref
 
 import numpy as np
@@ -13,6 +13,7 @@ TrainTransform = Callable[[Any, np.random.Generator], Batch]
 EvalTransform = Callable[[Any], Batch]
 
 
+@runtime_checkable
 class Source(Protocol):
   """Records by position. With `num_workers > 0` it must pickle."""
 

@@ -19,7 +19,7 @@ from absl import flags
 import grain.python as grain
 import numpy as np
 
-from frozen_vision.data.batch_iterator import Batch, BatchIterator, EvalTransform, Source, TrainTransform
+from frozen_vision.data.batch_iterator import BatchIterator, EvalTransform, Source, TrainTransform
 
 # How often a worker looks whether its parent still lives, besides watching the parent's pipe.
 _PARENT_CHECK_SECONDS = 2.0
@@ -47,7 +47,7 @@ class _Read:
 class _ApplyTrain:
   transform: TrainTransform
 
-  def __call__(self, indexed: tuple[int, Any], rng: np.random.Generator) -> Batch:
+  def __call__(self, indexed: tuple[int, Any], rng: np.random.Generator) -> dict[str, Any]:
     index, record = indexed
     try:
       example = dict(self.transform(record, rng))
@@ -63,7 +63,7 @@ class _ApplyEval:
   transform: EvalTransform
   num_examples: int
 
-  def __call__(self, indexed: tuple[int, Any]) -> Batch:
+  def __call__(self, indexed: tuple[int, Any]) -> dict[str, Any]:
     index, record = indexed
     try:
       example = dict(self.transform(record))

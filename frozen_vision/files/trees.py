@@ -5,7 +5,6 @@ import hashlib
 from typing import Any
 
 from flax import nnx
-import jax
 import numpy as np
 
 
@@ -14,7 +13,7 @@ def path_string(path: Sequence[Any]) -> str:
   return "/".join(map(str, path))
 
 
-def flatten(state: nnx.State) -> dict[str, jax.Array]:
+def flatten(state: nnx.State) -> dict[str, Any]:
   """{path: array, or its shape in an abstract state} of every leaf of a state."""
   return {path_string(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 

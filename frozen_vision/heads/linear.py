@@ -6,6 +6,7 @@ import dataclasses
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from frozen_vision.backbones.base import FeatureSpec
@@ -44,7 +45,7 @@ class LinearHead(nnx.Module):
     feature_specs: Sequence[FeatureSpec],
     config: LinearConfig,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     """Builds the head.
@@ -77,7 +78,7 @@ class LinearHead(nnx.Module):
       ]
     )
 
-  def __call__(self, features: Sequence[Float[Array, "b h w c"]]) -> Float[Array, "b h w k"]:
+  def __call__(self, features: Sequence[Float[Array, "b _h _w _c"]]) -> Float[Array, "b h w k"]:
     """Feature levels, fine to coarse -> float32 logits at `stride`."""
     features = [features[level] for level in self.levels]
     finest = features[0].shape[1:3]
@@ -90,7 +91,7 @@ class LinearHead(nnx.Module):
     return sum(logits)
 
   def losses(
-    self, features: Sequence[Float[Array, "b h w c"]], batch: Mapping[str, jax.Array], rng: jax.Array
+    self, features: Sequence[Float[Array, "b _h _w _c"]], batch: Mapping[str, jax.Array], rng: jax.Array
   ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """({"loss_ce"}, {"pixel_accuracy"}) of `batch["labels"]`; `rng` is not used."""
     del rng
@@ -98,7 +99,7 @@ class LinearHead(nnx.Module):
     return {"loss_ce": loss}, {"pixel_accuracy": accuracy}
 
   def predict_semantic(
-    self, features: Sequence[Float[Array, "b h w c"]], size: tuple[int, int]
+    self, features: Sequence[Float[Array, "b _h _w _c"]], size: tuple[int, int]
   ) -> Float[Array, "b y x k"]:
     """Class probabilities of every pixel of the padded input of `size` (height, width)."""
     return pixel_classification.probabilities(self(features), size, stride=self.stride)

@@ -12,6 +12,7 @@ import math
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from frozen_vision.backbones.base import FeatureSpec
@@ -54,7 +55,7 @@ class ConvNorm(nnx.Module):
   """Convolution without bias, group norm, ReLU."""
 
   def __init__(
-    self, channels_in: int, channels_out: int, kernel: int, *, groups: int, dtype: jnp.dtype, rngs: nnx.Rngs
+    self, channels_in: int, channels_out: int, kernel: int, *, groups: int, dtype: DTypeLike, rngs: nnx.Rngs
   ):
     self.conv = nnx.Conv(
       channels_in,
@@ -81,7 +82,7 @@ class UPerNet(nnx.Module):
     feature_specs: Sequence[FeatureSpec],
     config: UPerNetConfig,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     """Builds the head.
@@ -120,7 +121,7 @@ class UPerNet(nnx.Module):
       self.auxiliary_classifier = classifier(config.auxiliary_channels)
 
   def __call__(
-    self, features: Sequence[Float[Array, "b h w c"]], *, rng: jax.Array | None = None
+    self, features: Sequence[Float[Array, "b _h _w _c"]], *, rng: jax.Array | None = None
   ) -> Float[Array, "b h w k"]:
     """Feature levels, fine to coarse -> float32 logits at the finest level's stride.
 
@@ -138,7 +139,7 @@ class UPerNet(nnx.Module):
     return self.classifier(self._drop(x, rng)).astype(jnp.float32)
 
   def auxiliary_logits(
-    self, features: Sequence[Float[Array, "b h w c"]], *, rng: jax.Array | None = None
+    self, features: Sequence[Float[Array, "b _h _w _c"]], *, rng: jax.Array | None = None
   ) -> Float[Array, "b h w k"]:
     """Logits of the auxiliary head at its level's stride, float32."""
     x = self.auxiliary(self._normed(features)[self.config.auxiliary_level])
@@ -167,7 +168,7 @@ class UPerNet(nnx.Module):
     return jnp.where(kept, x / (1 - rate), 0)
 
   def losses(
-    self, features: Sequence[Float[Array, "b h w c"]], batch: Mapping[str, jax.Array], rng: jax.Array
+    self, features: Sequence[Float[Array, "b _h _w _c"]], batch: Mapping[str, jax.Array], rng: jax.Array
   ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """({"loss_ce" and "loss_auxiliary"}, {"pixel_accuracy"}) of `batch["labels"]`."""
     rng, auxiliary_rng = jax.random.split(rng)
@@ -185,7 +186,7 @@ class UPerNet(nnx.Module):
     return losses, {"pixel_accuracy": accuracy}
 
   def predict_semantic(
-    self, features: Sequence[Float[Array, "b h w c"]], size: tuple[int, int]
+    self, features: Sequence[Float[Array, "b _h _w _c"]], size: tuple[int, int]
   ) -> Float[Array, "b y x k"]:
     """Class probabilities of every pixel of the padded input of `size` (height, width)."""
     return pixel_classification.probabilities(self(features), size, stride=self.strides[0])

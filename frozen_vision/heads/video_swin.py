@@ -22,7 +22,7 @@ from frozen_vision.layers.mlp import gelu, linear, Mlp
 from frozen_vision.layers.norms import LayerNorm
 from frozen_vision.ops import self_similarity
 
-Features = tuple[Float[Array, "b t hl wl cl"], ...]
+Features = tuple[Float[Array, "b t _h _w _c"], ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import faster_coco_eval
 from faster_coco_eval.core import faster_eval_api
-from jaxtyping import Float
+from jaxtyping import Float, Num
 import numpy as np
 from pycocotools import mask as mask_utils
 
@@ -31,7 +31,7 @@ KEYS: dict[IouType, str] = {"bbox": "bbox", "segm": "segmentation"}
 
 def encode_mask(
   prob: Float[np.ndarray, "m m"],
-  box: Float[np.ndarray, "4"],
+  box: Num[np.ndarray, "4"],
   height: int,
   width: int,
   threshold: float = 0.5,

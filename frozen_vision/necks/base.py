@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.necks.extra_attention import ExtraAttention
+from frozen_vision.ops.arrays import Array
 
 
 class Neck(nnx.Module):
@@ -27,7 +29,7 @@ class Neck(nnx.Module):
     *,
     input_norm: bool,
     attention_heads: int,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
     """Builds the input stage.
@@ -49,7 +51,7 @@ class Neck(nnx.Module):
       ExtraAttention(last, attention_heads, dtype=dtype, rngs=rngs) if attention_heads else None
     )
 
-  def inputs(self, features: Sequence[Float[Array, "b h w c"]]) -> list[jax.Array]:
+  def inputs(self, features: Sequence[Float[Array, "b _h _w _c"]]) -> list[jax.Array]:
     """The levels in `dtype`, after norms and attention.
 
     Raises:

@@ -12,21 +12,23 @@ from typing import Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.necks.base import Neck
 from frozen_vision.necks.fpn import resize_nearest
+from frozen_vision.ops.arrays import Array
 
 _XAVIER = nnx.initializers.xavier_uniform()
 _FUSION_EPSILON = 1e-4  # keeps the weights finite where all are <= 0
 _GROUPS = 32
 
 Norm = Literal["group", "none"]
-Map = Float[Array, "b h w c"]
+Map = Float[Array, "b _h _w _c"]
 
 
-def _norm(channels: int, norm: Norm, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.GroupNorm | None:
+def _norm(channels: int, norm: Norm, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm | None:
   if norm == "none":
     return None
   return nnx.GroupNorm(
@@ -42,7 +44,7 @@ def max_pool(x: Map) -> Float[Array, "b y x c"]:
 class Lateral(nnx.Module):
   """1x1 convolution to the pyramid's channels, and a norm."""
 
-  def __init__(self, channels_in: int, channels: int, norm: Norm, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, channels_in: int, channels: int, norm: Norm, *, dtype: DTypeLike, rngs: nnx.Rngs):
     self.conv = nnx.Linear(
       channels_in,
       channels,
@@ -71,7 +73,7 @@ class Fusion(nnx.Module):
     *,
     separable: bool,
     norm: Norm,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
     self.dtype = dtype
@@ -114,7 +116,7 @@ class BiFPNBlock(nnx.Module):
     *,
     separable: bool,
     norm: Norm,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
     def fusion(inputs):
@@ -159,7 +161,7 @@ class BiFPN(Neck):
     norm: Norm = "group",
     input_norm: bool = True,
     attention_heads: int = 0,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     """Builds the neck.
@@ -216,7 +218,7 @@ class BiFPN(Neck):
       ]
     )
 
-  def __call__(self, features: Sequence[Map]) -> tuple[Float[Array, "b y x d"], ...]:
+  def __call__(self, features: Sequence[Map]) -> tuple[Float[Array, "b _h _w d"], ...]:
     """Backbone levels, fine to coarse -> `num_levels` pyramid levels in `dtype`.
 
     Raises:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from flax import nnx
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.necks import bifpn, fpn
@@ -20,7 +21,7 @@ def build_neck(
   norm: bifpn.Norm = "group",
   input_norm: bool = True,
   attention_heads: int = 0,
-  dtype: jnp.dtype = jnp.float32,
+  dtype: DTypeLike = jnp.float32,
   rngs: nnx.Rngs,
 ) -> fpn.FPN | bifpn.BiFPN:
   """A pyramid on the levels of a backbone.

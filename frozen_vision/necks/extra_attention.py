@@ -3,7 +3,10 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from frozen_vision.ops.arrays import Array
 
 _INIT = nnx.initializers.truncated_normal(0.02)
 
@@ -22,7 +25,7 @@ class ExtraAttention(nnx.Module):
     num_heads: int,
     *,
     mlp_ratio: int = 4,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     """Builds the block.

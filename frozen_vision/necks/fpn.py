@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Float
 import numpy as np
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.necks.base import Neck
+from frozen_vision.ops.arrays import Array
 
 _XAVIER = nnx.initializers.xavier_uniform()
 
@@ -46,7 +48,7 @@ class FPN(Neck):
     num_levels: int = 5,
     input_norm: bool = True,
     attention_heads: int = 0,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     """Builds the neck.
@@ -85,7 +87,7 @@ class FPN(Neck):
       ]
     )
 
-  def __call__(self, features: Sequence[Float[Array, "b h w c"]]) -> tuple[Float[Array, "b y x d"], ...]:
+  def __call__(self, features: Sequence[Float[Array, "b _h _w _c"]]) -> tuple[Float[Array, "b _h _w d"], ...]:
     """Backbone levels, fine to coarse -> `num_levels` pyramid levels in `dtype`.
 
     Map sizes are free: a coarser map is resized to the next finer one, whatever their ratio.

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 import numpy as np
+
+from frozen_vision.ops.arrays import Array
 
 
 def grid_anchors(
@@ -13,7 +15,7 @@ def grid_anchors(
   stride: int,
   scales: Sequence[float] = (8,),
   ratios: Sequence[float] = (0.5, 1, 2),
-) -> Float[Array, "height*width*anchors 4"]:
+) -> Float[Array, "n 4"]:
   """All anchors of one pyramid level.
 
   An anchor of scale s and ratio r (height / width) has the area of (stride * s)^2 and is centred at
@@ -27,9 +29,9 @@ def grid_anchors(
     ratios: height over width.
 
   Returns:
-    float32 xyxy in input pixels. Order: row, column, ratio, scale (slowest to fastest), the order of
-    a [height, width, anchors] map of predictions. Computed where it is used: as constants, those of
-    large images would be tens of megabytes of program.
+    float32 xyxy in input pixels, n = height * width * anchors per cell. Order: row, column, ratio, scale
+    (slowest to fastest), the order of a [height, width, anchors] map of predictions. Computed where it is
+    used: as constants, those of large images would be tens of megabytes of program.
   """
   root = np.sqrt(np.asarray(ratios, np.float32))[:, None]
   sides = np.float32(stride) * np.asarray(scales, np.float32)[None, :]
@@ -46,7 +48,7 @@ def grid_anchors(
 
 
 def inside_flags(
-  anchors: Float[Array, "n 4"],
+  anchors: Num[Array, "n 4"],
   image_size: Int[Array, "*batch 2"],
   allowed_border: float,
 ) -> Bool[Array, "*batch n"]:

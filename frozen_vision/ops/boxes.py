@@ -4,10 +4,13 @@ Boxes are `xyxy` in continuous input pixels: a box that covers exactly one pixel
 "+1" convention anywhere). All results are float32.
 """
 
+from collections.abc import Sequence
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
+
+from frozen_vision.ops.arrays import Array
 
 # Floor of widths and heights where a division or logarithm needs one. Coordinates near 1000 have a
 # float32 spacing of 6e-5, so a box this narrow carries no information.
@@ -58,7 +61,7 @@ def is_valid_size(boxes: Float[Array, "*shape 4"], smallest_side: float = 0.0) -
 def encode_deltas(
   rois: Float[Array, "*shape 4"],
   targets: Float[Array, "*shape 4"],
-  stds: tuple[float, float, float, float],
+  stds: Sequence[float],
 ) -> Float[Array, "*shape 4"]:
   """What a regressor must predict to move `rois` onto `targets`: (dx, dy, dw, dh) / stds.
 
@@ -76,18 +79,18 @@ def encode_deltas(
 
 
 def decode_deltas(
-  rois: Float[Array, "*shape 4"],
-  deltas: Float[Array, "*shape 4"],
-  stds: tuple[float, float, float, float],
+  rois: Float[Array, "*#shape 4"],
+  deltas: Float[Array, "*#shape 4"],
+  stds: Sequence[float],
   image_size: Int[Array, "*leading 2"] | None = None,
   max_ratio: float = 16 / 1000,
-) -> Float[Array, "*shape 4"]:
+) -> Float[Array, "*#shape 4"]:
   """Inverse of `encode_deltas`, as mmdet 3.x `DeltaXYWHBBoxCoder` with zero means.
 
   Args:
     rois: xyxy in pixels.
     deltas: predictions in units of `stds`; leading axes broadcast against `rois`.
-    stds: standard deviations the deltas were divided by.
+    stds: standard deviations the deltas were divided by, four of them.
     image_size: (height, width) to clip to, as in `clip`; None leaves boxes unclipped.
     max_ratio: |dw| and |dh| are limited to |log(max_ratio)|, so that the exponential stays finite.
   """

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 import numpy as np
+
+from frozen_vision.ops.arrays import Array
 
 
 def deformable_attention(

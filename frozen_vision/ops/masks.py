@@ -4,10 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 import numpy as np
 
 from frozen_vision.ops import roi_align as roi_ops
+from frozen_vision.ops.arrays import Array
 
 _TILE = 64  # pixels per side of a tile of a bitmap; whole bytes
 
@@ -115,7 +116,7 @@ def _read_bytes(rows_of_bytes: Array, rows: Array, first: Array) -> Array:
 
 def paste_mask(
   probabilities: Float[np.ndarray, "s s"],
-  box: Float[np.ndarray, "4"],
+  box: Num[np.ndarray, "4"],
   height: int,
   width: int,
   threshold: float = 0.5,

@@ -1,7 +1,9 @@
 """Mirroring the content of padded images."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Num
+from jaxtyping import Int, Num
+
+from frozen_vision.ops.arrays import Array
 
 
 def mirror(images: Num[Array, "b h w c"], image_size: Int[Array, "b 2"]) -> Num[Array, "b h w c"]:

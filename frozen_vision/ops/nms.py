@@ -7,9 +7,10 @@ before it overlaps it with IoU > threshold, strictly, as torchvision and mmcv do
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from frozen_vision.ops import boxes as box_ops
+from frozen_vision.ops.arrays import Array
 
 
 def nms(boxes: Float[Array, "n 4"], scores: Float[Array, " n"], threshold: float) -> Bool[Array, " n"]:

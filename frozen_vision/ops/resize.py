@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 import numpy as np
+
+from frozen_vision.ops.arrays import Array
 
 
 def upsample(x: Float[Array, "b h w c"], factor: int, size: tuple[int, int]) -> Float[Array, "b y x c"]:

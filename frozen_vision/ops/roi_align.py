@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 import numpy as np
 
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import select
+from frozen_vision.ops.arrays import Array
 
 _TILE = 16  # cells per side of a tile of features
 

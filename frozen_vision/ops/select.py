@@ -6,7 +6,9 @@ one takes the TPU compiler 16 to 40 seconds whatever its length, and `lax.top_k`
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
+
+from frozen_vision.ops.arrays import Array
 
 # Of floats that are not negative, the bits are ordered as the numbers.
 _MAX_BITS = 0x7FFFFFFF

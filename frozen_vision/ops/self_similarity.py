@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 import numpy as np
+
+from frozen_vision.ops.arrays import Array
 
 
 def to_later_frames(

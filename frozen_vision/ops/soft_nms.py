@@ -9,9 +9,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frozen_vision.ops import boxes as box_ops
+from frozen_vision.ops.arrays import Array
 
 
 def _weight(

@@ -88,7 +88,7 @@ class RunLog:
       events.write_scalars(int(step), numbers)
       events.flush()
 
-  def images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> None:
+  def images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "_h _w 3"]]) -> None:
     """Writes `pictures/<step>_<name>.png`, RGB; a slash in a name becomes `_`.
 
     Raises:

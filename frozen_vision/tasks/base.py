@@ -1,7 +1,7 @@
 """What a task owes the loops."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -16,6 +16,7 @@ Scalars = dict[str, jax.Array]
 Classes = Sequence[dict[str, Any]]
 
 
+@runtime_checkable
 class Evaluator(Protocol):
   """Collects predictions; the same object serves training, the command line and the tests."""
 
@@ -29,6 +30,7 @@ def named_classes(names: Iterable[str]) -> Classes:
   return tuple({"id": index, "name": name} for index, name in enumerate(names))
 
 
+@runtime_checkable
 class Task(Protocol):
   """One kind of training: its model, its data, its loss, and how it is judged.
 

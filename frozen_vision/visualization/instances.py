@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -28,7 +28,7 @@ class Instances:
     masks: full-image masks, or None for boxes only.
   """
 
-  boxes: Float[np.ndarray, "n 4"]
+  boxes: Num[np.ndarray, "n 4"]
   labels: Int[np.ndarray, "n"]
   scores: Float[np.ndarray, "n"] | None = None
   masks: Bool[np.ndarray, "n h w"] | None = None
@@ -104,7 +104,7 @@ def get_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def draw_detections(
   image: UInt8[np.ndarray, "h w 3"],
-  boxes: Float[np.ndarray, "n 4"],
+  boxes: Num[np.ndarray, "n 4"],
   labels: Int[np.ndarray, "n"],
   scores: Float[np.ndarray, "n"] | None = None,
   masks: Bool[np.ndarray, "n h w"] | None = None,

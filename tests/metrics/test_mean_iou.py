@@ -125,6 +125,7 @@ def test_unlabelled_images_are_written_and_not_counted(tmp_path, caplog):
   assert "Only 1 of 3 images" in caplog.text and "No labelled pixel" in caplog.text
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_what_does_not_fit_is_named():
   truth, predicted = make_images(2)
   evaluator = make_evaluator(truth)

@@ -216,6 +216,7 @@ def test_build_neck():
     make("nasfpn")
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_errors_name_what_was_found():
   def build_(**options):
     return bifpn.BiFPN(SPECS, **(dict(rngs=nnx.Rngs(0)) | options))

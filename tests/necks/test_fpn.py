@@ -42,6 +42,7 @@ def test_bfloat16_keeps_float32_parameters():
   assert {x.dtype for x in outputs} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_errors_name_what_was_found():
   with pytest.raises(ValueError, match="num_levels=2 outputs for 3 backbone levels"):
     fpn.FPN(SPECS, 4, num_levels=2, rngs=nnx.Rngs(0))

@@ -44,8 +44,12 @@ def test_clip_matches_each_image_to_its_size():
   np.testing.assert_array_equal(box_ops.clip(boxes, sizes), expected)
   np.testing.assert_array_equal(box_ops.clip(boxes[:, None], sizes), np.asarray(expected)[:, None])
   np.testing.assert_array_equal(box_ops.clip(boxes[0, 0], sizes[0]), expected[0][0])
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_sizes_that_do_not_fit():
   with pytest.raises(ValueError, match="height, width"):
-    box_ops.clip(boxes, sizes[0, :1])
+    box_ops.clip(np.zeros((2, 1, 4), np.float32), np.array([20], np.int32))
 
 
 def test_encode_is_hand_computed_and_decode_inverts_it():

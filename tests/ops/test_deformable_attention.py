@@ -67,6 +67,7 @@ def test_half_precision_values_are_summed_in_float32(quick_compilation):
   )
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_arrays_that_do_not_fit():
   values, locations, weights = inputs(0)
   with pytest.raises(ValueError, match=r"values of shape \(2, 176, 3, 5\).*expected \[b, 177, heads, d\]"):

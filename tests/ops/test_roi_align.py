@@ -123,6 +123,7 @@ def test_broken_roi_stays_alone():
   np.testing.assert_allclose(found[0, 0], 1.0)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
   "features, rois, strides, levels, message",
   [

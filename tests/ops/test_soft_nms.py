@@ -138,6 +138,7 @@ def test_under_vmap():
       np.testing.assert_allclose(together[name][i], alone[name], rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_errors_name_what_was_found():
   boxes, scores = _random(np.random.default_rng(0), 4, 1, 3)
   with pytest.raises(ValueError, match="'cubic'; known: linear, gaussian"):

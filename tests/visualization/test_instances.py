@@ -83,6 +83,7 @@ def test_comparison_sheet(n, tmp_path):
     instances.draw_comparisons([])
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_wrong_shapes_are_named():
   image, it = scene()
   with pytest.raises(ValueError, match=r"float64 \(128, 128, 3\); expected uint8"):

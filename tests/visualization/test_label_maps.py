@@ -25,6 +25,11 @@ def test_colours_are_where_their_class_is():
     np.testing.assert_allclose(drawn[place], example.image[place] * 0.38 + colour * 0.62, atol=1)
   enlarged = label_maps.draw_label_map(example.image, example.truth, (360, 240))
   assert enlarged.shape == (240, 360, 3)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_a_label_map_of_another_size():
+  example = make()
   with pytest.raises(ValueError, match=r"label map \(60, 89\)"):
     label_maps.draw_label_map(example.image, example.truth[:, 1:])
 

@@ -199,7 +199,7 @@ class SwinV2(base.Backbone):
 
   def __call__(
     self, images: Float[Array, "b h w 3"], *, rng: Array | None = None
-  ) -> tuple[Float[Array, "b hs ws cs"], ...]:
+  ) -> tuple[Float[Array, "b _h _w _c"], ...]:
     """Features of every stage.
 
     Args:

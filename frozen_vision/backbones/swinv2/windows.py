@@ -132,7 +132,7 @@ def _unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
 
 
 def cosine_attention(
-  qkv: Float[Array, "b h w 3c"],
+  qkv: Float[Array, "b h w qkv"],
   window: tuple[int, int],
   scale: Float[Array, "heads"],
   bias: Float[Array, "heads n n"] | Float[Array, "heads y x"],

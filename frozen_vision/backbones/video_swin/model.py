@@ -212,7 +212,7 @@ class VideoSwin(nnx.Module):
 
   def __call__(
     self, clips: Float[Array, "b t h w 3"], *, rng: Array | None = None
-  ) -> tuple[Float[Array, "b t2 hs ws cs"], ...]:
+  ) -> tuple[Float[Array, "b _t _h _w _c"], ...]:
     """Features of every stage.
 
     Args:

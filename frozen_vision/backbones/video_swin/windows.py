@@ -78,7 +78,7 @@ def _join(x: Array, size: Size, window: Size) -> Array:
 
 
 def attention(
-  qkv: Float[Array, "b windows n 3c"],
+  qkv: Float[Array, "b windows n qkv"],
   num_heads: int,
   bias: Float[Array, "heads n n"],
   regions: Int[np.ndarray, "windows n"] | None,

@@ -30,7 +30,7 @@ def load_coco(
   annotation_file: str | os.PathLike[str],
   image_dir: str | os.PathLike[str],
   *,
-  image_ids: Collection[int] | None = None,
+  image_ids: Collection[int] | np.ndarray | None = None,
   drop_empty: bool = False,
   categories: Sequence[Mapping[str, Any]] | None = None,
   require_masks: bool = True,

@@ -45,7 +45,7 @@ class PreparedCoco(coco.InstanceSource):
     directory: str | os.PathLike[str],
     split: str,
     *,
-    image_ids: Collection[int] | None = None,
+    image_ids: Collection[int] | np.ndarray | None = None,
     drop_empty: bool = False,
   ):
     """Opens a split.

@@ -19,7 +19,7 @@ import dataclasses
 from typing import Any
 
 from absl import logging
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -89,8 +89,8 @@ class Geometry:
       window = np.asarray(window)
     return window[:, ::-1] if self.flip else window
 
-  def move_bitmaps(self, masks: Bool[np.ndarray, "n h w"]) -> Bool[np.ndarray, "n h2 w2"]:
-    """The window of bitmaps, each pixel from the source pixel that holds its centre."""
+  def move_bitmaps(self, masks: Shaped[np.ndarray, "n h w"]) -> Shaped[np.ndarray, "n h2 w2"]:
+    """The window of bitmaps or label maps, each pixel from the source pixel that holds its centre."""
     rows = _nearest(self.top, self.size[0], self.scale[0], self.source[0])
     columns = _nearest(self.left, self.size[1], self.scale[1], self.source[1])
     return masks[:, rows][:, :, columns[::-1] if self.flip else columns]

@@ -75,7 +75,7 @@ class Sampler:
   def _dense(self, start: int, length: int) -> Int[np.ndarray, "t"]:
     return (start + np.arange(self.frames) * self.stride) % length
 
-  def _segments(self, length: int) -> Int[np.ndarray, "t+1"]:
+  def _segments(self, length: int) -> Int[np.ndarray, "edges"]:
     return np.round(np.arange(self.frames + 1) * ((length - 1) / self.frames)).astype(np.int64)
 
 
@@ -159,7 +159,7 @@ class TrainTransform:
       short_side=self.short_side,
     )
 
-  def _augment(self, frames: Clip, rng: np.random.Generator) -> Clip:
+  def _augment(self, frames: Clip, rng: np.random.Generator) -> UInt8[np.ndarray, "t _h _w 3"]:
     # Every frame is augmented by a generator of its own that starts in the same state.
     seed = int(rng.random() * 2**53)
     flipped = rng.random() < self.flip

@@ -26,6 +26,8 @@ import numpy as np
 
 from frozen_vision.data import images
 
+Indices = Sequence[int] | Int[np.ndarray, "_"]
+
 SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .wmv .flv .3gp .ogv".split())
 # Containers that store when each frame is shown. Others store when it is decoded, which is another order.
 _STAMPED = frozenset("mov mp4 matroska webm".split())
@@ -65,7 +67,7 @@ class Frames(abc.ABC):
   def __len__(self) -> int: ...
 
   @abc.abstractmethod
-  def read(self, indices: Sequence[int], *, short_side: int | None = None) -> UInt8[np.ndarray, "n h w 3"]:
+  def read(self, indices: Indices, *, short_side: int | None = None) -> UInt8[np.ndarray, "n h w 3"]:
     """Frames by number, RGB, upright.
 
     Args:
@@ -77,7 +79,7 @@ class Frames(abc.ABC):
       VideoError: the file is damaged at or before one of these frames.
     """
 
-  def frames_at(self, seconds: Sequence[float]) -> Int[np.ndarray, "n"]:
+  def frames_at(self, seconds: Sequence[float] | np.ndarray) -> Int[np.ndarray, "n"]:
     """Numbers of the frames that are shown at these times; times outside give the first or last frame."""
     # A nanosecond of tolerance: n / rate must find frame n though neither is exact.
     begun = np.searchsorted(self.times, np.asarray(seconds) + 1e-9, side="right")
@@ -88,7 +90,7 @@ class Frames(abc.ABC):
     count = max(int(self.duration * rate + 1e-6), 1)
     return self.frames_at(np.arange(count) / rate)
 
-  def _numbers(self, indices: Sequence[int]) -> list[int]:
+  def _numbers(self, indices: Indices) -> list[int]:
     """Each number once, ascending; raises IndexError."""
     wanted = sorted({int(index) for index in indices})
     if not wanted or wanted[0] < 0 or wanted[-1] >= len(self):
@@ -189,7 +191,7 @@ class Video(Frames):
   def __len__(self) -> int:
     return len(self.times)
 
-  def read(self, indices: Sequence[int], *, short_side: int | None = None) -> UInt8[np.ndarray, "n h w 3"]:
+  def read(self, indices: Indices, *, short_side: int | None = None) -> UInt8[np.ndarray, "n h w 3"]:
     """See `Frames.read`."""
     wanted = self._numbers(indices)
     found = None
@@ -202,7 +204,7 @@ class Video(Frames):
       check_size(self.name, number, found[number], found[wanted[0]])
     return np.stack([found[int(index)] for index in indices])
 
-  def stream(self, indices: Sequence[int], *, short_side: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+  def stream(self, indices: Indices, *, short_side: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Frames of ascending numbers one after the other, so that memory holds one only; see `read`.
 
     The last frame of a file that ends early comes again as the same array. Nothing else may be read

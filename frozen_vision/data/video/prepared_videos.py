@@ -98,7 +98,7 @@ class PreparedVideo(decoding.Frames):
   def times(self) -> Float[np.ndarray, "frames"]:
     return np.frombuffer(self._shards[self._start]["times"], _TIMES)
 
-  def read(self, indices: Sequence[int], *, short_side: int | None = None) -> UInt8[np.ndarray, "n h w 3"]:
+  def read(self, indices: decoding.Indices, *, short_side: int | None = None) -> UInt8[np.ndarray, "n h w 3"]:
     """See `Frames.read`.
 
     Raises:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 import optax
 
@@ -25,7 +26,7 @@ class BoxOutput(NamedTuple):
 class BoxConv(nnx.Module):
   """3x3 convolution, a norm over each roi (or none), ReLU."""
 
-  def __init__(self, channels_in: int, channels_out: int, norm: str, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, channels_in: int, channels_out: int, norm: str, *, dtype: DTypeLike, rngs: nnx.Rngs):
     self.conv = nnx.Conv(
       channels_in,
       channels_out,
@@ -56,7 +57,7 @@ class BoxConv(nnx.Module):
 class BoxHead(nnx.Module):
   """Roi features -> class logits and deltas; knows the scale (`stds`) of its deltas."""
 
-  def __init__(self, channels: int, config: HTCConfig, stds: Quad, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, channels: int, config: HTCConfig, stds: Quad, *, dtype: DTypeLike, rngs: nnx.Rngs):
     self.stds = stds
     self.config = config
     convs = []

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import optax
 
@@ -25,7 +26,7 @@ from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import masks as mask_ops
 from frozen_vision.ops import roi_align as roi_ops
 
-Features = Sequence[Float[Array, "b h w c"]]
+Features = Sequence[Float[Array, "b _h _w _c"]]
 Scalars = dict[str, Float[Array, ""]]
 
 
@@ -41,7 +42,7 @@ class HTC(nnx.Module):
     feature_specs: Sequence[FeatureSpec],
     config: HTCConfig,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     """Builds the head.

@@ -14,7 +14,7 @@ def smooth_l1(difference: Float[Array, "*s"], beta: float) -> Float[Array, "*s"]
 
 
 def masked_mean(
-  values: Float[Array, "*s"], mask: Bool[Array, "*s"], count: jax.Array | None = None
+  values: Float[Array, "*s"] | Bool[Array, "*s"], mask: Bool[Array, "*s"], count: jax.Array | None = None
 ) -> Float[Array, ""]:
   """Sum of `values` where `mask`, over `count` (default: the size of `mask`); 0 without any."""
   total = jnp.where(mask, values, 0.0).sum()

@@ -3,6 +3,7 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from frozen_vision.heads.htc.config import HTCConfig
@@ -13,7 +14,7 @@ _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 class Deconv2x(nnx.Module):
   """Transposed convolution, kernel 2, stride 2, as a matrix product: its outputs never overlap."""
 
-  def __init__(self, channels_in: int, channels_out: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, channels_in: int, channels_out: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
     self.dtype = dtype
     self.kernel = nnx.Param(_KAIMING(rngs.params(), (2, 2, channels_in, channels_out), jnp.float32))
     self.bias = nnx.Param(jnp.zeros((channels_out,), jnp.float32))
@@ -31,7 +32,7 @@ class MaskHead(nnx.Module):
   With `flow`, the last features of the previous stage's mask head enter through a 1x1 convolution.
   """
 
-  def __init__(self, channels: int, config: HTCConfig, *, flow: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, channels: int, config: HTCConfig, *, flow: bool, dtype: DTypeLike, rngs: nnx.Rngs):
     width = config.mask_channels
     sizes = [channels] + [width] * config.mask_convs
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import optax
 
@@ -45,7 +46,7 @@ class RPN(nnx.Module):
     feature_specs: Sequence[FeatureSpec],
     config: HTCConfig,
     *,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
     self.strides = tuple(spec.stride for spec in feature_specs)
@@ -58,7 +59,7 @@ class RPN(nnx.Module):
     self.objectness = nnx.Linear(channels, anchors, dtype=dtype, kernel_init=_NORMAL, rngs=rngs)
     self.deltas = nnx.Linear(channels, 4 * anchors, dtype=dtype, kernel_init=_NORMAL, rngs=rngs)
 
-  def __call__(self, features: Sequence[Float[Array, "b h w c"]]) -> list[RPNOutput]:
+  def __call__(self, features: Sequence[Float[Array, "b _h _w c"]]) -> list[RPNOutput]:
     outputs = []
     for x in features:
       x = nnx.relu(self.conv(x))

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from flax import nnx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Integer
 import numpy as np
 import optax
 
@@ -41,7 +42,7 @@ class SemanticHead(nnx.Module):
     feature_specs: Sequence[FeatureSpec],
     config: HTCConfig,
     *,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
     self.config = config
@@ -65,7 +66,7 @@ class SemanticHead(nnx.Module):
     self.logits = linear(sizes[-1], config.semantic_classes)
 
   def __call__(
-    self, features: Sequence[Float[Array, "b h w c"]]
+    self, features: Sequence[Float[Array, "b _h _w c"]]
   ) -> tuple[Float[Array, "b y x k"], Float[Array, "b y x c"]]:
     """-> (logits, float32; embedding), both of the size of level `semantic_level`."""
     size = features[self.config.semantic_level].shape[1:3]
@@ -78,7 +79,7 @@ class SemanticHead(nnx.Module):
       x = nnx.relu(conv(x))
     return self.logits(x).astype(jnp.float32), nnx.relu(self.embedding(x))
 
-  def loss(self, logits: Float[Array, "b y x k"], labels: Int[Array, "b y x"]) -> Float[Array, ""]:
+  def loss(self, logits: Float[Array, "b y x k"], labels: Integer[Array, "b y x"]) -> Float[Array, ""]:
     """Weighted cross-entropy, the mean over all pixels, ignored ones (as zero) included, as in
     mmdet.
 

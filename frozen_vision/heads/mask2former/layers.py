@@ -3,6 +3,7 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 import numpy as np
 
@@ -14,7 +15,7 @@ XAVIER_FAN_IN = nnx.initializers.variance_scaling(1.0, "fan_in", "uniform")
 EPSILON = 1e-5  # of norms; PyTorch's default
 
 
-def default_linear(features_in: int, features_out: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+def default_linear(features_in: int, features_out: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
   """A Linear with PyTorch's default initial values: uniform within 1 / sqrt(features_in), biases too."""
   bound = features_in**-0.5
 
@@ -24,11 +25,11 @@ def default_linear(features_in: int, features_out: int, *, dtype: jnp.dtype, rng
   return nnx.Linear(features_in, features_out, dtype=dtype, kernel_init=uniform, bias_init=uniform, rngs=rngs)
 
 
-def layer_norm(channels: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
   return nnx.LayerNorm(channels, epsilon=EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
-def group_norm(channels: int, groups: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.GroupNorm:
+def group_norm(channels: int, groups: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
   return nnx.GroupNorm(
     channels, num_groups=groups, epsilon=EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs
   )
@@ -56,7 +57,7 @@ def sine_positions(height: int, width: int, channels: int) -> Float[Array, "n c"
 class FeedForward(nnx.Module):
   """Two layers with a ReLU between them, added to their input, then a norm."""
 
-  def __init__(self, channels: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, channels: int, hidden: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
     self.hidden = nnx.Linear(channels, hidden, dtype=dtype, kernel_init=XAVIER, rngs=rngs)
     self.output = nnx.Linear(hidden, channels, dtype=dtype, kernel_init=XAVIER, rngs=rngs)
     self.norm = layer_norm(channels, dtype=dtype, rngs=rngs)
@@ -68,7 +69,7 @@ class FeedForward(nnx.Module):
 class Attention(nnx.Module):
   """Multi-head attention, added to its queries, then a norm."""
 
-  def __init__(self, channels: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, channels: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
     self.num_heads = num_heads
 
     def linear(init):

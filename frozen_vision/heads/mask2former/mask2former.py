@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 import numpy as np
 
@@ -18,7 +19,7 @@ from frozen_vision.heads.mask2former.criterion import criterion, Targets
 from frozen_vision.heads.mask2former.pixel_decoder import PixelDecoder
 from frozen_vision.heads.mask2former.transformer_decoder import Predictions, TransformerDecoder
 
-Features = Sequence[Float[Array, "b h w c"]]
+Features = Sequence[Float[Array, "b _h _w _c"]]
 Scalars = dict[str, Float[Array, ""]]
 
 _BAND = 64  # rows of a prediction that are in memory for all queries at once
@@ -32,7 +33,7 @@ class Mask2Former(nnx.Module):
     feature_specs: Sequence[FeatureSpec],
     config: Mask2FormerConfig,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     """Builds the head.

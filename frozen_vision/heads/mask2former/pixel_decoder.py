@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 import numpy as np
 
@@ -39,7 +40,7 @@ class _Projection(nnx.Module):
     *,
     bias: bool,
     init,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
     # A 1x1 convolution is a matrix product over the channels.
@@ -58,7 +59,7 @@ class _Projection(nnx.Module):
 class DeformableLayer(nnx.Module):
   """Deformable self-attention over all levels, then a feed-forward network."""
 
-  def __init__(self, config: Mask2FormerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, config: Mask2FormerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
     channels, heads = config.hidden_dim, config.num_heads
     self.num_heads, self.num_points = heads, config.encoder_points
     samples = heads * config.encoder_levels * config.encoder_points
@@ -123,7 +124,7 @@ class PixelDecoder(nnx.Module):
     feature_specs: Sequence[FeatureSpec],
     config: Mask2FormerConfig,
     *,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
   ):
     self.config, self.dtype = config, dtype
@@ -157,7 +158,7 @@ class PixelDecoder(nnx.Module):
       channels, config.mask_dim, dtype=dtype, kernel_init=layers.XAVIER_FAN_IN, rngs=rngs
     )
 
-  def __call__(self, features: Sequence[Float[Array, "b h w c"]]) -> PixelFeatures:
+  def __call__(self, features: Sequence[Float[Array, "b _h _w _c"]]) -> PixelFeatures:
     """Backbone levels, fine to coarse, of any sizes -> see PixelFeatures."""
     features = [jnp.asarray(x, self.dtype) for x in features]
     if self.norms:

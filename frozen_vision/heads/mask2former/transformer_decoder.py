@@ -5,6 +5,7 @@ from typing import NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from frozen_vision.heads.mask2former import layers
@@ -38,7 +39,7 @@ def mask_logits(
 class DecoderLayer(nnx.Module):
   """Masked cross-attention, self-attention and a feed-forward network, each with its norm after it."""
 
-  def __init__(self, config: Mask2FormerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, config: Mask2FormerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
     def attention():
       return layers.Attention(config.hidden_dim, config.num_heads, dtype=dtype, rngs=rngs)
 
@@ -60,7 +61,7 @@ class DecoderLayer(nnx.Module):
 class TransformerDecoder(nnx.Module):
   """Learned queries -> classes and mask embeddings, after every layer."""
 
-  def __init__(self, config: Mask2FormerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, config: Mask2FormerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
     self.dtype = dtype
     channels = config.hidden_dim
 

@@ -108,10 +108,11 @@ def test_cifar10():
   assert classification.record_image(source[1234]).shape == (32, 32, 3)
 
 
-class Draws:
+class Draws(np.random.Generator):
   """Stands in for a generator: `random` gives a fixed value."""
 
   def __init__(self, value):
+    super().__init__(np.random.PCG64(0))
     self._value = value
 
   def random(self):

@@ -1,6 +1,7 @@
 """Layouts of labelled videos, and folds by scene."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -123,7 +124,9 @@ def test_real_clips_by_scene():
 
 
 def test_videos_without_groups_are_groups_of_their_own():
-  everything = sources.VideoList([f"{i}.mp4" for i in range(10)], [i % 2 for i in range(10)], ["a", "b"])
+  everything = sources.VideoList(
+    [pathlib.Path(f"{i}.mp4") for i in range(10)], [i % 2 for i in range(10)], ["a", "b"]
+  )
   train, validation = sources.split_fold(everything, 2, 5)
   assert len(train) == 8 and sorted(validation.labels.tolist()) == [0, 1]
 
