@@ -13,10 +13,11 @@ milliseconds, and reading data imports no model. `run_training` and `run_evaluat
 `evaluate` of `training.loop`.
 """
 
-import difflib
 import importlib
 import importlib.util
 from typing import Any, TYPE_CHECKING
+
+from frozen_vision.files import messages
 
 if TYPE_CHECKING:
   from frozen_vision.backbones.base import FeatureSpec, normalise
@@ -98,11 +99,10 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
   message = f"module {__name__!r} has no attribute {name!r}"
   if not name.startswith("_"):
-    close = difflib.get_close_matches(name, __all__, n=1)
     if importlib.util.find_spec(f"{__name__}.{name}"):
       message += f"; it is a module of its own: import {__name__}.{name}."
     else:
-      message += f"; did you mean {close[0]}?" if close else f"; it has {', '.join(__all__)}."
+      message += f"; it has {', '.join(__all__)}.{messages.did_you_mean(name, __all__)}"
   raise AttributeError(message)
 
 

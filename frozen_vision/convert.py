@@ -22,6 +22,7 @@ import safetensors.numpy
 from frozen_vision.backbones import families
 from frozen_vision.backbones.swinv2 import checkpoint_windows as windows
 from frozen_vision.backbones.swinv2 import checkpoints as swinv2
+from frozen_vision.files import atomic
 from frozen_vision.heads import files as head_weights
 from frozen_vision.heads.htc import checkpoints as mmdet
 
@@ -122,21 +123,15 @@ def _convert(options: argparse.Namespace, destination: pathlib.Path, overrides: 
   )
   print(f"wrote {destination} ({destination.stat().st_size:,} bytes, {options.dtype})")
   if head is not None:
-    safetensors.numpy.save_file(
-      {"kernel": np.ascontiguousarray(head.kernel), "bias": head.bias},
-      options.head,
-      metadata={"backbone": fingerprint},
-    )
+    arrays = {"kernel": np.ascontiguousarray(head.kernel), "bias": head.bias}
+    atomic.write_bytes(options.head, safetensors.numpy.save(arrays, {"backbone": fingerprint}))
     print(f"wrote {options.head}: a classifier of {head.bias.size} classes")
   print(f"fingerprint {fingerprint}")
 
 
 def _convert_head(options: argparse.Namespace, destination: pathlib.Path) -> None:
   source = pathlib.Path(options.source)
-  try:
-    arrays, ignored = mmdet.head_arrays(mmdet.read_state_dict(source))
-  except ImportError as error:  # an old file, which needs PyTorch
-    raise ValueError(str(error)) from error
+  arrays, ignored = mmdet.head_arrays(mmdet.read_state_dict(source))
   fingerprint = head_weights.save(destination, arrays, source=f"mmdet {source.name}")
   print(f"{len(arrays)} tensors of the neck and head; {len(ignored)} keys are not for them:")
   print("".join(f"  {name}\n" for name in ignored), end="")

@@ -38,6 +38,7 @@ import jax
 import numpy as np
 import safetensors.flax
 
+from frozen_vision.files import atomic
 from frozen_vision.prediction import predictor as predict
 from frozen_vision.prediction import trained_head
 from frozen_vision.runs import state_leaves
@@ -81,10 +82,10 @@ def export(
   )
   exported = jax.export.export(jax.jit(function, keep_unused=True), platforms=tuple(platforms))(*abstract)
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   meta |= {"images": list(shape), "platforms": list(platforms)}
-  safetensors.flax.save_file(weights, f"{path}.safetensors", metadata={"frozen_vision": json.dumps(meta)})
-  path.write_bytes(exported.serialize())
+  with atomic.path_aside(f"{path}.safetensors") as aside:
+    safetensors.flax.save_file(weights, aside, metadata={"frozen_vision": json.dumps(meta)})
+  atomic.write_bytes(path, exported.serialize())
   return meta
 
 

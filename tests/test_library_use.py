@@ -70,7 +70,7 @@ def test_importing_the_package_or_reading_data_imports_no_model(tmp_path):
 @pytest.mark.parametrize(
   "name, message",
   [
-    ("lod_backbone", "no attribute 'lod_backbone'; did you mean load_backbone?"),
+    ("lod_backbone", "Did you mean 'load_backbone'?"),
     ("main", "'main'; it is a module of its own: import frozen_vision.main"),
     ("zzz", "no attribute 'zzz'; it has AttentiveHead, "),
     ("__wrapped__", "no attribute '__wrapped__'$"),

@@ -3,7 +3,6 @@
 import abc
 from collections.abc import Callable, Mapping
 import dataclasses
-import difflib
 from typing import Any, ClassVar, Self
 
 from flax import nnx
@@ -103,7 +102,7 @@ class BackboneConfig(abc.ABC):
     fields = [field.name for field in dataclasses.fields(self)]
     for name in overrides:
       if name not in fields:
-        raise ValueError(unknown_name("backbone option", name, fields))
+        raise ValueError(messages.unknown("backbone option", name, fields))
     return dataclasses.replace(self, **tuples(overrides))
 
 
@@ -268,10 +267,3 @@ def static_fields(backbone: Backbone, *, dtype: Any, storage: str) -> dict[str, 
 def tuples(options: Mapping[str, Any]) -> dict[str, Any]:
   """Options whose lists are tuples."""
   return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-
-
-def unknown_name(kind: str, name: str, known: Any) -> str:
-  """The message about a name that is not among the known ones."""
-  close = difflib.get_close_matches(name, list(known), n=1)
-  hint = f" Did you mean {close[0]!r}?" if close else ""
-  return f"Unknown {kind} {name!r}; known: {sorted(known)}.{hint}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import difflib
 import json
 import os
 import pathlib
@@ -18,7 +17,7 @@ from frozen_vision.backbones.swinv2 import checkpoints as swinv2_checkpoints
 from frozen_vision.backbones.swinv2 import config as swinv2_config
 from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.swinv2 import published as swinv2_published
-from frozen_vision.files import tensors, torch_file, trees
+from frozen_vision.files import checkpoint_file, formats, messages, tensors, trees
 
 normalise = base.normalise
 _SHIPPED = pathlib.Path(__file__).resolve().parent / "weights"
@@ -80,7 +79,7 @@ def family_of(name: str) -> Family:
   for family in FAMILIES.values():
     if name in family.variants:
       return family
-  raise ValueError(base.unknown_name("backbone", name, variants()))
+  raise ValueError(messages.unknown("backbone", name, variants()))
 
 
 def variants() -> dict[str, base.BackboneConfig]:
@@ -186,7 +185,7 @@ class BackboneFile:
     """
     graphdef, state, rest = nnx.split(module, nnx.Not(nnx.RngState), ...)
     digests = None if self.fingerprint is None else self._digests
-    return nnx.merge(graphdef, tensors.read(state, self.leaves, prefix=prefix, digests=digests), rest)
+    return nnx.merge(graphdef, tensors.read(state, self.leaves, prefix=prefix, path=self.path, digests=digests), rest)
 
   def check(self) -> None:
     """Raises a ValueError if what `read` gave, all in all, are not the weights that the file says it has."""
@@ -221,18 +220,14 @@ def open_backbone(
 ) -> BackboneFile:
   """As `load_backbone`, without reading a weight yet."""
   path, name = _find(source, name)
-  tensors.check_file(path)
-  if path.suffix == ".safetensors":
-    leaves, header = tensors.open_safetensors(path)
-    others: list[str] = []
-  else:
-    (leaves, others), header = torch_file.open_torch(path), {}
+  file = checkpoint_file.open_checkpoint(path)
+  leaves, header = file.tensors, file.metadata
   if header.get("format") == tensors.FORMAT:
     family, config = _described(header, name, path)
     config = config.replace(**overrides)
   else:
     family = _recognised(leaves, name, path)
-    checkpoint = family.map_checkpoint(leaves, path, name=name, others=others, **overrides)
+    checkpoint = family.map_checkpoint(leaves, file.path, name=name, others=file.others, **overrides)
     leaves, config = checkpoint.leaves, checkpoint.config
   module = nnx.eval_shape(lambda: family.module(config, dtype=dtype, rngs=nnx.Rngs(0)))
   tensors.check_shapes(trees.weights(module), leaves, path)
@@ -246,11 +241,10 @@ def _find(source: str | os.PathLike, name: str | None) -> tuple[pathlib.Path, st
     path = _SHIPPED / f"{text}.safetensors"
     if not path.exists() and text in public:
       return public[text].local_path(), name or public[text].variant
-  if not path.is_file():
+  if not checkpoint_file.split_part(path)[0].is_file():
     shipped = sorted(p.stem for p in _SHIPPED.glob("*.safetensors"))
     what = "is a directory" if path.is_dir() else "does not exist"
-    close = difflib.get_close_matches(text, [*shipped, *public], n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = messages.did_you_mean(text, [*shipped, *public])
     raise FileNotFoundError(
       f"Backbone weights {text!r}: {path} {what}. Give a .safetensors file that "
       f"frozen_vision.save_backbone wrote, a public checkpoint (.safetensors, .pth) of {_titles()}, or the "
@@ -263,12 +257,15 @@ def _described(
   header: Mapping[str, str], name: str | None, path: pathlib.Path
 ) -> tuple[Family, base.BackboneConfig]:
   """(family, sizes) of a file of ours. Files of the first edition name no family: all were SwinV2."""
-  if name not in (None, header["name"]):
-    raise ValueError(f"{path} holds a {header['name']}, expected a {name}.")
+  if name not in (None, header.get("name")):
+    raise ValueError(f"{path} holds a {header.get('name')}, expected a {name}.")
   key = header.get("family", "swinv2")
   if key not in FAMILIES:
-    raise ValueError(f"{path}: {base.unknown_name('family of backbones', key, FAMILIES)}")
-  return FAMILIES[key], FAMILIES[key].config(**base.tuples(json.loads(header["config"])))
+    raise ValueError(f"{path}: {messages.unknown('family of backbones', key, FAMILIES)}")
+  try:
+    return FAMILIES[key], FAMILIES[key].config(**base.tuples(json.loads(header["config"])))
+  except (KeyError, TypeError, ValueError, RecursionError) as error:
+    raise formats.FileFormatError(path, f"has no sizes of a {key} in its header: {error}.") from error
 
 
 def _recognised(leaves: Mapping[str, tensors.LazyTensor], name: str | None, path: pathlib.Path) -> Family:

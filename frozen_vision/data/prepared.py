@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from frozen_vision.files import atomic
+
 _BUILDERS = "frozen_vision_"  # how the names of all builders begin
 _METADATA_FILE = "metadata.json"  # TFDS's name for it
 _INDEX_FILE = "index.npz"
@@ -41,10 +43,8 @@ class Kind:
 
   def complete(self, out: str | os.PathLike[str], split: str, **index: np.ndarray) -> None:
     """Adds the index to finished shards, and so completes them."""
-    target = self.folder(out, split)
-    partial = target / f"partial_{_INDEX_FILE}"
-    np.savez(partial, **index)
-    partial.rename(target / _INDEX_FILE)
+    with atomic.open_aside(self.folder(out, split) / _INDEX_FILE) as file:
+      np.savez(file, **index)
 
   def require(self, out: str | os.PathLike[str], split: str) -> pathlib.Path:
     """The folder of a complete split.

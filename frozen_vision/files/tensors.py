@@ -17,9 +17,11 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from frozen_vision.files import trees
+from frozen_vision.files import atomic, keys, trees
+from frozen_vision.files.formats import FileFormatError
 
 FORMAT = "frozen_vision backbone 1"
+_MAX_HEADER_BYTES = 64 << 20
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _DTYPES = {
   "F64": np.dtype(np.float64),
@@ -54,7 +56,7 @@ def check_file(path: pathlib.Path) -> None:
   """
   if not path.is_file():
     what = "is a directory" if path.is_dir() else "does not exist"
-    raise FileNotFoundError(f"Backbone weights: {path} {what}. Give a .safetensors or .pth file.")
+    raise FileNotFoundError(f"Weights: {path} {what}. Give a .safetensors or .pth file.")
   with open(path, "rb") as file:
     start = file.read(len(_LFS_POINTER))
   if start == _LFS_POINTER:
@@ -69,26 +71,67 @@ def open_safetensors(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[st
   """Tensors by name, none of them read yet, and the header's metadata.
 
   Raises:
-    ValueError: not a complete `.safetensors` file, or a tensor of a type that no weights have.
+    FileFormatError: not a complete `.safetensors` file, or a tensor of a type that no weights have.
   """
+  _check_header(path)
   try:
     file = safetensors.safe_open(path, framework="numpy")
     slices = {key: file.get_slice(key) for key in file.keys()}
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is not a complete safetensors file: {error}.") from error
+    metadata = file.metadata() or {}
+  except (safetensors.SafetensorError, OSError, ValueError, UnicodeError) as error:
+    raise FileFormatError(path, f"is not a complete safetensors file: {error}.") from error
   unknown = [f"{key} {part.get_dtype()}" for key, part in slices.items() if part.get_dtype() not in _DTYPES]
   if unknown:
-    raise ValueError(f"{path} holds tensors of types that are not read: {unknown}; known: {sorted(_DTYPES)}.")
+    raise FileFormatError(
+      path, f"holds tensors of types that are not read: {unknown[:20]}; known: {sorted(_DTYPES)}."
+    )
 
   # Opened anew for every tensor: what is read through one mapping stays resident until it is closed.
   def read(key):
-    return safetensors.safe_open(path, framework="numpy").get_tensor(key)
+    try:
+      return safetensors.safe_open(path, framework="numpy").get_tensor(key)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+      raise FileFormatError(
+        path, f"has changed since it was opened: {key} cannot be read ({error})."
+      ) from error
 
   tensors = {
     key: LazyTensor(tuple(part.get_shape()), _DTYPES[part.get_dtype()], lambda key=key: read(key))
     for key, part in slices.items()
   }
-  return tensors, file.metadata() or {}
+  return tensors, metadata
+
+
+def _check_header(path: pathlib.Path) -> None:
+  """Refuses a header that is longer than the file, or than any that a program writes."""
+  size = path.stat().st_size
+  with open(path, "rb") as file:
+    length = int.from_bytes(file.read(8), "little")
+  if length > size - 8 or length > _MAX_HEADER_BYTES:
+    raise FileFormatError(
+      path,
+      f"is not a complete safetensors file: it announces a header of {length:,} bytes and has {size:,} in "
+      f"all; at most {_MAX_HEADER_BYTES:,} are read.",
+    )
+
+
+def check_finite(name: str, array: np.ndarray, source: str | os.PathLike) -> np.ndarray:
+  """The array, if all its numbers are finite.
+
+  Raises:
+    ValueError: NaN or an infinity: names the tensor, the file and how many there are.
+  """
+  # One pass and no array of booleans: a sum is finite unless a number is not, or the sum overflows.
+  with np.errstate(all="ignore"):
+    if array.dtype.kind not in "fcV" or np.isfinite(np.sum(array, dtype=np.float64)):
+      return array
+    bad = int(array.size - np.count_nonzero(np.isfinite(array.astype(np.float32))))
+  if bad:
+    raise ValueError(
+      f"{os.fspath(source)}: {bad:,} of the {array.size:,} numbers of {name} are not finite (NaN or "
+      "infinity), so nothing can be computed with these weights. Fetch or convert them again."
+    )
+  return array
 
 
 def read_fingerprint(path: str | os.PathLike) -> str | None:
@@ -119,8 +162,6 @@ def write(
   dtype = np.dtype(dtype)
   if dtype not in _WRITABLE:
     raise ValueError(f"Backbone weights are written as {sorted(map(str, _WRITABLE))}, not {dtype}.")
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   placeholder = "0" * 64
   header: dict[str, Any] = {"__metadata__": {**metadata, "fingerprint": placeholder}}
   offset = 0
@@ -131,41 +172,26 @@ def write(
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)
   digests = {}
-  partial = path.with_suffix(".partial")
-  try:
-    with open(partial, "wb") as file:
-      file.write(len(text).to_bytes(8, "little") + text)
-      for key, leaf in leaves.items():
-        with np.errstate(over="ignore"):
-          array = np.asarray(leaf.read()).astype(dtype)
-        rounded = array.astype(np.float32)
-        if array.shape != leaf.shape or not np.isfinite(rounded).all():
-          raise ValueError(f"{key} {array.shape} is not finite as {dtype}, or its shape is not {leaf.shape}.")
-        digests[key] = (leaf.shape, trees.leaf_digest(rounded))
-        file.write(array.tobytes())
-      fingerprint = trees.combine_digests(digests)
-      file.seek(8 + text.index(placeholder.encode()))
-      file.write(fingerprint.encode())
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
+  with atomic.open_aside(path) as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for key, leaf in leaves.items():
+      with np.errstate(over="ignore"):
+        array = np.asarray(leaf.read()).astype(dtype)
+      rounded = array.astype(np.float32)
+      if array.shape != leaf.shape or not np.isfinite(rounded).all():
+        raise ValueError(f"{key} {array.shape} is not finite as {dtype}, or its shape is not {leaf.shape}.")
+      digests[key] = (leaf.shape, trees.leaf_digest(rounded))
+      file.write(array.tobytes())
+    fingerprint = trees.combine_digests(digests)
+    file.seek(8 + text.index(placeholder.encode()))
+    file.write(fingerprint.encode())
   return fingerprint
 
 
 def check_shapes(state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path) -> None:
   """Raises a ValueError that lists every key or shape which is not that of the network."""
-  wanted = {trees.path_string(key): tuple(variable.shape) for key, variable in nnx.to_flat_state(state)}
-  problems = [f"missing {key} {shape}" for key, shape in wanted.items() if key not in leaves]
-  problems += [f"unexpected {key} {leaf.shape}" for key, leaf in leaves.items() if key not in wanted]
-  problems += [
-    f"{key} has shape {leaves[key].shape}, expected {shape}"
-    for key, shape in wanted.items()
-    if key in leaves and leaves[key].shape != shape
-  ]
-  if problems:
-    raise ValueError(
-      f"{path} does not fit the network; {len(problems)} keys at fault:\n  " + "\n  ".join(problems)
-    )
+  found = {key: leaf.shape for key, leaf in leaves.items()}
+  keys.compare(found, trees.shapes(state)).check(f"{path} does not fit the network")
 
 
 def check_fingerprint(
@@ -185,6 +211,7 @@ def read(
   leaves: Mapping[str, LazyTensor],
   *,
   prefix: str = "",
+  path: str | os.PathLike = "weights",
   digests: dict[str, tuple[tuple[int, ...], str]] | None = None,
   place: Callable[[np.ndarray], Any] = lambda array: array,
 ) -> nnx.State:
@@ -193,16 +220,20 @@ def read(
   Args:
     state: abstract; every leaf is filled. `leaves` fit it (`check_shapes`).
     prefix: path of the part, such as `stages/2/blocks/5`; empty for the whole network.
+    path: of the file, for the error.
     digests: filled with what `check_fingerprint` takes, if given.
     place: called with each array before the next one is read; arrays stay on the host by default.
+
+  Raises:
+    ValueError: a weight that is not finite.
   """
   filled = []
-  for path, variable in nnx.to_flat_state(state):
-    name = trees.path_string((prefix, *path) if prefix else path)
-    array = np.asarray(leaves[name].read()).astype(np.float32)
+  for key, variable in nnx.to_flat_state(state):
+    name = trees.path_string((prefix, *key) if prefix else key)
+    array = check_finite(name, np.asarray(leaves[name].read()).astype(np.float32), path)
     if digests is not None:
       digests[name] = (array.shape, trees.leaf_digest(array))
-    filled.append((path, variable.replace(place(array))))
+    filled.append((key, variable.replace(place(array))))
   return nnx.from_flat_state(filled)
 
 
@@ -221,7 +252,7 @@ def fill(
   """
   check_shapes(state, leaves, path)
   digests = None if fingerprint is None else {}
-  filled = read(state, leaves, digests=digests, place=jnp.asarray)
+  filled = read(state, leaves, path=path, digests=digests, place=jnp.asarray)
   if fingerprint is not None:
     check_fingerprint(digests, fingerprint, path)
   return filled

@@ -14,7 +14,7 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from frozen_vision.files import tensors, trees
+from frozen_vision.files import keys, tensors, trees
 
 FORMAT = "frozen_vision head 1"
 PARTS = ("neck/", "head/")
@@ -84,23 +84,11 @@ def load(state: nnx.State, path: str | os.PathLike, *, keep: Sequence[str] = ())
 
   wanted = {name: shape for name, shape in ours.items() if not kept(name)}
   unused = [f"{name} {tensor.shape}" for name, tensor in stored.items() if kept(name)]
-  problems = [f"missing {name} {shape}" for name, shape in wanted.items() if name not in stored]
-  problems += [
-    f"unexpected {name} {tensor.shape}"
-    for name, tensor in stored.items()
-    if name not in wanted and not kept(name)
-  ]
-  problems += [
-    f"{name} has shape {stored[name].shape}, expected {shape}"
-    for name, shape in wanted.items()
-    if name in stored and stored[name].shape != shape
-  ]
-  if problems:
-    raise ValueError(
-      f"{path} does not fit the neck and head; {len(problems)} keys at fault. Configure them as those of "
-      f"the file ({header.get('source', 'of unknown source')}), or name in init.keep what should start at "
-      "random:\n  " + "\n  ".join(problems)
-    )
+  found = {name: tensor.shape for name, tensor in stored.items() if not kept(name)}
+  keys.compare(found, wanted).check(
+    f"{path} does not fit the neck and head. Configure them as those of the file "
+    f"({header.get('source', 'of unknown source')}), or name in init.keep what should start at random"
+  )
   _logger.info("%d parameters of the neck and head start as in %s.", len(wanted), path)
   for what, names in (
     ("Start as initialised", [name for name in ours if name not in wanted]),
@@ -111,6 +99,6 @@ def load(state: nnx.State, path: str | os.PathLike, *, keep: Sequence[str] = ())
   filled = []
   for name, key, leaf in flat:
     if name in wanted:
-      leaf = leaf.replace(jnp.asarray(stored[name].read(), leaf.dtype))
+      leaf = leaf.replace(jnp.asarray(tensors.check_finite(name, stored[name].read(), path), leaf.dtype))
     filled.append((key, leaf))
   return nnx.from_flat_state(filled)

@@ -8,15 +8,14 @@ of pycocotools (`COCOeval`) on the written file. On the command line:
 
 import argparse
 from collections.abc import Mapping, Sequence
-import json
 import logging
 import os
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
+from frozen_vision.files import atomic
 from frozen_vision.metrics import coco_matching as matching
 from frozen_vision.metrics import gather
 from frozen_vision.metrics.coco_matching import IouType, MaskArea
@@ -196,10 +195,7 @@ class CocoEvaluator:
     written = iou_types or self._iou_types
     omitted = {key for iou_type, key in matching.KEYS.items() if iou_type not in written}
     rows = [{k: v for k, v in row.items() if k not in omitted} for row in detections]
-    path = pathlib.Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(rows, separators=(",", ":"), allow_nan=False))
-    temporary.replace(path)
+    atomic.write_json(path, rows)
 
   def result(self) -> dict[str, float]:
     """12 numbers per type: box_AP, box_AP50, ..., mask_AR_large (`METRIC_NAMES` in the module

@@ -13,7 +13,6 @@ in the truth count nowhere.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import json
 import logging
 import os
 import pathlib
@@ -22,6 +21,7 @@ from jaxtyping import Float, Int, UInt8
 import numpy as np
 
 from frozen_vision.data.segmentation import label_maps
+from frozen_vision.files import atomic
 from frozen_vision.metrics import gather
 
 _logger = logging.getLogger(__name__)
@@ -196,8 +196,7 @@ class MeanIoUEvaluator:
     folder = pathlib.Path(folder)
     for index, data in self._files.items():
       path = folder / "label_maps" / f"{self._name(index)}.png"
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(data)
+      atomic.write_bytes(path, data, sync=False)
     per_class = self.per_class()
     if main_process:
-      (folder / "per_class.json").write_text(json.dumps(per_class, indent=1))
+      atomic.write_json(folder / "per_class.json", per_class, indent=1)

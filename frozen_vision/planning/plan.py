@@ -11,7 +11,6 @@ The same step with everything training stands beside it, so that one sees what f
 from collections.abc import Callable
 import dataclasses
 import functools
-import json
 import logging
 import math
 import pathlib
@@ -26,6 +25,7 @@ import ml_collections
 import numpy as np
 
 from frozen_vision.devices import sharding
+from frozen_vision.files import atomic
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.layers import storage as stored
 from frozen_vision.planning import flops, machines
@@ -122,7 +122,7 @@ def plan(
     report["finetune"] = _measure(tuned, machine, once, report)
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / "plan.json").write_text(json.dumps(report, indent=2) + "\n")
+  atomic.write_json(folder / "plan.json", report, indent=2)
   _logger.info("%s", table(report))
   return report
 

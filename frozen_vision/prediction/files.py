@@ -22,7 +22,6 @@ import collections
 from collections.abc import Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
-import json
 import logging
 import os
 import pathlib
@@ -34,6 +33,7 @@ from PIL import Image
 
 from frozen_vision.data import images
 from frozen_vision.data.segmentation import label_maps
+from frozen_vision.files import atomic
 from frozen_vision.prediction import inputs as inputs_lib
 from frozen_vision.prediction import predictor as predict_lib
 from frozen_vision.prediction import results as predictions
@@ -152,7 +152,7 @@ def predict_files(
     "passes": [one.describe() for one in predictor.passes],
     "seconds": round(time.perf_counter() - started, 2),
   }
-  _write_json(out / "summary.json", summary, indent=1)
+  atomic.write_json(out / "summary.json", summary, indent=1)
   _logger.info(
     "%d of %d inputs done in %.1f s, %d skipped. Everything is in %s.",
     summary["done"],
@@ -228,13 +228,12 @@ class _Writer(abc.ABC):
     if self._pictures:
       path = self._path("pictures", entry, ".jpg")
       drawn = draw(picture, result, score_threshold=self._score_threshold)
-      Image.fromarray(drawn).save(path, quality=90)
+      with atomic.open_aside(path, sync=False) as file:
+        Image.fromarray(drawn).save(file, "JPEG", quality=90)
     self._add(entry, result)
 
   def _path(self, folder: str, entry: inputs_lib.Input, suffix: str) -> pathlib.Path:
-    path = self._folder / folder / f"{entry.name}{suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    return self._folder / folder / f"{entry.name}{suffix}"
 
   @abc.abstractmethod
   def _add(self, entry: inputs_lib.Input, result: Any) -> None: ...
@@ -255,8 +254,8 @@ class _DetectionWriter(_Writer):
     self._rows += result.coco_rows(image_id, [category["id"] for category in self._head.classes])
 
   def finish(self) -> None:
-    _write_json(self._folder / "detections.json", self._rows)
-    _write_json(
+    atomic.write_json(self._folder / "detections.json", self._rows)
+    atomic.write_json(
       self._folder / "images.json",
       {"images": self._images, "categories": list(self._head.classes), "annotations": []},
     )
@@ -265,10 +264,11 @@ class _DetectionWriter(_Writer):
 class _LabelMapWriter(_Writer):
   def _add(self, entry: inputs_lib.Input, result: predictions.LabelMap) -> None:
     palette = [instances.class_color(index) for index in range(len(result.class_names))]
-    self._path("label_maps", entry, ".png").write_bytes(label_maps.encode(result.labels, palette))
+    path = self._path("label_maps", entry, ".png")
+    atomic.write_bytes(path, label_maps.encode(result.labels, palette), sync=False)
 
   def finish(self) -> None:
-    _write_json(
+    atomic.write_json(
       self._folder / "classes.json",
       [
         {"id": index, "name": name, "color": instances.class_color(index)}
@@ -285,7 +285,7 @@ class _ProbabilityWriter(_Writer):
 
   def finish(self) -> None:
     name = "actions.json" if self._head.media == "video" else "top_classes.json"
-    _write_json(self._folder / name, self._rows, indent=1)
+    atomic.write_json(self._folder / name, self._rows, indent=1)
 
 
 _WRITERS: Mapping[type[trained_head.TrainedHead], type[_Writer]] = {
@@ -360,12 +360,3 @@ class _Progress:
         self._done / max(now - self._started, 1e-9),
         self._media,
       )
-
-
-def _write_json(path: pathlib.Path, content: Any, indent: int | None = None) -> None:
-  """Complete or not there."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-  separators = (",", ":") if indent is None else None
-  temporary.write_text(json.dumps(content, indent=indent, separators=separators, allow_nan=False))
-  temporary.replace(path)

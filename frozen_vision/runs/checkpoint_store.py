@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from frozen_vision.files import keys
 from frozen_vision.runs import state_leaves
 from frozen_vision.runs import workdir as workdir_lib
 
@@ -154,7 +155,7 @@ class CheckpointStore:
         _forget_failed_tasks()
         raise UnreadableError(f"arrays: {problem}")
       wanted = state_leaves.describe({path: leaves[path] for path in found})
-      problems = state_leaves.differences(state_leaves.describe(found), wanted)
+      problems = keys.compare(state_leaves.describe(found), wanted).lines
       if problems:  # the table of leaves and the arrays are from different saves
         raise UnreadableError("arrays: " + "; ".join(problems))
     result = {}

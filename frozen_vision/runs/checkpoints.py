@@ -20,6 +20,7 @@ from typing import Any
 from etils import epath
 import jax
 
+from frozen_vision.files import keys
 from frozen_vision.runs import state_leaves
 from frozen_vision.runs.checkpoint_store import CheckpointStore, NothingReadableError
 from frozen_vision.runs.workdir import check_feature_key, claim_workdir, make_meta
@@ -169,13 +170,10 @@ class Checkpoints:
       if partial:
         parts = {path.split("/")[0] for path in wanted}
         stored = {k: v for k, v in stored.items() if k.split("/")[0] in parts}
-      problems = state_leaves.differences(stored, wanted)
-      if problems:
-        raise ValueError(
-          f"Checkpoint {store.folder / str(found_step)} does not hold the state that is wanted "
-          f"({len(problems)} differences). Build the model and optimizer that were saved, or "
-          "use another workdir:\n  " + "\n  ".join(problems)
-        )
+      keys.compare(stored, wanted).check(
+        f"Checkpoint {store.folder / str(found_step)} does not hold the state that is wanted. Build the "
+        "model and optimizer that were saved, or use another workdir"
+      )
       values = store.read_arrays(found_step, leaves, record["scalars"])
       return jax.tree.unflatten(treedef, [values[path] for path in leaves]), record["meta"]
 

@@ -15,6 +15,8 @@ from matplotlib import figure as mpl_figure
 from matplotlib.backends import backend_agg
 import numpy as np
 
+from frozen_vision.files import atomic
+
 _logger = logging.getLogger(__name__)
 
 Points = list[tuple[int, float]]
@@ -120,7 +122,8 @@ def _plot(panels: dict[str, dict[str, Points]], title: str, path: pathlib.Path) 
   figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
   for i, (name, series) in enumerate(panels.items()):
     _plot_panel(figure.add_subplot(rows, columns, i + 1), name, series)
-  figure.savefig(path)
+  with atomic.open_aside(path) as file:
+    figure.savefig(file, format="png")
 
 
 def _plot_panel(axes, name: str, series: dict[str, Points]) -> None:

@@ -25,6 +25,8 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import Image
 
+from frozen_vision.files import atomic
+
 _logger = logging.getLogger(__name__)
 _COMPILATION = "/jax/core/compile/backend_compile_duration"
 
@@ -65,9 +67,7 @@ class RunLog:
     lines = self._metrics.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if (s := _step_of(line)) is not None and step is not None and s <= step]
     if len(kept) < len(lines):
-      temporary = self._metrics.with_suffix(f".{os.getpid()}")
-      temporary.write_bytes(b"".join(kept))
-      temporary.replace(self._metrics)
+      atomic.write_bytes(self._metrics, b"".join(kept))
       _logger.info("Dropped %d lines after step %s from %s.", len(lines) - len(kept), step, self._metrics)
 
   def scalars(self, step: int, values: Mapping[str, Any]) -> None:
@@ -100,7 +100,8 @@ class RunLog:
     for name, image in images.items():
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"Picture {name!r} is {image.dtype}{list(image.shape)}; expected uint8[h, w, 3].")
-      Image.fromarray(image).save(self._path("pictures", step, name, "png"))
+      with atomic.open_aside(self._path("pictures", step, name, "png"), sync=False) as file:
+        Image.fromarray(image).save(file, "PNG")
     if events := self._tensorboard():
       events.write_images(int(step), images)
       events.flush()
@@ -110,7 +111,7 @@ class RunLog:
     if not self._is_writer:
       return
     for name, text in texts.items():
-      self._path("texts", step, name, "txt").write_text(text, encoding="utf-8")
+      atomic.write_text(self._path("texts", step, name, "txt"), text)
     if events := self._tensorboard():
       events.write_texts(int(step), texts)
       events.flush()
@@ -138,9 +139,7 @@ class RunLog:
     return self._file
 
   def _path(self, folder: str, step: int, name: str, suffix: str) -> pathlib.Path:
-    path = self._workdir / folder
-    path.mkdir(parents=True, exist_ok=True)
-    return path / f"{int(step):08d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.{suffix}"
+    return self._workdir / folder / f"{int(step):08d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.{suffix}"
 
   def _tensorboard(self):
     if self._wants_tensorboard and self._events is None:

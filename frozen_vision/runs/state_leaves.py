@@ -61,18 +61,6 @@ def describe(leaves: Mapping[str, Any]) -> dict[str, str]:
   return {path: _describe(path, leaf) for path, leaf in leaves.items()}
 
 
-def differences(stored: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-  """One line for every missing, unexpected and mis-shaped or mistyped leaf; paths to `describe`."""
-  missing = [f"missing in the checkpoint: {k} {v}" for k, v in wanted.items() if k not in stored]
-  unexpected = [f"unexpected in the checkpoint: {k} {v}" for k, v in stored.items() if k not in wanted]
-  differing = [
-    f"differs: {k} is {stored[k]} in the checkpoint, wanted {v}"
-    for k, v in wanted.items()
-    if stored.get(k, v) != v
-  ]
-  return missing + unexpected + differing
-
-
 def has_bytes(leaf: Any) -> bool:
   """Whether the leaf is an array with elements."""
   return not is_number(leaf) and math.prod(leaf.shape) > 0

@@ -5,10 +5,12 @@ import fnmatch
 import importlib.metadata
 import json
 import os
+import pathlib
 from typing import Any
 
-from etils import epath
 import numpy as np
+
+from frozen_vision.files import atomic
 
 
 def make_meta(
@@ -81,7 +83,7 @@ def claim_workdir(
     ValueError: `config.json` differs in a key that is not ignored (all such keys are listed, with
       both values), or is not valid JSON.
   """
-  path = epath.Path(workdir) / "config.json"
+  path = pathlib.Path(workdir) / "config.json"
   wanted = to_json(config, "config")
   if path.exists():
     try:
@@ -103,10 +105,7 @@ def claim_workdir(
     if not changes:
       return
   if is_writer:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".config.json.{os.getpid()}"
-    temporary.write_text(json.dumps(wanted, indent=2) + "\n")
-    temporary.replace(path)  # atomic, so that a killed process leaves no half-written config
+    atomic.write_json(path, wanted, indent=2)
 
 
 _ABSENT = object()

@@ -1,6 +1,5 @@
 """Detection and instance segmentation with HTC on a frozen backbone."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -14,6 +13,7 @@ from frozen_vision.backbones import families
 from frozen_vision.data import pipeline
 from frozen_vision.data.detection import coco, copy_paste, photos, prepared_coco, semantic_maps, transforms
 from frozen_vision.data.generated import scenes
+from frozen_vision.files import atomic
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
 from frozen_vision.heads.htc import views as views_lib
@@ -284,7 +284,7 @@ class DetectionTask(base.Task):
     """`detections.json` in the COCO server's format; of built-in data also `ground_truth.json`."""
     evaluator.write(folder / "detections.json")
     if self._options.data in ("scenes", "photos") and jax.process_index() == 0:
-      (folder / "ground_truth.json").write_text(json.dumps(self._validation.ground_truth))
+      atomic.write_json(folder / "ground_truth.json", self._validation.ground_truth)
 
 
 def _test_scales(

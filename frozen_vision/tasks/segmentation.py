@@ -17,6 +17,7 @@ from frozen_vision.data.detection import transforms
 from frozen_vision.data.generated import semantic_scenes
 from frozen_vision.data.segmentation import ade20k, class_lists, label_maps, prepared_segmentation, sources
 from frozen_vision.data.segmentation import transforms as segmentation_transforms
+from frozen_vision.files import atomic
 from frozen_vision.heads import linear, upernet
 from frozen_vision.heads.mask2former import config as mask2former_config
 from frozen_vision.heads.mask2former import mask2former
@@ -232,7 +233,7 @@ class SegmentationTask(base.Task):
       for index in range(len(self._validation)):
         path = truth / f"{self._validation.name(index)}.png"
         if not path.exists():
-          path.write_bytes(label_maps.encode(self._validation.label(index)))
+          atomic.write_bytes(path, label_maps.encode(self._validation.label(index)), sync=False)
 
 
 def _head(options: ml_collections.ConfigDict) -> tuple[Any, Callable[..., nnx.Module]]:

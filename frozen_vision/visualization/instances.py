@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from frozen_vision.files import atomic
 from frozen_vision.ops import masks as mask_ops
 
 _GOLDEN_RATIO = 0.618033988749895
@@ -297,5 +298,6 @@ def _count(n: int, noun: str) -> str:
 
 
 def save_png(image: UInt8[np.ndarray, "h w 3"], path: str | os.PathLike[str]) -> None:
-  """Writes a picture; its folder must exist."""
-  Image.fromarray(image).save(path, format="PNG", optimize=True)
+  """Writes a picture."""
+  with atomic.open_aside(path) as file:
+    Image.fromarray(image).save(file, format="PNG", optimize=True)

@@ -110,7 +110,7 @@ def test_restores_on_another_mesh(tmp_path):
   script = f"""
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from frozen_vision import checkpoint
+from frozen_vision.runs import checkpoints as checkpoint
 devices = np.array(jax.devices())
 assert devices.size == 8
 put = lambda x, mesh, spec: jax.device_put(x, NamedSharding(mesh, spec))
@@ -221,15 +221,15 @@ def test_a_mismatch_lists_every_key_before_reading_arrays(tmp_path):
     checkpoints.restore(wanted)
   text = str(error.value)
   for line in (
-    "missing in the checkpoint: extra/scale float32[2,5]",
-    "unexpected in the checkpoint: ids int64[1]",
-    "unexpected in the checkpoint: ema/rest/0/kernel float32[4,4]",
-    "differs: half is bfloat16[8] in the checkpoint, wanted bfloat16[9]",
-    "differs: step is int32[] in the checkpoint, wanted float32[]",
-    "differs: epoch is int in the checkpoint, wanted float",
-    "differs: key is key<fry>[] in the checkpoint, wanted key<rbg>[]",
+    "missing extra/scale float32[2,5]",
+    "unexpected ids int64[1]",
+    "unexpected ema/rest/0/kernel float32[4,4]",
+    "half is bfloat16[8], expected bfloat16[9]",
+    "step is int32[], expected float32[]",
+    "epoch is int, expected float",
+    "key is key<fry>[], expected key<rbg>[]",
     "checkpoints/1",
-    "(12 differences)",
+    "12 keys at fault",
   ):
     assert line in text, text
 
@@ -242,13 +242,13 @@ def test_a_part_is_restored_without_the_rest(tmp_path):
     restored, _ = checkpoints.restore(_abstract(part), partial=True)
     _assert_equal(restored, part)
     assert checkpoints.restore(dict(epoch=0), partial=True)[0] == dict(epoch=1)
-    with pytest.raises(ValueError, match="unexpected in the checkpoint: opt_state"):
+    with pytest.raises(ValueError, match="unexpected opt_state"):
       checkpoints.restore(part)
     head = nnx.to_pure_dict(state["trainable"])
     del head["first"]
-    with pytest.raises(ValueError, match="unexpected in the checkpoint: trainable/first/bias"):
+    with pytest.raises(ValueError, match="unexpected trainable/first/bias"):
       checkpoints.restore(dict(trainable=head), partial=True)
-    with pytest.raises(ValueError, match="missing in the checkpoint: student/w float32"):
+    with pytest.raises(ValueError, match="missing student/w float32"):
       checkpoints.restore(dict(student=dict(w=jnp.zeros(2))), partial=True)
 
 
@@ -381,7 +381,7 @@ def test_what_cannot_be_saved_is_named(tmp_path):
 _SAVER = """
 import sys
 import jax, numpy as np, jax.numpy as jnp
-from frozen_vision import checkpoint
+from frozen_vision.runs import checkpoints as checkpoint
 directory, size = sys.argv[1], int(sys.argv[2])
 def state(step):
   bits = np.random.default_rng(step).integers(0, 256, (4, size), np.uint8)

@@ -124,7 +124,7 @@ def test_without_tensorflow_one_line_says_so(tmp_path, monkeypatch, caplog):
 def test_tensorflow_is_imported_by_the_first_write_only():
   script = """
 import sys
-from frozen_vision import run_log
+from frozen_vision.runs import log as run_log
 log = run_log.RunLog("/nonexistent/run")
 log.resume_from(None)
 assert "tensorflow" not in sys.modules and "clu" not in sys.modules

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 
+import ml_dtypes
 import numpy as np
 
 from frozen_vision.backbones.swinv2 import windows as backbone_windows
@@ -50,7 +51,9 @@ def of_buffers(tensors: Mapping[str, LazyTensor], stages: Mapping[str, int], cou
       step = float(table[0, window, window, 0])  # log2(8 / (trained - 1) + 1) / 3 at a distance of one cell.
       trained = round(1 + 8 / (8**step - 1)) if step > 0 else 0
     expected = backbone_windows.position_coordinates((window, window), trained) if window > 0 else np.zeros(0)
-    if table.shape != (1, side, side, 2) or np.abs(table.reshape(-1, 2) - expected).max() > 1e-4:
+    # A model saved in half precision has rounded coordinates too, of values up to 2.
+    tolerance = max(1e-4, 2 * float(ml_dtypes.finfo(tensor.dtype).eps))
+    if table.shape != (1, side, side, 2) or np.abs(table.reshape(-1, 2) - expected).max() > tolerance:
       raise ValueError(
         f"{key} {table.shape} does not hold SwinV2's log-spaced coordinates "
         "(log2(8 d / (window - 1) + 1) / 3); weights trained with others cannot be used."

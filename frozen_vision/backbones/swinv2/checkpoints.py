@@ -18,8 +18,9 @@ from frozen_vision.backbones.swinv2 import checkpoint_windows as windows_lib
 from frozen_vision.backbones.swinv2 import config as swinv2_config
 from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.swinv2 import published as named_weights
+from frozen_vision.files import checkpoint_file, messages, trees
+from frozen_vision.files import keys as key_reports
 from frozen_vision.files import tensors as weights
-from frozen_vision.files import torch_file, trees
 from frozen_vision.files.tensors import LazyTensor
 
 _WINDOWS = ("window_sizes", "pretrained_window_sizes")
@@ -78,7 +79,10 @@ class Checkpoint:
     """The classifier, if the checkpoint has one."""
     if self.head_leaves is None:
       return None
-    kernel, bias = (np.asarray(leaf.read(), np.float32) for leaf in self.head_leaves)
+    kernel, bias = (
+      weights.check_finite("the classifier", np.asarray(leaf.read(), np.float32), self.path)
+      for leaf in self.head_leaves
+    )
     return Head(kernel.T, bias)
 
   def summary(self) -> str:
@@ -108,7 +112,8 @@ def open_checkpoint(path: str | os.PathLike, name: str | None = None, **override
   the window in use, as in the released code: right at the image size of the training only.
 
   Args:
-    path: a file, or a name of published weights (`named_weights.TABLE`), which are fetched.
+    path: a file or several (`files.checkpoint_file`), or a name of published weights (`named_weights.TABLE`),
+      which are fetched.
     name: the row of `swinv2_config.VARIANTS` that the weights must fit; inferred from the shapes if None.
     overrides: fields of `SwinV2Config`. With `embed_dim`, `depths` or `num_heads`, a shape that is no row of
       the table is accepted too.
@@ -119,14 +124,8 @@ def open_checkpoint(path: str | os.PathLike, name: str | None = None, **override
   """
   if os.fspath(path) in named_weights.TABLE:
     path = named_weights.TABLE[os.fspath(path)].local_path()
-  path = pathlib.Path(path)
-  weights.check_file(path)
-  others: list[str] = []
-  if path.suffix == ".safetensors":
-    tensors, _ = weights.open_safetensors(path)
-  else:
-    tensors, others = torch_file.open_torch(path)
-  return map_tensors(tensors, path, name=name, others=others, **overrides)
+  file = checkpoint_file.open_checkpoint(path)
+  return map_tensors(file.tensors, file.path, name=name, others=file.others, **overrides)
 
 
 def map_tensors(
@@ -138,7 +137,6 @@ def map_tensors(
   **overrides: Any,
 ) -> Checkpoint:
   """`open_checkpoint`, of a file that is already open."""
-  tensors = _without_module(tensors)
   source = checkpoint_keys.detect(set(tensors))
   if source is None:
     raise ValueError(
@@ -148,15 +146,15 @@ def map_tensors(
     )
   blocks = source.blocks(tensors)
   name, config = _config(tensors, source, blocks, path, name, overrides)
-  used, faults, leaves = set(), [], {}
+  used, faults, leaves = set(), key_reports.KeyReport(), {}
   for ours, shape in _parameters(config).items():
     theirs, transform = source.names(ours)
     used.update(theirs)
     for key, expected in zip(theirs, transform.shapes(shape)):
       if key not in tensors:
-        faults.append(f"missing {key} {expected}")
+        faults.add_missing(key, expected)
       elif tensors[key].shape != expected:
-        faults.append(f"{key} has shape {tensors[key].shape}, expected {expected}")
+        faults.add_misshaped(key, tensors[key].shape, expected)
     parts = [tensors[key] for key in theirs if key in tensors]
     if parts:
       leaves[ours] = LazyTensor(
@@ -172,20 +170,16 @@ def map_tensors(
     if any(re.fullmatch(pattern, key) for pattern in source.ignored):
       ignored[key] = "recomputed here, or of another task"
     else:
-      faults.append(f"unexpected {key} {tensor.shape}")
+      faults.add_unexpected(key, tensor.shape)
   channels = config.stage_channels(len(config.depths) - 1)
   if any(head) and not (all(head) and head[0].shape == (head[1].shape[0], channels)):
-    faults += [
-      f"classifier {key} {tensor.shape if tensor else 'missing'}, expected (classes, {channels}) and "
-      "(classes,)"
-      for key, tensor in zip(source.head, head)
-    ]
-  if faults:
-    raise ValueError(
-      f"{path} ({source.name}) does not fit {name or 'the shape it was taken for'}: embed_dim "
-      f"{config.embed_dim}, depths {config.depths}, heads {config.num_heads}; "
-      f"{len(faults)} keys at fault:\n  " + "\n  ".join(sorted(set(faults)))
-    )
+    for key, tensor, expected in zip(source.head, head, (f"(classes, {channels})", "(classes,)")):
+      found = tensor.shape if tensor else "missing"
+      faults.add_misshaped(f"classifier {key}", f"{found}", expected)
+  faults.check(
+    f"{path} ({source.name}) does not fit {name or 'the shape it was taken for'}: embed_dim "
+    f"{config.embed_dim}, depths {config.depths}, heads {config.num_heads}"
+  )
   return Checkpoint(
     path, source.name, name, config, leaves, tuple(sorted(used)), ignored, tuple(head) if all(head) else None
   )
@@ -193,15 +187,8 @@ def map_tensors(
 
 def recognises(tensors: Mapping[str, LazyTensor]) -> bool:
   """Whether these are the keys of a SwinV2 checkpoint: other transformers have a patch embedding too."""
-  keys = set(_without_module(tensors))
+  keys = set(tensors)
   return checkpoint_keys.detect(keys) is not None and any(key.endswith("logit_scale") for key in keys)
-
-
-def _without_module(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-  """The tensors without the prefix that PyTorch's DistributedDataParallel gives all of them."""
-  if tensors and all(key.startswith("module.") for key in tensors):
-    return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
-  return dict(tensors)
 
 
 @functools.lru_cache(maxsize=8)
@@ -240,7 +227,7 @@ def _config(
     overrides["window_sizes"] = (overrides.pop("window_size"),) * stages
   if name is not None:
     if name not in swinv2_config.VARIANTS:
-      raise ValueError(base.unknown_name("SwinV2", name, swinv2_config.VARIANTS))
+      raise ValueError(messages.unknown("SwinV2", name, swinv2_config.VARIANTS))
     config = swinv2_config.VARIANTS[name]
   else:
     rows = [

@@ -18,8 +18,9 @@ import numpy as np
 
 from frozen_vision.backbones.video_swin import model as video_swin
 from frozen_vision.backbones.video_swin import windows as windows3d
+from frozen_vision.files import checkpoint_file
+from frozen_vision.files import keys as key_reports
 from frozen_vision.files import tensors as weights
-from frozen_vision.files import torch_file
 from frozen_vision.files.tensors import LazyTensor
 
 Apply = Callable[[np.ndarray], np.ndarray]
@@ -184,7 +185,10 @@ class Checkpoint:
     """Kernel [channels, classes] and bias of the classifier on `VideoSwin.embed`, if there is one."""
     if self.head_leaves is None:
       return None
-    kernel, bias = (np.asarray(leaf.read(), np.float32) for leaf in self.head_leaves)
+    kernel, bias = (
+      weights.check_finite("the classifier", np.asarray(leaf.read(), np.float32), self.path)
+      for leaf in self.head_leaves
+    )
     return kernel.T, bias
 
 
@@ -202,12 +206,8 @@ def open_checkpoint(path: str | os.PathLike, **overrides: Any) -> Checkpoint:
   Raises:
     FileNotFoundError, ValueError: no such file, a damaged one, or keys of no known source.
   """
-  path = pathlib.Path(path)
-  weights.check_file(path)
-  if path.suffix == ".safetensors":
-    return map_tensors(weights.open_safetensors(path)[0], path, **overrides)
-  tensors, others = torch_file.open_torch(path)
-  return map_tensors(tensors, path, others=others, **overrides)
+  file = checkpoint_file.open_checkpoint(path)
+  return map_tensors(file.tensors, file.path, others=file.others, **overrides)
 
 
 def map_tensors(
@@ -217,7 +217,7 @@ def map_tensors(
   source = _detect(tensors, path)
   head = tuple(tensors.get(f"{source.head}.{leaf}") for leaf in ("weight", "bias"))
   ignored = {name: "not a tensor of the model" for name in others}
-  table, named, unexpected = source.table(), {}, []
+  table, named, faults = source.table(), {}, key_reports.KeyReport()
   for key in tensors:
     match = next((found for found in ((row, row[0].fullmatch(key)) for row in table) if found[1]), None)
     if match is not None:
@@ -226,12 +226,11 @@ def map_tensors(
     elif re.fullmatch(_IGNORED, key):
       ignored[key] = "recomputed here"
     elif key not in (f"{source.head}.weight", f"{source.head}.bias"):
-      unexpected.append(f"unexpected {key} {tensors[key].shape}")
-  if unexpected or (any(head) and not all(head)):
-    raise ValueError(
-      f"{path} ({source.name}): {len(unexpected)} keys that no Video Swin has, or half a classifier:\n  "
-      + "\n  ".join(sorted(unexpected))
-    )
+      faults.add_unexpected(key, tensors[key].shape)
+  for leaf, tensor in zip(("weight", "bias"), head):
+    if any(head) and tensor is None:
+      faults.add_missing(f"{source.head}.{leaf}", "of the classifier")
+  faults.check(f"{path} ({source.name}) is no Video Swin")
   name, config, window_2d = _config(tensors, named, source, path, overrides)
   leaves = {}
   for ours, (key, transform) in named.items():

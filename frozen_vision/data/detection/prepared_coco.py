@@ -12,6 +12,7 @@ import numpy as np
 
 from frozen_vision.data import prepared
 from frozen_vision.data.detection import coco
+from frozen_vision.files import atomic
 
 KIND = prepared.Kind("frozen_vision_coco", "coco --images DIR --annotations FILE --out {out} --split {split}")
 _GROUND_TRUTH_FILE = "ground_truth.json"
@@ -29,8 +30,7 @@ def metadata(source: coco.CocoSource) -> dict[str, Any]:
 
 def write_index(source: coco.CocoSource, out: str | os.PathLike[str], split: str) -> None:
   """Adds the ground truth and the index to finished shards, and so completes them."""
-  truth = KIND.folder(out, split) / _GROUND_TRUTH_FILE
-  truth.write_text(json.dumps(source.ground_truth), encoding="utf-8")
+  atomic.write_json(KIND.folder(out, split) / _GROUND_TRUTH_FILE, source.ground_truth)
   KIND.complete(out, split, image_ids=source.image_ids, objects=source.objects_per_image())
 
 

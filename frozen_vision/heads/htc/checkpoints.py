@@ -13,17 +13,14 @@ neck and head is filled, or there is one error that lists all that is wrong.
 from collections.abc import Mapping, Sequence
 import math
 import os
-import pathlib
 import re
 from typing import NamedTuple
-import zipfile
 
 from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from frozen_vision.files import tensors as weights
-from frozen_vision.files import torch_file, trees
+from frozen_vision.files import checkpoint_file, keys, tensors, trees
 from frozen_vision.files.layouts import conv, Layout, linear, pointwise, vector
 
 
@@ -88,56 +85,13 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
   """The tensors of an mmdet checkpoint; nothing else in it is read or run.
 
   Args:
-    path: `.safetensors`, or `.pth`. Only those older than PyTorch 1.6, as many of mmdet's are,
-      need PyTorch to be read.
+    path: what `files.checkpoint_file.open_checkpoint` takes.
 
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: another kind of file, a damaged one, or one without a dictionary of tensors.
-    ImportError: PyTorch is needed and not installed.
   """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f"mmdet checkpoint {path} is no file; give a .pth or .safetensors.")
-  weights.check_file(path)
-  if path.suffix == ".safetensors":
-    tensors, _ = weights.open_safetensors(path)
-  elif path.suffix not in (".pth", ".pt"):
-    raise ValueError(f"mmdet checkpoint {path}: expected a .pth or .safetensors file.")
-  elif zipfile.is_zipfile(path):
-    tensors, _ = torch_file.open_torch(path)
-  else:
-    return _read_with_torch(path)
-  return {name: tensor.read() for name, tensor in tensors.items()}
-
-
-def _read_with_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    import torch  # pylint: disable=g-import-not-at-top
-  except ImportError as error:
-    raise ImportError(
-      f"{path} was written before PyTorch 1.6 (or is damaged), and reading such files needs"
-      " PyTorch: pip install torch. Or write it anew where PyTorch is:"
-      " torch.save(torch.load(FILE, weights_only=True), NEW_FILE)."
-    ) from error
-  try:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-  except Exception as error:  # a damaged pickle can fail in any way
-    # PyTorch's own text advises to load such a file without protection, so it is not repeated.
-    raise ValueError(
-      f"{path} cannot be read ({type(error).__name__}): it is damaged, or holds objects other"
-      " than tensors, numbers and texts, which are never loaded. Where it can be trusted, save"
-      " its tensors alone: torch.save(checkpoint['state_dict'], NEW_FILE)."
-    ) from error
-  while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-    content = content["state_dict"]
-  if not isinstance(content, dict) or not any(torch.is_tensor(x) for x in content.values()):
-    raise ValueError(f"{path} holds no dictionary of tensors, at its top or below state_dict.")
-  return {
-    name: (x.float() if x.is_floating_point() else x).numpy()
-    for name, x in content.items()
-    if torch.is_tensor(x)
-  }
+  return checkpoint_file.open_checkpoint(path).read_all()
 
 
 class Leaves(NamedTuple):
@@ -180,14 +134,15 @@ def head_arrays(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndar
   """
   found = leaves(state_dict)
 
-  def shape(name):
-    return f"{name} {np.shape(state_dict[name])}"
-
-  unexpected = [shape(name) for name in found.unexpected]
-  misshaped = [shape(found.sources[path]) for path, array in found.arrays.items() if array is None]
-  if unexpected or misshaped or not found.arrays:
-    problem = "The state dict is none of an mmdet detector with an FPN and HTC's parts."
-    raise ValueError(_report([], unexpected, misshaped, problem))
+  report = _unplaced(found, state_dict)
+  for path, array in found.arrays.items():
+    if array is None:
+      name = found.sources[path]
+      report.add_misshaped(name, np.shape(state_dict[name]), f"one for {path}")
+  problem = "The state dict is none of an mmdet detector with an FPN and HTC's parts"
+  report.check(problem)
+  if not found.arrays:
+    raise ValueError(f"{problem}; its {len(state_dict)} keys begin with {sorted(state_dict)[:5]}.")
   return found.arrays, found.ignored
 
 
@@ -230,20 +185,33 @@ def convert(
   wanted = {path for path in ours if path.startswith(("neck/", "head/"))} - kept
   found = leaves(state_dict)
 
-  def shape(name):
-    return f"{name} {np.shape(state_dict[name])}"
-
-  unexpected = [shape(name) for name in found.unexpected]
-  unexpected += [shape(found.sources[path]) for path in found.arrays if path not in wanted | kept]
-  filled = {path: array for path, array in found.arrays.items() if path in wanted}
-  misshaped = [
-    f"{shape(found.sources[path])} for {path} {tuple(ours[path].shape)}"
-    for path, array in filled.items()
-    if array is None or array.shape != tuple(ours[path].shape)
-  ]
-  missing = [f"{path} {tuple(leaf.shape)}" for path, leaf in ours.items() if path in wanted - set(filled)]
-  if missing or unexpected or misshaped:
-    raise ValueError(_report(missing, unexpected, misshaped))
+  report = _unplaced(found, state_dict)
+  filled = {}
+  for path, array in found.arrays.items():
+    name = found.sources[path]
+    if path in wanted:
+      filled[path] = array
+      shape = tuple(ours[path].shape)
+      if array is None or array.shape != shape:
+        report.add_misshaped(name, np.shape(state_dict[name]), f"one for {path} {shape}")
+    elif path not in kept:
+      report.add_unexpected(name, np.shape(state_dict[name]))
+  for path, leaf in ours.items():
+    if path in wanted and path not in filled:
+      report.add_missing(path, tuple(leaf.shape))
+  hints = []
+  if any(line.startswith("missing neck/norms/") for line in report.missing):
+    hints.append(
+      "The backbone of the source ends without norms per level: build the neck with input_norm=False "
+      "(config.detection.neck.input_norm)."
+    )
+  report.check(
+    "The mmdet state dict does not fit the detector. Configure the neck and head as the source's, or name in "
+    "`keep` what should keep its own values",
+    hints,
+  )
+  for path, array in filled.items():
+    tensors.check_finite(path, array, "The mmdet state dict")
   return nnx.from_flat_state(
     [
       (path, leaf.replace(jnp.asarray(filled[name], leaf.dtype)) if name in filled else leaf)
@@ -278,27 +246,9 @@ def _roi_channels(state_dict: Mapping[str, np.ndarray], head: str) -> int:
   return 1
 
 
-def _report(
-  missing: list[str],
-  unexpected: list[str],
-  misshaped: list[str],
-  problem: str = (
-    "The mmdet state dict does not fit the detector. Configure the neck and head as the source's,"
-    " or name in `keep` what should keep its own values."
-  ),
-) -> str:
-  parts = [problem]
-  hints = {
-    "Ours, without a source": missing,
-    "In the source, without a place here": unexpected,
-    "Shapes that do not fit": misshaped,
-  }
-  for title, rows in hints.items():
-    if rows:
-      parts.append(f"{title} ({len(rows)}):\n  " + "\n  ".join(rows))
-  if any(row.startswith("neck/norms/") for row in missing):
-    parts.append(
-      "The backbone of the source ends without norms per level: build the neck with"
-      " input_norm=False (config.detection.neck.input_norm)."
-    )
-  return "\n".join(parts)
+def _unplaced(found: Leaves, state_dict: Mapping[str, np.ndarray]) -> keys.KeyReport:
+  """A report of the keys that the table has no place for."""
+  report = keys.KeyReport()
+  for name in found.unexpected:
+    report.add_unexpected(name, np.shape(state_dict[name]))
+  return report

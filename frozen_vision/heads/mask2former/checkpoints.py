@@ -9,15 +9,13 @@ all that is wrong.
 
 from collections.abc import Iterator, Mapping, Sequence
 import os
-import pathlib
 import re
 
 from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
-from frozen_vision.files import tensors as weights
-from frozen_vision.files import torch_file, trees
+from frozen_vision.files import checkpoint_file, keys, tensors, trees
 from frozen_vision.files.layouts import conv, Layout, linear, pointwise, vector
 
 
@@ -134,29 +132,19 @@ IGNORED = (
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The tensors of a `.safetensors` or `.pth` file; nothing else in it is read or run.
+  """The tensors of a Mask2Former checkpoint; nothing else in it is read or run.
 
   The official model zoo's `.pkl` files are pickles of arrays: write theirs (below "model") as safetensors
   first.
+
+  Args:
+    path: what `files.checkpoint_file.open_checkpoint` takes.
 
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: another kind of file, or a damaged one.
   """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f"Mask2Former checkpoint {path} is no file; give a .safetensors or .pth file.")
-  weights.check_file(path)
-  match path.suffix:
-    case ".safetensors":
-      tensors, _ = weights.open_safetensors(path)
-    case ".pth" | ".pt" | ".bin":
-      tensors, _ = torch_file.open_torch(path)
-    case other:
-      raise ValueError(
-        f"Mask2Former checkpoint {path} ends in {other!r}; expected a .safetensors or .pth file."
-      )
-  return {name: tensor.read() for name, tensor in tensors.items()}
+  return checkpoint_file.open_checkpoint(path).read_all()
 
 
 def convert(
@@ -191,7 +179,7 @@ def convert(
     return any(re.fullmatch(pattern, path) for pattern in keep)
 
   filled: dict[str, np.ndarray] = {}
-  unexpected, misshaped = [], []
+  report = keys.KeyReport()
   for name, value in state_dict.items():
     if any(re.fullmatch(pattern, name) for pattern in IGNORED):
       continue
@@ -200,19 +188,24 @@ def convert(
     if places and all(keeps(path) for path, _ in places):
       continue
     if not places or any(path not in leaves or path in filled for path, _ in places):
-      unexpected.append(f"{name} {value.shape}")
+      report.add_unexpected(name, value.shape)
       continue
     for path, array in places:
       shape = tuple(leaves[path].shape)
       if array is None or array.shape != shape:
-        misshaped.append(f"{name} {value.shape} for {path} {shape}")
+        report.add_misshaped(name, value.shape, f"one for {path} {shape}")
         array = np.zeros(0)  # found, so not missing too
       filled[path] = array
-  missing = [
-    f"{path} {tuple(leaf.shape)}" for path, leaf in leaves.items() if path not in filled and not keeps(path)
-  ]
-  if missing or unexpected or misshaped:
-    raise ValueError(_report(missing, unexpected, misshaped))
+  for path, leaf in leaves.items():
+    if path not in filled and not keeps(path):
+      report.add_missing(path, tuple(leaf.shape))
+  report.check(
+    "The Mask2Former state dict does not fit the head. Configure the head as the source's, or name in `keep` "
+    "what should keep its own values",
+    _hints(report),
+  )
+  for name, array in filled.items():
+    tensors.check_finite(name, array, "The Mask2Former state dict")
   return nnx.from_flat_state(
     [
       (path, leaf.replace(jnp.asarray(filled[name], leaf.dtype)) if name in filled else leaf)
@@ -248,22 +241,9 @@ def _places(name: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray | No
       return
 
 
-def _report(missing: list[str], unexpected: list[str], misshaped: list[str]) -> str:
-  parts = [
-    "The Mask2Former state dict does not fit the head. Configure the head as the source's, or name in"
-    " `keep` what should keep its own values."
-  ]
-  for title, rows in (
-    ("Ours, without a source", missing),
-    ("In the source, without a place here", unexpected),
-    ("Shapes that do not fit", misshaped),
-  ):
-    if rows:
-      parts.append(f"{title} ({len(rows)}):\n  " + "\n  ".join(rows))
-  if any(row.startswith("pixel_decoder/norms/") for row in missing):
-    parts.append(
-      "The backbone of the source ends without norms per level: build the head with input_norm=False."
-    )
-  if any(re.match(rf"backbone\.norm|{_NORMS}", row) for row in unexpected):
-    parts.append("The backbone of the source ends in a norm per level: build the head with input_norm=True.")
-  return "\n".join(parts)
+def _hints(report: keys.KeyReport) -> Iterator[str]:
+  """What to do about norms per level, the most frequent difference."""
+  if any(line.startswith("missing pixel_decoder/norms/") for line in report.missing):
+    yield "The backbone of the source ends without norms per level: build the head with input_norm=False."
+  if any(re.match(rf"unexpected (backbone\.norm|{_NORMS})", line) for line in report.unexpected):
+    yield "The backbone of the source ends in a norm per level: build the head with input_norm=True."

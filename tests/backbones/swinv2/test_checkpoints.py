@@ -133,7 +133,7 @@ def test_one_error_lists_every_key_at_fault(small):
     "missing layers.1.blocks.1.norm2.bias (16,)",
     "unexpected extra (16,)",
     "layers.0.blocks.0.attn.proj.weight has shape (8, 9), expected (8, 8)",
-    "classifier head.weight (5, 7), expected (classes, 16)",
+    "classifier head.weight is (5, 7), expected (classes, 16)",
   ):
     assert part in message
 

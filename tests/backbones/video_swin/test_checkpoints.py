@@ -130,7 +130,7 @@ def test_conversion_is_total_or_an_error():
   with pytest.raises(ValueError, match=r"attn/proj/kernel has shape \(9, 8\), expected \(8, 8\)"):
     convert.map_tensors(_lazy(wrong), pathlib.Path("x")).build()
   half = {key: value for key, value in state.items() if key != "head.bias"}
-  with pytest.raises(ValueError, match="half a classifier"):
+  with pytest.raises(ValueError, match="missing head.bias of the classifier"):
     convert.map_tensors(_lazy(half), pathlib.Path("x"))
   with pytest.raises(ValueError, match="keys of no known checkpoint"):
     convert.map_tensors(_lazy({"conv1.weight": np.ones((8, 3, 7, 7))}), pathlib.Path("x"))
