@@ -185,7 +185,9 @@ class BackboneFile:
     """
     graphdef, state, rest = nnx.split(module, nnx.Not(nnx.RngState), ...)
     digests = None if self.fingerprint is None else self._digests
-    return nnx.merge(graphdef, tensors.read(state, self.leaves, prefix=prefix, path=self.path, digests=digests), rest)
+    return nnx.merge(
+      graphdef, tensors.read(state, self.leaves, prefix=prefix, path=self.path, digests=digests), rest
+    )
 
   def check(self) -> None:
     """Raises a ValueError if what `read` gave, all in all, are not the weights that the file says it has."""

@@ -12,7 +12,6 @@ from typing import Any
 from flax import nnx
 import numpy as np
 
-from frozen_vision.backbones import base
 from frozen_vision.backbones.swinv2 import checkpoint_keys
 from frozen_vision.backbones.swinv2 import checkpoint_windows as windows_lib
 from frozen_vision.backbones.swinv2 import config as swinv2_config
