@@ -9,12 +9,13 @@ for reading, unless the caller allows them, and are escaped where a name becomes
 
 import collections
 from collections.abc import Iterable
-import difflib
 import hashlib
 import os
 import pathlib
 import re
 import unicodedata
+
+from frozen_vision.files import messages
 
 # Filesystems take 255 bytes; endings such as ".png" come on top.
 _LONGEST_PART = 200
@@ -117,5 +118,5 @@ def output_name(name: str) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
   """`; did you mean NAME?` with the closest of the known names, or nothing where none is close."""
-  close = difflib.get_close_matches(name, list(known), n=1)
-  return f"; did you mean {close[0]}?" if close else ""
+  found = messages.closest(name, known)
+  return f"; did you mean {found}?" if found else ""

@@ -64,16 +64,16 @@ def write_text(path: str | os.PathLike, text: str, *, sync: bool = True) -> None
 
 
 def write_json(
-  path: str | os.PathLike, content: Any, *, indent: int | None = None, sync: bool = True
+  path: str | os.PathLike, content: Any, *, indent: int | None = None, allow_nan: bool = False
 ) -> None:
   """Writes JSON without spaces, or indented by `indent` and ended by a line break.
 
   Raises:
-    ValueError: NaN or an infinity, which JSON has no word for.
+    ValueError: NaN or an infinity, which JSON has no word for, unless `allow_nan`: Python reads them.
   """
   separators = (",", ":") if indent is None else None
-  text = json.dumps(content, indent=indent, separators=separators, allow_nan=False)
-  write_text(path, text if indent is None else text + "\n", sync=sync)
+  text = json.dumps(content, indent=indent, separators=separators, allow_nan=allow_nan)
+  write_text(path, text if indent is None else text + "\n")
 
 
 def remove_leftovers(folder: str | os.PathLike) -> list[pathlib.Path]:

@@ -15,7 +15,7 @@ import struct
 from typing import Any
 
 # A checkpoint of 20,000 tensors with the optimizer's two moments has about 3 million opcodes.
-_MAX_STEPS = 6_000_000
+_MAX_STEPS = 4_000_000
 _MAX_LONG_BYTES = 64
 _MAX_KEY_PARTS = 8
 

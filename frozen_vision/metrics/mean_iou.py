@@ -199,4 +199,4 @@ class MeanIoUEvaluator:
       atomic.write_bytes(path, data, sync=False)
     per_class = self.per_class()
     if main_process:
-      atomic.write_json(folder / "per_class.json", per_class, indent=1)
+      atomic.write_json(folder / "per_class.json", per_class, indent=1, allow_nan=True)

@@ -122,7 +122,7 @@ def plan(
     report["finetune"] = _measure(tuned, machine, once, report)
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
-  atomic.write_json(folder / "plan.json", report, indent=2)
+  atomic.write_json(folder / "plan.json", report, indent=2, allow_nan=True)
   _logger.info("%s", table(report))
   return report
 

@@ -105,7 +105,7 @@ def claim_workdir(
     if not changes:
       return
   if is_writer:
-    atomic.write_json(path, wanted, indent=2)
+    atomic.write_json(path, wanted, indent=2, allow_nan=True)
 
 
 _ABSENT = object()

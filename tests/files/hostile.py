@@ -11,7 +11,7 @@ import json, pathlib, resource, sys, time
 from frozen_vision.files import checkpoint_file, formats
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 for name in json.loads(sys.stdin.read()):
-  started = time.perf_counter()
+  started = time.process_time()
   try:
     file = checkpoint_file.open_checkpoint(name)
     arrays = file.read_all()
@@ -20,14 +20,14 @@ for name in json.loads(sys.stdin.read()):
     said = f"refused {error}"
   except (FileNotFoundError, ValueError) as error:
     said = f"other {type(error).__name__} {error}"
-  seconds = time.perf_counter() - started
+  seconds = time.process_time() - started
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
   print(json.dumps([name, said, round(seconds, 2), peak]), flush=True)
 """
 
 
 def read_all(paths: list[pathlib.Path], *, seconds: float = 60) -> dict[str, tuple[str, float, int]]:
-  """{path: (what came of it, seconds, peak of the process in MiB)}.
+  """{path: (what came of it, seconds of processor time, peak of the process in MiB)}.
 
   Raises:
     AssertionError: the reader crashed, hung or raised something else.
