@@ -1,0 +1,147 @@
+"""How the package is laid out: which room imports which, and how long files and functions are."""
+
+import ast
+import collections
+from collections.abc import Iterator
+import functools
+import pathlib
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_PACKAGE = _ROOT / "frozen_vision"
+
+# Rooms, from those that know nothing of the package to those that know all of it. A room is a folder or module
+# of the package. It imports rooms of earlier rows only; two rooms of one row do not know each other.
+_ROWS = (
+  ("files", "ops", "devices", "options"),
+  ("layers", "data", "runs", "config"),
+  ("backbones", "metrics", "visualization"),
+  ("necks", "heads"),
+  ("freezing",),
+  ("tasks", "probes", "diagnostics"),
+  ("training", "config_files"),
+  ("prediction", "planning"),
+  ("report", "export", "convert", "command_line", "distributed"),
+  ("main", "__init__"),
+)
+
+# (module, room): what it should not import, until it moves.
+_EXCEPTIONS = {
+  ("frozen_vision.config", "tasks"): "The config of a run names the sections of its task.",
+  ("frozen_vision.config", "training"): "Options of the optimizer stand beside the optimizer.",
+  ("frozen_vision.freezing.prepare", "tasks"): "Options of a backbone stand in tasks/common.py.",
+}
+
+# Imports inside of functions: the modules that are imported need a library which an installation may lack.
+_LATE = {
+  ("frozen_vision.data.prepare", "frozen_vision.data.detection.builder"): "TensorFlow",
+  ("frozen_vision.data.prepare", "frozen_vision.data.segmentation.builder"): "TensorFlow",
+  ("frozen_vision.data.prepare", "frozen_vision.data.video.builder"): "TensorFlow",
+}
+
+_FILE_LINES = 450
+_FUNCTION_LINES = 80
+# Longer functions that are still to be taken apart.
+_LONG_FUNCTIONS = {"frozen_vision/training/loop.py: train"}
+
+
+def _name(path: pathlib.Path) -> str:
+  parts = path.relative_to(_ROOT).with_suffix("").parts
+  return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@functools.cache
+def _modules() -> dict[str, ast.Module]:
+  return {_name(path): ast.parse(path.read_text()) for path in sorted(_PACKAGE.rglob("*.py"))}
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[ast.stmt, str]]:
+  """Every import statement with the module of the package that it names; imported names are cut off."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, "imports are absolute"
+      names = [f"{node.module}.{alias.name}" for alias in node.names]
+    else:
+      continue
+    for name in names:
+      while name and name not in _modules():
+        name = name.rpartition(".")[0]
+      if name and name != "frozen_vision":
+        yield node, name
+
+
+def _room(module: str) -> str:
+  return module.split(".")[1] if "." in module else "__init__"
+
+
+def _functions(tree: ast.AST) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+  return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def test_every_room_has_its_row():
+  rooms = {_room(module) for module in _modules()}
+  assert rooms <= {room for row in _ROWS for room in row}
+
+
+def test_imports_point_one_way():
+  row_of = {room: i for i, row in enumerate(_ROWS) for room in row}
+  wrong = set()
+  for module, tree in _modules().items():
+    for _, imported in _imports(tree):
+      here, there = _room(module), _room(imported)
+      if here != there and row_of[there] >= row_of[here] and (module, there) not in _EXCEPTIONS:
+        wrong.add(f"{module} imports {imported}")
+  assert not wrong
+
+
+def test_no_module_imports_itself_through_others():
+  arrows = {module: {name for _, name in _imports(tree)} - {module} for module, tree in _modules().items()}
+  # Modules that nothing of the rest imports are taken away until only circles are left.
+  while True:
+    free = [module for module in arrows if not any(module in names for names in arrows.values())]
+    if not free:
+      break
+    for module in free:
+      del arrows[module]
+  # What circles import, but is in none, imports nothing that is left.
+  while leaves := [module for module, names in arrows.items() if not names & arrows.keys()]:
+    for module in leaves:
+      del arrows[module]
+  assert not arrows
+
+
+def test_no_import_hides_in_a_function():
+  hidden = set()
+  for module, tree in _modules().items():
+    for function in _functions(tree):
+      hidden |= {(module, name) for _, name in _imports(function)}
+  assert hidden <= set(_LATE)
+
+
+def _python_files() -> list[pathlib.Path]:
+  return sorted(path for folder in ("frozen_vision", "tests") for path in (_ROOT / folder).rglob("*.py"))
+
+
+def test_no_file_is_too_long():
+  lines = {path: path.read_text().count("\n") for path in _python_files()}
+  long = {str(path.relative_to(_ROOT)): count for path, count in lines.items() if count > _FILE_LINES}
+  assert not long
+
+
+def test_no_function_is_too_long():
+  long = collections.Counter()
+  for path in _python_files():
+    for function in _functions(ast.parse(path.read_text())):
+      name = f"{path.relative_to(_ROOT)}: {function.name}"
+      long[name] = max(long[name], function.end_lineno - function.lineno + 1)
+  assert {name for name, count in long.items() if count > _FUNCTION_LINES} <= _LONG_FUNCTIONS
+
+
+@pytest.mark.parametrize(
+  "source", ["import frozen_vision.tasks.base", "from frozen_vision.tasks import base"]
+)
+def test_both_forms_of_an_import_are_read(source):
+  assert [name for _, name in _imports(ast.parse(source))] == ["frozen_vision.tasks.base"]
