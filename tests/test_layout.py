@@ -11,8 +11,8 @@ import pytest
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _PACKAGE = _ROOT / "frozen_vision"
 
-# Rooms, from those that know nothing of the package to those that know all of it. A room is a folder or module
-# of the package. It imports rooms of earlier rows only; two rooms of one row do not know each other.
+# Rooms, folders and modules of the package, from those that know nothing of it to those that know all of it.
+# A room imports rooms of earlier rows only; two rooms of one row do not know each other.
 _ROWS = (
   ("files", "ops", "devices", "options"),
   ("layers", "data", "runs", "config"),

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Self
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Float, Int, Num
 
 from frozen_vision.files import messages
+from frozen_vision.ops.arrays import Array
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

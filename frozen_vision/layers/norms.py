@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 
 from flax import nnx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from frozen_vision.ops.arrays import Array
 
 NORM_EPSILON = 1e-5  # PyTorch's default; flax's own is 1e-6.
 

@@ -1,7 +1,9 @@
 """Maps cut into patches, and neighbouring cells joined."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from frozen_vision.ops.arrays import Array
 
 
 def patches(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b rows columns d"]:

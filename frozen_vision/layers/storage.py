@@ -14,10 +14,11 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frozen_vision.devices import sharding
 from frozen_vision.layers import norms
+from frozen_vision.ops.arrays import Array
 
 Tree = Any
 KINDS = ("float32", "bfloat16", "int8")

@@ -1,7 +1,5 @@
-"""Checkpoints: bit-exact restore, strict comparison, damage, kill -9; workdirs of one config."""
+"""Checkpoints: bit-exact restore, strict comparison, damage, kill -9."""
 
-import functools
-import json
 import os
 import pathlib
 import random
@@ -21,6 +19,7 @@ import pytest
 
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import state_leaves
+from tests import comparing
 
 META = dict(config=dict(steps=7, name="x"), feature_key="abc", examples=56)
 
@@ -57,18 +56,6 @@ def _abstract(state, sharding=None):
   return jax.tree.map(lambda x: shape(x) if isinstance(x, jax.Array) else x, state)
 
 
-def _assert_equal(found, wanted):
-  assert jax.tree.structure(found) == jax.tree.structure(wanted)
-  found, wanted = (state_leaves.flatten(t)[0] for t in (found, wanted))
-  assert state_leaves.describe(found) == state_leaves.describe(wanted)
-  for path, a in wanted.items():
-    b = found[path]
-    if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-      a, b = jax.random.key_data(a), jax.random.key_data(b)
-    assert isinstance(a, jax.Array) == isinstance(b, jax.Array), path
-    assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
-
-
 def _checkpoint_with(tmp_path, *steps, **kwargs):
   with checkpoint.Checkpoints(tmp_path, **kwargs) as checkpoints:
     for step in steps:
@@ -84,11 +71,11 @@ def test_everything_comes_back_bit_for_bit(tmp_path, asynchronous):
     assert checkpoints.latest_step() == 3
     restored, meta = checkpoints.restore(_abstract(state))
   assert meta == {**META, "step": 3}
-  _assert_equal(restored, state)
+  comparing.assert_equal(restored, state)
   with checkpoint.Checkpoints(tmp_path) as again, warnings.catch_warnings():
     warnings.simplefilter("error")
     assert again.read_meta() == again.read_meta(3) == meta
-    _assert_equal(again.restore(state, step=3)[0], state)  # concrete arrays serve as the template
+    comparing.assert_equal(again.restore(state, step=3)[0], state)  # concrete arrays serve as the template
   assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints"]
 
 
@@ -159,7 +146,7 @@ def test_an_existing_or_older_step_is_refused(tmp_path):
     for step in (5, 4):
       with pytest.raises(ValueError, match=rf"Step {step} was not saved.*holds steps \[5\]"):
         checkpoints.save(step, _state(1), META)
-    _assert_equal(checkpoints.restore(_state())[0], _state())
+    comparing.assert_equal(checkpoints.restore(_state())[0], _state())
 
 
 def test_retention_and_best_are_independent(tmp_path):
@@ -180,13 +167,13 @@ def test_retention_and_best_are_independent(tmp_path):
     assert checkpoints.read_metrics() == {"eval/box_AP": 0.4, "eval/other": 1.0}
     restored, meta = checkpoints.restore(_state(), best=True)
     assert meta["step"] == 2
-    _assert_equal(restored, _state(2))
+    comparing.assert_equal(restored, _state(2))
     # A run that resumed from an earlier checkpoint may do better, at a smaller or the same step.
     assert not checkpoints.save_best(1, _state(1), META, {"eval/box_AP": 0.4})
     assert checkpoints.save_best(1, _state(11), META, {"eval/box_AP": 0.5})
     assert checkpoints.best_step() == 1
     assert checkpoints.save_best(1, _state(12), META, {"eval/box_AP": 0.6})
-    _assert_equal(checkpoints.restore(_state(), best=True)[0], _state(12))
+    comparing.assert_equal(checkpoints.restore(_state(), best=True)[0], _state(12))
     with pytest.raises(ValueError, match="'eval/box_AP'.*found.*box_AP50"):
       checkpoints.save_best(9, _state(), META, {"box_AP50": 0.9})
   assert names("checkpoints") == ["4", "5"] and names("best") == ["1"]
@@ -240,7 +227,7 @@ def test_a_part_is_restored_without_the_rest(tmp_path):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     part = {k: state[k] for k in ("ema", "epoch")}
     restored, _ = checkpoints.restore(_abstract(part), partial=True)
-    _assert_equal(restored, part)
+    comparing.assert_equal(restored, part)
     assert checkpoints.restore(dict(epoch=0), partial=True)[0] == dict(epoch=1)
     with pytest.raises(ValueError, match="unexpected opt_state"):
       checkpoints.restore(part)
@@ -298,7 +285,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, damage):
     with pytest.warns(RuntimeWarning, match="checkpoints/2 cannot be read and is passed over"):
       restored, meta = checkpoints.restore(_abstract(_state()))
     assert meta["step"] == 1
-    _assert_equal(restored, _state(1))
+    comparing.assert_equal(restored, _state(1))
     assert checkpoints.latest_step() == 1
     with pytest.raises(ValueError, match="No checkpoint can be read.*\n.*checkpoints/2"):
       checkpoints.restore(_state(), step=2)
@@ -306,7 +293,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, damage):
     assert (tmp_path / "checkpoints" / "2").is_dir()
     with pytest.warns(RuntimeWarning, match="Renamed .*2.unreadable"):
       checkpoints.save(2, _state(2), META)
-    _assert_equal(checkpoints.restore(_state())[0], _state(2))
+    comparing.assert_equal(checkpoints.restore(_state())[0], _state(2))
   names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
   assert names == ["1", "2", "2.unreadable"]
 
@@ -436,74 +423,13 @@ def test_kill_9_in_the_middle_of_saves(tmp_path):
       assert step >= max(confirmed + steps, default=0)
       restored, meta = checkpoints.restore(namespace["state"](step))
       assert meta == {"examples": 8 * step, "step": step}
-      _assert_equal(restored, namespace["state"](step))
+      comparing.assert_equal(restored, namespace["state"](step))
       best = checkpoints.best_step()
       if best is not None:
         assert best in (step - 1, step)
-        _assert_equal(checkpoints.restore(restored, best=True)[0], namespace["state"](best))
+        comparing.assert_equal(checkpoints.restore(restored, best=True)[0], namespace["state"](best))
     steps.append(step)
   assert steps
-
-
-def test_feature_keys():
-  key = dict(weights="f00d", windows=[8, 8], image=dict(mean=[0.1], dtype="bfloat16"))
-  checkpoint.check_feature_key(key, dict(key, windows=(8, 8)))
-  checkpoint.check_feature_key("a", "a")
-  checkpoint.check_feature_key(None, None)
-  other = dict(key, image=dict(mean=[0.1], dtype="int8"), levels=4)
-  with pytest.raises(ValueError) as error:
-    checkpoint.check_feature_key(key, other)
-  text = str(error.value)
-  assert json.dumps(key) in text and json.dumps(other) in text
-  assert 'image.dtype: "bfloat16" in the checkpoint, "int8" in the backbone' in text
-  assert "levels: absent in the checkpoint, 4 in the backbone" in text
-  for found, wanted in (("a", "b"), ("a", key), (None, "a")):
-    with pytest.raises(ValueError, match="other frozen features"):
-      checkpoint.check_feature_key(found, wanted)
-
-
-def test_meta_holds_what_a_head_needs(tmp_path):
-  meta = checkpoint.make_meta(config=dict(a=(1, 2)), feature_key="k", examples=np.int64(8), more=1)
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
-    checkpoints.save(2, dict(w=jnp.ones(1)), meta)
-    found = checkpoints.read_meta()
-  assert found.pop("library_version")
-  assert found == dict(config=dict(a=[1, 2]), feature_key="k", examples=8, more=1, step=2)
-
-
-def test_a_workdir_belongs_to_one_config(tmp_path):
-  workdir = tmp_path / "a" / "run"
-  config = dict(
-    steps=100, log_every=10, data=dict(num_workers=2, sizes=(128, 192)), drop=0.1, nan=float("nan")
-  )
-  claim = functools.partial(checkpoint.claim_workdir, workdir, ignore=("log_every", "*.num_workers"))
-  checkpoint.claim_workdir(workdir, config, is_writer=False)
-  assert not workdir.exists()
-  claim(config)
-  assert [p.name for p in workdir.iterdir()] == ["config.json"]
-  written = (workdir / "config.json").read_bytes()
-  claim(config)
-  assert (workdir / "config.json").read_bytes() == written
-  with pytest.raises(ValueError) as error:
-    claim(dict(config, steps=200, drop=True, new=None, log_every=1))
-  text = str(error.value)
-  for part in (
-    str(workdir),
-    "steps: 100 there, 200 now",
-    "drop: 0.1 there, true now",
-    "new: absent there, null now",
-    "another --workdir",
-  ):
-    assert part in text
-  assert "log_every" not in text and "sizes" not in text
-  assert (workdir / "config.json").read_bytes() == written
-  claim(dict(config, log_every=1, data=dict(config["data"], num_workers=0)))
-  now = json.loads((workdir / "config.json").read_text())
-  assert now["log_every"] == 1 and now["data"]["num_workers"] == 0
-  checkpoint.claim_workdir(workdir, dict(config, data=3, log_every=1), ignore=("data",))
-  (workdir / "config.json").write_text("{")
-  with pytest.raises(ValueError, match="config.json is not valid JSON"):
-    claim(config)
 
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frozen_vision.backbones import base
 from frozen_vision.backbones.swinv2 import config as swinv2
@@ -20,6 +20,7 @@ from frozen_vision.backbones.swinv2 import windows
 from frozen_vision.devices import sharding
 from frozen_vision.layers import storage as stored
 from frozen_vision.layers.patches import join_neighbours, patches
+from frozen_vision.ops.arrays import Array
 
 Tree = Any
 # Of what a block does at once on CPU: cells at least, and cells times channels. Measured with float32.

@@ -6,8 +6,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 import numpy as np
+
+from frozen_vision.ops.arrays import Array
 
 MAX_LOGIT_SCALE = math.log(100.0)  # the trained temperature stays above 0.01.
 _MASKED = -100.0  # not -inf: the released code adds -100, and its weights were trained with it.

@@ -9,8 +9,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 import numpy as np
+
+from frozen_vision.ops.arrays import Array
 
 _MASKED = -100.0  # not -inf: the released code adds -100, and its weights were trained with it.
 
@@ -81,7 +83,7 @@ def attention(
   qkv: Float[Array, "b windows n qkv"],
   num_heads: int,
   bias: Float[Array, "heads n n"],
-  regions: Int[np.ndarray, "windows n"] | None,
+  regions: Int[Array, "windows n"] | None,
 ) -> Float[Array, "b windows n c"]:
   """Scaled dot-product attention plus `bias`, inside regions; logits and softmax in float32."""
   b, windows, n, c = qkv.shape
