@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import gc
-import json
 import logging
 import math
 from typing import Any
@@ -15,8 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from frozen_vision.files import keys
-from frozen_vision.runs import state_leaves
-from frozen_vision.runs import workdir as workdir_lib
+from frozen_vision.runs import records, state_leaves
 
 PyTree = Any
 
@@ -56,16 +54,11 @@ class CheckpointStore:
       raise TypeError(f"step is {step!r}; expected an integer of at least 0.")
     step = int(step)
     leaves, _ = state_leaves.flatten(state)
-    record = dict(
-      meta={**workdir_lib.to_json(meta, "meta"), "step": step},
-      metrics=metrics,
-      quality=quality,
-      leaves=state_leaves.describe(leaves),
-      scalars={path: leaf for path, leaf in leaves.items() if state_leaves.is_number(leaf)},
-    )
+    state_leaves.describe(leaves)  # a leaf that cannot be saved is an error before any is looked at
     arrays = {path: leaf for path, leaf in leaves.items() if state_leaves.has_bytes(leaf)}
     if not arrays:
       raise ValueError("The state to save holds no array.")
+    record = records.make(step, leaves, meta, metrics, quality)
     self.wait()
     self._set_bad_directories_aside()
     if quality is not None and step in self._steps():  # a rerun came by again and did better
@@ -128,8 +121,12 @@ class CheckpointStore:
       "No checkpoint can be read:" + "".join(f"\n  {k}: {e}" for k, e in problems.items())
     )
 
-  def read_arrays(self, step: int, leaves: Mapping[str, Any], scalars: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the leaves by path, as the type and on the sharding of the given ones."""
+  def read_arrays(self, step: int, leaves: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads the leaves by path, as the type and on the sharding of the given ones.
+
+    Raises:
+      UnreadableError: they cannot be read, or are not those that were saved with the record.
+    """
     item = state_leaves.nest(
       {path: state_leaves.abstract(leaf) for path, leaf in leaves.items() if state_leaves.has_bytes(leaf)}
     )
@@ -158,10 +155,17 @@ class CheckpointStore:
       problems = keys.compare(state_leaves.describe(found), wanted).lines
       if problems:  # the table of leaves and the arrays are from different saves
         raise UnreadableError("arrays: " + "; ".join(problems))
+      damaged = records.damaged(record, found)
+      if damaged:
+        more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+        raise UnreadableError(
+          f"arrays: {', '.join(damaged[:5])}{more} do not add up to the checksums that they were saved with; "
+          "they were damaged"
+        )
     result = {}
     for path, leaf in leaves.items():
       if state_leaves.is_number(leaf):
-        result[path] = scalars[path]
+        result[path] = record["scalars"][path]
       elif not state_leaves.has_bytes(leaf):
         result[path] = state_leaves.empty(leaf)
       else:
@@ -211,12 +215,11 @@ class CheckpointStore:
       if not (path / part).exists():
         return IncompleteError(f"incomplete: it holds no {part}")
     try:
-      record = json.loads((path / "meta" / "metadata").read_text())
-      missing = {"meta", "metrics", "quality", "leaves", "scalars"} - set(record)
-      if missing:
-        raise ValueError(f"it holds no {sorted(missing)}; was it written by another program?")
-      return record
-    except (OSError, ValueError, KeyError, TypeError) as e:
+      text = (path / "meta" / "metadata").read_text()
+      return records.parse(text, step, best="best_fn" in self._options)
+    except records.RecordError as e:
+      return UnreadableError(f"meta: {e}")
+    except (OSError, ValueError) as e:
       return UnreadableError(f"meta: {_short(e)}")
 
   def _set_bad_directories_aside(self) -> None:

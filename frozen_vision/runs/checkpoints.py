@@ -3,7 +3,8 @@
 A checkpoint is one Orbax step directory with two items: `state`, the arrays, as nested dicts named
 by path, and `meta`, JSON: what the caller wants to remember (config, feature key, examples
 consumed) and a table of every leaf's path, shape and dtype. The table is read and compared before
-any array is, so that a mismatch is one error that lists every key.
+any array is, so that a mismatch is one error that lists every key. Arrays and record have checksums, which
+every restore compares: a damaged checkpoint is named and the one before it is taken.
 
     workdir/checkpoints/<step>/   the latest few
     workdir/best/<step>/          the best by a metric; retention of one never touches the other
@@ -174,7 +175,7 @@ class Checkpoints:
         f"Checkpoint {store.folder / str(found_step)} does not hold the state that is wanted. Build the "
         "model and optimizer that were saved, or use another workdir"
       )
-      values = store.read_arrays(found_step, leaves, record["scalars"])
+      values = store.read_arrays(found_step, leaves, record)
       return jax.tree.unflatten(treedef, [values[path] for path in leaves]), record["meta"]
 
     return store.read(read, step)
