@@ -15,8 +15,6 @@ import pathlib
 import re
 import unicodedata
 
-from frozen_vision.files import messages
-
 # Filesystems take 255 bytes; endings such as ".png" come on top.
 _LONGEST_PART = 200
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -114,9 +112,3 @@ def output_name(name: str) -> str:
       part = f"{encoded[: _LONGEST_PART - 13].decode('utf-8', 'ignore')}-{digest}"
     parts.append(part)
   return "/".join(parts) or "%2E"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-  """`; did you mean NAME?` with the closest of the known names, or nothing where none is close."""
-  found = messages.closest(name, known)
-  return f"; did you mean {found}?" if found else ""

@@ -163,7 +163,7 @@ def _prepare_labelled(options: argparse.Namespace, source: labelled.LabelledImag
 
 
 def _prepare_split(options: argparse.Namespace, split: str) -> int:
-  load = {"require_masks": not options.boxes_only}
+  load = {"require_masks": False if options.boxes_only else None, "allow_outside": options.allow_outside}
   if options.root is not None:
     source = coco.coco_root(options.root, split, **load)
   else:
@@ -178,11 +178,14 @@ def _prepare_split(options: argparse.Namespace, split: str) -> int:
   usable = source.take(tally.good)
   print(f"Summary of {source.annotation_file}, split {split}")
   tally.print_summary()
-  for line in str(source.problems).splitlines():
+  for line in str(source.findings).splitlines():
     print(f"  annotations: {line}")
   counts = ", ".join(f"{count} {key}" for key, count in usable.counts().items())
   print(f"  usable: {counts}, {usable.num_classes} classes{'' if usable.labelled else '; unlabelled'}")
-  defects = tally.bad.total() + sum(source.problems.counts.values())
+  if usable.labelled and not usable.has_masks:
+    print("  boxes only: no annotation has a mask")
+  found = sum(count for kind, count in source.findings.counts.items() if kind != "image_renamed")
+  defects = tally.bad.total() + found
   code = _exit_code(usable=len(usable) > 0, defects=defects, strict=options.strict)
   if code == 0 and not options.check:
     from frozen_vision.data.detection import builder  # needs TensorFlow, checked before

@@ -12,8 +12,8 @@ import time
 from typing import Any
 import warnings
 
+from frozen_vision.data import image_checks
 from frozen_vision.data import images as image_io
-from frozen_vision.data.detection import coco
 from frozen_vision.data.segmentation import sources as labelled
 from frozen_vision.data.video import decoding, jpegs
 from frozen_vision.data.video import sources as videos
@@ -65,7 +65,7 @@ def _check_image(task: Task) -> Result:
       if task.expected is not None:
         height, width = task.expected
         record = {"file_name": task.name, "height": height, "width": width}
-        coco.check_size((info.height, info.width), record, data)
+        image_checks.check_size((info.height, info.width), record, data)
   except image_io.ImageError as error:
     return Result(task.name, None, error)
   return Result(task.name, info, None)

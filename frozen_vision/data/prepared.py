@@ -6,18 +6,23 @@ an index beside the shards. The index is written last: a folder that has it is c
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from typing import Any
+import zipfile
 
 import numpy as np
 
+from frozen_vision.data import text_files
 from frozen_vision.files import atomic
 
 _BUILDERS = "frozen_vision_"  # how the names of all builders begin
 _METADATA_FILE = "metadata.json"  # TFDS's name for it
 _INDEX_FILE = "index.npz"
+
+
+class PreparedError(ValueError):
+  """Prepared data that are damaged; the message names the file and how to make it again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +92,83 @@ class Shards:
     """Raises FileNotFoundError as `Kind.require`."""
     self.folder = kind.require(out, split)
     self.split = split
+    self._command = kind.command.format(out=out, split=split)
 
-  def metadata(self) -> dict[str, Any]:
-    """What the builder has stored beside the shards."""
-    return json.loads((self.folder / _METADATA_FILE).read_text(encoding="utf-8"))
+  def damaged(self, what: str, reason: str | Exception) -> PreparedError:
+    """The error that says which file of the split cannot be used."""
+    if isinstance(reason, Exception):
+      reason = f"{type(reason).__name__}: {' '.join(str(reason).split())[:200]}"
+    return PreparedError(
+      f"{self.folder / what} is damaged ({reason}). Prepare the split again: "
+      f"python -m frozen_vision.data.prepare {self._command} --overwrite"
+    )
 
-  def index(self) -> dict[str, np.ndarray]:
-    with np.load(self.folder / _INDEX_FILE) as index:
-      return dict(index)
+  def metadata(self, **fields: type | tuple[type, ...]) -> dict[str, Any]:
+    """What the builder has stored beside the shards.
+
+    Args:
+      fields: names and types of what it must hold.
+
+    Raises:
+      PreparedError: it is damaged.
+    """
+    stored = self.json(_METADATA_FILE)
+    if not isinstance(stored, dict):
+      raise self.damaged(_METADATA_FILE, f"it holds a {type(stored).__name__}, expected an object")
+    for name, kind in fields.items():
+      if not isinstance(stored.get(name), kind):
+        raise self.damaged(_METADATA_FILE, f"{name} is absent or of the wrong kind")
+    return stored
+
+  def json(self, name: str) -> Any:
+    """The content of a JSON file beside the shards; raises PreparedError."""
+    try:
+      return text_files.read_json(self.folder / name, max_bytes=2**36)
+    except text_files.TextError as error:
+      raise self.damaged(name, str(error).removeprefix(f"{self.folder / name}")) from error
+
+  def index(self, **arrays: str) -> dict[str, np.ndarray]:
+    """The arrays beside the shards.
+
+    Args:
+      arrays: names of what it must hold, each with the kinds of dtype that it may have (numpy's letters).
+
+    Raises:
+      PreparedError: it is damaged, or would become larger than its file.
+    """
+    path = self.folder / _INDEX_FILE
+    try:
+      size = path.stat().st_size
+      with zipfile.ZipFile(path) as archive:
+        # numpy.savez compresses nothing: a member that says so could be of any size.
+        if any(member.compress_type or member.file_size > size for member in archive.infolist()):
+          raise self.damaged(_INDEX_FILE, "a member is compressed, or larger than the file")
+      with np.load(path, allow_pickle=False) as archive:
+        index = dict(archive)
+    except PreparedError:
+      raise
+    except Exception as error:  # of zip files and of numpy's format: BadZipFile, KeyError, ValueError, ...
+      raise self.damaged(_INDEX_FILE, error) from error
+    for name, kinds in arrays.items():
+      if not isinstance(index.get(name), np.ndarray) or index[name].dtype.kind not in kinds:
+        raise self.damaged(_INDEX_FILE, f"{name} is absent or of the wrong kind")
+      if index[name].ndim != 1:
+        raise self.damaged(_INDEX_FILE, f"{name} has {index[name].ndim} axes, expected 1")
+    return index
+
+  def require_length(self, expected: int, **arrays: np.ndarray) -> None:
+    """Raises PreparedError where arrays of the index, or the shards, have not the expected length."""
+    for name, array in arrays.items():
+      if len(array) != expected:
+        raise self.damaged(_INDEX_FILE, f"{name} has {len(array)} entries, expected {expected}")
 
   def __getitem__(self, position: int) -> dict[str, Any]:
-    return self._examples[position]
+    try:
+      return self._examples[position]
+    except PreparedError:
+      raise
+    except Exception as error:  # ArrayRecord's and protobuf's: RuntimeError, ParseError, IndexError, ...
+      raise self.damaged(self._shard_of(position), error) from error
 
   def __getstate__(self) -> dict[str, Any]:
     return {key: value for key, value in self.__dict__.items() if key != "_examples"}
@@ -106,4 +177,18 @@ class Shards:
   def _examples(self) -> Any:
     import tensorflow_datasets as tfds  # takes seconds; those who only look up paths need it not
 
-    return tfds.builder_from_directory(self.folder).as_data_source(self.split)
+    try:
+      return tfds.builder_from_directory(self.folder).as_data_source(self.split)
+    except Exception as error:  # of JSON, of protobuf and of TFDS
+      raise self.damaged("dataset_info.json, features.json or a shard", error) from error
+
+  def _shard_of(self, position: int) -> str:
+    """The name of the shard that holds an example, as far as the description of the set can be read."""
+    try:
+      (split,) = (entry for entry in self.json("dataset_info.json")["splits"] if entry["name"] == self.split)
+      lengths = [int(length) for length in split["shardLengths"]]
+      number = int(np.searchsorted(np.cumsum(lengths), position, side="right"))
+      (path,) = self.folder.glob(f"*-{number:05d}-of-{len(lengths):05d}")
+      return path.name
+    except (ValueError, KeyError, TypeError):
+      return f"the shard of example {position}"

@@ -264,11 +264,7 @@ def evaluate_files(
     keys = ["image_id", "category_id", "score", *(matching.KEYS[t] for t in iou_types)]
     if absent := [key for key in keys if key not in row]:
       raise ValueError(f"{name}, entry {i}, lacks {absent}.")
-    if row["image_id"] not in truth.images:
-      raise ValueError(f"{name}, entry {i}: image {row['image_id']} is not in the ground truth.")
-    if "segmentation" in row and "segm" in iou_types:
-      size = truth.image_size(row["image_id"])
-      row["segmentation"] = matching.as_rle(row["segmentation"], *size)
+    row |= matching.checked_detection(row, truth, iou_types, f"{name}, entry {i}")
   if not truth.annotations:
     _logger.warning("Ground truth %r has no annotations, so there is no AP.", str(ground_truth))
     return {}

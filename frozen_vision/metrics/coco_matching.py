@@ -1,7 +1,6 @@
 """COCO ground truth, matching and run-length encoding: what `coco_ap` is built from."""
 
 from collections.abc import Mapping, Sequence
-import json
 import logging
 import math
 import os
@@ -13,6 +12,8 @@ from jaxtyping import Float, Num
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from frozen_vision.data import images, text_files
+from frozen_vision.data.detection import mask_encoding
 from frozen_vision.ops import masks as mask_ops
 
 _logger = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ METRIC_NAMES = (
 )  # fmt: skip
 PREFIXES: dict[IouType, str] = {"bbox": "box", "segm": "mask"}
 KEYS: dict[IouType, str] = {"bbox": "bbox", "segm": "segmentation"}
+_MAX_FILE = 2**36
+_MAX_COORDINATE = 1e5  # pycocotools allocates in proportion to a polygon's outline
 
 
 def encode_mask(
@@ -75,29 +78,45 @@ def encode_mask(
 
 
 def as_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-  """Polygons, counts as a list, or compressed RLE as compressed RLE with counts of type str."""
+  """Polygons, counts as a list, or compressed RLE as compressed RLE with counts of type str.
+
+  Raises:
+    ValueError: run lengths that do not fit the image, or neither of these.
+  """
+  size = [height, width]
   if isinstance(segmentation, list):
-    polygons = [polygon for polygon in segmentation if len(polygon) >= 4]
+    polygons = [polygon for polygon in segmentation if _is_polygon(polygon)]
     if not polygons:
       return encode_mask(np.zeros((1, 1)), np.zeros(4), height, width)
     rle = mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))
-  elif isinstance(segmentation["counts"], list):
-    rle = mask_utils.frPyObjects(segmentation, height, width)
   else:
-    rle = segmentation
+    given = segmentation.get("counts") if isinstance(segmentation, Mapping) else None
+    given = given.decode("ascii", "replace") if isinstance(given, bytes) else given
+    counts = mask_encoding.rle_counts(given)
+    if counts is None or counts.sum() != height * width or list(segmentation.get("size", size)) != size:
+      raise ValueError(f"a segmentation is neither polygons nor run lengths of {height} x {width} pixels.")
+    if isinstance(given, str):
+      return {"size": size, "counts": given}
+    rle = mask_utils.frPyObjects({"size": size, "counts": given}, height, width)
   counts = rle["counts"]
   counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
   return {"size": [int(size) for size in rle["size"]], "counts": counts}
 
 
+def _is_polygon(polygon: Any) -> bool:
+  if not isinstance(polygon, list) or len(polygon) < 4:
+    return False
+  return all(isinstance(x, int | float) and abs(x) <= _MAX_COORDINATE for x in polygon)
+
+
 def read_json(path: str | os.PathLike[str], what: str) -> Any:
+  """The content of a JSON file; raises FileNotFoundError, or ValueError with the place of what is wrong."""
+  if not os.path.exists(path):
+    raise FileNotFoundError(f"{what} {os.fspath(path)!r} does not exist.")
   try:
-    with open(path, encoding="utf-8") as file:
-      return json.load(file)
-  except FileNotFoundError as error:
-    raise FileNotFoundError(f"{what} {os.fspath(path)!r} does not exist.") from error
-  except ValueError as error:
-    raise ValueError(f"{what} {os.fspath(path)!r} is not valid JSON: {error}.") from error
+    return text_files.read_json(path, max_bytes=_MAX_FILE)
+  except text_files.TextError as error:
+    raise ValueError(f"{what} {error}") from error
 
 
 class GroundTruth:
@@ -119,50 +138,108 @@ class GroundTruth:
           f"{name} has no {key!r}; expected COCO's format, an object with 'images', "
           "'categories' and, where the truth is known, 'annotations'."
         )
-    self.images = {int(image["id"]): image for image in source["images"]}
-    self.categories = sorted(source["categories"], key=lambda category: category["id"])
+    self.images = {_identity(image, "image", name): image for image in source["images"]}
+    self.categories = sorted(source["categories"], key=lambda category: _identity(category, "category", name))
     self.annotations = []
     missing_area = 0
     for i, annotation in enumerate(source.get("annotations") or ()):
-      where = f"{name}, annotation {i} (id {annotation.get('id')})"
-      required = ["image_id", "category_id", "bbox"]
-      required += ["segmentation"] if "segm" in iou_types else []
-      if absent := [key for key in required if key not in annotation]:
-        hint = " Use iou_types=('bbox',) for boxes only." if absent == ["segmentation"] else ""
-        raise ValueError(f"{where}, lacks {absent}.{hint}")
-      image = self.images.get(int(annotation["image_id"]))
-      if image is None:
+      where = f"{name}, annotation {i}"
+      kept = self._annotation(annotation, where, with_masks="segm" in iou_types)
+      if kept is None:
         continue  # As pycocotools: annotations of images that are not listed do not count.
-      kept = {
-        "id": len(self.annotations) + 1,
-        "image_id": int(annotation["image_id"]),
-        "category_id": annotation["category_id"],
-        "bbox": annotation["bbox"],
-        "iscrowd": int(annotation.get("iscrowd", 0)),
-        "area": annotation.get("area"),
-      }
-      if "segm" in iou_types:
-        height, width = self.image_size(kept["image_id"])
-        kept["segmentation"] = as_rle(annotation["segmentation"], height, width)
       if kept["area"] is None:
         missing_area += 1
-        width, height = annotation["bbox"][2:]
-        kept["area"] = width * height
+        kept["area"] = kept["bbox"][2] * kept["bbox"][3]
         if "segm" in iou_types:
           kept["area"] = int(mask_utils.area(kept["segmentation"]))
-      self.annotations.append(kept)
+      self.annotations.append(kept | {"id": len(self.annotations) + 1})
     if missing_area:
       _logger.warning(
           "%s: %d annotations have no 'area'; it was computed from the mask or the box.",
           name, missing_area,
       )  # fmt: skip
 
+  def _annotation(self, annotation: Any, where: str, *, with_masks: bool) -> dict[str, Any] | None:
+    """The annotation as matching reads it, None of an image that is not listed; raises ValueError."""
+    if not isinstance(annotation, Mapping):
+      raise ValueError(f"{where}, is a {type(annotation).__name__}; expected an object.")
+    where = f"{where} (id {annotation.get('id')})"
+    required = ["image_id", "category_id", "bbox", *(["segmentation"] if with_masks else [])]
+    if absent := [key for key in required if key not in annotation]:
+      hint = " Use iou_types=('bbox',) for boxes only." if absent == ["segmentation"] else ""
+      raise ValueError(f"{where}, lacks {absent}.{hint}")
+    image_id = _whole(annotation["image_id"], f"{where}, image_id")
+    if image_id not in self.images:
+      return None
+    kept = {
+      "image_id": image_id,
+      "category_id": _whole(annotation["category_id"], f"{where}, category_id"),
+      "bbox": checked_box(annotation["bbox"], where),
+      "iscrowd": int(annotation.get("iscrowd") in (1, True, "1")),
+      "area": annotation.get("area"),
+    }
+    if kept["area"] is not None and not _is_finite(kept["area"]):
+      raise ValueError(f"{where}, has the area {kept['area']!r}; expected a number.")
+    if with_masks:
+      try:
+        kept["segmentation"] = as_rle(annotation["segmentation"], *self.image_size(image_id))
+      except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return kept
+
   def image_size(self, image_id: int) -> tuple[int, int]:
     """(height, width) of a listed image."""
     image = self.images[image_id]
     if "height" not in image or "width" not in image:
       raise ValueError(f"Image {image_id} of the ground truth has no 'height' and 'width'.")
-    return int(image["height"]), int(image["width"])
+    height, width = (text_files.whole_number(image[key], 1, 2**24) for key in ("height", "width"))
+    if height is None or width is None or height * width > images.MAX_PIXELS:
+      raise ValueError(
+        f"Image {image_id} of the ground truth is {image['height']!r} x {image['width']!r}; expected pixels."
+      )
+    return height, width
+
+
+def _identity(entry: Any, what: str, name: str) -> int:
+  return _whole(entry.get("id") if isinstance(entry, Mapping) else entry, f"{name}, the id of an {what}")
+
+
+def _whole(value: Any, what: str) -> int:
+  """Ids are numbered anew for matching, so that they may have any size (`match`)."""
+  number = None if isinstance(value, str) else text_files.whole_number(value, -(2**200), 2**200)
+  if number is None:
+    raise ValueError(f"{what} is {value!r}; expected a whole number.")
+  return number
+
+
+def _is_finite(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e18
+
+
+def checked_box(box: Any, where: str) -> list[float]:
+  """x, y, width and height in pixels; raises ValueError where it is none."""
+  if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(side) for side in box):
+    raise ValueError(f"{where}, has the bbox {box!r}; expected [x, y, width, height] in pixels.")
+  return box
+
+
+def checked_detection(
+  row: Mapping[str, Any], truth: GroundTruth, iou_types: Sequence[IouType], where: str
+) -> dict[str, Any]:
+  """The parts of a detection that matching reads, checked; raises ValueError."""
+  checked = {key: _whole(row[key], f"{where}, {key}") for key in ("image_id", "category_id")}
+  if checked["image_id"] not in truth.images:
+    raise ValueError(f"{where}: image {checked['image_id']} is not in the ground truth.")
+  if not _is_finite(row["score"]):
+    raise ValueError(f"{where}, has the score {row['score']!r}; expected a number.")
+  if "bbox" in row:
+    checked["bbox"] = checked_box(row["bbox"], where)
+  if "segmentation" in row and "segm" in iou_types:
+    try:
+      checked["segmentation"] = as_rle(row["segmentation"], *truth.image_size(checked["image_id"]))
+    except ValueError as error:
+      raise ValueError(f"{where}: {error}") from error
+  return checked
 
 
 def match(
@@ -171,12 +248,20 @@ def match(
   iou_type: IouType,
   mask_area: MaskArea,
 ) -> faster_eval_api.COCOeval_faster:
-  """Matches detections to objects; `stats` of the answer holds the 12 numbers."""
+  """Matches detections to objects; `stats` of the answer holds the 12 numbers.
+
+  Images and categories are numbered 1, 2, ... in the order of their ids: faster-coco-eval confuses ids above
+  2^53, which pycocotools evaluates.
+  """
+  image_numbers = {identity: number for number, identity in enumerate(sorted(truth.images), 1)}
+  category_numbers = {category["id"]: number for number, category in enumerate(truth.categories, 1)}
   by_box = iou_type == "bbox" or (mask_area == "box" and "bbox" in (detections or [{}])[0])
-  annotations = []
-  for i, detection in enumerate(detections):
+  found = []
+  for detection in detections:
+    if detection["category_id"] not in category_numbers:
+      continue  # as pycocotools
     annotation = {
-      "id": i + 1,
+      "id": len(found) + 1,
       "image_id": detection["image_id"],
       "category_id": detection["category_id"],
       "score": detection["score"],
@@ -189,21 +274,29 @@ def match(
       annotation["area"] = detection["bbox"][2] * detection["bbox"][3]
     else:
       annotation["area"] = int(mask_utils.area(detection["segmentation"]))
-    annotations.append(annotation)
+    found.append(annotation)
 
-  def coco(annotations):
+  def coco(annotations: Sequence[Mapping[str, Any]]) -> faster_coco_eval.COCO:
     index = faster_coco_eval.COCO()
     # Copies, because evaluation writes into the annotations.
     index.dataset = {
-      "images": list(truth.images.values()),
-      "categories": truth.categories,
-      "annotations": [dict(annotation) for annotation in annotations],
+      "images": [{**truth.images[identity], "id": number} for identity, number in image_numbers.items()],
+      "categories": [{**category, "id": number} for number, category in enumerate(truth.categories, 1)],
+      "annotations": [
+        {
+          **annotation,
+          "image_id": image_numbers[annotation["image_id"]],
+          "category_id": category_numbers[annotation["category_id"]],
+        }
+        for annotation in annotations
+        if annotation["category_id"] in category_numbers
+      ],
     }
     index.createIndex()
     return index
 
   evaluation = faster_eval_api.COCOeval_faster(
-    coco(truth.annotations), coco(annotations), iou_type, print_function=_logger.debug
+    coco(truth.annotations), coco(found), iou_type, print_function=_logger.debug
   )
   evaluation.run()
   return evaluation

@@ -9,9 +9,12 @@ from jaxtyping import UInt8
 import numpy as np
 
 from frozen_vision.data import classes as class_names
-from frozen_vision.data import images
+from frozen_vision.data import findings, image_checks, images
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
+
+
+KINDS = {"image_unreadable": findings.Kind("images that cannot be read: dropped", "images")}
 
 
 class ImageFolder:
@@ -21,6 +24,7 @@ class ImageFolder:
     classes: class names; a label is a position in it.
     labels: int32 [n], the label of each record.
     names: path of each record below the root, sorted by class, then path.
+    findings: what `check` counted.
   """
 
   def __init__(self, root: str | pathlib.Path, *, classes: Sequence[str] | None = None):
@@ -46,6 +50,7 @@ class ImageFolder:
       if path.suffix.lower() in images.SUFFIXES and path.is_file()
     ]
     self.classes, self.names, self.labels = _label(names, classes, self._root)
+    self.findings = findings.Findings(KINDS)
 
   def __len__(self) -> int:
     return len(self.names)
@@ -53,7 +58,21 @@ class ImageFolder:
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The record {image: encoded bytes, label: int32, name: path below the root}."""
     name = self.names[index]
-    return {"image": (self._root / name).read_bytes(), "label": self.labels[index], "name": name}
+    return {
+      "image": images.read_bytes(self._root / name, name=name),
+      "label": self.labels[index],
+      "name": name,
+    }
+
+  def check(self) -> None:
+    """Looks at every file, and leaves out those that cannot be read; `findings` says which."""
+    names = self.names
+    errors = list(image_checks.check_files((self._root / name for name in names), names))
+    for error in filter(None, errors):
+      self.findings.add("image_unreadable", str(error))
+    self.findings.saw("images", len(names))
+    kept = [index for index, error in enumerate(errors) if error is None]
+    self.names, self.labels = [names[index] for index in kept], self.labels[kept]
 
 
 class ImageTar:
@@ -98,7 +117,9 @@ class ImageTar:
     self.classes, self.names, self.labels = _label(list(contents), classes, path)
     sizes = [len(contents[name]) for name in self.names]
     self._ends = np.cumsum(sizes)
+    self._starts = self._ends - sizes
     self._bytes = np.frombuffer(b"".join(contents[name] for name in self.names), np.uint8)
+    self.findings = findings.Findings(KINDS)
 
   def __len__(self) -> int:
     return len(self.names)
@@ -106,9 +127,18 @@ class ImageTar:
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The record {image: encoded bytes, label: int32, name: member}."""
     index = range(len(self.names))[index]
-    start = self._ends[index - 1] if index else 0
-    image = self._bytes[start : self._ends[index]].tobytes()
+    image = self._bytes[self._starts[index] : self._ends[index]].tobytes()
     return {"image": image, "label": self.labels[index], "name": self.names[index]}
+
+  def check(self) -> None:
+    """As `ImageFolder.check`; the bytes of what is left out stay in memory."""
+    errors = [image_checks.check_bytes(self[index]["image"], name) for index, name in enumerate(self.names)]
+    for error in filter(None, errors):
+      self.findings.add("image_unreadable", str(error))
+    self.findings.saw("images", len(errors))
+    kept = [index for index, error in enumerate(errors) if error is None]
+    self.names, self.labels = [self.names[index] for index in kept], self.labels[kept]
+    self._starts, self._ends = self._starts[kept], self._ends[kept]
 
 
 class DecodedImages:
@@ -125,6 +155,7 @@ class DecodedImages:
       ValueError: an unreadable image (named), sizes that differ, or more than `max_bytes`.
     """
     self.classes, self.names, self.labels = source.classes, source.names, source.labels
+    self.findings = source.findings
     decoded = None
     for index, name in enumerate(self.names):
       image = record_image(source[index])

@@ -1,7 +1,7 @@
 """COCO-format instance data, read straight from disk: images plus an annotation JSON.
 
 The classes come from the file: label i is the i-th category in the order of ids, which may be any
-integers; `category_ids` maps back for output. What the checks found is in `source.problems`.
+integers; `category_ids` maps back for output. What the checks found is in `source.findings`.
 """
 
 import abc
@@ -15,13 +15,14 @@ import os
 import pathlib
 from typing import Any, Self
 
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from frozen_vision.data import findings, image_checks
 from frozen_vision.data import images as image_io
 from frozen_vision.data.detection import coco_annotations as checks
-from frozen_vision.data.detection import coco_table, mask_encoding
+from frozen_vision.data.detection import coco_conventions, coco_files, coco_table, mask_encoding
 
 CocoError = checks.CocoError
 
@@ -33,9 +34,11 @@ def load_coco(
   image_ids: Collection[int] | np.ndarray | None = None,
   drop_empty: bool = False,
   categories: Sequence[Mapping[str, Any]] | None = None,
-  require_masks: bool = True,
+  require_masks: bool | None = True,
   check_files: bool = True,
   check_sizes: bool = False,
+  check_images: bool = False,
+  allow_outside: bool = False,
 ) -> "CocoSource":
   """Opens any COCO-format annotation file and the folder of its images.
 
@@ -48,38 +51,66 @@ def load_coco(
       does for training. Never use it for evaluation: the metric counts false alarms there.
     categories: the label space that a model was trained with (`train_source.categories`), where
       it must not come from this file. The file may list fewer categories, but not others.
-    require_masks: drop annotations without a usable mask; False for data that has boxes only.
-    check_files: look for every image file now, and drop what is missing (counted).
+    require_masks: drop annotations without a usable mask; False keeps them, for data that has boxes only;
+      None drops them where the file has masks at all (`CocoSource.has_masks`).
+    check_files: look for every image file now, in any Unicode form, and drop what is missing (counted).
     check_sizes: read every image's header now, and drop what does not fit its record (counted).
       Costs about a tenth of a millisecond per image; otherwise reading such an image fails.
+    check_images: look at the beginning and the end of every image file now, and drop what cannot be read
+      (counted).
+    allow_outside: take file names that are absolute or lead out of the folder.
 
   Raises:
     FileNotFoundError: the file or the folder is absent.
     CocoError: the file cannot be used; the message lists what is wrong with it.
+    OutsideError: a file name that leads out of the folder.
   """
   path, folder = pathlib.Path(annotation_file), pathlib.Path(image_dir)
   if not folder.is_dir():
     raise FileNotFoundError(f"{folder}: no such folder of images (for {path}).")
   raw = checks.read_json(path)
-  problems = checks.Problems()
+  problems = findings.Findings(checks.PROBLEMS)
   own_categories = checks.read_categories(raw, path, problems)
   categories = _label_space(own_categories, categories, path)
   chosen = None if image_ids is None else {int(identity) for identity in image_ids}
-  rows = checks.read_images(raw, path, folder, problems, chosen)
-  if check_files or check_sizes:
-    rows = _check_files(rows, folder, problems, check_sizes)
+  rows = checks.read_images(raw, path, folder, problems, chosen, allow_outside=allow_outside)
+  if check_files or check_sizes or check_images:
+    rows = coco_files.check_files(rows, folder, problems, sizes=check_sizes, contents=check_images)
   if not rows:
     raise CocoError(f"{path}: no usable image in {folder}.\n{problems}")
+  coco_conventions.require_pixels(raw, rows, path)
+  has_masks = coco_conventions.have_masks(raw, rows)
+  if require_masks is None:
+    require_masks = has_masks
   annotations = list(checks.read_annotations(raw, rows, categories, problems, require_masks=require_masks))
   labelled = "annotations" in raw
   if labelled and raw["annotations"] and not annotations and _all_dropped(raw, rows):
     raise CocoError(f"{path}: none of its {len(raw['annotations'])} annotations is usable.\n{problems}")
+  if annotations and all(row.crowd for row in annotations):
+    problems.saw("files")
+    problems.add("crowd_only", f"all {len(annotations)} of {path.name}")
   table = coco_table.CocoTable.build(rows, annotations)
   if drop_empty:
+    without = np.flatnonzero(table.objects_per_image() == 0)
+    problems.notes += _without_objects(len(without), len(table))
     table = table.take(np.flatnonzero(table.objects_per_image() > 0))
     if not len(table):
-      raise CocoError(f"{path}: no image has an object to train on.\n{problems}")
-  return CocoSource(path, folder, table, categories, labelled, require_masks, problems)
+      raise nothing_to_train_on(path, problems)
+  return CocoSource(path, folder, table, categories, labelled, require_masks, problems, has_masks)
+
+
+def _without_objects(count: int, total: int) -> list[str]:
+  return [f"{count:,} of {total:,} images have no object, and are not trained on"] if count else []
+
+
+def nothing_to_train_on(path: pathlib.Path, problems: findings.Findings) -> CocoError:
+  """What to say of a file without a single object that is no crowd."""
+  if "crowd_only" in problems.counts:
+    return CocoError(
+      f"{path}: every annotation is a crowd (iscrowd 1), a region of many objects that is not trained on, so "
+      "no image has an object. Set iscrowd to 0 in annotations of single objects."
+    )
+  return CocoError(f"{path}: no image has an object to train on.\n{problems}")
 
 
 def coco_root(
@@ -133,6 +164,8 @@ def hold_out(source: "CocoSource", share: float, *, seed: int) -> tuple["CocoSou
   held_out = sorted(order[: max(1, round(share * len(source)))])
   with_objects = np.flatnonzero(source.objects_per_image())
   kept = sorted(set(with_objects.tolist()) - set(held_out))
+  if not with_objects.size:
+    raise nothing_to_train_on(source.annotation_file, source.findings)
   if not kept:
     raise CocoError(
       f"{source.annotation_file}: of {len(source)} images {len(held_out)} are held out, and no other"
@@ -152,10 +185,12 @@ class InstanceSource(abc.ABC):
   Attributes:
     categories: COCO category records, in the order of labels.
     labelled: False when the annotations are unknown, as for a test set.
+    has_masks: False when no annotation has a mask, as detection exports have it.
   """
 
   categories: tuple[dict[str, Any], ...]
   labelled: bool
+  has_masks: bool = True
 
   @abc.abstractmethod
   def __len__(self) -> int: ...
@@ -184,7 +219,7 @@ class InstanceSource(abc.ABC):
     record, data = self.read(index)
     name = record["file_name"]
     image = image_io.decode_image(data, name=name)
-    check_size(image.shape[:2], record, data)
+    image_checks.check_size(image.shape[:2], record, data)
     return {"image": image, **record}
 
   @property
@@ -226,7 +261,7 @@ class CocoSource(InstanceSource):
   send to worker processes.
 
   Attributes:
-    problems: what the checks of the annotation file counted; `str(problems)` is the report.
+    findings: what the checks of the annotation file and of the images counted.
   """
 
   def __init__(
@@ -237,13 +272,15 @@ class CocoSource(InstanceSource):
     categories: tuple[dict[str, Any], ...],
     labelled: bool,
     require_masks: bool,
-    problems: checks.Problems,
+    found: findings.Findings,
+    has_masks: bool,
   ):
     self.annotation_file = annotation_file
     self.image_dir = image_dir
     self.categories = categories
     self.labelled = labelled
-    self.problems = problems
+    self.has_masks = has_masks
+    self.findings = found
     self._table = table
     self._require_masks = require_masks
 
@@ -283,6 +320,10 @@ class CocoSource(InstanceSource):
     """How many annotations that are not crowds each image has."""
     return self._table.objects_per_image()
 
+  def objects(self) -> tuple[Int32[np.ndarray, "m 2"], Int64[np.ndarray, "a"], Float32[np.ndarray, "a 4"]]:
+    """(height, width) of every image; the image's position and the box of all annotations but crowds."""
+    return self._table.sizes, *self._table.objects()
+
   def counts(self) -> dict[str, int]:
     """Numbers for a summary: images, annotations, crowds, images without objects."""
     return {
@@ -301,7 +342,7 @@ class CocoSource(InstanceSource):
     `id`, `area` and `iscrowd` filled in. `annotations` is empty for unlabelled images.
     """
     raw = checks.read_json(self.annotation_file)
-    problems = checks.Problems()  # counted before
+    problems = findings.Findings(checks.PROBLEMS)  # counted before
     rows = self._table.image_rows()
     entries = {}
     for entry in raw["images"]:
@@ -320,23 +361,6 @@ class CocoSource(InstanceSource):
       "annotations": annotations,
       "categories": [dict(category) for category in self.categories],
     }
-
-
-def check_size(found: tuple[int, int], record: Mapping[str, Any], data: image_io.ImageSource) -> None:
-  """Raises ImageError when an image's (height, width) is not that of its record."""
-  expected = (record["height"], record["width"])
-  if tuple(found) == expected:
-    return
-  reason = (
-    f"is {found[1]} x {found[0]} pixels (width x height), but its annotations are for"
-    f" {expected[1]} x {expected[0]}"
-  )
-  if tuple(found) == expected[::-1] and image_io.read_size(data, apply_exif=False) == expected:
-    reason += (
-      "; they seem to be made without the rotation that the file's EXIF tag asks for: remove the"
-      " tag, or rotate the annotations"
-    )
-  raise image_io.ImageError(record["file_name"], reason, "wrong size")
 
 
 def _evaluable(row: checks.AnnotationRow, categories: Sequence[Mapping[str, Any]]) -> dict:
@@ -388,30 +412,3 @@ def _label_space(
       " that uses the classes of the training."
     )
   return tuple(sorted((dict(category) for category in given), key=lambda c: c["id"]))
-
-
-def _check_files(
-  rows: Sequence[checks.ImageRow], folder: pathlib.Path, problems: checks.Problems, sizes: bool
-) -> list[checks.ImageRow]:
-  listed: dict[pathlib.Path, set[str]] = {}
-  kept = []
-  for row in rows:
-    path = folder / row.file_name
-    if path.parent not in listed:  # one listing instead of a look-up per file
-      listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-    if path.name not in listed[path.parent]:
-      problems.add("image_missing", row.file_name)
-      continue
-    if sizes:
-      try:
-        found = image_io.read_size(path, name=row.file_name)
-      except image_io.ImageError as error:
-        problems.add("image_unreadable", str(error))
-        continue
-      try:
-        check_size(found, dataclasses.asdict(row), path)
-      except image_io.ImageError as error:
-        problems.add("image_size", str(error))
-        continue
-    kept.append(row)
-  return kept

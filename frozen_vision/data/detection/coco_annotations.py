@@ -9,39 +9,65 @@ Format: https://cocodataset.org/#format-data
 from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 import json
-import math
 import pathlib
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from frozen_vision.data import findings, text_files
 from frozen_vision.data import images as image_io
+from frozen_vision.data import names as data_names
 from frozen_vision.data.detection import mask_encoding
+from frozen_vision.data.findings import Kind
 
+_BOXES_ONLY = "To train on boxes only, set --config.detection.head.with_masks=False."
 # Every counted kind: what was found, and what was done about it.
 PROBLEMS = {
-  "image_invalid": "image records without usable id, file_name or size: dropped",
-  "image_duplicate": "image records that repeat another word for word: dropped",
-  "image_missing": "image files that do not exist: image dropped",
-  "image_unreadable": "image files that cannot be read: image dropped",
-  "image_size": "image files of another size than their record: image dropped",
-  "category_unnamed": "categories without a name: called by their id",
-  "annotation_invalid": "annotations without usable image_id, category_id or bbox: dropped",
-  "annotation_duplicate": "annotations that repeat another word for word: dropped",
-  "annotation_id": "annotations whose id is absent, repeated or not above 0: given a new id",
-  "unknown_image": "annotations of an image that the file does not list: dropped",
-  "unknown_category": "annotations of a category that is not listed: dropped",
-  "box_from_mask": "annotations without bbox: taken from the mask",
-  "box_clipped": "boxes partly outside their image: clipped",
-  "box_outside": "boxes wholly outside their image: not used for training",
-  "box_empty": "boxes of no width or height: not used for training",
-  "polygon_invalid": "polygons of fewer than 3 points or with unusable numbers: dropped",
-  "mask_missing": "annotations without any usable segmentation: dropped",
-  "rle_invalid": "run-length masks that do not fit their image: annotation dropped",
-  "area_missing": "annotations without area: computed",
+  "image_invalid": Kind("image records without usable id, file_name or size: dropped", "images"),
+  "image_duplicate": Kind(
+    "image records that repeat another word for word: dropped", "images", dropped=False
+  ),
+  "image_missing": Kind("image files that do not exist: image dropped", "images"),
+  "image_unreadable": Kind("image files that cannot be read: image dropped", "images"),
+  "image_size": Kind("image files of another size than their record: image dropped", "images"),
+  "image_renamed": Kind(
+    "image files whose name has another Unicode form than in the annotations: found all the same",
+    "images",
+    dropped=False,
+  ),
+  "category_unnamed": Kind("categories without a name: called by their id", "categories", dropped=False),
+  "annotation_invalid": Kind(
+    "annotations without usable image_id, category_id or bbox: dropped", "annotations"
+  ),
+  "annotation_duplicate": Kind(
+    "annotations that repeat another word for word: dropped", "annotations", dropped=False
+  ),
+  "annotation_id": Kind(
+    "annotations whose id is absent, repeated or not above 0: given a new id", "annotations", dropped=False
+  ),
+  "unknown_image": Kind("annotations of an image that the file does not list: dropped", "annotations"),
+  "unknown_category": Kind("annotations of a category that is not listed: dropped", "annotations"),
+  "box_from_mask": Kind("annotations without bbox: taken from the mask", "annotations", dropped=False),
+  "box_clipped": Kind("boxes partly outside their image: clipped", "annotations", dropped=False),
+  "box_outside": Kind("boxes wholly outside their image: not used for training", "annotations"),
+  "box_empty": Kind("boxes of no width or height: not used for training", "annotations"),
+  "polygon_invalid": Kind(
+    "polygons of fewer than 3 points or with unusable numbers: dropped", "polygons", dropped=False
+  ),
+  "mask_missing": Kind(
+    "annotations without any usable segmentation: dropped", "annotations", advice=_BOXES_ONLY
+  ),
+  "rle_invalid": Kind("run-length masks that do not fit their image: not used", "annotations", dropped=False),
+  "area_missing": Kind("annotations without area: computed", "annotations", dropped=False),
+  "crowd_only": Kind(
+    "files with nothing but crowds (iscrowd 1), which are not trained on", "files", dropped=False
+  ),
 }
-_EXAMPLES = 3
+_EXAMPLES = findings.EXAMPLES
+# Pixels, far above any image; a box may lie outside of it.
+_MAX_FILE = 2**36
+MAX_BOX = 1e9
 # pycocotools allocates in proportion to the length of a polygon's outline, in C, unchecked.
 _MAX_COORDINATE = 1e5
 # COCO rounds boxes to 0.01 pixel; less than this outside is rounding, not worth a word.
@@ -50,33 +76,6 @@ _CLIP_TOLERANCE = 0.5
 
 class CocoError(ValueError):
   """A COCO annotation file that cannot be used; the message lists what is wrong."""
-
-
-class Problems:
-  """Counts what was wrong, by the kinds of `PROBLEMS`, with the first few of each by name."""
-
-  def __init__(self):
-    self.counts: dict[str, int] = {}
-    self.examples: dict[str, list[str]] = {}
-
-  def add(self, kind: str, example: str) -> None:
-    if kind not in PROBLEMS:
-      raise KeyError(f"unknown kind of problem {kind!r}; known: {', '.join(PROBLEMS)}")
-    self.counts[kind] = self.counts.get(kind, 0) + 1
-    examples = self.examples.setdefault(kind, [])
-    if len(examples) < _EXAMPLES:
-      examples.append(example)
-
-  def __bool__(self) -> bool:
-    return bool(self.counts)
-
-  def __str__(self) -> str:
-    lines = []
-    for kind, count in self.counts.items():
-      rest = count - len(self.examples[kind])
-      more = f"; and {rest} more" if rest else ""
-      lines.append(f"{count} {PROBLEMS[kind]} ({'; '.join(self.examples[kind])}{more})")
-    return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +119,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     raise FileNotFoundError(f"{path}: no such annotation file.")
   try:
-    raw = json.loads(path.read_bytes())
-  except (ValueError, RecursionError) as error:
-    raise CocoError(f"{path}: not valid JSON ({error}).") from error
+    raw = text_files.read_json(path, max_bytes=_MAX_FILE)
+  except text_files.TextError as error:
+    raise CocoError(str(error)) from error
   if not isinstance(raw, dict):
     raise CocoError(
       f"{path}: holds a {type(raw).__name__} at the top, expected an object with the keys"
@@ -141,7 +140,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_categories(
-  raw: Mapping[str, Any], path: pathlib.Path, problems: Problems
+  raw: Mapping[str, Any], path: pathlib.Path, problems: findings.Findings
 ) -> tuple[dict[str, Any], ...]:
   """The categories in the order of their ids; label i is the i-th of them.
 
@@ -152,7 +151,7 @@ def read_categories(
   for position, entry in enumerate(raw.get("categories", [])):
     identity = integer(entry.get("id")) if isinstance(entry, dict) else None
     if identity is None:
-      wrong.append(f"number {position} has no integer id: {_short(entry)}")
+      wrong.append(f"number {position} has no integer id: {short(entry)}")
       continue
     name = entry.get("name")
     if not isinstance(name, str) or not name:
@@ -171,20 +170,27 @@ def read_images(
   raw: Mapping[str, Any],
   path: pathlib.Path,
   image_dir: pathlib.Path,
-  problems: Problems,
+  problems: findings.Findings,
   chosen: Collection[int] | None,
+  *,
+  allow_outside: bool = False,
 ) -> list[ImageRow]:
   """The usable image records, in the file's order, restricted to the ids in `chosen`.
 
+  Args:
+    allow_outside: takes file names that lead out of the folder.
+
   Raises:
     CocoError: one id stands for different images, or `chosen` has ids that the file lacks.
+    OutsideError: a file name that leads out of the folder.
   """
   rows: dict[int, ImageRow] = {}
   seen, wrong = {}, []
   for position, entry in enumerate(raw["images"]):
     identity = integer(entry.get("id")) if isinstance(entry, dict) else None
     if identity is None or not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
-      problems.add("image_invalid", f"number {position}: {_short(entry)}")
+      problems.saw("images")
+      problems.add("image_invalid", f"number {position}: {short(entry)}")
       continue
     name = entry["file_name"]
     if identity in seen:
@@ -196,10 +202,12 @@ def read_images(
     seen[identity] = entry
     if chosen is not None and identity not in chosen:
       continue
+    problems.saw("images")
+    data_names.require_inside(name, f"{path}, image {identity},", allow_outside=allow_outside)
     height, width = integer(entry.get("height")), integer(entry.get("width"))
-    if height is None or width is None or height <= 0 or width <= 0:
+    if not height or not width or min(height, width) < 0 or height * width > image_io.MAX_PIXELS:
       if "height" in entry and "width" in entry:
-        size = f"height {_short(entry['height'])}, width {_short(entry['width'])}"
+        size = f"height {short(entry['height'])}, width {short(entry['width'])}"
         problems.add("image_invalid", f"{name}: {size}")
         continue
       try:
@@ -216,11 +224,16 @@ def read_images(
   return list(rows.values())
 
 
+def is_crowd(annotation: Mapping[str, Any]) -> bool:
+  """COCO's iscrowd, of an annotation as it stands in the file."""
+  return annotation.get("iscrowd") in (1, True, "1")
+
+
 def read_annotations(
   raw: Mapping[str, Any],
   images: Sequence[ImageRow],
   categories: Sequence[Mapping[str, Any]],
-  problems: Problems,
+  problems: findings.Findings,
   *,
   require_masks: bool,
 ) -> Iterator[AnnotationRow]:
@@ -243,7 +256,8 @@ def read_annotations(
   used = {}
   for position, annotation in enumerate(annotations):
     if not isinstance(annotation, dict):
-      problems.add("annotation_invalid", f"number {position}: {_short(annotation)}")
+      problems.saw("annotations")
+      problems.add("annotation_invalid", f"number {position}: {short(annotation)}")
       continue
     identity, fresh = ids[position], False
     if identity in used and annotation == used[identity]:
@@ -259,11 +273,12 @@ def read_annotations(
     image = by_id.get(image_id)
     if image is None and image_id is not None and image_id in listed:
       continue
+    problems.saw("annotations")
     if fresh:
       problems.add("annotation_id", f"{what} is now {identity}")
     if image_id is None or category_id is None:
       key = "image_id" if image_id is None else "category_id"
-      problems.add("annotation_invalid", f"{what}: {key} {_short(annotation.get(key))}")
+      problems.add("annotation_invalid", f"{what}: {key} {short(annotation.get(key))}")
     elif image is None:
       problems.add("unknown_image", f"{what}: image_id {image_id}")
     elif category_id not in labels:
@@ -280,7 +295,7 @@ def _read_one(
   label: int,
   image: ImageRow,
   what: str,
-  problems: Problems,
+  problems: findings.Findings,
   require_masks: bool,
 ) -> AnnotationRow | None:
   what = f"{what} of {image.file_name}"
@@ -293,11 +308,11 @@ def _read_one(
     rle = mask_encoding.to_rle(segmentation, image.height, image.width)
     bbox = mask_utils.toBbox(rle).tolist()
     problems.add("box_from_mask", what)
-  if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
-    problems.add("annotation_invalid", f"{what}: bbox {_short(bbox)}")
+  if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_number(side, MAX_BOX) for side in bbox):
+    problems.add("annotation_invalid", f"{what}: bbox {short(bbox)}")
     return None
   area = annotation.get("area")
-  if not _is_number(area) or area < 0:
+  if not is_number(area, MAX_BOX**2) or area < 0:
     if segmentation is None:
       area = max(bbox[2], 0) * max(bbox[3], 0)
     else:
@@ -310,14 +325,14 @@ def _read_one(
     label=label,
     box=_clip_box(bbox, image, what, problems),
     segmentation=json.dumps(segmentation, separators=(",", ":")),
-    crowd=annotation.get("iscrowd") in (1, True, "1"),
+    crowd=is_crowd(annotation),
     area=float(area),
     source=annotation,
   )
 
 
 def _clip_box(
-  bbox: Sequence[float], image: ImageRow, what: str, problems: Problems
+  bbox: Sequence[float], image: ImageRow, what: str, problems: findings.Findings
 ) -> tuple[float, float, float, float] | None:
   x, y, w, h = bbox
   if w <= 0 or h <= 0:
@@ -334,7 +349,7 @@ def _clip_box(
 
 
 def _read_segmentation(
-  annotation: Mapping[str, Any], image: ImageRow, what: str, problems: Problems
+  annotation: Mapping[str, Any], image: ImageRow, what: str, problems: findings.Findings
 ) -> list[list[float]] | dict[str, Any] | None:
   segmentation = annotation.get("segmentation")
   if isinstance(segmentation, dict):
@@ -342,7 +357,7 @@ def _read_segmentation(
     size = [image.height, image.width]
     total = None if counts is None else int(counts.sum())
     if segmentation.get("size") != size or total != image.height * image.width:
-      found = f"size {_short(segmentation.get('size'))}, {total} pixels"
+      found = f"size {short(segmentation.get('size'))}, {total} pixels"
       problems.add("rle_invalid", f"{what}: {found}, expected size {size}")
       return None
     if isinstance(segmentation["counts"], str):
@@ -352,8 +367,6 @@ def _read_segmentation(
   if not isinstance(segmentation, list):
     return None
   polygons = []
-  if not segmentation:
-    problems.add("polygon_invalid", f"{what}: no polygon")
   for polygon in segmentation:
     try:
       points = np.asarray(polygon, np.float64)
@@ -364,24 +377,22 @@ def _read_segmentation(
     if usable and np.all(np.abs(points) <= _MAX_COORDINATE):  # NaN compares as False
       polygons.append(points.tolist())
     else:
-      problems.add("polygon_invalid", f"{what}: {_short(polygon)}")
+      problems.add("polygon_invalid", f"{what}: {short(polygon)}")
   return polygons or None
 
 
 def integer(value: Any) -> int | None:
-  """`value` as an int, None unless it is a whole number of at most 63 bits."""
-  if isinstance(value, bool):
-    return None
-  if isinstance(value, int):
-    return value if abs(value) < 2**63 else None
-  return int(value) if isinstance(value, float) and value.is_integer() else None
+  """`value` as an int, None unless it is a whole number of at most 63 bits; texts are none."""
+  return None if isinstance(value, str) else text_files.whole_number(value, 1 - 2**63, 2**63 - 1)
 
 
-def _is_number(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any, largest: float) -> bool:
+  """Whether it is a number of at most that size; NaN is none, and neither is true."""
+  return isinstance(value, int | float) and not isinstance(value, bool) and -largest <= value <= largest
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+  """A value as errors show it."""
   text = repr(value)
   return text if len(text) <= 60 else text[:57] + "..."
 

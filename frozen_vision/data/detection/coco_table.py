@@ -94,6 +94,11 @@ class CocoTable:
     owner = np.repeat(np.arange(len(self)), np.diff(self.starts))
     return np.bincount(owner[~self.crowd], minlength=len(self)).astype(np.int64)
 
+  def objects(self) -> tuple[Int64[np.ndarray, "a"], Float32[np.ndarray, "a 4"]]:
+    """(position of the image, box) of every annotation that is no crowd."""
+    owner = np.repeat(np.arange(len(self)), np.diff(self.starts))
+    return owner[~self.crowd], self.boxes[~self.crowd]
+
   def image_rows(self) -> list[checks.ImageRow]:
     return [
       checks.ImageRow(int(identity), name, int(height), int(width))

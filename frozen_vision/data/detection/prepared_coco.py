@@ -10,8 +10,9 @@ from typing import Any
 from jaxtyping import Int64
 import numpy as np
 
-from frozen_vision.data import prepared
+from frozen_vision.data import findings, prepared
 from frozen_vision.data.detection import coco
+from frozen_vision.data.detection import coco_annotations as checks
 from frozen_vision.files import atomic
 
 KIND = prepared.Kind("frozen_vision_coco", "coco --images DIR --annotations FILE --out {out} --split {split}")
@@ -24,7 +25,8 @@ def metadata(source: coco.CocoSource) -> dict[str, Any]:
     "categories": list(source.categories),
     "labelled": source.labelled,
     "annotation_file": source.annotation_file.name,
-    "problems": source.problems.counts,
+    "findings": source.findings.as_dict(),
+    "has_masks": source.has_masks,
   }
 
 
@@ -63,9 +65,16 @@ class PreparedCoco(coco.InstanceSource):
     self.directory = pathlib.Path(directory)
     self.split = split
     self._shards = prepared.Shards(KIND, directory, split)
-    stored, index = self._shards.metadata(), self._shards.index()
+    stored = self._shards.metadata(categories=list, labelled=bool)
+    index = self._shards.index(image_ids="i", objects="i")
+    self._shards.require_length(len(index["image_ids"]), objects=index["objects"])
+    for category in stored["categories"]:
+      if not isinstance(category, dict) or not {"id", "name"} <= category.keys():
+        raise self._shards.damaged("metadata.json", f"a category is {category!r:.60}")
     self.categories = tuple(stored["categories"])
+    self.findings = findings.from_dict(checks.PROBLEMS, stored.get("findings"))
     self.labelled = stored["labelled"]
+    self.has_masks = stored.get("has_masks", True)  # absent in what earlier versions wrote
     ids, objects = index["image_ids"], index["objects"]
     keep = np.ones(len(ids), bool)
     if image_ids is not None:
@@ -98,17 +107,23 @@ class PreparedCoco(coco.InstanceSource):
     height, width = stored["size"].tolist()
     record = {
       "image_id": int(stored["image_id"]),
-      "file_name": stored["file_name"].decode("utf-8"),
+      "file_name": stored["file_name"].decode("utf-8", "replace"),
       "height": height,
       "width": width,
       "boxes": stored["boxes"],
       "labels": stored["labels"],
-      "segmentations": json.loads(stored["segmentations"]),
+      "segmentations": self._segmentations(stored["segmentations"], index),
       "crowd": stored["crowd"],
       "area": stored["area"],
       "annotation_ids": stored["annotation_ids"],
     }
     return record, stored["image"]
+
+  def _segmentations(self, text: bytes, index: int) -> list[Any]:
+    try:
+      return json.loads(text)
+    except (ValueError, RecursionError) as error:
+      raise self._shards.damaged(f"the shard of example {self._positions[index]}", error) from error
 
   @property
   def image_ids(self) -> Int64[np.ndarray, "m"]:
@@ -121,8 +136,11 @@ class PreparedCoco(coco.InstanceSource):
   @functools.cached_property
   def ground_truth(self) -> dict[str, Any]:
     """As `CocoSource.ground_truth` of the source that was prepared."""
-    truth = json.loads((self._shards.folder / _GROUND_TRUTH_FILE).read_text(encoding="utf-8"))
+    truth = self._shards.json(_GROUND_TRUTH_FILE)
     kept = set(self._image_ids.tolist())
-    truth["images"] = [image for image in truth["images"] if image["id"] in kept]
-    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in kept]
-    return truth
+    try:
+      images = [image for image in truth["images"] if image["id"] in kept]
+      annotations = [row for row in truth["annotations"] if row["image_id"] in kept]
+    except (KeyError, TypeError) as error:
+      raise self._shards.damaged(_GROUND_TRUTH_FILE, error) from error
+    return {**truth, "images": images, "annotations": annotations}

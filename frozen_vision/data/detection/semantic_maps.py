@@ -39,6 +39,7 @@ class WithSemanticMaps:
       class_names=tuple(map(str, range(num_classes))), ignored=tuple({label_maps.IGNORE, *ignored})
     )
     self.categories = source.categories
+    self.findings = getattr(source, "findings", None)
 
   def __len__(self) -> int:
     return len(self._source)

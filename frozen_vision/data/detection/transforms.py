@@ -14,12 +14,12 @@ Choices that decide what a target is:
 * Without masks, boxes are clipped to the frame, and what is left of them counts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 from absl import logging
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -131,6 +131,15 @@ def _resized(source: Size, scale: float) -> Size:
   return tuple(max(1, int(side * scale + 0.5)) for side in source)
 
 
+class Placement(Protocol):
+  """Chooses how an image is resized, cut and placed in a frame."""
+
+  def __call__(self, source: Size, frame: Size, rng: np.random.Generator) -> Geometry: ...
+
+  def largest_scale(self, sizes: Int[np.ndarray, "m 2"], frame: Size) -> Float[np.ndarray, "m"]:
+    """The largest factor that images of these (height, width) are ever resized by."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LargeScaleJitter:
   """Random scale, then a random crop where the image exceeds the frame (Ghiasi et al. 2021, LSJ).
@@ -152,6 +161,10 @@ class LargeScaleJitter:
     size = tuple(min(r, f) for r, f in zip(resized, frame))
     top, left = (int(rng.random() * (r - s + 1)) for r, s in zip(resized, size))
     return Geometry(source, resized, top, left, size)
+
+  def largest_scale(self, sizes: Int[np.ndarray, "m 2"], frame: Size) -> Float[np.ndarray, "m"]:
+    """See `Placement`."""
+    return self.scale_range[1] * (np.asarray(frame) / sizes).min(axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +197,15 @@ class ResizeToLimits:
     resized = tuple(min(r, f) for r, f in zip(_resized(source, min(limits)), frame))
     return Geometry(source, resized, 0, 0, resized)
 
+  def largest_scale(self, sizes: Int[np.ndarray, "m 2"], frame: Size) -> Float[np.ndarray, "m"]:
+    """See `Placement`."""
+    limits = [*(np.asarray(frame) / sizes).T]
+    if self.short_side is not None:
+      limits.append(np.max(self.short_side) / sizes.min(axis=1))
+    if self.long_side is not None:
+      limits.append(self.long_side / sizes.max(axis=1))
+    return np.min(limits, axis=0)
+
 
 @dataclasses.dataclass(frozen=True)
 class DetectionTrain:
@@ -202,7 +224,7 @@ class DetectionTrain:
 
   frame: Size
   max_objects: int
-  resize: Callable[[Size, Size, np.random.Generator], Geometry] = LargeScaleJitter()
+  resize: Placement = LargeScaleJitter()
   flip_probability: float = 0.5
   min_box_size: float = 1.0
   with_masks: bool = True

@@ -6,6 +6,7 @@ from typing import Any
 from jaxtyping import UInt8
 import numpy as np
 
+from frozen_vision.data import names as data_names
 from frozen_vision.data import prepared
 from frozen_vision.data.segmentation import label_maps, sources
 
@@ -45,10 +46,17 @@ class PreparedSegmentation(sources.EncodedSource):
     """
     self.split = split
     self._shards = prepared.Shards(KIND, directory, split)
-    index = self._shards.index()
-    self.class_names = tuple(self._shards.metadata()["class_names"])
-    self._format = label_maps.LabelFormat(self.class_names)
-    self._names = index["names"]
+    index = self._shards.index(names="U", largest_size="i")
+    self._shards.require_length(2, largest_size=index["largest_size"])
+    self.class_names = tuple(self._shards.metadata(class_names=list)["class_names"])
+    try:
+      self._format = label_maps.LabelFormat(self.class_names)
+    except (ValueError, TypeError) as error:
+      raise self._shards.damaged("metadata.json", error) from error
+    self._names = [str(name) for name in index["names"]]
+    for name in self._names:
+      if data_names.leads_outside(name):
+        raise self._shards.damaged("index.npz", f"{name!r} is no name of an image below a folder")
     self.largest_size = tuple(index["largest_size"].tolist())
 
   def __len__(self) -> int:
@@ -58,14 +66,15 @@ class PreparedSegmentation(sources.EncodedSource):
     return f"PreparedSegmentation({self._shards.folder}, {len(self)} images, {self.num_classes} classes)"
 
   def name(self, index: int) -> str:
-    return str(self._names[index])
+    return self._names[index]
 
   def image_bytes(self, index: int) -> bytes:
     return self._stored(index)["image"]
 
-  def label(self, index: int) -> UInt8[np.ndarray, "h w"] | None:
+  def label_counting(self, index: int) -> tuple[UInt8[np.ndarray, "h w"] | None, dict[str, int]]:
+    """See `EncodedSource`."""
     data = self._stored(index)["label"]
-    return self._format.decode(data, name=self.name(index)) if data else None
+    return self._format.decode_counting(data, name=self.name(index)) if data else (None, {})
 
   def _stored(self, index: int) -> dict[str, Any]:
     if not 0 <= index < len(self):

@@ -1,21 +1,29 @@
 """Images with a class for every pixel: a folder of images and a folder of label images."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import copy
 import functools
 import os
 import pathlib
 from typing import Any, Self
 
-from absl import logging
 from jaxtyping import UInt8
 import numpy as np
 
-from frozen_vision.data import images
-from frozen_vision.data.detection import coco
+from frozen_vision.data import findings, image_checks, images
+from frozen_vision.data import names as data_names
 from frozen_vision.data.segmentation import class_lists, label_files, label_maps
 
 _SHOWN = 5
+
+
+KINDS = {
+  "unlabelled": findings.Kind("images without a label image: skipped, as asked for", "images", dropped=False),
+  "without_image": findings.Kind(
+    "label images that belong to no image: not used", "label images", dropped=False
+  ),
+}
 
 
 class SegmentationSource(abc.ABC):
@@ -57,6 +65,14 @@ class EncodedSource(SegmentationSource):
   @abc.abstractmethod
   def image_bytes(self, index: int) -> bytes: ...
 
+  @abc.abstractmethod
+  def label_counting(self, index: int) -> tuple[UInt8[np.ndarray, "h w"] | None, dict[str, int]]:
+    """The label map, and {label: pixels} of the labels that are in no list and are ignored."""
+
+  def label(self, index: int) -> UInt8[np.ndarray, "h w"] | None:
+    """See `SegmentationSource`."""
+    return self.label_counting(index)[0]
+
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The record at `index`; see `SegmentationSource`.
 
@@ -73,7 +89,7 @@ class EncodedSource(SegmentationSource):
 
 def check_size(size: tuple[int, int], label: np.ndarray, name: str, data: bytes) -> None:
   """Raises ImageError where an image's (height, width) is not that of its label map."""
-  coco.check_size(size, {"file_name": name, "height": label.shape[0], "width": label.shape[1]}, data)
+  image_checks.check_size(size, {"file_name": name, "height": label.shape[0], "width": label.shape[1]}, data)
 
 
 class LabelledImages(EncodedSource):
@@ -113,41 +129,40 @@ class LabelledImages(EncodedSource):
     self.image_dir = pathlib.Path(image_dir)
     self.label_dir = None if label_dir is None else pathlib.Path(label_dir)
     self.label_format = label_format
+    self.findings = findings.Findings(KINDS)
     self.class_names = label_format.class_names
-    self._segments = None if segments is None else class_lists.read_segments(segments)
+    self._segments = None
+    if segments is not None:
+      listed = class_lists.read_segments(segments)
+      self._segments = {data_names.normalised(name): found for name, found in listed.items()}
     found = _list(self.image_dir, images.SUFFIXES, image_suffix, "images")
     labels = {}
     if self.label_dir is not None:
       labels = _list(self.label_dir, label_files.SUFFIXES, label_suffix, "label images")
     without = sorted(set(found) - set(labels))
-    if without and unlabelled != "keep":
-      where = (
-        f"{len(without)} of {len(found)} images of {self.image_dir} have no label image in {self.label_dir}"
-      )
-      listed = ", ".join(found[stem] for stem in without[:_SHOWN])
-      if unlabelled == "error":
-        raise ValueError(
-          f"{where}: {listed}{', ...' if len(without) > _SHOWN else ''}. Expected the same path with one "
-          f"of the endings {', '.join(label_files.SUFFIXES)}; add them, or set unlabelled images to skip or "
-          "keep."
-        )
-      logging.warning("%s and are skipped: %s", where, listed)
+    if without and unlabelled == "error":
+      raise self._unlabelled(found, without)
+    if unlabelled == "skip":
+      self.findings.saw("images", len(found))
       for stem in without:
-        del found[stem]
+        self.findings.add("unlabelled", found.pop(stem))
     if not found:
       raise ValueError(f"No image of {self.image_dir} has a label image in {self.label_dir}.")
-    extra = sorted(set(labels) - set(found))
-    if extra and unlabelled == "error":
-      logging.warning(
-        "%d label images of %s belong to no image of %s: %s",
-        len(extra),
-        self.label_dir,
-        self.image_dir,
-        ", ".join(labels[stem] for stem in extra[:_SHOWN]),
-      )
+    if unlabelled == "error":
+      for stem in sorted(set(labels) - set(found)):
+        self.findings.add("without_image", labels[stem])
     self._names = sorted(found)
     self._images = [found[stem] for stem in self._names]
     self._labels = [labels.get(stem) for stem in self._names]
+
+  def _unlabelled(self, found: Mapping[str, str], without: Sequence[str]) -> ValueError:
+    """What to say of images without label images; `found` has the files of all."""
+    listed = ", ".join(found[stem] for stem in without[:_SHOWN])
+    return ValueError(
+      f"{len(without)} of {len(found)} images of {self.image_dir} have no label image in {self.label_dir}: "
+      f"{listed}{', ...' if len(without) > _SHOWN else ''}. Expected the same path with one of the endings "
+      f"{', '.join(label_files.SUFFIXES)}; add them, or set unlabelled images to skip or keep."
+    )
 
   def __len__(self) -> int:
     return len(self._names)
@@ -173,22 +188,24 @@ class LabelledImages(EncodedSource):
     sizes = np.array([images.read_size(self.image_path(i)) for i in range(len(self))])
     return tuple(sizes.max(axis=0).tolist())
 
-  def label(self, index: int) -> UInt8[np.ndarray, "h w"] | None:
+  def label_counting(self, index: int) -> tuple[UInt8[np.ndarray, "h w"] | None, dict[str, int]]:
+    """See `EncodedSource`."""
     path = self.label_path(index)
     if path is None:
-      return None
+      return None, {}
     segments = None
     if self._segments is not None:
-      segments = self._segments.get(self._labels[index])
+      segments = self._segments.get(data_names.normalised(self._labels[index]))
       if segments is None:
         raise images.ImageError(str(path), "is not among the annotations of the panoptic JSON", "missing")
-    return self.label_format.decode(images.read_bytes(path), name=str(path), segments=segments)
+    return self.label_format.decode_counting(images.read_bytes(path), name=str(path), segments=segments)
 
   def take(self, indices: Sequence[int]) -> Self:
     """The same source with these images only."""
     other = object.__new__(type(self))
     other.__dict__.update(self.__dict__)
     other.__dict__.pop("largest_size", None)
+    other.findings = copy.deepcopy(self.findings)
     for key in ("_names", "_images", "_labels"):
       setattr(other, key, [getattr(self, key)[i] for i in indices])
     return other
@@ -206,7 +223,7 @@ def _list(folder: pathlib.Path, endings: Any, suffix: str, what: str) -> dict[st
       continue
     if not path.is_file():
       continue
-    stem = relative.with_suffix("").as_posix()
+    stem = data_names.normalised(relative.with_suffix("").as_posix())
     stem = stem[: len(stem) - len(suffix)]
     if stem in found:
       raise ValueError(

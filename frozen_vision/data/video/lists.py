@@ -20,6 +20,7 @@ from frozen_vision.data import classes as class_names
 from frozen_vision.data import names as data_names
 from frozen_vision.data import text_files
 from frozen_vision.data.video import decoding, sources
+from frozen_vision.files import messages
 
 _LISTS = (".csv", ".tsv", ".txt")
 _KINETICS = ("youtube_id", "time_start", "time_end")
@@ -220,7 +221,7 @@ def _number(
   if unknown:
     raise text_files.TextError(
       f"{where} has the labels {[label[:60] for label in unknown[:5]]}, which the {len(classes)} classes do "
-      f"not name: {classes[:10]}{data_names.did_you_mean(unknown[0], classes)}"
+      f"not name: {classes[:10]}{messages.did_you_mean(unknown[0], classes)}"
     )
   return found, classes
 

@@ -96,7 +96,10 @@ class PreparedVideo(decoding.Frames):
 
   @functools.cached_property
   def times(self) -> Float[np.ndarray, "frames"]:
-    return np.frombuffer(self._shards[self._start]["times"], _TIMES)
+    times = self._shards[self._start]["times"]
+    if len(times) != self._length * np.dtype(_TIMES).itemsize:
+      raise self._shards.damaged(f"the shard of {self.name}", f"{len(times)} bytes of times")
+    return np.frombuffer(times, _TIMES)
 
   def read(self, indices: decoding.Indices, *, short_side: int | None = None) -> UInt8[np.ndarray, "n h w 3"]:
     """See `Frames.read`.
@@ -110,7 +113,10 @@ class PreparedVideo(decoding.Frames):
     ):
       jpegs = self._shards[self._start + 1 + record]["frames"]
       for number in numbers:
-        found[number] = self._decode(jpegs[number % self._frames_per_record], number, short_side)
+        place = number % self._frames_per_record
+        if place >= len(jpegs):
+          raise self._shards.damaged(f"the shard of {self.name}", f"frame {number} is absent")
+        found[number] = self._decode(jpegs[place], number, short_side)
     return np.stack([found[int(index)] for index in indices])
 
   def _decode(self, jpeg: bytes, number: int, short_side: int | None) -> UInt8[np.ndarray, "h w 3"]:
@@ -146,7 +152,15 @@ class PreparedVideos:
       FileNotFoundError: nothing complete is there.
     """
     self._shards = prepared.Shards(KIND, directory, split)
-    stored, index = self._shards.metadata(), self._shards.index()
+    number = (int, float)
+    stored = self._shards.metadata(class_names=list, short_side=int, rate=number, frames_per_record=int)
+    index = self._shards.index(names="U", groups="U", labels="i", lengths="i", durations="f")
+    count = len(index["names"])
+    self._shards.require_length(count, **index)
+    if stored["frames_per_record"] < 1 or (count and not 0 < index["lengths"].min()):
+      raise self._shards.damaged("index.npz", "lengths are not positive")
+    if count and not 0 <= index["labels"].min() <= index["labels"].max() < len(stored["class_names"]):
+      raise self._shards.damaged("index.npz", "labels are outside of the classes")
     self.classes = list(stored["class_names"])
     self.short_side, self.rate = stored["short_side"], stored["rate"]
     self._frames_per_record = stored["frames_per_record"]

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from frozen_vision.data import findings
+
 
 class VideoList:
   """Records of video files, decoded when a clip is cut out of them.
@@ -15,6 +17,7 @@ class VideoList:
     paths: the files.
     labels: int32 [n].
     groups: a name per file, such as the scene it was filmed in; empty strings where the list has none.
+    findings: what checks of the videos counted.
   """
 
   def __init__(
@@ -28,6 +31,7 @@ class VideoList:
     self.paths = [str(path) for path in paths]
     self.labels = np.array(labels, np.int32)
     self.groups = list(groups) if groups else [""] * len(self.paths)
+    self.findings = findings.Findings({})
 
   def __len__(self) -> int:
     return len(self.paths)
@@ -55,6 +59,10 @@ class Selection:
     self.paths = [paths[i] for i in self._indices]
     self.groups = [groups[i] for i in self._indices]
     self.labels = np.array(every("labels"), np.int32)[self._indices]
+    self.findings = findings.Findings({})
+    for part in self._parts:
+      if getattr(part, "findings", None) is not None:
+        self.findings.merge(part.findings)
 
   def __len__(self) -> int:
     return len(self._indices)

@@ -67,7 +67,7 @@ def test_subset_agrees_with_pycocotools(split):
   source = coco.coco_root(root, split, check_sizes=True)
   with contextlib.redirect_stdout(io.StringIO()):
     reference = reference_coco.COCO(str(root / "annotations" / f"instances_{split}2017.json"))
-  assert not source.problems and str(source.problems) == ""
+  assert not source.findings and str(source.findings) == ""
   assert len(source) == len(reference.imgs) and source.num_classes == 80 and source.labelled
   np.testing.assert_array_equal(source.category_ids, sorted(reference.cats))
   assert source.class_names[79] == "toothbrush" and source.category_ids[79] == 90
@@ -191,7 +191,7 @@ def test_all_forms_of_masks(load):
       ]
     )
   )
-  assert not source.problems
+  assert not source.findings
   record = source[0]
   masks = coco.masks(record)
   for i in range(3):
@@ -247,7 +247,7 @@ RECOVERED = {
   "negative height": ([_annotation(1, bbox=[10, 5, 20, -3])], "box_empty", 1),
   "three numbers": ([_annotation(1, bbox=[10, 5, 20])], "annotation_invalid", 1),
   "box not finite": ([_annotation(1, bbox=[10, 5, 20, float("nan")])], "annotation_invalid", 1),
-  "empty list": ([_annotation(1, segmentation=[])], "polygon_invalid", 1),
+  "empty list": ([_annotation(1, segmentation=[])], "mask_missing", 1),
   "empty polygon": ([_annotation(1, segmentation=[[]])], "polygon_invalid", 1),
   "two points": ([_annotation(1, segmentation=[[1, 2, 3, 4]])], "polygon_invalid", 1),
   "odd numbers": ([_annotation(1, segmentation=[[1, 2, 3, 4, 5, 6, 7]])], "polygon_invalid", 1),
@@ -269,8 +269,8 @@ RECOVERED = {
 def test_defects_are_dropped_and_counted(load, name):
   bad, kind, count = RECOVERED[name]
   source = load(_file([_annotation(11), *bad]))
-  assert source.problems.counts[kind] == count
-  assert coco_annotations.PROBLEMS[kind] in str(source.problems)
+  assert source.findings.counts[kind] == count
+  assert coco_annotations.PROBLEMS[kind].text in str(source.findings)
   record = source[0]
   assert record["annotation_ids"].tolist() == [11] and coco.masks(record).shape[0] == 1
   json.dumps(source.ground_truth)
@@ -304,7 +304,7 @@ REPAIRED = {
 def test_defects_are_repaired_and_counted(load, name):
   annotation, kind, key, expected = REPAIRED[name]
   source = load(_file([annotation]))
-  assert source.problems.counts == {kind: 1}
+  assert source.findings.counts == {kind: 1}
   np.testing.assert_array_equal(source[0][key], expected)
   truth = source.ground_truth["annotations"][0]
   assert truth["id"] > 0 and {"bbox", "area", "iscrowd", "segmentation"} <= truth.keys()
@@ -312,7 +312,7 @@ def test_defects_are_repaired_and_counted(load, name):
 
 def test_repeated_ids_of_annotations_are_replaced(load):
   source = load(_file([_annotation(11), _annotation(11, image_id=3), _annotation(4)]))
-  assert source.problems.counts == {"annotation_id": 1}
+  assert source.findings.counts == {"annotation_id": 1}
   assert [source[i]["annotation_ids"].tolist() for i in range(2)] == [[11, 4], [12]]
   assert [a["id"] for a in source.ground_truth["annotations"]] == [11, 12, 4]
   only = load(_file([_annotation(11), _annotation(11, image_id=3)]), image_ids=[3])
@@ -357,7 +357,7 @@ def test_image_records(load):
     {"id": 8, "file_name": "absent.png"},
   ]
   source = load(_file(images=broken))
-  assert source.problems.counts == {
+  assert source.findings.counts == {
     "image_duplicate": 1,
     "image_missing": 1,
     "image_invalid": 2,
@@ -375,8 +375,8 @@ def test_size_of_the_file_must_fit(load):
   with pytest.raises(image_io.ImageError, match="40 x 60 pixels.*60 x 40.*EXIF tag"):
     source[1]
   source = load(_file(), check_sizes=True)
-  assert source.image_ids.tolist() == [7] and source.problems.counts == {"image_size": 1}
-  assert "b.jpg" in str(source.problems)
+  assert source.image_ids.tolist() == [7] and source.findings.counts == {"image_size": 1}
+  assert "b.jpg" in str(source.findings)
   turned = {**IMAGES[1], "height": 60, "width": 40}
   assert load(_file(images=[IMAGES[0], turned]), check_sizes=True)[1]["image"].shape == (60, 40, 3)
 
@@ -392,6 +392,6 @@ def test_absent_paths_and_splits(load, tmp_path):
 
 def test_report_names_the_first_and_counts_the_rest(load):
   source = load(_file([_annotation(11), *(_annotation(i, category_id=1) for i in range(20, 30))]))
-  text = str(source.problems)
+  text = str(source.findings)
   assert text.startswith("10 annotations of a category") and "annotation 20" in text
   assert "and 7 more" in text
