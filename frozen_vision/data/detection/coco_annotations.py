@@ -65,8 +65,8 @@ PROBLEMS = {
   ),
 }
 _EXAMPLES = findings.EXAMPLES
-# Pixels, far above any image; a box may lie outside of it.
 _MAX_FILE = 2**36
+# Pixels, far above any image; a box may lie outside of it.
 MAX_BOX = 1e9
 # pycocotools allocates in proportion to the length of a polygon's outline, in C, unchecked.
 _MAX_COORDINATE = 1e5
