@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 from typing import Any
+import zlib
 
 import matplotlib
 from matplotlib import figure as mpl_figure
@@ -82,6 +83,32 @@ def plot_curves(metrics_path: str | os.PathLike[str], out_png: str | os.PathLike
       _plot(_panels(own, name == "train"), f"{title} · {out.resolve().parent.name}", path)
       written.append(path)
   return written
+
+
+def are_whole(out_png: str | os.PathLike[str]) -> bool:
+  """Whether the figures that `plot_curves` draws of a finished run are there, to their last byte."""
+  out = pathlib.Path(out_png)
+  figures = [out.with_name(f"{out.stem}_{name}.png") for name in ("train", "eval")]
+  return all(path.is_file() and _is_whole_png(path) for path in figures)
+
+
+def _is_whole_png(path: pathlib.Path) -> bool:
+  """Whether every chunk of a PNG adds up to its checksum, and the last one is its end."""
+  data = path.read_bytes()
+  if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+    return False
+  position = 8
+  while position + 12 <= len(data):
+    length = int.from_bytes(data[position : position + 4], "big")
+    end = position + 12 + length
+    if end > len(data):
+      return False
+    if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+      return False
+    if data[position + 4 : position + 8] == b"IEND":
+      return True
+    position = end
+  return False
 
 
 def _panels(series: dict[str, Points], training: bool) -> dict[str, dict[str, Points]]:

@@ -70,6 +70,16 @@ class RunLog:
       atomic.write_bytes(self._metrics, b"".join(kept))
       _logger.info("Dropped %d lines after step %s from %s.", len(lines) - len(kept), step, self._metrics)
 
+  def has(self, step: int, prefix: str) -> bool:
+    """Whether `metrics.jsonl` has a number of that step whose key begins with `prefix`, such as `eval/`."""
+    if not self._metrics.exists():
+      return False
+    with open(self._metrics, "rb") as file:
+      for line in file:
+        if _step_of(line) == step and any(key.startswith(prefix) for key in json.loads(line)):
+          return True
+    return False
+
   def scalars(self, step: int, values: Mapping[str, Any]) -> None:
     """Appends one line and flushes it; values are numbers or arrays of one element.
 

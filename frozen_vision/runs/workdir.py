@@ -1,6 +1,7 @@
 """What a run is: its config, the features it was trained on, and the workdir that belongs to it."""
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import fnmatch
 import importlib.metadata
 import json
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from frozen_vision.files import atomic
+from frozen_vision.files import atomic, lock
 
 
 def make_meta(
@@ -83,29 +84,146 @@ def claim_workdir(
     ValueError: `config.json` differs in a key that is not ignored (all such keys are listed, with
       both values), or is not valid JSON.
   """
-  path = pathlib.Path(workdir) / "config.json"
+  path = config_path(workdir)
   wanted = to_json(config, "config")
   if path.exists():
     try:
       found = json.loads(path.read_text())
     except ValueError as e:
       raise ValueError(f"{path} is not valid JSON ({e}). Use another workdir.") from e
-    changes = _changes(found, wanted)
-
-    def covered(k):
-      return any(fnmatch.fnmatchcase(k, p) or k.startswith(p + ".") for p in ignore)
-
-    differing = {k: v for k, v in changes.items() if not covered(k)}
-    if differing:
-      raise ValueError(
-        f"Workdir {workdir} belongs to another config. Use another --workdir, set these keys "
-        "back to continue that run, or delete the workdir to start over:"
-        + "".join(f"\n  {k}: {_shown(a)} there, {_shown(b)} now" for k, (a, b) in differing.items())
-      )
-    if not changes:
+    if not check_config(found, wanted, f"Workdir {workdir} belongs to another config", ignore=ignore):
       return
   if is_writer:
     atomic.write_json(path, wanted, indent=2, allow_nan=True)
+
+
+def config_path(workdir: str | os.PathLike) -> pathlib.Path:
+  """Where a workdir keeps the config that it belongs to."""
+  return pathlib.Path(workdir) / "config.json"
+
+
+def hold(workdir: str | os.PathLike, *, is_writer: bool = True) -> contextlib.AbstractContextManager[None]:
+  """Holds the lock of a workdir, `.lock`, while something is written there.
+
+  Args:
+    is_writer: False on all processes but one, which do nothing.
+
+  Raises:
+    LockedError: another run holds it; says which.
+  """
+  if not is_writer:
+    return contextlib.nullcontext()
+  return lock.hold(pathlib.Path(workdir) / ".lock", f"the run in {workdir}")
+
+
+def check_config(
+  found: Mapping[str, Any], wanted: Mapping[str, Any], problem: str, *, ignore: Sequence[str] = ()
+) -> bool:
+  """Whether two configs differ, in keys that may.
+
+  Args:
+    found: the config of a run or checkpoint.
+    wanted: the config at hand.
+    problem: what is wrong if another key differs, without a full stop.
+    ignore: as for `claim_workdir`.
+
+  Raises:
+    ValueError: a key differs that is not ignored; all are listed, with both values.
+  """
+
+  def covered(key: str) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) or key.startswith(pattern + ".") for pattern in ignore)
+
+  changes = _changes(found, wanted)
+  differing = {key: pair for key, pair in changes.items() if not covered(key)}
+  if differing:
+    raise ValueError(
+      f"{problem}. Use another --workdir, set these keys back to continue that run, or delete the workdir to "
+      "start over:"
+      + "".join(f"\n  {k}: {_shown(a)} there, {_shown(b)} now" for k, (a, b) in differing.items())
+    )
+  return bool(changes)
+
+
+def check_resumed(
+  meta: Mapping[str, Any],
+  config: Mapping[str, Any],
+  classes: Sequence[Any],
+  batch_size: int,
+  *,
+  where: str,
+  ignore: Sequence[str] = (),
+) -> None:
+  """Refuses to continue a checkpoint as another run than the one that saved it; its own record decides.
+
+  Args:
+    meta: of the checkpoint (`make_meta`), with the `classes` of its run.
+    config, classes, batch_size: of the run at hand.
+    where: the workdir, for errors.
+    ignore: keys of the config that may differ, as for `claim_workdir`.
+
+  Raises:
+    ValueError: a record that is no run's, another config, other classes, or another position in the data
+      than its step has; says what differs.
+  """
+  absent = [name for name in ("config", "feature_key", "examples", "step") if name not in meta]
+  if absent:
+    raise ValueError(
+      f"The checkpoint in {where} does not say its {', '.join(absent)}; it was not saved by a training run. "
+      "Use another --workdir."
+    )
+  check_config(
+    meta["config"],
+    to_json(config, "config"),
+    f"The checkpoint in {where} was saved with another config",
+    ignore=ignore,
+  )
+  check_classes(meta.get("classes"), classes, where=where)
+  expected = meta["step"] * batch_size
+  if meta["examples"] != expected:
+    raise ValueError(
+      f"The checkpoint in {where} is of step {meta['step']} and of {meta['examples']:,} examples, expected "
+      f"{expected:,} with batches of {batch_size}; it was changed. Restore the one before it, or use another "
+      "--workdir."
+    )
+
+
+def check_classes(found: Sequence[Any] | None, wanted: Sequence[Any], *, where: str) -> None:
+  """Compares the classes that a head was trained on with those of the data, by name and in order.
+
+  Args:
+    found: of the checkpoint: names, or dicts with a `name`; None for one from before they were saved.
+    wanted: of the data.
+    where: the workdir, for the error.
+
+  Raises:
+    ValueError: they differ; says whether in order, in number or in names, and shows the first difference.
+  """
+  if found is None:
+    return
+  names, now = ([_class_name(one) for one in classes] for classes in (found, wanted))
+  if names == now:
+    return
+  lost, new = [name for name in names if name not in now], [name for name in now if name not in names]
+  if not lost and not new:
+    what = "the same ones in another order"
+  else:
+    what = "; ".join(
+      f"{len(group)} {kind}: {', '.join(group[:5])}{' ...' if len(group) > 5 else ''}"
+      for group, kind in ((lost, "are gone"), (new, "are new"))
+      if group
+    )
+  first = next(i for i in range(max(len(names), len(now))) if names[i : i + 1] != now[i : i + 1])
+  pair = [repr(one[first]) if first < len(one) else "nothing" for one in (names, now)]
+  raise ValueError(
+    f"The head in {where} was trained on {len(names)} classes, the data have {len(now)}: {what}. The first "
+    f"to differ is class {first}, {pair[0]} there and {pair[1]} in the data. A head keeps its classes in the "
+    "order it was trained on: give data with those, or train a new head in another --workdir."
+  )
+
+
+def _class_name(one: Any) -> str:
+  return str(one["name"]) if isinstance(one, Mapping) and "name" in one else str(one)
 
 
 _ABSENT = object()

@@ -1,5 +1,6 @@
 """Checkpoints: bit-exact restore, strict comparison, damage, kill -9."""
 
+import json
 import os
 import pathlib
 import random
@@ -463,7 +464,7 @@ def test_a_flipped_bit_anywhere_is_seen_or_changes_nothing(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints, warnings.catch_warnings(record=True) as caught:
       warnings.simplefilter("always")
       restored, meta = checkpoints.restore(_abstract(_state()))
-      _assert_equal(restored, _state(meta["step"]))
+      comparing.assert_equal(restored, _state(meta["step"]))
       if meta["step"] == 1:
         fell_back += 1
         assert any("checkpoints/2 cannot be read" in str(one.message) for one in caught)
@@ -496,7 +497,7 @@ def test_a_number_that_is_another_is_named(tmp_path, partial):
     with pytest.warns(RuntimeWarning, match="checkpoints/2 cannot be read .*: arrays: half"):
       restored, meta = checkpoints.restore(wanted, partial=partial)
     assert meta["step"] == 1
-    _assert_equal(restored, {key: _state(1)[key] for key in wanted})
+    comparing.assert_equal(restored, {key: _state(1)[key] for key in wanted})
 
 
 def _change_record(**changes):
@@ -565,4 +566,4 @@ def test_records_of_the_first_edition_are_read(tmp_path):
   del record["digest"], record["digests"]
   path.write_text(json.dumps(record))
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
-    _assert_equal(checkpoints.restore(_abstract(_state()))[0], _state(1))
+    comparing.assert_equal(checkpoints.restore(_abstract(_state()))[0], _state(1))

@@ -21,6 +21,24 @@ def test_train_and_eval_get_a_figure_each(tmp_path):
     assert pixels.shape[1] > 900 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
+def test_a_damaged_figure_is_seen(tmp_path):
+  rows = [{"step": 1, "train/loss": 2.0, "eval/top1": 0.5}, {"step": 2, "train/loss": 1.0}]
+  (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  assert not curves.are_whole(tmp_path / "c.png")
+  figures = curves.plot_curves(tmp_path / "metrics.jsonl", tmp_path / "c.png")
+  assert curves.are_whole(tmp_path / "c.png") and sorted(tmp_path.iterdir()) == sorted(
+    [*figures, tmp_path / "metrics.jsonl"]
+  )
+  for figure in figures:
+    whole = figure.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-4], b"", whole[:100] + b"?" + whole[101:], b"GIF89a"):
+      figure.write_bytes(damaged)
+      assert not curves.are_whole(tmp_path / "c.png")
+    figure.write_bytes(whole)
+  figures[1].unlink()
+  assert not curves.are_whole(tmp_path / "c.png")
+
+
 def test_one_point_and_no_eval(tmp_path):
   (tmp_path / "metrics.jsonl").write_text('{"step": 5, "train/loss": 2.0}\n')
   written = curves.plot_curves(tmp_path / "metrics.jsonl", tmp_path / "c.png")

@@ -88,6 +88,17 @@ def test_an_unfinished_line_does_not_swallow_the_next(tmp_path):
   assert [line["step"] for line in _lines(tmp_path)] == [1, 2]
 
 
+def test_what_was_logged_is_known_again(tmp_path):
+  with run_log.RunLog(tmp_path, tensorboard=False) as log:
+    assert not log.has(4, "eval/")
+    log.scalars(4, {"train/loss": 1.0})
+    log.scalars(5, {"eval/top1": 1.0})
+    assert log.has(4, "train/") and not log.has(4, "eval/") and log.has(5, "eval/")
+  with open(tmp_path / "metrics.jsonl", "ab") as file:
+    file.write(b'{"step": 6, "eval/top1": 1.0')
+  assert not run_log.RunLog(tmp_path).has(6, "eval/")
+
+
 def test_pictures_and_texts(tmp_path):
   image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
   with _log(tmp_path) as log:

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frozen_vision.files import lock
 from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.runs import workdir as workdir_lib
 
 
 def test_feature_keys():
@@ -69,3 +71,65 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
   (workdir / "config.json").write_text("{")
   with pytest.raises(ValueError, match="config.json is not valid JSON"):
     claim(config)
+
+
+_CONFIG = {"batch_size": 4, "optimizer": {"learning_rate": 0.1}, "log_every": 10}
+_META = {
+  "config": _CONFIG,
+  "feature_key": None,
+  "examples": 80,
+  "step": 20,
+  "classes": ["cat", "dog"],
+}
+
+
+def _check(meta=None, config=_CONFIG, classes=("cat", "dog"), batch_size=4):
+  workdir_lib.check_resumed(
+    meta or _META, config, classes, batch_size, where="runs/a", ignore=("log_every", "loader.*")
+  )
+
+
+def test_the_record_of_a_checkpoint_decides():
+  _check()
+  _check(config=_CONFIG | {"log_every": 50})
+  with pytest.raises(ValueError, match=r"a was saved with another config.*\n  batch_size: 4 there, 8 now"):
+    _check(config=_CONFIG | {"batch_size": 8}, batch_size=8)
+  with pytest.raises(ValueError, match=r"optimizer.learning_rate: 0.1 there, 0.2 now"):
+    _check(config=_CONFIG | {"optimizer": {"learning_rate": 0.2}})
+  with pytest.raises(ValueError, match="of step 20 and of 40 examples, expected 80 with batches of 4"):
+    _check(meta=_META | {"examples": 40})
+  for name in ("config", "feature_key", "examples", "step"):
+    with pytest.raises(ValueError, match=f"does not say its {name}"):
+      _check(meta={key: value for key, value in _META.items() if key != name})
+  _check(meta={key: value for key, value in _META.items() if key != "classes"})  # from before they were saved
+
+
+@pytest.mark.parametrize(
+  ("classes", "message"),
+  [
+    (
+      ["dog", "cat"],
+      "same ones in another order. The first to differ is class 0, 'cat' there and 'dog' in",
+    ),
+    (["cat", "dog", "owl"], "3: 1 are new: owl. The first to differ is class 2, nothing there and 'owl' in"),
+    (["cat"], "1: 1 are gone: dog. The first to differ is class 1, 'dog' there and nothing in"),
+    (["cat", "owl"], "1 are gone: dog; 1 are new: owl"),
+  ],
+)
+def test_other_classes_are_named(classes, message):
+  with pytest.raises(ValueError, match=message):
+    _check(classes=classes)
+  as_categories = [{"id": 7 + i, "name": name} for i, name in enumerate(classes)]
+  with pytest.raises(ValueError, match=message):
+    workdir_lib.check_classes([{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}], as_categories, where="a")
+
+
+def test_one_process_writes_a_workdir(tmp_path):
+  folder = tmp_path / "run"
+  with workdir_lib.hold(folder):
+    with pytest.raises(lock.LockedError, match="is writing the run in .*run. Wait"):
+      with workdir_lib.hold(folder):
+        pass
+    with workdir_lib.hold(folder, is_writer=False):
+      pass
+  assert not folder.exists()
