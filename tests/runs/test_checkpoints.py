@@ -1,6 +1,5 @@
 """Checkpoints: bit-exact restore, strict comparison, damage, kill -9."""
 
-import json
 import os
 import pathlib
 import random
@@ -15,63 +14,23 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import state_leaves
 from tests import comparing
-
-META = dict(config=dict(steps=7, name="x"), feature_key="abc", examples=56)
-
-
-class _Head(nnx.Module):
-  def __init__(self, rngs):
-    self.first = nnx.Linear(3, 4, rngs=rngs)
-    self.rest = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(2)])
-
-
-def _state(seed=0):
-  head = nnx.state(_Head(nnx.Rngs(seed)))
-  optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-  return dict(
-    trainable=head,
-    ema=jax.tree.map(lambda x: x + 1, head),
-    opt_state=optimizer.init(head),
-    key=jax.random.key(seed),
-    keys=jax.random.split(jax.random.key(seed, impl="rbg"), 4),
-    half=(jnp.arange(8) + seed).astype(jnp.bfloat16),
-    nothing=jnp.zeros((0, 3)),
-    step=jnp.int32(seed),
-    epoch=seed,
-    rate=0.1 + seed,
-    ids=np.array([2**40 + seed]),
-    big=np.int64(2**50 + seed),
-  )
-
-
-def _abstract(state, sharding=None):
-  def shape(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-  return jax.tree.map(lambda x: shape(x) if isinstance(x, jax.Array) else x, state)
-
-
-def _checkpoint_with(tmp_path, *steps, **kwargs):
-  with checkpoint.Checkpoints(tmp_path, **kwargs) as checkpoints:
-    for step in steps:
-      checkpoints.save(step, _state(step), META)
+from tests.runs import states
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_everything_comes_back_bit_for_bit(tmp_path, asynchronous):
-  state = _state(3)
+  state = states.make(3)
   with checkpoint.Checkpoints(tmp_path, asynchronous=asynchronous) as checkpoints:
     assert checkpoints.latest_step() is None
-    checkpoints.save(3, state, META)
+    checkpoints.save(3, state, states.META)
     assert checkpoints.latest_step() == 3
-    restored, meta = checkpoints.restore(_abstract(state))
-  assert meta == {**META, "step": 3}
+    restored, meta = checkpoints.restore(states.abstract(state))
+  assert meta == {**states.META, "step": 3}
   comparing.assert_equal(restored, state)
   with checkpoint.Checkpoints(tmp_path) as again, warnings.catch_warnings():
     warnings.simplefilter("error")
@@ -81,7 +40,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path, asynchronous):
 
 
 def test_paths_are_those_of_the_model():
-  leaves, _ = state_leaves.flatten(_state())
+  leaves, _ = state_leaves.flatten(states.make())
   assert {
     "trainable/first/kernel",
     "ema/rest/1/bias",
@@ -89,7 +48,7 @@ def test_paths_are_those_of_the_model():
     "opt_state/1/0/count",
     "key",
   } <= set(leaves)
-  model_paths = ["/".join(map(str, p)) for p, _ in nnx.to_flat_state(_state()["trainable"])]
+  model_paths = ["/".join(map(str, p)) for p, _ in nnx.to_flat_state(states.make()["trainable"])]
   assert {f"trainable/{p}" for p in model_paths} == {p for p in leaves if p.startswith("trainable")}
 
 
@@ -121,7 +80,7 @@ def test_an_asynchronous_save_survives_donation(tmp_path):
   """The next step donates the buffers that are being written."""
   step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
   state = {f"w{i}": jnp.full((256, 1024), i, jnp.float32) for i in range(8)}
-  template = _abstract(state)
+  template = states.abstract(state)
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     for n in range(1, 4):
       value = float(state["w0"][0, 0])
@@ -143,19 +102,19 @@ def test_a_mutated_numpy_leaf_is_saved_as_it_was(tmp_path):
 
 def test_an_existing_or_older_step_is_refused(tmp_path):
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
-    checkpoints.save(5, _state(), META)
+    checkpoints.save(5, states.make(), states.META)
     for step in (5, 4):
       with pytest.raises(ValueError, match=rf"Step {step} was not saved.*holds steps \[5\]"):
-        checkpoints.save(step, _state(1), META)
-    comparing.assert_equal(checkpoints.restore(_state())[0], _state())
+        checkpoints.save(step, states.make(1), states.META)
+    comparing.assert_equal(checkpoints.restore(states.make())[0], states.make())
 
 
 def test_retention_and_best_are_independent(tmp_path):
   saved = []
   with checkpoint.Checkpoints(tmp_path, keep=2, best_metric="eval/box_AP") as checkpoints:
     for step, ap in enumerate([0.1, 0.4, 0.4, float("nan"), 0.2], start=1):
-      checkpoints.save(step, _state(step), META)
-      if checkpoints.save_best(step, _state(step), META, {"eval/box_AP": ap, "eval/other": 1.0}):
+      checkpoints.save(step, states.make(step), states.META)
+      if checkpoints.save_best(step, states.make(step), states.META, {"eval/box_AP": ap, "eval/other": 1.0}):
         saved.append(step)
   assert saved == [1, 2]  # equal and NaN are not better
 
@@ -166,23 +125,25 @@ def test_retention_and_best_are_independent(tmp_path):
   with checkpoint.Checkpoints(tmp_path, best_metric="eval/box_AP") as checkpoints:
     assert checkpoints.latest_step() == 5 and checkpoints.best_step() == 2
     assert checkpoints.read_metrics() == {"eval/box_AP": 0.4, "eval/other": 1.0}
-    restored, meta = checkpoints.restore(_state(), best=True)
+    restored, meta = checkpoints.restore(states.make(), best=True)
     assert meta["step"] == 2
-    comparing.assert_equal(restored, _state(2))
+    comparing.assert_equal(restored, states.make(2))
     # A run that resumed from an earlier checkpoint may do better, at a smaller or the same step.
-    assert not checkpoints.save_best(1, _state(1), META, {"eval/box_AP": 0.4})
-    assert checkpoints.save_best(1, _state(11), META, {"eval/box_AP": 0.5})
+    assert not checkpoints.save_best(1, states.make(1), states.META, {"eval/box_AP": 0.4})
+    assert checkpoints.save_best(1, states.make(11), states.META, {"eval/box_AP": 0.5})
     assert checkpoints.best_step() == 1
-    assert checkpoints.save_best(1, _state(12), META, {"eval/box_AP": 0.6})
-    comparing.assert_equal(checkpoints.restore(_state(), best=True)[0], _state(12))
+    assert checkpoints.save_best(1, states.make(12), states.META, {"eval/box_AP": 0.6})
+    comparing.assert_equal(checkpoints.restore(states.make(), best=True)[0], states.make(12))
     with pytest.raises(ValueError, match="'eval/box_AP'.*found.*box_AP50"):
-      checkpoints.save_best(9, _state(), META, {"box_AP50": 0.9})
+      checkpoints.save_best(9, states.make(), states.META, {"box_AP50": 0.9})
   assert names("checkpoints") == ["4", "5"] and names("best") == ["1"]
 
 
 def test_best_by_the_smallest(tmp_path):
   with checkpoint.Checkpoints(tmp_path, best_metric="loss", best_mode="min") as checkpoints:
-    kept = [checkpoints.save_best(i, _state(i), META, {"loss": x}) for i, x in enumerate([3, 2, 5])]
+    kept = [
+      checkpoints.save_best(i, states.make(i), states.META, {"loss": x}) for i, x in enumerate([3, 2, 5])
+    ]
     assert kept == [True, True, False] and checkpoints.best_step() == 1
   # A killed deletion of the old best: not preferred, and gone after the next save.
   (tmp_path / "best" / "7" / "state").mkdir(parents=True)
@@ -191,14 +152,14 @@ def test_best_by_the_smallest(tmp_path):
     # Who evaluates need not know the metric.
     assert reader.best_step() == 1 and reader.read_metrics() == {"loss": 2.0}
   with checkpoint.Checkpoints(tmp_path, best_metric="loss", best_mode="min") as checkpoints:
-    assert checkpoints.save_best(5, _state(5), META, {"loss": 1.0})
+    assert checkpoints.save_best(5, states.make(5), states.META, {"loss": 1.0})
   assert [p.name for p in (tmp_path / "best").iterdir()] == ["5"]
 
 
 def test_a_mismatch_lists_every_key_before_reading_arrays(tmp_path):
-  _checkpoint_with(tmp_path, 1)
+  states.save(tmp_path, 1)
   shutil.rmtree(tmp_path / "checkpoints" / "1" / "state" / "d")
-  wanted = _abstract(_state(1))
+  wanted = states.abstract(states.make(1))
   wanted["extra"] = dict(scale=jnp.zeros((2, 5)))
   wanted["half"] = jnp.zeros(9, jnp.bfloat16)
   wanted["step"] = jnp.float32(0)
@@ -223,11 +184,11 @@ def test_a_mismatch_lists_every_key_before_reading_arrays(tmp_path):
 
 
 def test_a_part_is_restored_without_the_rest(tmp_path):
-  _checkpoint_with(tmp_path, 1)
-  state = _state(1)
+  states.save(tmp_path, 1)
+  state = states.make(1)
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     part = {k: state[k] for k in ("ema", "epoch")}
-    restored, _ = checkpoints.restore(_abstract(part), partial=True)
+    restored, _ = checkpoints.restore(states.abstract(part), partial=True)
     comparing.assert_equal(restored, part)
     assert checkpoints.restore(dict(epoch=0), partial=True)[0] == dict(epoch=1)
     with pytest.raises(ValueError, match="unexpected opt_state"):
@@ -280,27 +241,27 @@ def _half_of_the_data(step_dir):
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's loop
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, damage):
-  _checkpoint_with(tmp_path, 1, 2)
+  states.save(tmp_path, 1, 2)
   damage(tmp_path / "checkpoints" / "2")
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     with pytest.warns(RuntimeWarning, match="checkpoints/2 cannot be read and is passed over"):
-      restored, meta = checkpoints.restore(_abstract(_state()))
+      restored, meta = checkpoints.restore(states.abstract(states.make()))
     assert meta["step"] == 1
-    comparing.assert_equal(restored, _state(1))
+    comparing.assert_equal(restored, states.make(1))
     assert checkpoints.latest_step() == 1
     with pytest.raises(ValueError, match="No checkpoint can be read.*\n.*checkpoints/2"):
-      checkpoints.restore(_state(), step=2)
+      checkpoints.restore(states.make(), step=2)
     # Reading moved nothing; training on replaces the damaged one without deleting it.
     assert (tmp_path / "checkpoints" / "2").is_dir()
     with pytest.warns(RuntimeWarning, match="Renamed .*2.unreadable"):
-      checkpoints.save(2, _state(2), META)
-    comparing.assert_equal(checkpoints.restore(_state())[0], _state(2))
+      checkpoints.save(2, states.make(2), states.META)
+    comparing.assert_equal(checkpoints.restore(states.make())[0], states.make(2))
   names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
   assert names == ["1", "2", "2.unreadable"]
 
 
 def test_nothing_readable_is_an_error_and_not_a_fresh_start(tmp_path):
-  _checkpoint_with(tmp_path, 1, 2)
+  states.save(tmp_path, 1, 2)
   for step in "12":
     _half_of_the_record(tmp_path / "checkpoints" / step)
   with checkpoint.Checkpoints(tmp_path) as checkpoints, pytest.warns(RuntimeWarning):
@@ -311,7 +272,7 @@ def test_nothing_readable_is_an_error_and_not_a_fresh_start(tmp_path):
 def test_no_checkpoint_at_all(tmp_path):
   with checkpoint.Checkpoints(tmp_path / "new") as checkpoints:
     assert checkpoints.latest_step() is None and checkpoints.best_step() is None
-    for call in (checkpoints.read_meta, lambda: checkpoints.restore(_state(), best=True)):
+    for call in (checkpoints.read_meta, lambda: checkpoints.restore(states.make(), best=True)):
       with pytest.raises(FileNotFoundError, match="No checkpoint in .*new"):
         call()
     with pytest.raises(FileNotFoundError, match="No checkpoint of step 3"):
@@ -327,8 +288,8 @@ def test_stray_directories(tmp_path):
     with pytest.warns(RuntimeWarning, match="checkpoints/90 cannot be read"):
       assert checkpoints.latest_step() is None
     with pytest.warns(RuntimeWarning, match="Renamed"):
-      checkpoints.save(1, _state(1), META)
-    checkpoints.save(2, _state(2), META)
+      checkpoints.save(1, states.make(1), states.META)
+    checkpoints.save(2, states.make(2), states.META)
     assert checkpoints.latest_step() == 2
   names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
   assert names == {"1", "2", "90.unreadable", "notes", "007"}
@@ -336,11 +297,11 @@ def test_stray_directories(tmp_path):
 
 def test_a_damaged_best_is_replaced(tmp_path):
   with checkpoint.Checkpoints(tmp_path, best_metric="ap") as checkpoints:
-    checkpoints.save_best(4, _state(4), META, {"ap": 0.9})
+    checkpoints.save_best(4, states.make(4), states.META, {"ap": 0.9})
   _half_of_the_record(tmp_path / "best" / "4")
   with checkpoint.Checkpoints(tmp_path, best_metric="ap") as checkpoints:
     with pytest.warns(RuntimeWarning):
-      assert checkpoints.save_best(5, _state(5), META, {"ap": 0.1})
+      assert checkpoints.save_best(5, states.make(5), states.META, {"ap": 0.1})
     assert checkpoints.best_step() == 5
 
 
@@ -442,128 +403,3 @@ def _environment(**more):
 
 def _run(script, **environment):
   subprocess.run([sys.executable, "-c", script], check=True, env=_environment(**environment))
-
-
-def _flip(path, place, bit=0):
-  data = bytearray(path.read_bytes())
-  data[place % len(data)] ^= 1 << bit
-  path.write_bytes(data)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's loop
-def test_a_flipped_bit_anywhere_is_seen_or_changes_nothing(tmp_path):
-  """Forty damages, of every file of a checkpoint: named and passed over, or what is restored is equal."""
-  _checkpoint_with(tmp_path, 1, 2)
-  folder, rng = tmp_path / "checkpoints" / "2", random.Random(0)
-  kept = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-  files = [path for path, data in kept.items() if data]
-  fell_back = 0
-  for number in range(40):
-    path = files[number % len(files)]
-    _flip(path, rng.randrange(1 << 30), rng.randrange(8))
-    with checkpoint.Checkpoints(tmp_path) as checkpoints, warnings.catch_warnings(record=True) as caught:
-      warnings.simplefilter("always")
-      restored, meta = checkpoints.restore(_abstract(_state()))
-      comparing.assert_equal(restored, _state(meta["step"]))
-      if meta["step"] == 1:
-        fell_back += 1
-        assert any("checkpoints/2 cannot be read" in str(one.message) for one in caught)
-    path.write_bytes(kept[path])
-  assert fell_back >= 8, fell_back
-
-
-def _set_array(checkpoint_folder, key, change):
-  """Changes an array of a checkpoint without a trace, as a bit that flips below other checksums would."""
-  with checkpoint.Checkpoints(checkpoint_folder) as checkpoints:
-    state, meta = checkpoints.restore(_abstract(_state()))
-  record = json.loads((checkpoint_folder / "checkpoints" / "2" / "meta" / "metadata").read_text())
-  del meta["step"]
-  state[key] = change(state[key])
-  shutil.rmtree(checkpoint_folder / "checkpoints" / "2")
-  with checkpoint.Checkpoints(checkpoint_folder) as checkpoints:
-    checkpoints.save(2, state, meta)
-  (checkpoint_folder / "checkpoints" / "2" / "meta" / "metadata").write_text(json.dumps(record))
-
-
-@pytest.mark.parametrize("partial", [False, True])
-def test_a_number_that_is_another_is_named(tmp_path, partial):
-  _checkpoint_with(tmp_path, 1, 2)
-  _set_array(tmp_path, "half", lambda x: x.at[3].add(0.5))
-  state = _abstract(_state())
-  wanted = {"half": state["half"]} if partial else state
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
-    with pytest.raises(ValueError, match="checkpoints/2: arrays: half do not add up to the checksums"):
-      checkpoints.restore(wanted, step=2, partial=partial)
-    with pytest.warns(RuntimeWarning, match="checkpoints/2 cannot be read .*: arrays: half"):
-      restored, meta = checkpoints.restore(wanted, partial=partial)
-    assert meta["step"] == 1
-    comparing.assert_equal(restored, {key: _state(1)[key] for key in wanted})
-
-
-def _change_record(**changes):
-  def damage(step_dir):
-    path = step_dir / "meta" / "metadata"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-  return damage
-
-
-@pytest.mark.parametrize(
-  "damage",
-  [
-    _change_record(leaves=None),
-    _change_record(scalars={}),
-    _change_record(meta={"step": 2}),
-    _change_record(extra=1),
-    _change_record(quality=0.5),
-    _change_record(digests={}),
-    lambda step_dir: (step_dir / "meta" / "metadata").write_text("[" * 100_000),
-    lambda step_dir: (step_dir / "meta" / "metadata").write_text("null"),
-    lambda step_dir: (step_dir / "meta" / "metadata").write_bytes(b"\xff\xfe"),
-  ],
-  ids=["leaves", "scalars", "meta", "extra", "quality", "digests", "deep", "null", "bytes"],
-)
-def test_a_changed_record_is_named_and_passed_over(tmp_path, damage):
-  _checkpoint_with(tmp_path, 1, 2)
-  damage(tmp_path / "checkpoints" / "2")
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
-    with pytest.warns(RuntimeWarning, match="checkpoints/2 cannot be read and is passed over: meta: "):
-      assert checkpoints.latest_step() == 1
-
-
-def test_a_renamed_checkpoint_is_refused(tmp_path):
-  _checkpoint_with(tmp_path, 28)
-  (tmp_path / "checkpoints" / "28").rename(tmp_path / "checkpoints" / "40")
-  with checkpoint.Checkpoints(tmp_path) as checkpoints, pytest.warns(RuntimeWarning):
-    with pytest.raises(ValueError, match="checkpoints/40: meta: it was saved as step 28; it was renamed"):
-      checkpoints.latest_step()
-  _checkpoint_with(tmp_path / "two", 28)
-  shutil.copytree(tmp_path / "two" / "checkpoints" / "28", tmp_path / "two" / "checkpoints" / "40")
-  with checkpoint.Checkpoints(tmp_path / "two") as checkpoints:
-    with pytest.warns(RuntimeWarning, match="checkpoints/40 cannot be read"):
-      assert checkpoints.latest_step() == 28
-
-
-def test_checkpoints_in_the_wrong_folder(tmp_path):
-  with checkpoint.Checkpoints(tmp_path, best_metric="ap") as checkpoints:
-    checkpoints.save(1, _state(1), META)
-    checkpoints.save(2, _state(2), META)
-    checkpoints.save_best(1, _state(1), META, {"ap": 0.5})
-  shutil.copytree(tmp_path / "checkpoints" / "2", tmp_path / "best" / "2")
-  shutil.rmtree(tmp_path / "checkpoints" / "2")
-  shutil.copytree(tmp_path / "best" / "1", tmp_path / "checkpoints" / "5")
-  with checkpoint.Checkpoints(tmp_path, best_metric="ap") as checkpoints:
-    with pytest.warns(RuntimeWarning, match="best/2 cannot be read.*one of the latest checkpoints"):
-      assert checkpoints.best_step() == 1
-    with pytest.warns(RuntimeWarning, match="checkpoints/5 cannot be read"):
-      assert checkpoints.latest_step() == 1
-
-
-def test_records_of_the_first_edition_are_read(tmp_path):
-  _checkpoint_with(tmp_path, 1)
-  path = tmp_path / "checkpoints" / "1" / "meta" / "metadata"
-  record = json.loads(path.read_text())
-  del record["digest"], record["digests"]
-  path.write_text(json.dumps(record))
-  with checkpoint.Checkpoints(tmp_path) as checkpoints:
-    comparing.assert_equal(checkpoints.restore(_abstract(_state()))[0], _state(1))
