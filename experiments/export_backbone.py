@@ -35,14 +35,16 @@ def export(config: ml_collections.ConfigDict, workdir: str, out: str, dtype: str
   model = loop.build_model(task, config)
   part = "ema" if config.ema_decay > 0 else "trainable"
   with checkpoint.Checkpoints(workdir) as checkpoints:
-    state, meta = checkpoints.restore({part: model.trainable}, partial=True)
-  module = nnx.merge(model.graphdef, state[part], model.frozen)
+    state, meta = checkpoints.restore({part: model.trainable, "mutable": model.mutable}, partial=True)
+  module = nnx.merge(model.graphdef, state[part], state["mutable"], model.frozen)
   frozen_vision.save_backbone(module.backbone, out, name=config.backbone.name, dtype=np.dtype(dtype))
   module.backbone = frozen_vision.load_backbone(out)
   graphdef, parameters, rest = nnx.split(module, nnx.Param, ...)
-  predict = jax.jit(train_step.make_predict_step(task, graphdef, frozen_pass=False))
+  val = task.evaluations["val"]
+  predict = jax.jit(train_step.make_predict_step(task, graphdef, val.largest_size))
+  nothing = nnx.State({})
   metrics, _, _ = evaluation.evaluate(
-    task, lambda batch: predict(parameters, rest, train_step.device_batch(batch))
+    val, lambda batch: predict(parameters, nothing, rest, train_step.device_batch(batch))
   )
   return {"step": meta["step"], **metrics}
 

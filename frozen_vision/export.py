@@ -42,7 +42,6 @@ from frozen_vision.files import atomic
 from frozen_vision.prediction import predictor as predict
 from frozen_vision.prediction import trained_head
 from frozen_vision.runs import state_leaves
-from frozen_vision.tasks import semantic_inference
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -102,37 +101,33 @@ def program(predictor: predict.Predictor) -> tuple[Any, dict[str, jax.Array], di
     )
   heads = predictor.passes[0].heads
   for head in heads:
-    if head.extra_views or not head.takes_features:
+    if head.task.extra_views or not head.task.takes_features:
       raise ValueError(
         f"{head.name} looks at several views or windows of an image, an exported program at the whole of "
         "it once; give image_size."
       )
   flat, trees = {}, {}
   for head in heads:
-    state = {"trainable": head.trainable, "frozen": head.frozen}
-    leaves, structure = state_leaves.flatten(state)
+    leaves, structure = state_leaves.flatten(head.parts)
     names = [_weight_name(path, head.name) for path in leaves]
     flat |= dict(zip(names, leaves.values()))  # of a shared backbone once
     trees[head.name] = names, structure
   first = heads[0]
-  _, example = first.prepare(np.zeros((*(1,) * (first.media == "video"), 8, 8, 3), np.uint8))
-  shape = example["clip" if first.media == "video" else "image"].shape
+  _, example = first.task.read_input(np.zeros((*(1,) * (first.media == "video"), 8, 8, 3), np.uint8))
+  shape = example[first.task.input_name].shape
 
   def function(weights: Mapping[str, jax.Array], images: jax.Array, image_size: jax.Array) -> dict[str, Any]:
-    states = {
+    parts = {
       name: jax.tree.unflatten(structure, [weights[key] for key in names])
       for name, (names, structure) in trees.items()
     }
-    batch = {"image": images, "clip": images, "image_size": image_size, "original_size": image_size}
-    features = first.compute_features(states[first.name]["trainable"], states[first.name]["frozen"], batch)
+    batch = {first.task.input_name: images, "image_size": image_size, "original_size": image_size}
+    features = first.compute_features(parts[first.name], batch)
     outputs = {}
     for head in heads:
-      state = states[head.name]
-      found = head.compute_outputs(state["trainable"], state["frozen"], batch, features)
-      if isinstance(head, trained_head.SegmentationHead):
-        height, width = shape[:2]
-        maps = semantic_inference.label_maps(found, image_size, (height, width))
-        found = {"label_map": maps[:, :height, :width]}
+      found = head.compute_outputs(parts[head.name], batch, features)
+      found = head.task.to_source(found, batch, None if first.media == "video" else shape[:2])
+      found = {name: found[name] for name in head.task.result_type.exported if name in found}
       outputs[head.name] = found
     return outputs
 
@@ -141,7 +136,7 @@ def program(predictor: predict.Predictor) -> tuple[Any, dict[str, jax.Array], di
       head.name: {"task": head.config.task, "classes": list(head.classes), "step": head.step}
       for head in heads
     },
-    "view": first.view,
+    "view": dict(first.task.view),
     "image_shape": list(shape),
   }
   return function, flat, meta

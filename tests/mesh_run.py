@@ -48,12 +48,12 @@ def main(task_name: str, head: str = "") -> None:
     state = sharding.put(state, layout)
     whole = sharding.replicated(mesh)
     step = step_lib.make_train_step(task, model.graphdef, tx, frozen_pass=model.frozen_pass)
-    predict = step_lib.make_predict_step(task, model.graphdef, frozen_pass=model.frozen_pass)
+    predict = step_lib.make_predict_step(task, model.graphdef, task.evaluations["val"].largest_size)
     with jax.set_mesh(mesh):
       on_mesh = sharding.put_batch(batch, mesh)
       new, scalars = jax.jit(step, out_shardings=(layout, whole))(state, placed.frozen, on_mesh)
       predictions = jax.jit(predict, out_shardings=sharding.batch_sharding(mesh))(
-        state["trainable"], placed.frozen, sharding.put_batch(example, mesh)
+        state["trainable"], state["mutable"], placed.frozen, sharding.put_batch(example, mesh)
       )
       rois = (
         jax.jit(_selected_rois(task, model), out_shardings=whole)(state["trainable"], placed.frozen, on_mesh)
@@ -97,7 +97,7 @@ def _selected_rois(task, model):
     module = nnx.merge(model.graphdef, trainable, frozen)
     head_rng, _ = jax.random.split(jax.random.fold_in(jax.random.key(3), 0))
     _, roi_key = jax.random.split(head_rng)
-    features = module.neck(task.frozen_features(module, batch))
+    features = module.neck(task.features(module, batch, None))
     head = module.head
     proposals = head.rpn.proposals(
       head.rpn(features),

@@ -24,7 +24,7 @@ def save_run(
   """Writes `checkpoints/` of step 1 and returns the model; of `classes` None the checkpoint knows none."""
   task = tasks_build.build_task(config, classes)
   model = loop.build_model(task, config)
-  state = {"trainable": model.trainable}
+  state = {"trainable": model.trainable, "mutable": model.mutable}
   if config.ema_decay > 0:
     state["ema"] = model.trainable
   known = {} if classes is None else {"classes": task.classes}

@@ -31,6 +31,7 @@ from frozen_vision.heads.htc import htc
 from frozen_vision.necks.build import build_neck
 from frozen_vision.ops import roi_align as roi_ops
 from frozen_vision.planning import flops, machines
+from frozen_vision.tasks import base
 from frozen_vision.training import optimizer
 from frozen_vision.training import step as train_step
 
@@ -70,9 +71,13 @@ class NeckAndHead(nnx.Module):
 class _Given:
   """As much of a task as the train step needs where features are given."""
 
-  def loss(self, model: NeckAndHead, batch: Any, features: Any, rng: jax.Array, phase: None) -> Any:
-    losses, metrics = model.head.losses(model.neck(features), batch, rng)
-    return sum(losses.values()), losses | metrics
+  def prepare(self, batch: base.Batch, rng: jax.Array, phase: None) -> base.Batch:
+    return batch
+
+  def loss(
+    self, model: NeckAndHead, batch: base.Batch, features: base.Features, rng: jax.Array, state: None
+  ) -> base.Losses:
+    return base.Losses(*model.head.losses(model.neck(features), batch, rng))
 
 
 def make_inputs(specs: Any) -> tuple[dict[str, np.ndarray], tuple[jax.Array, ...]]:

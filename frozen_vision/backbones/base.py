@@ -247,11 +247,13 @@ class FoldedBackbone(abc.ABC):
     return self.config.feature_specs
 
   @abc.abstractmethod
-  def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _h _w _c"], ...]:
-    """Features of every level; see `Backbone.__call__`."""
+  def __call__(
+    self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None
+  ) -> tuple[Float[Array, "b _h _w _c"], ...]:
+    """Features of every level; see `Backbone.__call__`. It is deterministic: `rng` has no effect."""
 
   @abc.abstractmethod
-  def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+  def embed(self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None) -> Float[Array, "b d"]:
     """One vector per image; see `Backbone.embed`."""
 
 

@@ -14,7 +14,20 @@ import jax.numpy as jnp
 
 from frozen_vision.files.trees import fingerprint, flatten, path_string
 
-__all__ = ["cast", "fingerprint", "flatten", "inference_mode", "num_bytes", "partition", "path_string"]
+__all__ = [
+  "cast",
+  "fingerprint",
+  "flatten",
+  "inference_mode",
+  "num_bytes",
+  "partition",
+  "path_string",
+  "split_mutable",
+]
+
+
+# Modules of a model that never train, whatever the patterns say.
+_ALWAYS_FROZEN = ("teacher/",)
 
 
 def partition(model: nnx.Module, trainable: Sequence[str]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -23,7 +36,8 @@ def partition(model: nnx.Module, trainable: Sequence[str]) -> tuple[nnx.GraphDef
   Modules in which nothing trains are put into inference mode (`inference_mode`).
 
   Args:
-    model: its parameters are `nnx.Param`; anything else it holds stays with the frozen part.
+    model: its parameters are `nnx.Param`; anything else it holds stays with the frozen part (see
+      `split_mutable`). A parameter below `teacher/` never trains.
     trainable: regular expressions; a parameter trains if one of them matches its whole path
       (`neck/.*`, `backbone/stages/3/.*`).
 
@@ -35,6 +49,7 @@ def partition(model: nnx.Module, trainable: Sequence[str]) -> tuple[nnx.GraphDef
   """
   patterns = [re.compile(pattern) for pattern in trainable]
   names = [path_string(path) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+  names = [name for name in names if not name.startswith(_ALWAYS_FROZEN)]
   for pattern in patterns:
     if not any(pattern.fullmatch(name) for name in names):
       tops = sorted({"/".join(name.split("/")[:2]) for name in names})
@@ -69,6 +84,33 @@ def inference_mode(model: nnx.Module, chosen: set[str]) -> None:
       module.set_attributes(
         drop_path=0.0, deterministic=True, use_running_average=True, raise_if_not_found=False
       )
+
+
+def split_mutable(trainable: nnx.State, frozen: nnx.State) -> tuple[nnx.State, nnx.State]:
+  """Separates what the forward pass of trained modules changes from what nothing changes.
+
+  Args:
+    trainable, frozen: of `partition`.
+
+  Returns:
+    (mutable, frozen): BatchNorm's statistics in modules of which some parameter trains, and everything else.
+  """
+  flat = nnx.to_flat_state(frozen)
+  trained = {path for path, _ in nnx.to_flat_state(trainable)}
+  parameters = trained | {path for path, variable in flat if isinstance(variable, nnx.Param)}
+
+  def is_mutable(path: tuple[Any, ...], variable: Any) -> bool:
+    if not isinstance(variable, nnx.BatchStat):
+      return False
+    for length in range(len(path) - 1, -1, -1):  # the innermost module around it that has parameters
+      around = {other for other in parameters if other[:length] == path[:length]}
+      if around:
+        return not around.isdisjoint(trained)
+    return False
+
+  mutable = [(path, variable) for path, variable in flat if is_mutable(path, variable)]
+  rest = [(path, variable) for path, variable in flat if not is_mutable(path, variable)]
+  return nnx.from_flat_state(mutable), nnx.from_flat_state(rest)
 
 
 def cast(state: nnx.State, dtype: Any) -> nnx.State:

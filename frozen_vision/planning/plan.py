@@ -38,11 +38,6 @@ _logger = logging.getLogger(__name__)
 
 Report = dict[str, Any]
 
-# How many classes are planned for where data are not opened: ImageNet-1K's, COCO's, ADE20K's, Kinetics-400's.
-_CLASSES = {"classification": 1000, "detection": 80, "segmentation": 150, "action": 400}
-# Data that are generated or ship with the package.
-_BUILT_IN = ("scenes", "photos", "clips")
-
 # Parts of a device's memory, as they stand in plan.json and in the table.
 _PARTS = {
   "frozen_weights": "frozen weights",
@@ -180,6 +175,9 @@ def make_program(
   else:
     backbone = nnx.eval_shape(lambda: common.open_backbone(config))
   module, patterns = nnx.eval_shape(task.build_model, backbone), tuple(config.trainable)
+  teacher = nnx.eval_shape(task.build_teacher)
+  if teacher is not None:
+    module.teacher = teacher
   graphdef, trainable, frozen = freeze.partition(module, patterns)
   frozen_pass = step_lib.backbone_is_frozen(trainable)
   folds = frozen_pass and config.backbone.fold
@@ -194,10 +192,16 @@ def make_program(
     frozen = jax.eval_shape(functools.partial(freeze.cast, dtype=jnp.dtype(config.frozen_dtype)), frozen)
   if mesh.devices.flat[0].platform == "tpu":  # fold keeps bfloat16 as bits where jax runs, which is a CPU
     frozen = jax.tree.map(lambda leaf: _retyped(leaf, jnp.uint16, jnp.bfloat16), frozen)
+  mutable, frozen = freeze.split_mutable(trainable, frozen)
   tx = optimizer_lib.build(config.optimizer, steps=config.steps, trainable=trainable, layer_of=task.layer_of)
-  state = jax.eval_shape(
-    functools.partial(step_lib.init_state, tx=tx, seed=config.seed, ema=config.ema_decay > 0), trainable
-  )
+
+  def init_state(trainable: nnx.State, mutable: nnx.State, frozen: nnx.State) -> step_lib.State:
+    own = task.initial_state(nnx.merge(graphdef, trainable, mutable, frozen))
+    return step_lib.init_state(
+      trainable, tx, seed=config.seed, ema=config.ema_decay > 0, mutable=mutable, task_state=own
+    )
+
+  state = jax.eval_shape(init_state, trainable, mutable, frozen)
   step = step_lib.make_train_step(
     task,
     graphdef,
@@ -225,10 +229,11 @@ def make_program(
 
 def build_task(config: ml_collections.ConfigDict) -> base.Task:
   """The config's task; with data that need nothing, or without any, for the usual number of classes."""
-  if config.get(config.task, {}).get("data") in _BUILT_IN:
+  task_class = tasks_build.task_class(config.task)
+  if config.get(config.task, {}).get("data") in task_class.built_in_data:
     return tasks_build.build_task(config)
-  count = _CLASSES.get(config.task, 1)
-  return tasks_build.build_task(config, base.named_classes(f"class {index}" for index in range(count)))
+  names = (f"class {index}" for index in range(task_class.nominal_classes))
+  return tasks_build.build_task(config, base.named_classes(names))
 
 
 def without_files(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -237,9 +242,8 @@ def without_files(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
   with config.unlocked():
     if config.backbone.weights != "shipped":
       config.backbone.weights = "random"
-    for section in ("detection", "segmentation"):
-      if section in config:
-        config[section].init.path = ""
+    if "init" in config.get(config.task, {}):
+      config[config.task].init.path = ""
   return config
 
 

@@ -4,6 +4,7 @@ What is written below the folder of results, for a head that is called HEAD:
 
     summary.json                  inputs, those that were skipped and why, heads and their backbone passes
     HEAD/pictures/NAME.jpg        results drawn over the input, at most 1600 pixels on a side
+    HEAD/...                      as the writer of the task's results has it (`tasks.results`):
     HEAD/detections.json          of a detector: a list in COCO's results format
     HEAD/images.json              of a detector: COCO's `images` and `categories`, without annotations:
                                   COCO("images.json").loadRes("detections.json") has both
@@ -17,34 +18,25 @@ is which. NAME is the input's path below the folder that was given, without its 
 inputs would have the same name.
 """
 
-import abc
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import concurrent.futures
-import dataclasses
 import logging
 import os
 import pathlib
 import time
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from frozen_vision.data import images
-from frozen_vision.data.segmentation import label_maps
 from frozen_vision.files import atomic
 from frozen_vision.prediction import inputs as inputs_lib
 from frozen_vision.prediction import predictor as predict_lib
-from frozen_vision.prediction import results as predictions
 from frozen_vision.prediction import trained_head
-from frozen_vision.visualization import clips, instances
-from frozen_vision.visualization import label_maps as visualize_semantic
 
 _logger = logging.getLogger(__name__)
 
-_LARGEST_PICTURE = 1600
-_TOP = 5
 _SECONDS_BETWEEN_LINES = 10.0
 _DECODING_THREADS = 4
 
@@ -119,7 +111,7 @@ def predict_files(
   if not all(isinstance(entry, inputs_lib.Input) for entry in inputs):
     inputs = inputs_lib.find_inputs(inputs, exclude=out)
   writers = {
-    name: _WRITERS[type(head)](head, out / name, pictures, score_threshold)
+    name: head.task.result_type.writer(out / name, head.classes, head.media)
     for name, head in predictor.heads.items()
   }
   skipped: dict[pathlib.Path, str] = {}
@@ -134,7 +126,11 @@ def predict_files(
       results = predictor.run(media, [example for _, example in chunk])
       for name, values in results.items():
         for (entry, example), result in zip(chunk, values, strict=True):
-          writers[name].add(entry, example.picture, result)
+          writers[name].add(entry.name, entry.file_name, result)
+          if pictures:
+            drawn = result.draw(example.picture, score_threshold=score_threshold)
+            with atomic.open_aside(out / name / "pictures" / f"{entry.name}.jpg", sync=False) as file:
+              Image.fromarray(drawn).save(file, "JPEG", quality=90)
       progress.done(len(chunk), len(skipped) - before)
   for name, head in predictor.heads.items():
     if any(entry.media == head.media for entry in inputs):
@@ -162,138 +158,6 @@ def predict_files(
     out,
   )
   return summary
-
-
-def draw(picture: np.ndarray, result: predictions.Result, *, score_threshold: float = 0.3) -> np.ndarray:
-  """A result over its input, uint8 [h, w, 3].
-
-  Args:
-    picture: the image [h, w, 3]; of a video its frames [t, h, w, 3].
-  """
-  match result:
-    case predictions.Detections():
-      return _draw_detections(picture, result.above(score_threshold))
-    case predictions.LabelMap():
-      factor = min(1.0, _LARGEST_PICTURE / 2 / max(picture.shape[:2]))
-      small = tuple(max(1, round(side * factor)) for side in picture.shape[1::-1])
-      labels = np.asarray(Image.fromarray(result.labels).resize(small, Image.Resampling.NEAREST))
-      image = np.asarray(Image.fromarray(picture).resize(small, Image.Resampling.BILINEAR))
-      comparison = visualize_semantic.LabelComparison(image, labels, None)
-      return visualize_semantic.draw_label_comparisons(
-        [comparison], result.class_names, panel_size=max(max(small), 320)
-      )
-    case predictions.ClassProbabilities():
-      frames = picture if picture.ndim == 4 else picture[None]
-      clip = clips.ClipPrediction(frames, result.probabilities, None)
-      return clips.draw_strips([clip], result.class_names)
-
-
-def _draw_detections(picture: np.ndarray, result: predictions.Detections) -> np.ndarray:
-  """At most `_LARGEST_PICTURE` pixels on a side: masks are resized one at a time."""
-  height, width = picture.shape[:2]
-  factor = min(1.0, _LARGEST_PICTURE / max(height, width))
-  small = max(1, round(width * factor)), max(1, round(height * factor))
-  masks = None
-  if result.segmentations is not None:
-    masks = np.zeros((len(result), small[1], small[0]), bool)
-    for index in range(len(result)):
-      one = dataclasses.replace(
-        result,
-        boxes=result.boxes[[index]],
-        scores=result.scores[[index]],
-        labels=result.labels[[index]],
-        segmentations=result.segmentations[index : index + 1],
-      )
-      masks[index] = np.asarray(Image.fromarray(one.masks()[0]).resize(small, Image.Resampling.NEAREST))
-  scale = np.array([small[0] / width, small[1] / height] * 2)
-  image = np.asarray(Image.fromarray(picture).resize(small, Image.Resampling.LANCZOS))
-  return instances.draw_detections(
-    image, result.boxes * scale, result.labels, result.scores, masks, result.class_names
-  )
-
-
-class _Writer(abc.ABC):
-  """Writes what a head says of one input after the other."""
-
-  def __init__(
-    self, head: trained_head.TrainedHead, folder: pathlib.Path, pictures: bool, score_threshold: float
-  ):
-    self._head = head
-    self._folder = folder
-    self._pictures = pictures
-    self._score_threshold = score_threshold
-    self._rows: list[dict[str, Any]] = []
-
-  def add(self, entry: inputs_lib.Input, picture: np.ndarray, result: predictions.Result) -> None:
-    if self._pictures:
-      path = self._path("pictures", entry, ".jpg")
-      drawn = draw(picture, result, score_threshold=self._score_threshold)
-      with atomic.open_aside(path, sync=False) as file:
-        Image.fromarray(drawn).save(file, "JPEG", quality=90)
-    self._add(entry, result)
-
-  def _path(self, folder: str, entry: inputs_lib.Input, suffix: str) -> pathlib.Path:
-    return self._folder / folder / f"{entry.name}{suffix}"
-
-  @abc.abstractmethod
-  def _add(self, entry: inputs_lib.Input, result: Any) -> None: ...
-
-  @abc.abstractmethod
-  def finish(self) -> None: ...
-
-
-class _DetectionWriter(_Writer):
-  def __init__(self, *arguments: Any):
-    super().__init__(*arguments)
-    self._images: list[dict[str, Any]] = []
-
-  def _add(self, entry: inputs_lib.Input, result: predictions.Detections) -> None:
-    image_id = len(self._images) + 1
-    height, width = result.size
-    self._images.append({"id": image_id, "file_name": entry.file_name, "height": height, "width": width})
-    self._rows += result.coco_rows(image_id, [category["id"] for category in self._head.classes])
-
-  def finish(self) -> None:
-    atomic.write_json(self._folder / "detections.json", self._rows)
-    atomic.write_json(
-      self._folder / "images.json",
-      {"images": self._images, "categories": list(self._head.classes), "annotations": []},
-    )
-
-
-class _LabelMapWriter(_Writer):
-  def _add(self, entry: inputs_lib.Input, result: predictions.LabelMap) -> None:
-    palette = [instances.class_color(index) for index in range(len(result.class_names))]
-    path = self._path("label_maps", entry, ".png")
-    atomic.write_bytes(path, label_maps.encode(result.labels, palette), sync=False)
-
-  def finish(self) -> None:
-    atomic.write_json(
-      self._folder / "classes.json",
-      [
-        {"id": index, "name": name, "color": instances.class_color(index)}
-        for index, name in enumerate(self._head.class_names)
-      ],
-      indent=1,
-    )
-
-
-class _ProbabilityWriter(_Writer):
-  def _add(self, entry: inputs_lib.Input, result: predictions.ClassProbabilities) -> None:
-    top = [{"class": name, "probability": round(p, 6)} for name, p in result.top(_TOP)]
-    self._rows.append({"file": entry.file_name, "top": top})
-
-  def finish(self) -> None:
-    name = "actions.json" if self._head.media == "video" else "top_classes.json"
-    atomic.write_json(self._folder / name, self._rows, indent=1)
-
-
-_WRITERS: Mapping[type[trained_head.TrainedHead], type[_Writer]] = {
-  trained_head.ActionHead: _ProbabilityWriter,
-  trained_head.ClassificationHead: _ProbabilityWriter,
-  trained_head.DetectionHead: _DetectionWriter,
-  trained_head.SegmentationHead: _LabelMapWriter,
-}
 
 
 def _read_ahead(

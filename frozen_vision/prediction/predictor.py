@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from frozen_vision.freezing import prepare as frozen_backbones
-from frozen_vision.prediction import results as predictions
 from frozen_vision.prediction import trained_head
+from frozen_vision.tasks import pixels, results
 
-Source = np.ndarray | str | os.PathLike
+Source = pixels.Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Pass:
       f" for {len(self.heads)} heads" if len(self.heads) > 1 else ""
     )
     for head in self.heads:
-      if head.extra_views:
-        what += f"; {head.name} makes passes of its own for {head.extra_views} more views"
+      if head.task.extra_views:
+        what += f"; {head.name} makes passes of its own for {head.task.extra_views} more views"
     return f"{what} ({self.reason})." if self.reason else f"{what}."
 
 
@@ -58,7 +58,7 @@ class Example:
   """
 
   picture: np.ndarray
-  arrays: dict[str, trained_head.Example]
+  arrays: dict[str, dict[str, np.ndarray]]
 
 
 class Predictor:
@@ -138,7 +138,7 @@ class Predictor:
     """Whether some head takes an "image" or a "video"."""
     return any(one.media == media for one in self.passes)
 
-  def __call__(self, inputs: Sequence[Source]) -> dict[str, list[predictions.Result | None]]:
+  def __call__(self, inputs: Sequence[Source]) -> dict[str, list[results.Result | None]]:
     """Results of every head for every input.
 
     Args:
@@ -146,7 +146,7 @@ class Predictor:
         the frames of a clip are taken as they are, without resampling in time.
 
     Returns:
-      {head: [result of each input]}: `Detections`, `LabelMap` or `ClassProbabilities`; None where the input
+      {head: [result of each input]}, of the task's `result_type`, such as `Detections`; None where the input
       is a video and the head takes images, or the other way round.
 
     Raises:
@@ -155,19 +155,19 @@ class Predictor:
     """
     if isinstance(inputs, (str, os.PathLike)) or getattr(inputs, "ndim", 4) == 3:
       raise ValueError("Expected a sequence of inputs; for a single image give [image].")
-    results: dict[str, list[predictions.Result | None]] = {name: [None] * len(inputs) for name in self.heads}
+    found: dict[str, list[results.Result | None]] = {name: [None] * len(inputs) for name in self.heads}
     by_media: dict[str, list[int]] = {}
     for index, source in enumerate(inputs):
-      by_media.setdefault(trained_head.media_of(source), []).append(index)
+      by_media.setdefault(pixels.media_of(source), []).append(index)
     for media, indices in by_media.items():
       if not self.takes(media):
         raise ValueError(f"Input {indices[0]} is a{'n' * (media == 'image')} {media}, and no head takes one.")
       for chunk in chunks(indices, self.chunk_size(media)):
-        found = self.run(media, [self.prepare(media, inputs[i]) for i in chunk])
-        for name, values in found.items():
+        of_chunk = self.run(media, [self.prepare(media, inputs[i]) for i in chunk])
+        for name, values in of_chunk.items():
           for i, value in zip(chunk, values):
-            results[name][i] = value
-    return results
+            found[name][i] = value
+    return found
 
   def chunk_size(self, media: str) -> int:
     """How many inputs to give to `run` at once."""
@@ -186,8 +186,8 @@ class Predictor:
         continue
       shared = None
       for head in one.heads:
-        if shared is None or head.extra_views:
-          shown, prepared = head.prepare(source)
+        if shared is None or head.task.extra_views:
+          shown, prepared = head.task.read_input(source)
           picture = shown if picture is None else picture
           source = shown if media == "image" else source  # decoded once
           shared = prepared if shared is None else shared
@@ -196,18 +196,18 @@ class Predictor:
           arrays[head.name] = shared
     return Example(picture, arrays)
 
-  def run(self, media: str, examples: Sequence[Example]) -> dict[str, list[predictions.Result]]:
+  def run(self, media: str, examples: Sequence[Example]) -> dict[str, list[results.Result]]:
     """Results of prepared inputs: {head: [result of each]}, of the heads that take them."""
-    results: dict[str, list[predictions.Result]] = {}
+    found: dict[str, list[results.Result]] = {}
     for one in self.passes:
       if one.media != media:
         continue
       for chunk in chunks(examples, one.batch_size):
         for name, values in self._run_pass(one, chunk).items():
-          results.setdefault(name, []).extend(values)
-    return results
+          found.setdefault(name, []).extend(values)
+    return found
 
-  def _run_pass(self, one: Pass, examples: Sequence[Example]) -> dict[str, list[predictions.Result]]:
+  def _run_pass(self, one: Pass, examples: Sequence[Example]) -> dict[str, list[results.Result]]:
     count = len(examples)
     # Few sizes, so that few programs are compiled: powers of two up to the batch size.
     size = min(1 << (count - 1).bit_length(), one.batch_size)
@@ -219,9 +219,9 @@ class Predictor:
         rows_of = rows + rows[-1:] * (size - count)
         batches[id(rows[0])] = {name: np.stack([row[name] for row in rows_of]) for name in rows[0]}
       batch = batches[id(rows[0])]
-      if features is None and head.takes_features:
+      if features is None and head.task.takes_features:
         features = head.features(batch)
-      pending.append((head, batch, head.outputs(batch, features if head.takes_features else None)))
+      pending.append((head, batch, head.outputs(batch, features if head.task.takes_features else None)))
     return {
       head.name: head.results(jax.device_get(outputs), batch, count) for head, batch, outputs in pending
     }
@@ -236,9 +236,13 @@ def _passes(heads: Sequence[trained_head.TrainedHead], batch_size: int | None) -
   """Heads that share features, in the order of the first of each."""
   groups: list[tuple[dict[str, Any], list[trained_head.TrainedHead], str]] = []
   for head in heads:
-    alone = head.feature_key is None or not head.takes_features
-    key = {"media": head.media, **(head.feature_key or {"weights": f"trained with {head.name}"}), **head.view}
-    match = [group for group in groups if group[0] == key and not alone and group[1][0].takes_features]
+    alone = head.feature_key is None or not head.task.takes_features
+    key = {
+      "media": head.media,
+      **(head.feature_key or {"weights": f"trained with {head.name}"}),
+      **head.task.view,
+    }
+    match = [group for group in groups if group[0] == key and not alone and group[1][0].task.takes_features]
     if match:
       match[0][1].append(head)
       continue
@@ -250,7 +254,7 @@ def _passes(heads: Sequence[trained_head.TrainedHead], batch_size: int | None) -
       reason = "its own: some of its backbone was trained with it"
     elif not same_media:
       reason = f"its own: it takes {head.media}s"
-    elif not head.takes_features:
+    elif not head.task.takes_features:
       reason = "its own: it looks through windows"
     else:
       other, others, _ = same_media[0]

@@ -1,12 +1,10 @@
 """Heads of finished runs, ready to predict: model, classes, and how the input is prepared."""
 
-import abc
 from collections.abc import Mapping, Sequence
-import dataclasses
 import json
 import os
 import pathlib
-from typing import Any, ClassVar
+from typing import Any
 
 from flax import nnx
 import jax
@@ -14,40 +12,30 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from frozen_vision.data import images
-from frozen_vision.data.video import decoding
 from frozen_vision.freezing import feature_key
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.freezing import prepare as frozen_backbones
-from frozen_vision.prediction import results as predictions
 from frozen_vision.runs import checkpoints as checkpoint
-from frozen_vision.tasks import base, common, semantic_inference
+from frozen_vision.tasks import base, common, results
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import step as train_step
 
 Example = dict[str, np.ndarray]
 
 
-class TrainedHead(abc.ABC):
+class TrainedHead:
   """The neck and head of a finished run on their backbone.
 
   Attributes:
-    media: "image" or "video", what it looks at.
     name: what the caller calls it.
     workdir: of the run.
     step: of the checkpoint that was read.
-    classes: {"id", "name"} by index.
+    task: of the run, without data.
     config: of the run.
+    graphdef, trainable, mutable, frozen: the model in parts, for `nnx.merge`.
     feature_key: of the frozen backbone; None where some of the backbone was trained with the head.
-    view: what it makes of an input before the backbone sees it, as JSON.
-    extra_views: how many more views of each input it looks at, with backbone passes of its own.
-    takes_features: whether it can use the features of a pass over the whole input.
     differs: {field: (of the given backbone, of its own)} where it did not fit the given backbone.
   """
-
-  media: ClassVar[str] = "image"
-  extra_views: int = 0
-  takes_features: bool = True
 
   def __init__(
     self,
@@ -56,7 +44,7 @@ class TrainedHead(abc.ABC):
     step: int,
     task: base.Task,
     config: ml_collections.ConfigDict,
-    model: tuple[nnx.GraphDef, nnx.State, nnx.State],
+    model: tuple[nnx.GraphDef, nnx.State, nnx.State, nnx.State],
     feature_key: dict[str, Any] | None,
     differs: dict[str, tuple[Any, Any]],
   ):
@@ -65,158 +53,63 @@ class TrainedHead(abc.ABC):
     self.step = step
     self.task = task
     self.config = config
-    self.graphdef, self.trainable, self.frozen = model
+    self.graphdef, self.trainable, self.mutable, self.frozen = model
     self.feature_key = feature_key
     self.differs = differs
-    self.classes = task.classes
-    self.class_names = predictions.class_names(task.classes)
-    self.transform = task.eval_transform()
     self._features = jax.jit(self.compute_features)
     self._outputs = jax.jit(self.compute_outputs)
+    self._to_source = jax.jit(task.to_source, static_argnums=2)
 
   @property
-  @abc.abstractmethod
-  def view(self) -> dict[str, Any]: ...
+  def media(self) -> str:
+    """ "image" or "video", what it looks at."""
+    return self.task.media
 
-  def prepare(self, source: np.ndarray | str | os.PathLike) -> tuple[np.ndarray, Example]:
-    """(the input for pictures, the arrays that the model takes) of one decoded or encoded input.
+  @property
+  def classes(self) -> base.Classes:
+    """{"id", "name"} by index."""
+    return self.task.classes
 
-    Raises:
-      FileError: a file that cannot be used.
-    """
-    image = decode(source)
-    return image, self.transform({"image": image, "image_id": 0, "label": 0})
+  @property
+  def parts(self) -> tuple[nnx.State, nnx.State, nnx.State]:
+    """(trainable, mutable, frozen), the first argument of `compute_features` and `compute_outputs`."""
+    return self.trainable, self.mutable, self.frozen
 
-  def compute_features(self, trainable: nnx.State, frozen: nnx.State, batch: base.Batch) -> base.Features:
+  def compute_features(self, parts: tuple[nnx.State, ...], batch: base.Batch) -> base.Features:
     """The backbone's features of a batch, to be jitted."""
-    return self.task.frozen_features(nnx.merge(self.graphdef, trainable, frozen), batch)
+    model, batch = self._prepared(parts, batch)
+    return self.task.features(model, batch, None)
 
   def compute_outputs(
-    self, trainable: nnx.State, frozen: nnx.State, batch: base.Batch, features: base.Features
-  ) -> Any:
+    self, parts: tuple[nnx.State, ...], batch: base.Batch, features: base.Features | None
+  ) -> base.Outputs:
     """The head's outputs, to be jitted; it runs the backbone itself where `features` is None."""
-    return self.task.predict(nnx.merge(self.graphdef, trainable, frozen), batch, features)
+    model, batch = self._prepared(parts, batch)
+    features = self.task.features(model, batch, None) if features is None else features
+    return self.task.predict(model, batch, features)
+
+  def _prepared(self, parts: tuple[nnx.State, ...], batch: base.Batch) -> tuple[Any, base.Batch]:
+    model = nnx.merge(self.graphdef, *parts)
+    model.eval()
+    return model, self.task.prepare(batch, None, self.task.phases[-1])
 
   def features(self, batch: base.Batch) -> base.Features:
-    return self._features(self.trainable, self.frozen, train_step.device_batch(batch))
+    """`compute_features` of a batch on the host, compiled."""
+    return self._features(self.parts, train_step.device_batch(batch))
 
-  def outputs(self, batch: base.Batch, features: base.Features) -> Any:
-    return self._outputs(self.trainable, self.frozen, train_step.device_batch(batch), features)
+  def outputs(self, batch: base.Batch, features: base.Features | None) -> base.Outputs:
+    """`compute_outputs` of a batch on the host, compiled, at the sizes of the sources."""
+    batch = train_step.device_batch(batch)
+    outputs = self._outputs(self.parts, batch, features)
+    largest = None
+    if "original_size" in batch:
+      # The sizes of photographs are many; a few canvases keep the number of programs small.
+      largest = (canvas_side(int(np.max(batch["original_size"]))),) * 2
+    return self._to_source(outputs, batch, largest)
 
-  @abc.abstractmethod
-  def results(self, outputs: Any, batch: base.Batch, count: int) -> list[predictions.Result]:
+  def results(self, outputs: base.Outputs, batch: base.Batch, count: int) -> list[results.Result]:
     """The first `count` examples' results, from outputs on the host."""
-
-
-class DetectionHead(TrainedHead):
-  """HTC, Cascade Mask R-CNN or Mask R-CNN."""
-
-  @property
-  def view(self) -> dict[str, Any]:
-    return _frame(self.transform.scales[0].frame, self.transform.scales[0].resize)
-
-  @property
-  def extra_views(self) -> int:
-    return len(self.transform.scales) * (1 + self.config.detection.test.flip) - 1
-
-  def results(self, outputs: Any, batch: base.Batch, count: int) -> list[predictions.Detections]:
-    return predictions.detections(outputs, batch, count, self.classes)
-
-
-class SegmentationHead(TrainedHead):
-  """Mask2Former, UPerNet or a linear head."""
-
-  @property
-  def view(self) -> dict[str, Any]:
-    view = _frame(self.transform.frame, self.transform.resize)
-    scale = self.transform.scales[0]
-    return view if scale == 1 else view | {"scale": scale}
-
-  @property
-  def takes_features(self) -> bool:
-    return not self.config.segmentation.test.window
-
-  @property
-  def extra_views(self) -> int:
-    return len(self.transform.scales) * (1 + self.config.segmentation.test.flip) - 1
-
-  def compute_outputs(
-    self, trainable: nnx.State, frozen: nnx.State, batch: base.Batch, features: base.Features
-  ) -> list[semantic_inference.View]:
-    return self.task.views(nnx.merge(self.graphdef, trainable, frozen), batch, features)
-
-  def outputs(self, batch: base.Batch, features: base.Features) -> dict[str, jax.Array]:
-    views = super().outputs(batch, features)
-    # A program of its own, and few of them: the sizes of photographs are many, and the head's program, which
-    # takes long to compile, must not depend on them.
-    side = canvas_side(int(np.max(batch["original_size"])))
-    return {"label_map": _label_maps(views, batch["original_size"], (side, side))}
-
-  def results(self, outputs: Any, batch: base.Batch, count: int) -> list[predictions.LabelMap]:
-    return [
-      predictions.LabelMap(np.ascontiguousarray(labels[:height, :width]), self.class_names)
-      for labels, (height, width) in zip(outputs["label_map"][:count], batch["original_size"])
-    ]
-
-
-class ActionHead(TrainedHead):
-  """Video Swin blocks, an attentive probe or an average of frames."""
-
-  media = "video"
-
-  @property
-  def view(self) -> dict[str, Any]:
-    options = self.config.action
-    return {
-      "clips": self.transform.num_clips,
-      "crops": self.transform.num_crops,
-      "size": self.transform.size,
-      **dataclasses.asdict(self.transform.sampler),
-      "levels": list(options[options.head].levels),
-    }
-
-  def prepare(self, source: np.ndarray | str | os.PathLike) -> tuple[np.ndarray, Example]:
-    if isinstance(source, np.ndarray):
-      record = {"frames": check_pixels(source, "video")}
-    else:
-      record = {"path": os.fspath(source)}
-    clip = self.transform.views(record)
-    return clip[0], {"clip": clip}
-
-  def results(self, outputs: Any, batch: base.Batch, count: int) -> list[predictions.ClassProbabilities]:
-    return [
-      predictions.ClassProbabilities(row, self.class_names)
-      for row in np.asarray(outputs["probabilities"])[:count]
-    ]
-
-
-class ClassificationHead(TrainedHead):
-  """A linear layer on the pooled vector."""
-
-  @property
-  def view(self) -> dict[str, Any]:
-    return {
-      "central square": self.transform.size,
-      "resized to": self.task.phases[-1] or self.transform.size,
-      "pooled": True,
-    }
-
-  def compute_outputs(
-    self, trainable: nnx.State, frozen: nnx.State, batch: base.Batch, features: base.Features
-  ) -> dict[str, jax.Array]:
-    outputs = super().compute_outputs(trainable, frozen, batch, features)
-    return {"probabilities": jax.nn.softmax(outputs["logits"], axis=-1)}
-
-  results = ActionHead.results
-
-
-# By the task's name: what its head is called unless the caller says otherwise, and how it predicts.
-KINDS: dict[str, tuple[str, type[TrainedHead]]] = {
-  "action": ("act", ActionHead),
-  "classification": ("classify", ClassificationHead),
-  "detection": ("detect", DetectionHead),
-  "segmentation": ("segment", SegmentationHead),
-}
+    return self.task.result_type.from_outputs(outputs, batch, count, self.classes)
 
 
 def read_meta(workdir: str | os.PathLike, *, best: bool = False) -> dict[str, Any]:
@@ -243,7 +136,7 @@ def named(heads: Sequence[str]) -> dict[str, str]:
   found: dict[str, str] = {}
   for text in heads:
     name, _, workdir = text.rpartition("=")
-    name = name or KINDS[read_meta(workdir)["config"]["task"]][0]
+    name = name or tasks_build.task_class(read_meta(workdir)["config"]["task"]).head_name
     if name in found:
       raise ValueError(f"Two heads are called {name}; name them: NAME1={found[name]} and NAME2={workdir}.")
     found[name] = workdir
@@ -280,7 +173,7 @@ def load(
   if init is not None:
     config[task_name].init.path = ""  # what has trained since is in the checkpoint
   if image_size is not None:
-    _set_image_size(config, image_size)
+    tasks_build.task_class(task_name).set_image_size(config, image_size)
   classes = meta.get("classes")
   if classes is None:  # written before checkpoints knew them
     try:
@@ -314,40 +207,13 @@ def load(
   if init is not None and init.path and _has_frozen_head(frozen):
     common.start_head(module, init, f"{task_name}.init")
     graphdef, trainable, frozen = freeze.partition(module, patterns)
+  mutable, frozen = freeze.split_mutable(trainable, frozen)
   part = "ema" if config.ema_decay > 0 else "trainable"
   with checkpoint.Checkpoints(workdir) as checkpoints:
-    state, meta = checkpoints.restore({part: trainable}, meta["step"], partial=True, best=best)
-  return KINDS[task_name][1](
-    name, os.fspath(workdir), meta["step"], task, config, (graphdef, state[part], frozen), key, differs
-  )
-
-
-def decode(source: np.ndarray | str | os.PathLike) -> np.ndarray:
-  """RGB of an image file, or the array as it is.
-
-  Raises:
-    ImageError: a file that cannot be used.
-    ValueError: an array that is no image.
-  """
-  return check_pixels(source, "image") if isinstance(source, np.ndarray) else images.decode_image(source)
-
-
-def check_pixels(array: np.ndarray, media: str) -> np.ndarray:
-  """The array, if it is an image [h, w, 3] or a video [t, h, w, 3] of uint8; raises ValueError."""
-  wanted = {"image": 3, "video": 4}[media]
-  if array.dtype != np.uint8 or array.ndim != wanted or array.shape[-1] != 3 or 0 in array.shape:
-    raise ValueError(
-      f"The {media} is {array.dtype} {array.shape}; expected RGB, uint8 "
-      f"{'[height, width, 3]' if media == 'image' else '[frames, height, width, 3]'}."
-    )
-  return array
-
-
-def media_of(source: np.ndarray | str | os.PathLike) -> str:
-  """Whether an input is an "image" or a "video": by its axes, or by the ending of its name."""
-  if isinstance(source, np.ndarray):
-    return "video" if source.ndim == 4 else "image"
-  return "video" if pathlib.Path(source).suffix.lower() in decoding.SUFFIXES else "image"
+    wanted = {part: trainable, "mutable": mutable}
+    state, meta = checkpoints.restore(wanted, meta["step"], partial=True, best=best)
+  model = graphdef, state[part], state["mutable"], frozen
+  return TrainedHead(name, os.fspath(workdir), meta["step"], task, config, model, key, differs)
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -361,13 +227,6 @@ def canvas_side(side: int) -> int:
   while canvas < side:
     canvas = canvas * 3 // 2 if canvas & (canvas - 1) == 0 else canvas * 4 // 3
   return canvas
-
-
-_label_maps = jax.jit(semantic_inference.label_maps, static_argnums=2)
-
-
-def _frame(frame: tuple[int, int], resize: Any) -> dict[str, Any]:
-  return {"frame": list(frame), "short side": resize.short_side, "long side": resize.long_side}
 
 
 def _config(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -388,19 +247,6 @@ def _config(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     merged(tasks_build.default_config(stored["task"]).to_dict(), tuples(stored))
   )
-
-
-def _set_image_size(config: ml_collections.ConfigDict, size: tuple[int, int]) -> None:
-  """One view that fills a frame, for the tasks whose images are fitted into one."""
-  match config.task:
-    case "detection":
-      options = config.detection
-      options.eval_frame, options.eval_short_side = size, 0
-      options.test.update(dict(short_sides=(), frames=(), sizes=(), flip=False))
-    case "segmentation":
-      options = config.segmentation
-      options.eval_frame, options.eval_short_side, options.eval_long_side = size, 0, 0
-      options.test.update(dict(scales=(1.0,), flip=False, window=()))
 
 
 def _trained_with_backbone(

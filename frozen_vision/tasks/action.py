@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -20,7 +21,7 @@ from frozen_vision.data.video import clips, lists, prepared_videos, sources
 from frozen_vision.devices import sharding
 from frozen_vision.heads import video_swin
 from frozen_vision.metrics import action as action_metrics
-from frozen_vision.tasks import base, common
+from frozen_vision.tasks import base, common, pixels, results
 from frozen_vision.visualization import clips as visualize_action
 from frozen_vision.visualization import instances
 
@@ -81,8 +82,13 @@ class Recogniser(nnx.Module):
 class ActionTask(base.Task):
   """Videos with one label each."""
 
+  nominal_classes = 400  # Kinetics-400's
+  built_in_data = ("clips",)
+  head_name = "act"
   best_metric = "top1"
-  phases = (None,)
+  result_type = results.ClassProbabilities
+  media = "video"
+  input_name = "clip"
 
   def __init__(self, config: ml_collections.ConfigDict, classes: base.Classes | None = None):
     self._config = config
@@ -106,9 +112,6 @@ class ActionTask(base.Task):
       self.headline = common.headline(self.headline, self._train, self._validation, classes, "videos")
     self.classes = tuple(classes)
     self._names = [category["name"] for category in self.classes]
-
-  def phase_at(self, step: int) -> Any:
-    return None
 
   def layer_of(self, path: str) -> int:
     return common.layer_of(path, self._config)
@@ -150,11 +153,27 @@ class ActionTask(base.Task):
     test = self._options.test
     return clips.EvalTransform(self._sampler, self._options.image_size, test.clips, test.crops)
 
-  def frozen_features(self, model: Recogniser, batch: base.Batch) -> base.Features:
-    """A map [clips, t, h, w, c] for each level that the head reads; every view of a video is a clip."""
-    return self._features(model, batch, None)
+  def read_input(self, source: pixels.Source) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    if isinstance(source, np.ndarray):
+      record = {"frames": pixels.check_pixels(source, "video")}
+    else:
+      record = {"path": os.fspath(source)}
+    clip = self.eval_transform().views(record)
+    return clip[0], {"clip": clip}
 
-  def _features(self, model: Recogniser, batch: base.Batch, rng: jax.Array | None) -> tuple[jax.Array, ...]:
+  @property
+  def view(self) -> dict[str, Any]:
+    options, test = self._options, self._options.test
+    return {
+      "clips": test.clips,
+      "crops": test.crops,
+      "size": options.image_size,
+      **dataclasses.asdict(self._sampler),
+      "levels": list(options[options.head].levels),
+    }
+
+  def features(self, model: Recogniser, batch: base.Batch, rng: jax.Array | None) -> base.Features:
+    """A map [clips, t, h, w, c] for each level that the head reads; every view of a video is a clip."""
     frames = batch["clip"]
     time = frames.shape[-4]
     maps = frame_features(
@@ -167,12 +186,9 @@ class ActionTask(base.Task):
     return tuple(x.reshape(-1, time, *x.shape[1:]) for x in maps)
 
   def loss(
-    self, model: Recogniser, batch: base.Batch, features: base.Features, rng: jax.Array, phase: Any
-  ) -> tuple[jax.Array, base.Scalars]:
-    drop_rng, head_rng = jax.random.split(rng)
-    if features is None:
-      features = self._features(model, batch, drop_rng)
-    logits = model.head(features, head_rng)
+    self, model: Recogniser, batch: base.Batch, features: base.Features, rng: jax.Array, state: None
+  ) -> base.Losses:
+    logits = model.head(features, rng)
     labels = optax.smooth_labels(
       jax.nn.one_hot(batch["label"], logits.shape[-1]), self._options.label_smoothing
     )
@@ -183,15 +199,21 @@ class ActionTask(base.Task):
 
     loss = mean(optax.softmax_cross_entropy(logits, labels))
     top1 = mean(jnp.argmax(logits, axis=-1) == batch["label"])
-    return loss, {"top1": top1, "unreadable": 1 - jnp.mean(weights)}
+    return base.Losses({"cross_entropy": loss}, {"top1": top1, "unreadable": 1 - jnp.mean(weights)})
 
   def predict(self, model: Recogniser, batch: base.Batch, features: base.Features) -> dict[str, jax.Array]:
     """Probabilities [b, classes], averaged over the views of each video."""
-    if features is None:
-      features = self.frozen_features(model, batch)
     probabilities = jax.nn.softmax(model.head(features), axis=-1)
     views = probabilities.reshape(batch["clip"].shape[0], -1, probabilities.shape[-1])
     return {"probabilities": jnp.mean(views, axis=1)}
+
+  @property
+  def evaluations(self) -> dict[str, base.Evaluation]:
+    return {
+      "val": base.Evaluation(
+        self.eval_batches, self.evaluator, pictures=self.pictures, write=self.write_results
+      )
+    }
 
   def evaluator(self) -> action_metrics.ActionEvaluator:
     return action_metrics.ActionEvaluator(self._names, top_k=sorted({1, min(5, len(self._names))}))

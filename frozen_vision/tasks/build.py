@@ -1,17 +1,30 @@
 """The tasks by name."""
 
+from collections.abc import Callable
+
 import ml_collections
 
 from frozen_vision import config as config_lib
 from frozen_vision.tasks import action, base, classification, detection, segmentation
 
-# By name: the task, and the module that has its options.
-_TASKS = {
-  "action": (action.ActionTask, action),
-  "classification": (classification.ClassificationTask, classification),
-  "detection": (detection.DetectionTask, detection),
-  "segmentation": (segmentation.SegmentationTask, segmentation),
+# By name: the task, and its own options at their defaults. A task from elsewhere is added here.
+TASKS: dict[str, tuple[type[base.Task], Callable[[], ml_collections.ConfigDict]]] = {
+  "action": (action.ActionTask, action.default_config),
+  "classification": (classification.ClassificationTask, classification.default_config),
+  "detection": (detection.DetectionTask, detection.default_config),
+  "segmentation": (segmentation.SegmentationTask, segmentation.default_config),
 }
+
+
+def task_class(name: str) -> type[base.Task]:
+  """The class of a task.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  if name not in TASKS:
+    raise ValueError(f"config.task is {name!r}; known: {', '.join(TASKS)}.")
+  return TASKS[name][0]
 
 
 def build_task(config: ml_collections.ConfigDict, classes: base.Classes | None = None) -> base.Task:
@@ -25,7 +38,7 @@ def build_task(config: ml_collections.ConfigDict, classes: base.Classes | None =
     FileNotFoundError: data or weights that are not where the config says.
   """
   config_lib.check(config, default_config(config.task))
-  return _TASKS[config.task][0](config, classes)
+  return task_class(config.task)(config, classes)
 
 
 def default_config(task: str) -> ml_collections.ConfigDict:
@@ -34,9 +47,8 @@ def default_config(task: str) -> ml_collections.ConfigDict:
   Raises:
     ValueError: an unknown task.
   """
-  if task not in _TASKS:
-    raise ValueError(f"config.task is {task!r}; known: {', '.join(_TASKS)}.")
+  task_class(task)
   config = config_lib.base_config()
   config.task = task
-  config[task] = _TASKS[task][1].default_config()
+  config[task] = TASKS[task][1]()
   return config

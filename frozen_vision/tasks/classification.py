@@ -1,6 +1,5 @@
 """Supervised classification: how the shipped backbone was pretrained, and linear probes on frozen ones."""
 
-import pathlib
 from typing import Any
 
 from flax import nnx
@@ -15,7 +14,7 @@ from frozen_vision.data import pipeline
 from frozen_vision.data.classification import augment, folders
 from frozen_vision.metrics import accuracy
 from frozen_vision.ops import mixup
-from frozen_vision.tasks import base, common
+from frozen_vision.tasks import base, common, results
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -57,7 +56,10 @@ class Classifier(nnx.Module):
 class ClassificationTask(base.Task):
   """Images with one label each."""
 
+  nominal_classes = 1000  # ImageNet-1K's
+  head_name = "classify"
   best_metric = "top1"
+  result_type = results.ClassProbabilities
 
   def __init__(self, config: ml_collections.ConfigDict, classes: base.Classes | None = None):
     self._config = config
@@ -123,50 +125,47 @@ class ClassificationTask(base.Task):
   def eval_transform(self) -> augment.EvalTransform:
     return augment.EvalTransform(self._options.image_size)
 
-  def _images(self, batch: base.Batch, side: int | None) -> jax.Array:
-    images = families.normalise(batch["image"])
-    if side is None or images.shape[1:3] == (side, side):
-      return images
-    return jax.image.resize(images, (images.shape[0], side, side, 3), "cubic")
+  @property
+  def view(self) -> dict[str, Any]:
+    side = self._options.image_size
+    return {"central square": side, "resized to": self.phases[-1] or side, "pooled": True}
 
-  def frozen_features(self, model: Classifier, batch: base.Batch) -> base.Features:
-    return (model.backbone.embed(self._images(batch, self.phases[-1])),)
+  def prepare(self, batch: base.Batch, rng: jax.Array | None, phase: int | None) -> base.Batch:
+    """Images at the side of the phase; in training mixed, with `target`, a distribution over classes."""
+    images, options = batch["image"].astype(jnp.float32), self._options
+    if phase is not None and images.shape[1:3] != (phase, phase):
+      images = jax.image.resize(images, (images.shape[0], phase, phase, 3), "cubic")
+    if rng is None:
+      return batch | {"image": images}
+    target = optax.smooth_labels(jax.nn.one_hot(batch["label"], len(self.classes)), options.label_smoothing)
+    images, target = mixup.mixup_cutmix(
+      images,
+      target,
+      rng,
+      mixup_alpha=options.mixup,
+      cutmix_alpha=options.cutmix,
+      prob=options.mix_probability,
+    )
+    return batch | {"image": images, "target": target}
+
+  def features(self, model: Classifier, batch: base.Batch, rng: jax.Array | None) -> base.Features:
+    return (model.backbone.embed(families.normalise(batch["image"]), rng=rng),)
 
   def loss(
-    self, model: Classifier, batch: base.Batch, features: base.Features, rng: jax.Array, phase: Any
-  ) -> tuple[jax.Array, base.Scalars]:
-    options = self._options
-    labels = optax.smooth_labels(
-      jax.nn.one_hot(batch["label"], model.head.out_features), options.label_smoothing
-    )
-    if features is None:
-      mix_rng, drop_rng = jax.random.split(rng)
-      images, labels = mixup.mixup_cutmix(
-        self._images(batch, phase),
-        labels,
-        mix_rng,
-        mixup_alpha=options.mixup,
-        cutmix_alpha=options.cutmix,
-        prob=options.mix_probability,
-      )
-      pooled = model.backbone.embed(images, rng=drop_rng)
-    else:
-      (pooled,) = features  # the pixels are behind us: mixing does not apply to frozen features
-    logits = model.head(pooled).astype(jnp.float32)
-    loss = jnp.mean(optax.softmax_cross_entropy(logits, labels))
+    self, model: Classifier, batch: base.Batch, features: base.Features, rng: jax.Array, state: None
+  ) -> base.Losses:
+    logits = model.head(features[0]).astype(jnp.float32)
+    loss = jnp.mean(optax.softmax_cross_entropy(logits, batch["target"]))
     top1 = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
-    return loss, {"top1": top1}
+    return base.Losses({"cross_entropy": loss}, {"top1": top1})
 
   def predict(self, model: Classifier, batch: base.Batch, features: base.Features) -> dict[str, jax.Array]:
-    if features is None:
-      features = self.frozen_features(model, batch)
-    return {"logits": model.head(features[0]).astype(jnp.float32)}
+    logits = model.head(features[0]).astype(jnp.float32)
+    return {"logits": logits, "probabilities": jax.nn.softmax(logits, axis=-1)}
+
+  @property
+  def evaluations(self) -> dict[str, base.Evaluation]:
+    return {"val": base.Evaluation(self.eval_batches, self.evaluator)}
 
   def evaluator(self) -> accuracy.AccuracyEvaluator:
     return accuracy.AccuracyEvaluator(top_k=(1, min(5, len(self.classes))))
-
-  def pictures(self, predictions: Any, batch: base.Batch, count: int) -> dict[str, Any]:
-    return {}
-
-  def write_results(self, evaluator: Any, folder: pathlib.Path) -> None:
-    """Accuracy is all there is to say; it stands in the metrics."""

@@ -183,6 +183,11 @@ def shared_classes(
   return base.named_classes(train)
 
 
+def frame_view(frame: tuple[int, int], resize: Any) -> dict[str, Any]:
+  """`Task.view` of images that are resized into a frame (height, width), padded at the right and below."""
+  return {"frame": list(frame), "short side": resize.short_side, "long side": resize.long_side}
+
+
 def headline(task: str, train: Sized, validation: Sized, classes: Sized, what: str = "images") -> str:
   """`Detection: 20,000 training and 200 validation images, 6 classes.`"""
   return f"{task}: {len(train):,} training and {len(validation):,} validation {what}, {len(classes)} classes."

@@ -20,7 +20,7 @@ from frozen_vision.heads.htc import views as views_lib
 from frozen_vision.metrics import coco_ap
 from frozen_vision.necks.build import build_neck
 from frozen_vision.ops import mirror
-from frozen_vision.tasks import base, common
+from frozen_vision.tasks import base, common, results
 from frozen_vision.visualization import instances
 
 _HEADS = {
@@ -114,7 +114,10 @@ class Detector(nnx.Module):
 class DetectionTask(base.Task):
   """Boxes and masks of objects in images."""
 
-  phases = (None,)
+  nominal_classes = 80  # COCO's
+  built_in_data = ("scenes", "photos")
+  head_name = "detect"
+  result_type = results.Detections
 
   def __init__(self, config: ml_collections.ConfigDict, classes: base.Classes | None = None):
     self._config = config
@@ -131,7 +134,6 @@ class DetectionTask(base.Task):
     self.classes = tuple(classes)
     self._names = tuple(category["name"] for category in self.classes)
     self._head_config = _head_config(self._options, len(self._names))
-    self.best_metric = "mask_AP" if self._head_config.with_masks else "box_AP"
     self._semantic_stride = 0
     semantic_classes, semantic = self._head_config.semantic_classes, self._options.semantic
     if bool(semantic_classes) != bool(semantic.maps):
@@ -157,8 +159,9 @@ class DetectionTask(base.Task):
         "probability, and masks, by which objects are cut out."
       )
 
-  def phase_at(self, step: int) -> None:
-    return None
+  @property
+  def best_metric(self) -> str:
+    return "mask_AP" if self._head_config.with_masks else "box_AP"
 
   def layer_of(self, path: str) -> int:
     return common.layer_of(path, self._config)
@@ -229,17 +232,27 @@ class DetectionTask(base.Task):
     # interpolated twice, and a single scale would not give what plain testing at that scale gives.
     return transforms.MultiScaleEval(self._scales)
 
-  def frozen_features(self, model: Detector, batch: base.Batch) -> base.Features:
-    return model.backbone(families.normalise(batch["image"], batch["image_size"]))
+  @property
+  def view(self) -> dict[str, Any]:
+    return common.frame_view(self._scales[0].frame, self._scales[0].resize)
+
+  @property
+  def extra_views(self) -> int:
+    return len(self._scales) * (1 + self._options.test.flip) - 1
+
+  @classmethod
+  def set_image_size(cls, config: ml_collections.ConfigDict, size: tuple[int, int]) -> None:
+    options = config.detection
+    options.eval_frame, options.eval_short_side = size, 0
+    options.test.update(dict(short_sides=(), frames=(), sizes=(), flip=False))
+
+  def features(self, model: Detector, batch: base.Batch, rng: jax.Array | None) -> base.Features:
+    return model.backbone(families.normalise(batch["image"], batch["image_size"]), rng=rng)
 
   def loss(
-    self, model: Detector, batch: base.Batch, features: base.Features, rng: jax.Array, phase: None
-  ) -> tuple[jax.Array, base.Scalars]:
-    head_rng, drop_rng = jax.random.split(rng)
-    if features is None:
-      features = model.backbone(families.normalise(batch["image"], batch["image_size"]), rng=drop_rng)
-    losses, metrics = model.head.losses(model.neck(features), batch, head_rng)
-    return sum(losses.values()), losses | metrics
+    self, model: Detector, batch: base.Batch, features: base.Features, rng: jax.Array, state: None
+  ) -> base.Losses:
+    return base.Losses(*model.head.losses(model.neck(features), batch, rng))
 
   def predict(self, model: Detector, batch: base.Batch, features: base.Features) -> dict[str, jax.Array]:
     views = []
@@ -247,12 +260,20 @@ class DetectionTask(base.Task):
       image, image_size = (batch[f"{name}.{scale}" if scale else name] for name in ("image", "image_size"))
       for mirrored in (False, True) if self._options.test.flip else (False,):
         view = dict(image=mirror.mirror(image, image_size) if mirrored else image, image_size=image_size)
-        if features is None or views:  # what was given is of the first view
-          features = self.frozen_features(model, view)
+        if views:  # what was given is of the first view
+          features = self.features(model, view, None)
         views.append(views_lib.View(model.neck(features), image_size, mirrored, sizes))
     return views_lib.predict(
       model.head, views, batch["original_size"], max_detections=self._options.test.max_detections or None
     )
+
+  @property
+  def evaluations(self) -> dict[str, base.Evaluation]:
+    return {
+      "val": base.Evaluation(
+        self.eval_batches, self.evaluator, pictures=self.pictures, write=self.write_results
+      )
+    }
 
   def evaluator(self) -> coco_ap.CocoEvaluator:
     kinds = ("bbox", "segm") if self._head_config.with_masks else ("bbox",)

@@ -22,7 +22,7 @@ from frozen_vision.heads import linear, upernet
 from frozen_vision.heads.mask2former import config as mask2former_config
 from frozen_vision.heads.mask2former import mask2former
 from frozen_vision.metrics import mean_iou
-from frozen_vision.tasks import base, common, semantic_inference
+from frozen_vision.tasks import base, common, results, semantic_inference
 from frozen_vision.visualization import instances
 from frozen_vision.visualization import label_maps as visualize_semantic
 
@@ -88,8 +88,11 @@ class Segmenter(nnx.Module):
 class SegmentationTask(base.Task):
   """One class for every pixel."""
 
+  nominal_classes = 150  # ADE20K's
+  built_in_data = ("scenes",)
+  head_name = "segment"
   best_metric = "mIoU"
-  phases = (None,)
+  result_type = results.LabelMap
 
   def __init__(self, config: ml_collections.ConfigDict, classes: base.Classes | None = None):
     self._config = config
@@ -106,9 +109,6 @@ class SegmentationTask(base.Task):
     self.classes = tuple(classes)
     self._names = tuple(category["name"] for category in self.classes)
     self._head_config = dataclasses.replace(self._head_config, num_classes=len(self._names))
-
-  def phase_at(self, step: int) -> None:
-    return None
 
   def layer_of(self, path: str) -> int:
     return common.layer_of(path, self._config)
@@ -152,54 +152,84 @@ class SegmentationTask(base.Task):
       tuple(options.eval_frame), resize, tuple(options.test.scales)
     )
 
-  def frozen_features(self, model: Segmenter, batch: base.Batch) -> base.Features:
-    return model.backbone(families.normalise(batch["image"], batch["image_size"]))
+  @property
+  def view(self) -> dict[str, Any]:
+    transform = self.eval_transform()
+    view = common.frame_view(transform.frame, transform.resize)
+    return view if transform.scales[0] == 1 else view | {"scale": transform.scales[0]}
+
+  @property
+  def extra_views(self) -> int:
+    return len(self._options.test.scales) * (1 + self._options.test.flip) - 1
+
+  @property
+  def takes_features(self) -> bool:
+    return not self._options.test.window
+
+  @classmethod
+  def set_image_size(cls, config: ml_collections.ConfigDict, size: tuple[int, int]) -> None:
+    options = config.segmentation
+    options.eval_frame, options.eval_short_side, options.eval_long_side = size, 0, 0
+    options.test.update(dict(scales=(1.0,), flip=False, window=()))
+
+  def features(self, model: Segmenter, batch: base.Batch, rng: jax.Array | None) -> base.Features:
+    return model.backbone(families.normalise(batch["image"], batch["image_size"]), rng=rng)
 
   def loss(
-    self, model: Segmenter, batch: base.Batch, features: base.Features, rng: jax.Array, phase: None
-  ) -> tuple[jax.Array, base.Scalars]:
-    head_rng, drop_rng = jax.random.split(rng)
-    if features is None:
-      features = model.backbone(families.normalise(batch["image"], batch["image_size"]), rng=drop_rng)
-    losses, metrics = model.head.losses(features, batch, head_rng)
-    return sum(losses.values()), losses | metrics
+    self, model: Segmenter, batch: base.Batch, features: base.Features, rng: jax.Array, state: None
+  ) -> base.Losses:
+    return base.Losses(*model.head.losses(features, batch, rng))
 
-  def predict(self, model: Segmenter, batch: base.Batch, features: base.Features) -> dict[str, jax.Array]:
-    largest = tuple(self._options.eval_frame) if self._validation is None else self._validation.largest_size
-    return {
-      "label_map": semantic_inference.label_maps(
-        self.views(model, batch, features), batch["original_size"], largest
-      )
-    }
-
-  def views(
+  def predict(
     self, model: Segmenter, batch: base.Batch, features: base.Features
   ) -> list[semantic_inference.View]:
     """Class scores of every view of testing, each at the size of its own frame."""
     test = self._options.test
 
-    def whole(images: jax.Array, sizes: jax.Array, features: base.Features = None) -> jax.Array:
-      if features is None:
-        features = self.frozen_features(model, {"image": images, "image_size": sizes})
+    def score(images: jax.Array, sizes: jax.Array) -> jax.Array:
+      features = self.features(model, {"image": images, "image_size": sizes}, None)
       return model.head.predict_semantic(features, images.shape[1:3])
 
-    scorer: semantic_inference.Scorer = whole
+    scorer: semantic_inference.Scorer = score
     if test.window:
       window = tuple(test.window)
       stride = tuple(test.stride) or tuple(max(1, side * 2 // 3) for side in window)
-      scorer = semantic_inference.sliding(whole, window, stride)
+      scorer = semantic_inference.sliding(score, window, stride)
     views = []
     for i in range(len(test.scales)):
       ending = f".{i}" if i else ""
       images, sizes = batch[f"image{ending}"], batch[f"image_size{ending}"]
       if i == 0 and not test.window:
-        scores = whole(images, sizes, features)  # the loop's own pass of the backbone
+        scores = model.head.predict_semantic(features, images.shape[1:3])
       else:
         scores = scorer(images, sizes)
       views.append(semantic_inference.View(scores, sizes))
       if test.flip:
         views.append(semantic_inference.View(semantic_inference.mirrored(scorer)(images, sizes), sizes))
     return views
+
+  def to_source(
+    self,
+    outputs: list[semantic_inference.View],
+    batch: base.Batch,
+    largest_size: tuple[int, int] | None,
+  ) -> dict[str, jax.Array]:
+    """`label_map`: the class of every pixel of the source images."""
+    height, width = largest_size or tuple(self._options.eval_frame)
+    maps = semantic_inference.label_maps(outputs, batch["original_size"], (height, width))
+    return {"label_map": maps[:, :height, :width]}
+
+  @property
+  def evaluations(self) -> dict[str, base.Evaluation]:
+    return {
+      "val": base.Evaluation(
+        self.eval_batches,
+        self.evaluator,
+        largest_size=self._validation.largest_size,
+        pictures=self.pictures,
+        write=self.write_results,
+      )
+    }
 
   def evaluator(self) -> mean_iou.MeanIoUEvaluator:
     return mean_iou.MeanIoUEvaluator(

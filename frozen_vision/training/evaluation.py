@@ -1,32 +1,38 @@
 """The one evaluation loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import logging
+import pathlib
 import time
 from typing import Any
 
+import jax
 import numpy as np
 
 from frozen_vision.devices import sharding
 from frozen_vision.metrics import gather
+from frozen_vision.runs import log as run_log
 from frozen_vision.tasks import base
+
+_logger = logging.getLogger(__name__)
 
 
 def evaluate(
-  task: base.Task,
+  evaluation: base.Evaluation,
   predict: Callable[[base.Batch], Any],
   *,
   num_pictures: int = 0,
 ) -> tuple[dict[str, float], dict[str, np.ndarray], base.Evaluator]:
-  """Runs a task's whole evaluation set; every process its share, with the metrics of all.
+  """Runs over a whole evaluation set; every process takes its part, and all have the metrics of the whole.
 
   Args:
-    predict: a batch of this process -> predictions on all devices, cut along their first axis.
+    predict: a batch of this process -> predictions on all devices, split along their first axis.
     num_pictures: how many examples of the first batch are drawn; 0 for none.
 
   Returns:
     (metrics, pictures, the evaluator). Metrics have `examples_per_second` besides the evaluator's own.
   """
-  evaluator = task.evaluator()
+  evaluator = evaluation.evaluator()
   pictures: dict[str, np.ndarray] = {}
   examples, started = 0, time.perf_counter()
 
@@ -34,9 +40,9 @@ def evaluate(
     predictions = sharding.local_rows(predictions)
     evaluator.update(predictions, batch)
     if num_pictures and not pictures:
-      pictures.update(task.pictures(predictions, batch, num_pictures))
+      pictures.update(evaluation.pictures(predictions, batch, num_pictures))
 
-  with task.eval_batches() as batches:
+  with evaluation.batches() as batches:
     waiting = None
     for batch in batches:
       predictions = predict(batch)
@@ -49,3 +55,42 @@ def evaluate(
   metrics = evaluator.result()
   metrics["examples_per_second"] = sum(gather.gather_objects(examples)) / (time.perf_counter() - started)
   return metrics, pictures, evaluator
+
+
+def evaluate_all(
+  task: base.Task,
+  predictions: Mapping[str, Callable[[base.Batch], base.Outputs]],
+  folder: pathlib.Path,
+  log: run_log.RunLog,
+  step: int,
+  *,
+  at_end: bool,
+  num_pictures: int,
+) -> dict[str, float]:
+  """Runs the task's evaluations, writes results and pictures, and logs the metrics.
+
+  Metrics and results of "val" stand as they are; those of another evaluation have its name before them.
+
+  Args:
+    predictions: by evaluation, for `evaluate`.
+    folder: of the results.
+    at_end: whether evaluations that wait for the end are run.
+    num_pictures: how many examples of each evaluation are drawn, by the first process.
+  """
+  metrics: dict[str, float] = {}
+  for name, evaluation in task.evaluations.items():
+    if evaluation.at_end_only and not at_end:
+      continue
+    own, pictures, evaluator = evaluate(
+      evaluation, predictions[name], num_pictures=num_pictures if jax.process_index() == 0 else 0
+    )
+    is_main = name == "val"
+    evaluation.write(evaluator, folder if is_main else folder / name)
+    own = own if is_main else {f"{name}/{metric}": value for metric, value in own.items()}
+    log.scalars(step, {f"eval/{metric}": value for metric, value in own.items()})
+    log.images(step, pictures if is_main else {f"{name}_{key}": image for key, image in pictures.items()})
+    _logger.info(
+      "Evaluation at step %d: %s", step, "  ".join(f"{metric} {value:.4g}" for metric, value in own.items())
+    )
+    metrics |= own
+  return metrics

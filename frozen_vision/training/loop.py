@@ -1,19 +1,17 @@
 """The one training loop."""
 
-import collections
-from collections.abc import Callable
 import dataclasses
+import functools
 import logging
 import math
 import pathlib
-import time
 from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
+import optax
 
 from frozen_vision.backbones import families as backbones_build
 from frozen_vision.devices import processes as distributed
@@ -27,9 +25,12 @@ from frozen_vision.runs import curves
 from frozen_vision.runs import log as run_log
 from frozen_vision.tasks import base, common
 from frozen_vision.tasks import build as tasks_build
-from frozen_vision.training import evaluation as evaluate_lib
+from frozen_vision.training import evaluation as evaluation_lib
 from frozen_vision.training import optimizer as optimizer_lib
+from frozen_vision.training import programs
+from frozen_vision.training import run as run_lib
 from frozen_vision.training import step as step_lib
+from frozen_vision.training.step import Model
 
 _logger = logging.getLogger(__name__)
 
@@ -47,33 +48,12 @@ _FREE_OPTIONS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """A task's model in parts.
-
-  Attributes:
-    graphdef: its structure; `nnx.merge(graphdef, trainable, frozen)` gives the module.
-    trainable: what the optimizer sees.
-    frozen: what nothing changes.
-    feature_key: identifies the frozen features; None where some of the backbone trains.
-    frozen_parameters: how many numbers are frozen in the canonical model, before folding.
-    storage: how the frozen ones are stored, in words.
-  """
-
-  graphdef: nnx.GraphDef
-  trainable: nnx.State
-  frozen: nnx.State
-  feature_key: dict[str, Any] | None
-  frozen_parameters: int
-  storage: str
-
-  @property
-  def frozen_pass(self) -> bool:
-    return self.feature_key is not None
-
-
 def build_model(
-  task: base.Task, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh | None = None
+  task: base.Task,
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh | None = None,
+  *,
+  with_teacher: bool = False,
 ) -> Model:
   """Builds a task's model with its weights and splits it by `config.trainable`.
 
@@ -83,6 +63,7 @@ def build_model(
 
   Args:
     mesh: where the weights go; None leaves them on the default device.
+    with_teacher: attach the task's second frozen network, which only training needs.
 
   Raises:
     ValueError: a pattern that matches nothing; a `frozen_dtype` that is unknown, or that asks for folding
@@ -91,6 +72,9 @@ def build_model(
   patterns, source = tuple(config.trainable), common.open_backbone(config)
   on_disk = isinstance(source, backbones_build.BackboneFile)
   module = task.build_model(source.module if on_disk else source)
+  teacher = task.build_teacher() if with_teacher else None
+  if teacher is not None:
+    module.teacher = teacher
   graphdef, trainable, frozen = freeze.partition(module, patterns)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(frozen))
   storage, key = config.frozen_dtype, None
@@ -124,8 +108,16 @@ def build_model(
     )
   else:
     frozen = freeze.cast(frozen, jnp.dtype(storage))
+  mutable, frozen = freeze.split_mutable(trainable, frozen)
   model = Model(
-    graphdef, trainable, frozen, key, parameters, f"{storage}, {'folded' if folded else 'as they train'}"
+    graphdef,
+    trainable,
+    mutable,
+    frozen,
+    key,
+    parameters,
+    f"{storage}, {'folded' if folded else 'as they train'}",
+    None if teacher is None else freeze.fingerprint(trees.weights(teacher)),
   )
   return model if mesh is None else _place(model, mesh, config.mesh.frozen)
 
@@ -145,21 +137,15 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     ValueError: a config that does not fit, a workdir of another config.
     FloatingPointError: a loss that is not finite.
   """
-  task = tasks_build.build_task(config)
-  _logger.info("%s%s", config.headline and config.headline + "\n", task.headline)
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  task, mesh = _open(config)
   sharding.check_batch(config.batch_size, mesh, "batch_size", config.accumulate)
-  sharding.check_batch(config.eval_batch_size, mesh, "eval_batch_size")
   folder, is_writer = pathlib.Path(workdir), jax.process_index() == 0
   checkpoint.claim_workdir(folder, config.to_dict(), ignore=_FREE_OPTIONS, is_writer=False)
-  model = build_model(task, config, mesh)
+  model = build_model(task, config, mesh, with_teacher=True)
   tx = optimizer_lib.build(
     config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of
   )
-  rate = jax.jit(optimizer_lib.schedule(config.optimizer, config.steps))
-  state = step_lib.init_state(model.trainable, tx, seed=config.seed, ema=config.ema_decay > 0)
-  layout = sharding.state_shardings(state, mesh, config.mesh.frozen)
-  state = sharding.put(state, layout)
+  state, layout = _initial_state(task, model, tx, config, mesh)
   _describe(model, state, mesh)
 
   with (
@@ -169,14 +155,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     run_log.compile_counter() as compilations,
     run_log.StopSignal() as stop,
   ):
-    start = 0
-    if checkpoints.latest_step() is not None:
-      checkpoint.check_feature_key(
-        feature_key.current(checkpoints.read_meta()["feature_key"]), model.feature_key
-      )
-      state, meta = checkpoints.restore(state)
-      start = meta["step"]
-      _logger.info("Continuing from step %d in %s.", start, folder)
+    state, start = _restore(checkpoints, state, model, folder)
     if start >= config.steps:
       # Without them the run was killed just before it drew them; without metrics only checkpoints were kept.
       if is_writer and (folder / "metrics.jsonl").exists() and not (folder / "curves_train.png").exists():
@@ -184,81 +163,23 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
       _logger.info("All %d steps are done; --mode=evaluate evaluates again.", config.steps)
       return {}
     log.resume_from(start or None)
-
-    def save(step: int, metrics: dict[str, float] | None = None) -> None:
-      _check_finite(jax.device_get(pending), step)
-      meta = checkpoint.make_meta(
-        config=config.to_dict(),
-        feature_key=model.feature_key,
-        examples=step * config.batch_size,
-        classes=list(task.classes),
-      )
-      if metrics is None:
-        checkpoints.save(step, state, meta)
-      elif task.best_metric in metrics:
-        kept = {name: state[name] for name in ("trainable", "ema") if name in state}
-        checkpoints.save_best(step, kept, meta, metrics)
-
     with task.train_batches(start * config.batch_size) as batches:
       batch = next(batches)
-      steps, predict = _compile(task, model, tx, config, state, layout, batch, mesh)
+      steps = programs.compile_steps(task, model, tx, config, state, layout, batch, mesh)
+      predictions = programs.compile_predictions(task, model, state, mesh)
+      rate = jax.jit(optimizer_lib.schedule(config.optimizer, config.steps))
       rate(start)  # compiled now too, though logged later
+      distributed.wait_for_all("training")
       # Only now, so that a config that cannot run does not keep the workdir from the one that can.
       checkpoint.claim_workdir(folder, config.to_dict(), ignore=_FREE_OPTIONS, is_writer=is_writer)
       progress = run_log.Progress(config.steps, config.batch_size, start_step=start)
-      metrics: dict[str, float] = {}
-      first_evaluation, pending = None, []
-      for step in range(start, config.steps):
-        placed = sharding.put_batch(step_lib.device_batch(batch), mesh)
-        with jax.transfer_guard("disallow"):  # nothing else moves between host and devices in a step
-          state, scalars = steps[task.phase_at(step)](state, model.frozen, placed)
-        pending.append(scalars)
-        done = step + 1
-        if done < config.steps:
-          with progress.waiting():
-            batch = next(batches)
-        if step == start:
-          jax.block_until_ready(scalars)
-        progress.step_done(done)
-        if done % config.log_every == 0 or done == config.steps:
-          pending = jax.device_get(pending)
-          _check_finite(pending, done)
-          values, pending = _mean(pending), []
-          rates = progress.rates()
-          _logger.info("%s", progress.line(values["loss"], rates))
-          with progress.pause():  # the first write imports TensorFlow
-            log.scalars(
-              done,
-              {
-                **{f"train/{name}": value for name, value in values.items()},
-                "train/learning_rate": float(rate(step)),
-                **{f"speed/{name}": value for name, value in rates.items()},
-              },
-            )
-        finished = done == config.steps
-        evaluates = finished or (config.eval_every and done % config.eval_every == 0)
-        stops = stop.agreed(done)
-        saves = finished or stops or done % config.checkpoint_every == 0
-        if evaluates or saves:
-          jax.block_until_ready(scalars)  # so that no pause holds a step's time
-        if evaluates:
-          with progress.pause():
-            metrics = _evaluate(task, predict, state, config, folder, log, done)
-            save(done, metrics)
-          if first_evaluation is None:
-            first_evaluation = compilations.mark()
-        if saves:
-          with progress.pause():
-            save(done)
-        if stops and not finished:
-          _logger.warning(
-            "Stopped by %s; step %d is saved and the same command continues.", stop.signal_name, done
-          )
-          return metrics
-    late = compilations.since(first_evaluation)
-    log.scalars(config.steps, {"compilations/after_first_evaluation": len(late)})
-    if late:
-      _logger.warning("After the first evaluation %s", compilations.report(first_evaluation))
+      run = run_lib.Run(
+        task, config, model, mesh, folder, checkpoints, log, compilations, progress, steps, predictions, rate
+      )
+      metrics, finished = run.train(state, start, batch, batches, stop)
+    if not finished:
+      return metrics
+    run.report_compilations()
     checkpoints.wait()
   if is_writer:
     curves.plot_curves(folder / "metrics.jsonl", folder / "curves.png")
@@ -273,10 +194,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float
     FileNotFoundError: no checkpoint there.
     ValueError: a checkpoint of other features or of another model.
   """
-  task = tasks_build.build_task(config)
-  _logger.info("%s%s", config.headline and config.headline + "\n", task.headline)
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
-  sharding.check_batch(config.eval_batch_size, mesh, "eval_batch_size")
+  task, mesh = _open(config)
   folder = pathlib.Path(workdir)
   model = build_model(task, config, mesh)
   weights = "ema" if config.ema_decay > 0 else "trainable"
@@ -287,11 +205,72 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float
   ):
     meta = checkpoints.read_meta()
     checkpoint.check_feature_key(feature_key.current(meta["feature_key"]), model.feature_key)
-    state, meta = checkpoints.restore({weights: model.trainable}, partial=True)
+    wanted = {weights: model.trainable, "mutable": model.mutable}
+    state, meta = checkpoints.restore(wanted, partial=True)
     _logger.info("Evaluating step %d of %s.", meta["step"], folder)
-    predict = _compile_prediction(task, model, _evaluated(state), mesh)
+    predictions = programs.compile_predictions(task, model, state, mesh)
     distributed.wait_for_all("evaluation")
-    return _evaluate(task, predict, state, config, folder, log, meta["step"])
+    return evaluation_lib.evaluate_all(
+      task,
+      {name: functools.partial(predict, state) for name, predict in predictions.items()},
+      folder,
+      log,
+      meta["step"],
+      at_end=True,
+      num_pictures=config.pictures,
+    )
+
+
+def _open(config: ml_collections.ConfigDict) -> tuple[base.Task, jax.sharding.Mesh]:
+  """The task of a config with its data, and the mesh that the run is spread over."""
+  task = tasks_build.build_task(config)
+  _logger.info("%s%s", config.headline and config.headline + "\n", task.headline)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+  sharding.check_batch(config.eval_batch_size, mesh, "eval_batch_size")
+  return task, mesh
+
+
+def _initial_state(
+  task: base.Task,
+  model: Model,
+  tx: optax.GradientTransformation,
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh,
+) -> tuple[step_lib.State, Any]:
+  """What changes while training, before the first step, and its shardings."""
+  module = nnx.merge(model.graphdef, model.trainable, model.mutable, model.frozen)
+  state = step_lib.init_state(
+    model.trainable,
+    tx,
+    seed=config.seed,
+    ema=config.ema_decay > 0,
+    mutable=model.mutable,
+    task_state=task.initial_state(module),
+  )
+  layout = sharding.state_shardings(state, mesh, config.mesh.frozen)
+  return sharding.put(state, layout), layout
+
+
+def _restore(
+  checkpoints: checkpoint.Checkpoints, state: step_lib.State, model: Model, folder: pathlib.Path
+) -> tuple[step_lib.State, int]:
+  """(the newest state of a workdir, its step), or the given state and 0 where there is none.
+
+  Raises:
+    ValueError: a checkpoint of other frozen networks, or of another model.
+  """
+  if checkpoints.latest_step() is None:
+    return state, 0
+  meta = checkpoints.read_meta()
+  checkpoint.check_feature_key(feature_key.current(meta["feature_key"]), model.feature_key)
+  if meta.get("teacher") != model.teacher:
+    raise ValueError(
+      f"The run in {folder} had the teacher {meta.get('teacher')}, this one has {model.teacher} "
+      "(fingerprints of their weights). Give the teacher that it began with, or use another --workdir."
+    )
+  state, meta = checkpoints.restore(state)
+  _logger.info("Continuing from step %d in %s.", meta["step"], folder)
+  return state, meta["step"]
 
 
 def _place(model: Model, mesh: jax.sharding.Mesh, over: sharding.Over) -> Model:
@@ -300,6 +279,7 @@ def _place(model: Model, mesh: jax.sharding.Mesh, over: sharding.Over) -> Model:
   return dataclasses.replace(
     model,
     trainable=sharding.put(model.trainable, trainable),
+    mutable=sharding.put(model.mutable, jax.tree.map(lambda _: sharding.replicated(mesh), model.mutable)),
     frozen=sharding.put(model.frozen, sharding.frozen_shardings(model.frozen, mesh, over)),
   )
 
@@ -331,116 +311,3 @@ def _describe(model: Model, state: step_lib.State, mesh: jax.sharding.Mesh) -> N
       first.device_kind,
       held / 1e6,
     )
-
-
-def _compile(
-  task: base.Task,
-  model: Model,
-  tx: Any,
-  config: ml_collections.ConfigDict,
-  state: step_lib.State,
-  layout: Any,
-  batch: base.Batch,
-  mesh: jax.sharding.Mesh,
-) -> tuple[dict[Any, Any], Any]:
-  """All programs of the run, before the first step: {phase: train step}, and the prediction."""
-  started = time.perf_counter()
-  steps, flops = {}, 0.0
-  for phase in task.phases:
-    train_step = step_lib.make_train_step(
-      task,
-      model.graphdef,
-      tx,
-      phase=phase,
-      accumulate=config.accumulate,
-      ema_decay=config.ema_decay,
-      frozen_pass=model.frozen_pass,
-    )
-    lowered = jax.jit(train_step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh))).lower(
-      state, model.frozen, sharding.put_batch(step_lib.device_batch(batch), mesh)
-    )
-    steps[phase] = lowered.compile()
-    flops = (steps[phase].cost_analysis() or {}).get("flops", 0.0)
-  predict = _compile_prediction(task, model, _evaluated(state), mesh)
-  _logger.info(
-    "Compiled %d programs in %.1f s; a training step is %.1f GFLOP by the compiler's count (a scanned "
-    "body counts once).",
-    len(steps) + 1,
-    time.perf_counter() - started,
-    flops / 1e9,
-  )
-  distributed.wait_for_all("training")
-  return steps, predict
-
-
-def _compile_prediction(
-  task: base.Task, model: Model, parameters: nnx.State, mesh: jax.sharding.Mesh
-) -> Callable[[nnx.State, base.Batch], Any]:
-  """(parameters, batch of this process) -> predictions on the devices."""
-
-  def place(batch):
-    return sharding.put_batch(step_lib.device_batch(batch), mesh)
-
-  with task.eval_batches() as batches:
-    example = next(batches)
-  step = step_lib.make_predict_step(task, model.graphdef, frozen_pass=model.frozen_pass)
-  compiled = (
-    jax.jit(step, out_shardings=sharding.batch_sharding(mesh))
-    .lower(parameters, model.frozen, place(example))
-    .compile()
-  )
-  return lambda parameters, batch: compiled(parameters, model.frozen, place(batch))
-
-
-def _evaluated(state: step_lib.State) -> nnx.State:
-  """The parameters that are evaluated: the average, where there is one."""
-  return state.get("ema", state.get("trainable"))
-
-
-def _mean(pending: list[dict[str, np.ndarray]]) -> dict[str, float]:
-  """Means of the scalars since the last line."""
-  values = collections.defaultdict(list)
-  for scalars in pending:
-    for name, value in scalars.items():
-      values[name].append(float(value))
-  return {name: float(np.mean(value)) for name, value in values.items()}
-
-
-def _check_finite(pending: list[dict[str, np.ndarray]], step: int) -> None:
-  """Stops a run that has failed, before its state is saved.
-
-  Raises:
-    FloatingPointError: a loss or a gradient is not finite; names the terms that are not.
-  """
-  for scalars in pending:
-    if not math.isfinite(scalars["loss"]) or not math.isfinite(scalars["grad_norm"]):
-      bad = sorted(name for name, value in scalars.items() if not math.isfinite(value))
-      raise FloatingPointError(
-        f"Not finite before step {step}: {bad}. The last checkpoint is from before; lower "
-        "optimizer.learning_rate or set optimizer.clip_norm."
-      )
-
-
-def _evaluate(
-  task: base.Task,
-  predict: Any,
-  state: step_lib.State,
-  config: ml_collections.ConfigDict,
-  folder: pathlib.Path,
-  log: run_log.RunLog,
-  step: int,
-) -> dict[str, float]:
-  """Evaluates, writes results and pictures, and says the metrics."""
-  parameters = _evaluated(state)
-  metrics, pictures, evaluator = evaluate_lib.evaluate(
-    task,
-    lambda batch: predict(parameters, batch),
-    num_pictures=config.pictures if jax.process_index() == 0 else 0,
-  )
-  task.write_results(evaluator, folder)
-  log.scalars(step, {f"eval/{name}": value for name, value in metrics.items()})
-  log.images(step, pictures)
-  _logger.info(
-    "Evaluation at step %d: %s", step, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-  )
-  return metrics

@@ -1,5 +1,7 @@
 """The compiled steps of training and evaluation, as pure functions of pytrees."""
 
+from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -11,6 +13,36 @@ from frozen_vision.freezing import partition
 from frozen_vision.tasks import base
 
 State = dict[str, Any]
+Scalars = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A task's model in parts.
+
+  Attributes:
+    graphdef: its structure; `nnx.merge(graphdef, trainable, mutable, frozen)` gives the module.
+    trainable: what the optimizer sees.
+    mutable: what the forward pass of trained modules changes, such as BatchNorm's statistics.
+    frozen: what nothing changes.
+    feature_key: identifies the frozen features; None where some of the backbone trains.
+    frozen_parameters: how many numbers are frozen in the canonical model, before folding.
+    storage: how the frozen ones are stored, in words.
+    teacher: fingerprint of the second frozen network, if the task has one.
+  """
+
+  graphdef: nnx.GraphDef
+  trainable: nnx.State
+  mutable: nnx.State
+  frozen: nnx.State
+  feature_key: dict[str, Any] | None
+  frozen_parameters: int
+  storage: str
+  teacher: str | None = None
+
+  @property
+  def frozen_pass(self) -> bool:
+    return self.feature_key is not None
 
 
 def device_batch(batch: base.Batch) -> base.Batch:
@@ -18,11 +50,30 @@ def device_batch(batch: base.Batch) -> base.Batch:
   return {name: value for name, value in batch.items() if value.dtype.itemsize < 8}
 
 
-def init_state(trainable: nnx.State, tx: optax.GradientTransformation, *, seed: int, ema: bool) -> State:
-  """Everything that changes while training, and all that a checkpoint holds."""
+def init_state(
+  trainable: nnx.State,
+  tx: optax.GradientTransformation,
+  *,
+  seed: int,
+  ema: bool,
+  mutable: nnx.State | None = None,
+  task_state: Any = None,
+) -> State:
+  """Everything that changes while training, and all that a checkpoint holds.
+
+  Args:
+    mutable: variables of the trained modules that the forward pass changes, such as BatchNorm's statistics;
+      None for none.
+    task_state: of `Task.initial_state`.
+
+  Returns:
+    `trainable`, `opt_state`, `mutable`, `task` (its own state), `step`, `key`, and `ema` if asked for.
+  """
   state = {
     "trainable": trainable,
     "opt_state": tx.init(trainable),
+    "mutable": nnx.State({}) if mutable is None else mutable,
+    "task": task_state,
     "step": jnp.zeros((), jnp.int32),
     "key": jax.random.key(seed),
   }
@@ -45,13 +96,15 @@ def make_train_step(
   ema_decay: float = 0.0,
   frozen_pass: bool,
   given_features: bool = False,
-) -> Any:
+) -> Callable[..., tuple[State, Scalars]]:
   """train_step(state, frozen, batch[, features]) -> (state, scalars), to be jitted.
+
+  The scalars are `loss`, `loss/NAME` of its terms, the task's metrics and `grad_norm`.
 
   Args:
     phase: the task's static setting.
     accumulate: micro-batches per update, of every so many-th example, which leaves each on its device;
-      gradients are averaged.
+      gradients are averaged, mutable state passes from one to the next.
     ema_decay: of the average of the trainable parameters; 0 for none. The first updates use
       (1 + step) / (10 + step) where that is smaller, so that the start is forgotten.
     frozen_pass: the backbone is wholly frozen, so its features are computed outside of the gradient.
@@ -59,57 +112,123 @@ def make_train_step(
   """
   if given_features and accumulate != 1:
     raise ValueError("A step on given features does not accumulate; use accumulate=1.")
+  gradients = _gradients(task, graphdef, phase, frozen_pass=frozen_pass)
 
-  def gradients(trainable, frozen, batch, features, rng):
-    if features is None and frozen_pass:
-      features = task.frozen_features(nnx.merge(graphdef, trainable, frozen), batch)
-
-    def loss_fn(trainable):
-      return task.loss(nnx.merge(graphdef, trainable, frozen), batch, features, rng, phase)
-
-    (loss, scalars), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
-    return grads, {"loss": loss, **scalars}
-
-  def train_step(state: State, frozen: nnx.State, batch: base.Batch, features=None):
-    trainable = state["trainable"]
+  def train_step(
+    state: State, frozen: nnx.State, batch: base.Batch, features: base.Features | None = None
+  ) -> tuple[State, Scalars]:
+    trainable, changing = state["trainable"], (state["mutable"], state["task"])
     rng = jax.random.fold_in(state["key"], state["step"])
     if accumulate == 1:
-      grads, scalars = gradients(trainable, frozen, batch, features, rng)
+      changing, grads, scalars = gradients(trainable, changing, frozen, batch, rng, features)
     else:
-      micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
-
-      def add(total, indexed):
-        index, batch = indexed
-        new = gradients(trainable, frozen, batch, None, jax.random.fold_in(rng, index))
-        return jax.tree.map(jnp.add, total, new), None
-
-      shapes = jax.eval_shape(
-        lambda batch: gradients(trainable, frozen, batch, None, rng), jax.tree.map(lambda x: x[0], micro)
-      )
-      zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-      total, _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro))
-      grads, scalars = jax.tree.map(lambda leaf: leaf / accumulate, total)
+      changing, grads, scalars = _accumulated(gradients, accumulate, trainable, changing, frozen, batch, rng)
     updates, opt_state = tx.update(grads, state["opt_state"], trainable)
     new = dict(
-      state, trainable=optax.apply_updates(trainable, updates), opt_state=opt_state, step=state["step"] + 1
+      state,
+      trainable=optax.apply_updates(trainable, updates),
+      opt_state=opt_state,
+      mutable=changing[0],
+      task=changing[1],
+      step=state["step"] + 1,
     )
     if "ema" in state:
-      step = state["step"].astype(jnp.float32)
-      decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
-      new["ema"] = jax.tree.map(
-        lambda old, leaf: decay * old + (1 - decay) * leaf, state["ema"], new["trainable"]
-      )
+      new["ema"] = _average(state["ema"], new["trainable"], state["step"], ema_decay)
     return new, {**scalars, "grad_norm": optax.tree.norm(grads)}
 
   return train_step
 
 
-def make_predict_step(task: base.Task, graphdef: nnx.GraphDef, *, frozen_pass: bool) -> Any:
-  """predict_step(trainable, frozen, batch) -> predictions, to be jitted."""
+def _gradients(
+  task: base.Task, graphdef: nnx.GraphDef, phase: Any, *, frozen_pass: bool
+) -> Callable[..., Any]:
+  """(trainable, changing, frozen, batch, rng, features) -> (changing, gradients, scalars).
 
-  def predict_step(trainable: nnx.State, frozen: nnx.State, batch: base.Batch):
-    model = nnx.merge(graphdef, trainable, frozen)
-    features = task.frozen_features(model, batch) if frozen_pass else None
-    return task.predict(model, batch, features)
+  `changing` is (the model's mutable variables, the task's own state), before and after.
+  """
+
+  def gradients(
+    trainable: nnx.State,
+    changing: tuple[nnx.State, Any],
+    frozen: nnx.State,
+    batch: base.Batch,
+    rng: jax.Array,
+    given: base.Features | None = None,
+  ) -> tuple[tuple[nnx.State, Any], nnx.State, Scalars]:
+    mutable, task_state = changing
+    loss_rng, features_rng, prepare_rng = jax.random.split(rng, 3)
+    batch = task.prepare(batch, prepare_rng, phase)
+    if given is None and frozen_pass:
+      given = task.features(nnx.merge(graphdef, trainable, mutable, frozen), batch, None)
+
+    def loss_fn(trainable: nnx.State) -> tuple[jax.Array, tuple[base.Losses, nnx.State]]:
+      # A copy: the forward pass writes new statistics into its variables, which are read below.
+      model = nnx.merge(graphdef, trainable, mutable, frozen, copy=True)
+      features = task.features(model, batch, features_rng) if given is None else given
+      losses = task.loss(model, batch, features, loss_rng, task_state)
+      return losses.total, (losses, _same_variables(model, mutable))
+
+    (loss, (losses, changed)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+    terms = {f"loss/{name}": value for name, value in losses.terms.items()}
+    return (changed, losses.state), grads, {"loss": loss, **terms, **losses.metrics}
+
+  return gradients
+
+
+def _same_variables(model: nnx.Module, wanted: nnx.State) -> nnx.State:
+  """The variables of a model that a state has, with their present values."""
+  variables = dict(nnx.to_flat_state(nnx.state(model)))
+  return nnx.from_flat_state([(path, variables[path]) for path, _ in nnx.to_flat_state(wanted)])
+
+
+def _accumulated(
+  gradients: Callable[..., Any],
+  parts: int,
+  trainable: nnx.State,
+  changing: tuple[nnx.State, Any],
+  frozen: nnx.State,
+  batch: base.Batch,
+  rng: jax.Array,
+) -> tuple[tuple[nnx.State, Any], nnx.State, Scalars]:
+  """Means of gradients and scalars over micro-batches, one after the other."""
+  micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+
+  def add(carry: tuple[Any, Any], indexed: tuple[jax.Array, base.Batch]) -> tuple[tuple[Any, Any], None]:
+    (changing, total), (index, batch) = carry, indexed
+    changing, *new = gradients(trainable, changing, frozen, batch, jax.random.fold_in(rng, index))
+    return (changing, jax.tree.map(jnp.add, total, tuple(new))), None
+
+  shapes = jax.eval_shape(
+    lambda batch: gradients(trainable, changing, frozen, batch, rng)[1:], jax.tree.map(lambda x: x[0], micro)
+  )
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+  (changing, total), _ = jax.lax.scan(add, (changing, zeros), (jnp.arange(parts), micro))
+  return changing, *jax.tree.map(lambda leaf: leaf / parts, total)
+
+
+def _average(ema: nnx.State, trainable: nnx.State, step: jax.Array, ema_decay: float) -> nnx.State:
+  """The average after an update; see `make_train_step`."""
+  step = step.astype(jnp.float32)
+  decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
+  return jax.tree.map(lambda old, leaf: decay * old + (1 - decay) * leaf, ema, trainable)
+
+
+def make_predict_step(
+  task: base.Task, graphdef: nnx.GraphDef, largest_size: tuple[int, int] | None = None
+) -> Callable[[nnx.State, nnx.State, nnx.State, base.Batch], base.Outputs]:
+  """predict_step(trainable, mutable, frozen, batch) -> predictions, to be jitted; deterministic.
+
+  Args:
+    largest_size: static (height, width) that no source image exceeds, if the task depends on it.
+  """
+
+  def predict_step(
+    trainable: nnx.State, mutable: nnx.State, frozen: nnx.State, batch: base.Batch
+  ) -> base.Outputs:
+    model = nnx.merge(graphdef, trainable, mutable, frozen)
+    model.eval()
+    batch = task.prepare(batch, None, task.phases[-1])
+    outputs = task.predict(model, batch, task.features(model, batch, None))
+    return task.to_source(outputs, batch, largest_size)
 
   return predict_step

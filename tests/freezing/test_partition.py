@@ -48,7 +48,7 @@ class _Program:
     self.frozen_pass = train_step.backbone_is_frozen(self.trainable)
 
   def forward(self, frozen, trainable, batch):
-    return self.task.frozen_features(nnx.merge(self.graphdef, trainable, frozen), batch)
+    return self.task.features(nnx.merge(self.graphdef, trainable, frozen), batch, None)
 
   def step(self, **options):
     return train_step.make_train_step(

@@ -21,9 +21,9 @@ from frozen_vision.data.segmentation import label_maps
 from frozen_vision.prediction import files as predict_files
 from frozen_vision.prediction import inputs as inputs_lib
 from frozen_vision.prediction import predictor as predict
-from frozen_vision.prediction import results as predictions
 from frozen_vision.prediction import trained_head
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.tasks import results as results_lib
 from frozen_vision.training import evaluation, loop
 from frozen_vision.training import step as train_step
 from tests import runs, tiny
@@ -143,9 +143,10 @@ def test_detections_are_those_of_the_evaluation(tmp_path):
   runs.save_run(workdir, config)
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
-  step = jax.jit(train_step.make_predict_step(task, model.graphdef, frozen_pass=True))
+  step = jax.jit(train_step.make_predict_step(task, model.graphdef))
   _, _, evaluator = evaluation.evaluate(
-    task, lambda batch: step(model.trainable, model.frozen, train_step.device_batch(batch))
+    task.evaluations["val"],
+    lambda batch: step(model.trainable, model.mutable, model.frozen, train_step.device_batch(batch)),
   )
   wanted = evaluator.detections()
   source = scenes.SceneSource(3, split="validation", image_size=64, seed=0)
@@ -178,11 +179,11 @@ def test_videos_go_to_heads_for_videos(tmp_path):
   clip = np.random.default_rng(0).integers(0, 256, (9, 40, 56, 3)).astype(np.uint8)
   results = predictor([clip, _picture(20, 20), clip[:2]])
   assert [type(x) for x in results["act"]] == [
-    predictions.ClassProbabilities,
+    results_lib.ClassProbabilities,
     type(None),
-    predictions.ClassProbabilities,
+    results_lib.ClassProbabilities,
   ]
-  assert [type(x) for x in results["segment"]] == [type(None), predictions.LabelMap, type(None)]
+  assert [type(x) for x in results["segment"]] == [type(None), results_lib.LabelMap, type(None)]
   first = results["act"][0]
   assert first.probabilities.sum() == pytest.approx(1, abs=1e-6)
   top = first.top(2)
@@ -225,8 +226,9 @@ def test_files_for_an_action_recogniser_and_a_classifier(tmp_path):
   assert row["top"][0]["probability"] == pytest.approx(direct["classify"][2].probabilities.max(), abs=1e-5)
   # What the classifier says is what its model says of the same pixels.
   head = predictor.heads["classify"]
-  image = {"image": head.transform({"image": pixels, "image_id": 0, "label": 0})["image"][None]}
-  logits = head.task.predict(nnx.merge(head.graphdef, head.trainable, head.frozen), image, None)["logits"]
+  model = nnx.merge(head.graphdef, *head.parts)
+  image = {"image": head.task.read_input(pixels)[1]["image"][None]}
+  logits = head.task.predict(model, image, head.task.features(model, image, None))["logits"]
   np.testing.assert_allclose(direct["classify"][2].probabilities, jax.nn.softmax(logits[0]), atol=1e-5)
   for head, name in (("act", "a"), ("act", "b"), ("classify", "c")):
     with Image.open(out / head / "pictures" / f"{name}.jpg") as picture:
@@ -235,7 +237,7 @@ def test_files_for_an_action_recogniser_and_a_classifier(tmp_path):
 
 def test_results_are_drawn_in_the_inputs_coordinates():
   names = ("disk", "ring")
-  found = predictions.detections(
+  found = results_lib.Detections.from_outputs(
     {
       "boxes": np.array([[[8.0, 4, 24, 12], [0, 0, 64, 32]]]),
       "scores": np.array([[0.9, 0.2]], np.float32),
@@ -253,12 +255,12 @@ def test_results_are_drawn_in_the_inputs_coordinates():
   assert mask[9:23, 17:47].all() and mask.sum() == mask[8:24, 16:48].sum()
   row = found.coco_rows(4, (5, 9))[0]
   assert (row["image_id"], row["category_id"], row["bbox"]) == (4, 9, [16.0, 8.0, 32.0, 16.0])
-  picture = predict_files.draw(np.full((64, 128, 3), 128, np.uint8), found)
+  picture = found.draw(np.full((64, 128, 3), 128, np.uint8))
   changed = np.any(picture != 128, axis=-1)
   scale = picture.shape[1] // 128
   assert changed[16 * scale, 32 * scale] and not changed[-2 * scale, 2 * scale]  # 0.2 is not drawn
-  labels = predictions.LabelMap(np.zeros((20, 3000), np.uint8), names)
-  assert max(predict_files.draw(np.zeros((20, 3000, 3), np.uint8), labels).shape) < 1700
+  labels = results_lib.LabelMap(np.zeros((20, 3000), np.uint8), names)
+  assert max(labels.draw(np.zeros((20, 3000, 3), np.uint8)).shape) < 1700
   assert labels.shares() == {"disk": 1.0}
 
 

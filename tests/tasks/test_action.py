@@ -82,14 +82,16 @@ def test_memory_is_that_of_one_pass(built):
 
 def test_one_view_is_no_averaging_and_more_are_the_mean_of_probabilities(built, batch):
   task, graphdef, state = built
-  predict = jax.jit(
-    lambda state, clip: task.predict(nnx.merge(graphdef, state), {"clip": clip}, None)["probabilities"]
-  )
+
+  @jax.jit
+  def predict(state, clip):
+    model = nnx.merge(graphdef, state)
+    return task.predict(model, {"clip": clip}, task.features(model, {"clip": clip}, None))["probabilities"]
 
   @jax.jit
   def plainly(state, clip):
     model = nnx.merge(graphdef, state)
-    return jax.nn.softmax(model.head(task.frozen_features(model, {"clip": clip})), axis=-1)
+    return jax.nn.softmax(model.head(task.features(model, {"clip": clip}, None)), axis=-1)
 
   clip = batch["clip"]
   assert clip.shape[1] == 1
@@ -108,7 +110,8 @@ def test_unreadable_videos_have_no_part_in_the_loss(built, batch):
   def loss(clip, label, readable):
     model = nnx.merge(graphdef, state)
     data = {"clip": clip, "label": label, "readable": readable}
-    return task.loss(model, data, task.frozen_features(model, data), jax.random.key(0), None)
+    losses = task.loss(model, data, task.features(model, data, None), jax.random.key(0), None)
+    return losses.total, losses.metrics
 
   clip, label = batch["clip"][:, 0], batch["label"]
   value, scalars = loss(clip, label, np.array([True, False]))
@@ -131,10 +134,11 @@ def test_features_are_computed_outside_of_the_gradient_or_within_alike(head):
   @jax.jit
   def losses(state):
     model = nnx.merge(graphdef, state)
-    frozen = task.loss(model, data, task.frozen_features(model, data), rng, None)[0]
+    frozen = task.loss(model, data, task.features(model, data, None), rng, None).total
 
     def within(state):
-      return task.loss(nnx.merge(graphdef, state), data, None, rng, None)[0]
+      model = nnx.merge(graphdef, state)
+      return task.loss(model, data, task.features(model, data, rng), rng, None).total
 
     return frozen, *jax.value_and_grad(within)(state)
 

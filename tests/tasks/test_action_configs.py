@@ -73,12 +73,13 @@ def test_the_giant_recipe_is_traced_at_full_size(module, monkeypatch):
 
   def loss(trainable, frozen, batch):
     model = nnx.merge(graphdef, trainable, frozen)
-    features = task.frozen_features(model, batch)
+    features = task.features(model, batch, None)
     assert [x.shape for x in features] == [(2, 16, 12, 12, 4096)] and features[0].dtype == "bfloat16"
     return task.loss(model, batch, features, jax.random.key(0), None)
 
-  value, scalars = jax.eval_shape(loss, trainable, frozen, batch)
-  assert value.shape == () and set(scalars) == {"top1", "unreadable"}
+  losses = jax.eval_shape(loss, trainable, frozen, batch)
+  assert {name: value.shape for name, value in losses.terms.items()} == {"cross_entropy": ()}
+  assert set(losses.metrics) == {"top1", "unreadable"}
 
 
 def test_the_configuration_is_json(module):

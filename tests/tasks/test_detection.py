@@ -66,7 +66,7 @@ def _predict(task, *images):
   @jax.jit
   def predict(state, batch):
     model = nnx.merge(graphdef, state)
-    return task.predict(model, batch, task.frozen_features(model, batch))
+    return task.predict(model, batch, task.features(model, batch, None))
 
   return jax.tree.map(np.asarray, predict(state, train_step.device_batch(batch))), batch
 
@@ -165,7 +165,9 @@ def hard_steps():
   @jax.jit
   def step(trainable, batch):
     def loss(trainable):
-      return task.loss(nnx.merge(graphdef, trainable, frozen), batch, features, jax.random.key(1), None)
+      model = nnx.merge(graphdef, trainable, frozen)
+      losses = task.loss(model, batch, features, jax.random.key(1), None)
+      return losses.total, losses.terms
 
     return jax.value_and_grad(loss, has_aux=True)(trainable)
 
@@ -255,15 +257,17 @@ def test_training_without_masks_needs_none(tmp_path):
   graphdef, state = nnx.split(nnx.eval_shape(task.build_model))
 
   def loss(state, batch):
-    return task.loss(nnx.merge(graphdef, state), batch, None, jax.random.key(0), None)
+    model = nnx.merge(graphdef, state)
+    return task.loss(model, batch, task.features(model, batch, None), jax.random.key(0), None)
 
-  _, scalars = jax.eval_shape(loss, state, batch)
-  assert not [name for name in scalars if "mask" in name]
+  losses = jax.eval_shape(loss, state, batch)
+  assert not [name for name in {**losses.terms, **losses.metrics} if "mask" in name]
   with task.eval_batches() as batches:
     batch = next(batches)
 
   def predict(state, batch):
-    return task.predict(nnx.merge(graphdef, state), batch, None)
+    model = nnx.merge(graphdef, state)
+    return task.predict(model, batch, task.features(model, batch, None))
 
   found = jax.eval_shape(predict, state, train_step.device_batch(batch))
   assert set(found) == {"boxes", "scores", "labels", "valid"}

@@ -79,9 +79,10 @@ def _evaluated(config):
 
   @jax.jit
   def run(batch):
-    features = task.frozen_features(model, batch)
+    features = task.features(model, batch, None)
     scores = model.head.predict_semantic(features, batch["image"].shape[1:3])
-    return task.predict(model, batch, features)["label_map"], scores
+    outputs = task.predict(model, batch, features)
+    return task.to_source(outputs, batch, task.evaluations["val"].largest_size)["label_map"], scores
 
   found, scores = run(step.device_batch(batch))
   return task, batch, np.asarray(found), np.asarray(scores)

@@ -16,8 +16,8 @@ from frozen_vision.data.detection import photos
 from frozen_vision.freezing import partition
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import state_leaves
+from frozen_vision.tasks import base, classification
 from frozen_vision.tasks import build as tasks_build
-from frozen_vision.tasks import classification
 from frozen_vision.training import loop as train
 from frozen_vision.training import optimizer
 from frozen_vision.training import step as train_step
@@ -111,10 +111,10 @@ def test_phases_switch_the_program_and_nothing_compiles_late(tmp_path, images, m
   original = classification.ClassificationTask.loss
   sides = []
 
-  def loss(self, model, batch, features, rng, phase):
-    value, scalars = original(self, model, batch, features, rng, phase)
-    sides.append(phase)
-    return value, scalars | {"side": jnp.float32(phase)}
+  def loss(self, model, batch, features, rng, state):
+    losses = original(self, model, batch, features, rng, state)
+    sides.append(batch["image"].shape[1])
+    return losses._replace(metrics=losses.metrics | {"side": jnp.float32(sides[-1])})
 
   monkeypatch.setattr(classification.ClassificationTask, "loss", loss)
   metrics = train.train(config, tmp_path)
@@ -172,21 +172,33 @@ def test_the_average_is_what_is_evaluated(tmp_path, images, monkeypatch):
   parts = {"ema": model.trainable, "trainable": model.trainable}
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     state, _ = checkpoints.restore(parts, partial=True)
-  predict = jax.jit(train_step.make_predict_step(task, model.graphdef, frozen_pass=model.frozen_pass))
+  predict = jax.jit(train_step.make_predict_step(task, model.graphdef))
   with task.eval_batches() as batches:
     batch = train_step.device_batch(next(batches))
-  logits = {name: np.asarray(predict(state[name], model.frozen, batch)["logits"]) for name in parts}
+  logits = {
+    name: np.asarray(predict(state[name], model.mutable, model.frozen, batch)["logits"]) for name in parts
+  }
   np.testing.assert_allclose(seen[0], logits["ema"], atol=1e-5)
   assert np.abs(seen[0] - logits["trainable"]).max() > 1e-3
+
+
+class _WithoutBackbone:
+  """As much of a task as the train step needs."""
+
+  def prepare(self, batch, rng, phase):
+    return batch
+
+  def features(self, model, batch, rng):
+    return ()
 
 
 def test_the_average_follows_its_rule():
   params = nnx.state(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
   graphdef = nnx.graphdef(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
 
-  class Task:
-    def loss(self, model, batch, features, rng, phase):
-      return jnp.sum(model.kernel[...]) + jnp.sum(model.bias[...]), {}
+  class Task(_WithoutBackbone):
+    def loss(self, model, batch, features, rng, state):
+      return base.Losses({"sum": jnp.sum(model.kernel[...]) + jnp.sum(model.bias[...])}, {})
 
   tx = optax.sgd(1.0)  # every parameter falls by 1 a step
   step = train_step.make_train_step(Task(), graphdef, tx, ema_decay=0.25, frozen_pass=False)
@@ -234,9 +246,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(images, policy):
 def test_micro_batches_have_different_random_numbers(images):
   config = tiny.classification(images, images)
 
-  class Task:
-    def loss(self, model, batch, features, rng, phase):
-      return jax.random.uniform(rng) * jnp.sum(model.kernel[...]), {}
+  class Task(_WithoutBackbone):
+    def loss(self, model, batch, features, rng, state):
+      return base.Losses({"noise": jax.random.uniform(rng) * jnp.sum(model.kernel[...])}, {})
 
   module = nnx.Linear(1, 1, use_bias=False, rngs=nnx.Rngs(0))
   tx = optax.sgd(1.0)

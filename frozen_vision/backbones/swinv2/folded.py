@@ -44,8 +44,11 @@ class FoldedSwinV2(base.FoldedBackbone):
   norm: Tree
   remat: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
-  def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _h _w _c"], ...]:
+  def __call__(
+    self, images: Float[Array, "b h w 3"], *, rng: Array | None = None
+  ) -> tuple[Float[Array, "b _h _w _c"], ...]:
     """Features of every stage; see `model.SwinV2.__call__`."""
+    del rng
     if self.config.whole_windows:
       swinv2.check_patches(images.shape[1:3])
     stem, stages = stored.arrays((self.stem, self.stages))
@@ -65,8 +68,9 @@ class FoldedSwinV2(base.FoldedBackbone):
         x = stored.norm(stored.linear(join_neighbours(x), down["reduction"]), down["norm"])
     return tuple(features)
 
-  def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b c"]:
+  def embed(self, images: Float[Array, "b h w 3"], *, rng: Array | None = None) -> Float[Array, "b c"]:
     """The final norm's output, averaged over positions."""
+    del rng
     return jnp.mean(stored.norm(self(images)[-1], stored.arrays(self.norm)), axis=(1, 2))
 
   def _block(self, x: Float[Array, "b h w c"], block: Tree, stage: int, shifted: bool):
@@ -126,16 +130,6 @@ class StackedSwinV2(FoldedSwinV2):
   Its weights are float32. Position biases stand as tables, and stochastic depth is left out: neither changes
   memory or FLOPs by anything that shows.
   """
-
-  def __call__(
-    self, images: Float[Array, "b h w 3"], *, rng: Array | None = None
-  ) -> tuple[Float[Array, "b _h _w _c"], ...]:
-    del rng
-    return super().__call__(images)
-
-  def embed(self, images: Float[Array, "b h w 3"], *, rng: Array | None = None) -> Float[Array, "b c"]:
-    del rng
-    return super().embed(images)
 
 
 def fold(

@@ -1,0 +1,186 @@
+"""One run at work: steps, log lines, evaluations and checkpoints until its end or a signal."""
+
+import collections
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import logging
+import math
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from frozen_vision.data import batch_iterator
+from frozen_vision.devices import sharding
+from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.runs import log as run_log
+from frozen_vision.tasks import base
+from frozen_vision.training import evaluation, programs
+from frozen_vision.training import step as step_lib
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Run:
+  """A run at work: its programs, and where it logs and saves.
+
+  Attributes:
+    compilations: of the whole process.
+    steps, predictions: compiled, by phase and by evaluation.
+    rate: step -> learning rate.
+    pending: scalars of the steps since the last log line, on the devices.
+    first_evaluation: mark in `compilations` after which nothing should compile.
+  """
+
+  task: base.Task
+  config: ml_collections.ConfigDict
+  model: step_lib.Model
+  mesh: jax.sharding.Mesh
+  folder: pathlib.Path
+  checkpoints: checkpoint.Checkpoints
+  log: run_log.RunLog
+  compilations: run_log.CompileCounter
+  progress: run_log.Progress
+  steps: Mapping[Any, Callable[..., tuple[step_lib.State, step_lib.Scalars]]]
+  predictions: Mapping[str, programs.Predict]
+  rate: Callable[[int], jax.Array]
+  pending: list[step_lib.Scalars] = dataclasses.field(default_factory=list)
+  first_evaluation: Any = None
+
+  def train(
+    self,
+    state: step_lib.State,
+    start: int,
+    batch: base.Batch,
+    batches: batch_iterator.BatchIterator,
+    stop: run_log.StopSignal,
+  ) -> tuple[dict[str, float], bool]:
+    """Runs all steps from `start` on, the first one on `batch`.
+
+    Returns:
+      (metrics of the last evaluation, whether the run came to its end).
+    """
+    config, metrics = self.config, {}
+    for step in range(start, config.steps):
+      placed = sharding.put_batch(step_lib.device_batch(batch), self.mesh)
+      with jax.transfer_guard("disallow"):  # nothing else moves between host and devices in a step
+        state, scalars = self.steps[self.task.phase_at(step)](state, self.model.frozen, placed)
+      self.pending.append(scalars)
+      done = step + 1
+      if done < config.steps:
+        with self.progress.waiting():
+          batch = next(batches)
+      if step == start:
+        jax.block_until_ready(scalars)
+      self.progress.step_done(done)
+      finished = done == config.steps
+      if finished or done % config.log_every == 0:
+        self._log(done)
+      evaluates = finished or (config.eval_every and done % config.eval_every == 0)
+      stops = stop.agreed(done)
+      saves = finished or stops or done % config.checkpoint_every == 0
+      if evaluates or saves:
+        jax.block_until_ready(scalars)  # so that no pause holds a step's time
+      if evaluates:
+        metrics = self._evaluate(state, done)
+      if saves:
+        with self.progress.pause():
+          self._save(state, done)
+      if stops and not finished:
+        _logger.warning(
+          "Stopped by %s; step %d is saved and the same command continues.", stop.signal_name, done
+        )
+        return metrics, False
+    return metrics, True
+
+  def report_compilations(self) -> None:
+    """Logs how many programs were compiled after the first evaluation, and warns if there are any."""
+    late = self.compilations.since(self.first_evaluation)
+    self.log.scalars(self.config.steps, {"compilations/after_first_evaluation": len(late)})
+    if late:
+      _logger.warning("After the first evaluation %s", self.compilations.report(self.first_evaluation))
+
+  def _log(self, done: int) -> None:
+    """Writes the means of the scalars since the last line.
+
+    Raises:
+      FloatingPointError: one of them is not finite.
+    """
+    pending = jax.device_get(self.pending)
+    _check_finite(pending, done)
+    values, rates = _mean(pending), self.progress.rates()
+    self.pending = []
+    _logger.info("%s", self.progress.line(values["loss"], rates))
+    with self.progress.pause():  # the first write imports TensorFlow
+      self.log.scalars(
+        done,
+        {
+          **{f"train/{name}": value for name, value in values.items()},
+          "train/learning_rate": float(self.rate(done - 1)),
+          **{f"speed/{name}": value for name, value in rates.items()},
+        },
+      )
+
+  def _evaluate(self, state: step_lib.State, done: int) -> dict[str, float]:
+    """Evaluates, and keeps the state if it is the best so far."""
+    with self.progress.pause():
+      at_end = done == self.config.steps
+      metrics = evaluation.evaluate_all(
+        self.task,
+        {name: functools.partial(predict, state) for name, predict in self.predictions.items()},
+        self.folder,
+        self.log,
+        done,
+        at_end=at_end,
+        num_pictures=self.config.pictures,
+      )
+      _check_finite(jax.device_get(self.pending), done)
+      if self.task.best_metric in metrics:
+        kept = {name: state[name] for name in ("trainable", "ema", "mutable") if name in state}
+        self.checkpoints.save_best(done, kept, self._meta(done), metrics)
+    if self.first_evaluation is None:
+      self.first_evaluation = self.compilations.mark()
+    return metrics
+
+  def _save(self, state: step_lib.State, done: int) -> None:
+    _check_finite(jax.device_get(self.pending), done)
+    self.checkpoints.save(done, state, self._meta(done))
+
+  def _meta(self, done: int) -> dict[str, Any]:
+    """What a checkpoint remembers beside its arrays."""
+    teacher = {} if self.model.teacher is None else {"teacher": self.model.teacher}
+    return checkpoint.make_meta(
+      config=self.config.to_dict(),
+      feature_key=self.model.feature_key,
+      examples=done * self.config.batch_size,
+      classes=list(self.task.classes),
+      **teacher,
+    )
+
+
+def _mean(pending: list[dict[str, np.ndarray]]) -> dict[str, float]:
+  """Means of the scalars since the last line."""
+  values = collections.defaultdict(list)
+  for scalars in pending:
+    for name, value in scalars.items():
+      values[name].append(float(value))
+  return {name: float(np.mean(value)) for name, value in values.items()}
+
+
+def _check_finite(pending: list[dict[str, np.ndarray]], step: int) -> None:
+  """Stops a run that has failed, before its state is saved.
+
+  Raises:
+    FloatingPointError: a loss or a gradient is not finite; names the terms that are not.
+  """
+  for scalars in pending:
+    if not math.isfinite(scalars["loss"]) or not math.isfinite(scalars["grad_norm"]):
+      bad = sorted(name for name, value in scalars.items() if not math.isfinite(value))
+      raise FloatingPointError(
+        f"Not finite before step {step}: {bad}. The last checkpoint is from before; lower "
+        "optimizer.learning_rate or set optimizer.clip_norm."
+      )
