@@ -22,9 +22,8 @@ _logger = logging.getLogger(__name__)
 
 Points = list[tuple[int, float]]
 
-# Numbers of the training loop that are not terms of the loss. Each gets a panel of its own, or one
-# with those that share the part before a slash.
-_PROGRESS = re.compile(
+# Names of numbers that are no terms of the loss, in files of older runs, where terms had no prefix `loss/`.
+_OLD_METRICS = re.compile(
   r"/|rate|norm|time|second|per_s|wait|eta|mfu|epoch|memory|examples|images|flops|scale|accuracy"
 )
 
@@ -112,9 +111,16 @@ def _is_whole_png(path: pathlib.Path) -> bool:
 
 
 def _panels(series: dict[str, Points], training: bool) -> dict[str, dict[str, Points]]:
-  """Sorts series into panels: title -> {legend: points}."""
+  """Sorts series into panels: title -> {legend: points}.
+
+  Terms of the loss, `loss/NAME`, share a panel. A metric has one of its own, or shares it with those that
+  have the same part before a slash.
+  """
   panels: dict[str, dict[str, Points]] = {}
   titles = {"box": "Box", "mask": "Mask"}
+  terms = {key for key in series if training and key.startswith("loss/")}
+  if training and not terms:
+    terms = {key for key in series if key != "loss" and not _OLD_METRICS.search(key)}
   for key, points in series.items():
     kind, _, metric = key.partition("_")
     if kind in titles and metric.startswith("AP"):
@@ -128,8 +134,8 @@ def _panels(series: dict[str, Points], training: bool) -> dict[str, dict[str, Po
       panel, legend = "Accuracy", f"top-{key[3:]}"
     elif key == "loss":
       panel, legend = "Loss", ""
-    elif "loss" in key or (training and not _PROGRESS.search(key)):
-      panel, legend = "Loss terms", key.replace("loss", "").strip("_/ ")
+    elif key in terms:
+      panel, legend = "Loss terms", key.removeprefix("loss/")
     else:
       panel, _, legend = key.partition("/")
       panel = panel.replace("_", " ").capitalize()

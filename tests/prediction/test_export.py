@@ -13,7 +13,7 @@ import safetensors
 
 from frozen_vision import export
 from frozen_vision.prediction import predictor as predict
-from tests import runs, tiny
+from tests import saved_runs, tiny
 
 _SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "experiments" / "run_exported.py"
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -23,7 +23,7 @@ def _predictor(tmp_path, **configs):
   heads = {}
   for name, config in configs.items():
     heads[name] = tmp_path / name
-    runs.save_run(heads[name], config, runs.CLASSES[config.task])
+    saved_runs.save_run(heads[name], config, saved_runs.CLASSES[config.task])
   return predict.Predictor(None, heads)
 
 

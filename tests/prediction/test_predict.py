@@ -26,14 +26,14 @@ from frozen_vision.tasks import build as tasks_build
 from frozen_vision.tasks import results as results_lib
 from frozen_vision.training import evaluation, loop
 from frozen_vision.training import step as train_step
-from tests import runs, tiny
+from tests import saved_runs, tiny
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def _run(folder, config, classes=None):
-  runs.save_run(folder, config, runs.CLASSES[config.task] if classes is None else classes)
+  saved_runs.save_run(folder, config, saved_runs.CLASSES[config.task] if classes is None else classes)
   return folder
 
 
@@ -76,7 +76,7 @@ def test_heads_with_one_key_and_one_view_share_a_pass(tmp_path):
 
   # A given backbone serves the heads that were trained on its features; the others keep theirs.
   config = tiny.detection()
-  given = tasks_build.build_task(config, runs.CLASSES["detection"]).build_model().backbone
+  given = tasks_build.build_task(config, saved_runs.CLASSES["detection"]).build_model().backbone
   path = tmp_path / "backbone.safetensors"
   families.save_backbone(given, path, name="swinv2_nano")
   for backbone in (given, path):
@@ -140,7 +140,7 @@ def test_detections_are_those_of_the_evaluation(tmp_path):
   config = tiny.detection()
   workdir = tmp_path / "run"
   # Of a run from before checkpoints knew classes: they come from the data that its config names.
-  runs.save_run(workdir, config)
+  saved_runs.save_run(workdir, config)
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   step = jax.jit(train_step.make_predict_step(task, model.graphdef))

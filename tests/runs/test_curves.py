@@ -68,10 +68,13 @@ def test_reading_survives_a_killed_and_resumed_run(tmp_path, caplog):
 
 def test_panels_group_what_belongs_together():
   point = [(1, 0.5)]
-  keys = ("loss", "rpn_box", "stage0_mask", "loss/semantic", "learning_rate", "positives/rpn")
+  keys = ("loss", "loss/rpn_box", "loss/semantic", "learning_rate", "positives/rpn", "unreadable")
   panels = curves._panels(dict.fromkeys(keys, point), training=True)
-  assert list(panels) == ["Loss", "Loss terms", "Learning rate", "Positives"]
-  assert list(panels["Loss terms"]) == ["rpn_box", "stage0_mask", "semantic"]
+  assert list(panels) == ["Loss", "Loss terms", "Learning rate", "Positives", "Unreadable"]
+  assert list(panels["Loss terms"]) == ["rpn_box", "semantic"]
+  # Of a run from before terms had a prefix.
+  old = curves._panels(dict.fromkeys(("loss", "rpn_box", "positives/rpn"), point), training=True)
+  assert list(old["Loss terms"]) == ["rpn_box"] and list(old) == ["Loss", "Loss terms", "Positives"]
   keys = ("top1", "top5", "box_AR_100", "box_AP_small", "mask_AP", "box_AP", "mean_iou")
   panels = curves._panels(dict.fromkeys(keys, point), training=False)
   assert list(panels) == ["Box AP", "Mask AP", "Box AP by object size", "Box AR", "Accuracy",
