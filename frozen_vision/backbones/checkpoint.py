@@ -1,0 +1,163 @@
+"""Public checkpoints of a backbone as our variables: every key is used or named as ignored."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import pathlib
+import re
+
+from flax import nnx
+import numpy as np
+
+from frozen_vision.backbones import base
+from frozen_vision.files import trees
+from frozen_vision.files.tensors import LazyTensor
+
+# From the path of one of our variables to the name of a public checkpoint.
+Naming = Callable[[str], str]
+# Kinds of keys that no variable is made of: (pattern of the whole name, why).
+Ignored = Sequence[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A public checkpoint, mapped but not read.
+
+  Attributes:
+    path: where it lies.
+    source: the layout of its names, such as "torchvision".
+    name: the row of the family's table.
+    config: sizes.
+    leaves: {path of our variable: array in our layout}.
+    used: names that variables are made of.
+    ignored: {name: why}.
+  """
+
+  path: pathlib.Path
+  source: str
+  name: str
+  config: base.BackboneConfig
+  leaves: Mapping[str, LazyTensor]
+  used: Sequence[str]
+  ignored: Mapping[str, str]
+
+  def summary(self) -> str:
+    """What became of every key."""
+    numbers = sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in self.leaves.values())
+    kinds = Counter(re.sub(r"\d+", "*", f"{key}: {why}") for key, why in self.ignored.items())
+    return "\n".join(
+      [
+        f"{self.path}: {self.name}, as saved by {self.source}",
+        f"  {len(self.used)} keys used for {len(self.leaves)} variables of {numbers:,} numbers",
+        f"  {len(self.ignored)} keys ignored",
+        *(f"    {count} x {kind}" for kind, count in sorted(kinds.items())),
+      ]
+    )
+
+
+def map_convolutional(
+  module: nnx.Module,
+  tensors: Mapping[str, LazyTensor],
+  naming: Naming,
+  ignored: Ignored,
+  *,
+  path: pathlib.Path,
+  source: str,
+  name: str,
+) -> Checkpoint:
+  """Maps the tensors of a convolutional network in PyTorch's layouts.
+
+  Args:
+    module: the backbone, with shapes in the place of weights.
+    tensors: of the file, by the names that `naming` gives.
+    naming: from our paths to theirs.
+    ignored: which names may be left over.
+
+  Raises:
+    ValueError: keys that are missing, unexpected or of another shape; all are listed.
+  """
+  problems, leaves, used = [], {}, {}
+  for ours, shape in trees.shapes(trees.weights(module)).items():
+    theirs = naming(ours)
+    if theirs not in tensors:
+      problems.append(f"missing {theirs}, of which {ours} {shape} is made")
+      continue
+    used[theirs] = ours
+    leaf = _in_our_layout(tensors[theirs], shape)
+    if leaf is None:
+      problems.append(f"{theirs} has shape {tensors[theirs].shape}, which does not fit {ours} {shape}")
+    else:
+      leaves[ours] = leaf
+  reasons = {}
+  for key, tensor in tensors.items():
+    if key not in used:
+      why = next((why for pattern, why in ignored if re.fullmatch(pattern, key)), None)
+      if why is None:
+        problems.append(f"unexpected {key} {tensor.shape}")
+      else:
+        reasons[key] = why
+  if problems:
+    raise ValueError(
+      f"{path}, read as {name} saved by {source}, does not fit; {len(problems)} keys at fault:\n  "
+      + "\n  ".join(problems)
+    )
+  return Checkpoint(path, source, name, module.config, leaves, tuple(used), reasons)
+
+
+def _in_our_layout(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor | None:
+  """A vector, a linear layer or a convolution in our layout and shape; None if it has none such.
+
+  A convolution whose stride is its size is a linear layer on patches here ([rows, columns, channels] joined).
+  """
+  theirs = tensor.shape
+  match len(theirs), len(shape):
+    case (4, 4):
+      found, axes = tuple(theirs[axis] for axis in (2, 3, 1, 0)), (2, 3, 1, 0)
+    case (4, 2):
+      found, axes = (theirs[2] * theirs[3] * theirs[1], theirs[0]), (2, 3, 1, 0)
+    case (2, 2):
+      found, axes = theirs[::-1], (1, 0)
+    case (3, 1):  # torchvision's LayerScale, [channels, 1, 1]
+      found, axes = (theirs[0] * theirs[1] * theirs[2],), (0, 1, 2)
+    case (1, 1):
+      found, axes = theirs, (0,)
+    case _:
+      return None
+  if found != tuple(shape):
+    return None
+
+  def read() -> np.ndarray:
+    return np.asarray(tensor.read()).transpose(axes).reshape(shape)
+
+  return LazyTensor(tuple(shape), tensor.dtype, read)
+
+
+def choose_row(
+  variants: Mapping[str, base.BackboneConfig],
+  fits: Callable[[base.BackboneConfig], bool],
+  *,
+  path: pathlib.Path,
+  name: str | None,
+) -> str:
+  """The row of a family's table that a checkpoint's shapes fit.
+
+  Args:
+    fits: whether the file has the depths and widths of a row.
+    name: the row that it must be; None takes the one that fits.
+
+  Raises:
+    ValueError: none fits, or several do; they are listed.
+  """
+  rows = [row for row, config in variants.items() if fits(config)]
+  if name is not None:
+    if name not in rows:
+      raise ValueError(
+        f"{path} does not have the sizes of {name}; they are those of {', '.join(rows) or 'no known row'}."
+      )
+    return name
+  if len(rows) != 1:
+    raise ValueError(
+      f"{path} has the sizes of {', '.join(rows) or 'no known backbone'}; give the name of the one it is, "
+      f"such as --config.backbone.name={(rows or list(variants))[0]}."
+    )
+  return rows[0]

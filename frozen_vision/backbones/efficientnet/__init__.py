@@ -1,0 +1,1 @@
+"""EfficientNet (arXiv 1905.11946) and EfficientNet-Lite."""

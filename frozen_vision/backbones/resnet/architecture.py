@@ -1,0 +1,190 @@
+"""Shapes of ResNets, and what a stem and a block compute: v1.5, SimCLR's wide ones, and ResNet-RS.
+
+v1.5 is torchvision's form, with the stride on the 3 x 3 convolution of a bottleneck. ResNet-RS adds a stem of
+three 3 x 3 convolutions, a strided convolution in the place of the max-pool, an average pool before the
+shortcut's convolution (ResNet-D) and squeeze-and-excitation in every block.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import ClassVar
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from frozen_vision.backbones import base
+from frozen_vision.layers import convolution as conv_lib
+from frozen_vision.layers.convolution import ConvSpec
+from frozen_vision.ops import convolution as conv_ops
+
+# A convolution of a block or of the stem by its name, as a function of a map.
+Layers = Callable[[str, Array], Array]
+_EXPANSION = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig(base.BackboneConfig):
+  """Shape of a ResNet.
+
+  Attributes:
+    depths: blocks per stage, at strides 4 to 32.
+    bottleneck: blocks of 1 x 1, 3 x 3, 1 x 1 with four times the width at their end; else two 3 x 3.
+    width: channels of the stem's output and inner channels of the first stage; they double at every stage.
+    deep_stem: three 3 x 3 convolutions in the place of one 7 x 7.
+    pool_by_convolution: a strided 3 x 3 convolution in the place of the max-pool.
+    pooled_shortcut: an average pool and a 1 x 1 convolution where a shortcut has a stride (ResNet-D).
+    squeeze: channels of squeeze-and-excitation as a fraction of the block's; 0 for none.
+    same_padding: pad as TensorFlow's "SAME" does, which at stride 2 is not symmetric.
+    activation: `relu` or `swish`.
+    norm_epsilon: of every BatchNorm.
+    drop_path_rate: stochastic depth of the last block, growing linearly from 0; used only with `rng`.
+    finest_stride: 4, or 2 to have the stem's map as a level of its own.
+    mean, std: of RGB values in 0..1 that the weights expect.
+  """
+
+  depths: tuple[int, ...]
+  bottleneck: bool = True
+  width: int = 64
+  deep_stem: bool = False
+  pool_by_convolution: bool = False
+  pooled_shortcut: bool = False
+  squeeze: float = 0.0
+  same_padding: bool = False
+  activation: str = "relu"
+  norm_epsilon: float = 1e-5
+  drop_path_rate: float = 0.0
+  finest_stride: int = 4
+  mean: tuple[float, float, float] = base.IMAGENET_MEAN
+  std: tuple[float, float, float] = base.IMAGENET_STD
+
+  weightless: ClassVar[tuple[str, ...]] = (
+    "same_padding",
+    "activation",
+    "norm_epsilon",
+    "drop_path_rate",
+    "finest_stride",
+    "mean",
+    "std",
+  )
+
+  def __post_init__(self):
+    if self.finest_stride not in (2, 4):
+      raise ValueError(f"ResNetConfig.finest_stride is {self.finest_stride}; expected 2 or 4.")
+    conv_lib.activation(self.activation)
+
+  @property
+  def feature_specs(self) -> tuple[base.FeatureSpec, ...]:
+    finest = (base.FeatureSpec(2, self.width),) if self.finest_stride == 2 else ()
+    stages = tuple(
+      base.FeatureSpec(4 * 2**stage, self.stage_channels(stage)) for stage in range(len(self.depths))
+    )
+    return finest + stages
+
+  def stage_channels(self, stage: int) -> int:
+    return self.width * 2**stage * (_EXPANSION if self.bottleneck else 1)
+
+  def stem(self) -> dict[str, ConvSpec]:
+    """The convolutions before the first stage, by name and in order."""
+    if not self.deep_stem:
+      specs = {"conv1": ConvSpec(3, self.width, 7, strides=2)}
+    else:
+      half = self.width // 2
+      specs = {
+        "conv1": ConvSpec(3, half, 3, strides=2),
+        "conv2": ConvSpec(half, half, 3),
+        "conv3": ConvSpec(half, self.width, 3),
+      }
+    if self.pool_by_convolution:
+      specs["pool"] = ConvSpec(self.width, self.width, 3, strides=2)
+    return specs
+
+  def block(self, stage: int, index: int) -> dict[str, ConvSpec]:
+    """The convolutions of a block by name."""
+    outputs, inner = self.stage_channels(stage), self.width * 2**stage
+    first = self.width if stage == 0 else self.stage_channels(stage - 1)
+    inputs = first if index == 0 else outputs
+    strides = 2 if index == 0 and stage > 0 else 1
+    if self.bottleneck:
+      specs = {
+        "conv1": ConvSpec(inputs, inner),
+        "conv2": ConvSpec(inner, inner, 3, strides=strides),
+        "conv3": ConvSpec(inner, outputs),
+      }
+    else:
+      specs = {"conv1": ConvSpec(inputs, inner, 3, strides=strides), "conv2": ConvSpec(inner, outputs, 3)}
+    if self.squeeze:
+      fewer = int(outputs * self.squeeze)
+      specs["squeeze"] = ConvSpec(outputs, fewer, norm=False)
+      specs["excite"] = ConvSpec(fewer, outputs, norm=False)
+    if strides > 1 or inputs != outputs:
+      pooled = self.pooled_shortcut and strides > 1
+      specs["shortcut"] = ConvSpec(inputs, outputs, strides=1 if pooled else strides)
+    return specs
+
+
+def _rs(*depths: int) -> ResNetConfig:
+  """ResNet-RS as timm has it; the weights of 2204.00484's release need `same_padding` and `swish`."""
+  return ResNetConfig(depths, deep_stem=True, pool_by_convolution=True, pooled_shortcut=True, squeeze=0.25)
+
+
+# Depths of 18 to 152: arXiv 1512.03385, table 1. _x2 and _x4: SimCLR's, all widths times 2 and 4. RS: arXiv
+# 2103.07579, table 7 of its appendix, as timm's `resnetrs*` have them.
+VARIANTS: dict[str, ResNetConfig] = {
+  "resnet18": ResNetConfig((2, 2, 2, 2), bottleneck=False),
+  "resnet34": ResNetConfig((3, 4, 6, 3), bottleneck=False),
+  "resnet50": ResNetConfig((3, 4, 6, 3)),
+  "resnet101": ResNetConfig((3, 4, 23, 3)),
+  "resnet152": ResNetConfig((3, 8, 36, 3)),
+  "resnet50_x2": ResNetConfig((3, 4, 6, 3), width=128),
+  "resnet50_x4": ResNetConfig((3, 4, 6, 3), width=256),
+  "resnet_rs50": _rs(3, 4, 6, 3),
+  "resnet_rs101": _rs(3, 4, 23, 3),
+  "resnet_rs152": _rs(3, 8, 36, 3),
+  "resnet_rs200": _rs(3, 24, 36, 3),
+  "resnet_rs270": _rs(4, 29, 53, 4),
+  "resnet_rs350": _rs(4, 36, 72, 4),
+  "resnet_rs420": _rs(4, 44, 87, 4),
+}
+
+
+def run_stem(
+  images: Float[Array, "b h w 3"], layers: Layers, config: ResNetConfig
+) -> tuple[Float[Array, "b h2 w2 c"], Float[Array, "b h4 w4 c"]]:
+  """The maps at stride 2 and 4 that the first stage starts from."""
+  activation = conv_lib.activation(config.activation)
+  x = images
+  for name in config.stem():
+    if name != "pool":
+      x = activation(layers(name, x))
+  if config.pool_by_convolution:
+    return x, activation(layers("pool", x))
+  padding = "SAME" if config.same_padding else 1
+  return x, conv_ops.max_pool(x, size=3, strides=2, padding=padding)
+
+
+def run_block(
+  x: Float[Array, "b h w c"],
+  layers: Layers,
+  config: ResNetConfig,
+  specs: Mapping[str, ConvSpec],
+  drop: Callable[[Array], Array] = lambda branch: branch,
+) -> Float[Array, "b h2 w2 d"]:
+  """A residual block.
+
+  Args:
+    specs: `config.block` of this block.
+    drop: what stochastic depth makes of the residual branch.
+  """
+  activation = conv_lib.activation(config.activation)
+  y = activation(layers("conv1", x))
+  y = layers("conv2", y)
+  if config.bottleneck:
+    y = layers("conv3", activation(y))
+  if config.squeeze:
+    y = conv_lib.squeeze_excite(y, lambda z: layers("squeeze", z), lambda z: layers("excite", z), nnx.relu)
+  if "shortcut" in specs:
+    strides = max(spec.strides for spec in specs.values())
+    if config.pooled_shortcut and strides > 1:
+      x = conv_ops.average_pool(x, size=strides)
+    x = layers("shortcut", x)
+  return activation(x + drop(y))

@@ -1,0 +1,131 @@
+"""Convolutions of channels-last maps; depthwise and grouped ones in the form that each platform is fast at.
+
+On a CPU, XLA's grouped convolutions run 15 to 30 times slower than the same sum written as one product per
+cell of the kernel, which fuses into a single loop. Elsewhere the convolution is left to the compiler.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+# "SAME" pads as TensorFlow does, the odd cell at the bottom and right; an int pads every side alike.
+Padding = str | int | Sequence[tuple[int, int]]
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def convolve(
+  x: Float[Array, "b h w i"],
+  kernel: Float[Array, "kh kw _i o"],
+  *,
+  strides: int | tuple[int, int] = 1,
+  padding: Padding = "SAME",
+  groups: int = 1,
+  dtype: DTypeLike | None = None,
+) -> Float[Array, "b h2 w2 o"]:
+  """A convolution, without bias.
+
+  Args:
+    kernel: [height, width, inputs / groups, outputs].
+    strides: along both axes, or for rows and columns.
+    padding: "SAME", "VALID", a number of cells on every side, or ((top, bottom), (left, right)).
+    groups: parts that the channels are split into, each with filters of its own; as many as there are
+      channels for a depthwise convolution.
+    dtype: of the result; that of `x` by default.
+
+  Raises:
+    ValueError: channels that do not fit the kernel and the groups.
+  """
+  inputs, outputs = x.shape[-1], kernel.shape[-1]
+  if inputs != groups * kernel.shape[2] or outputs % groups:
+    raise ValueError(
+      f"A kernel {kernel.shape} in {groups} groups takes {groups * kernel.shape[2]} channels and gives a "
+      f"multiple of {groups}; the map has {inputs}."
+    )
+  steps = (strides, strides) if isinstance(strides, int) else tuple(strides)
+  pads = _pads(x.shape[1:3], kernel.shape[:2], steps, padding)
+  whole = functools.partial(
+    jax.lax.conv_general_dilated,
+    window_strides=steps,
+    padding=pads,
+    dimension_numbers=_DIMENSIONS,
+    feature_group_count=groups,
+    preferred_element_type=dtype,
+  )
+  if groups == 1:
+    return whole(x, kernel)
+  by_cells = functools.partial(_by_cells, steps=steps, pads=pads, groups=groups, dtype=dtype or x.dtype)
+  return jax.lax.platform_dependent(x, kernel, cpu=by_cells, default=whole)
+
+
+def max_pool(
+  x: Float[Array, "b h w c"], *, size: int, strides: int, padding: Padding
+) -> Float[Array, "b h2 w2 c"]:
+  """The largest value of every window; padding never wins."""
+  pads = _pads(x.shape[1:3], (size, size), (strides, strides), padding)
+  lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+  return jax.lax.reduce_window(
+    x, lowest, jax.lax.max, (1, size, size, 1), (1, strides, strides, 1), ((0, 0), *pads, (0, 0))
+  )
+
+
+def average_pool(x: Float[Array, "b h w c"], *, size: int) -> Float[Array, "b h2 w2 c"]:
+  """Means of size x size windows side by side; windows over the edge average what lies within the map."""
+  pads = _pads(x.shape[1:3], (size, size), (size, size), "SAME")
+  window, pads = (1, size, size, 1), ((0, 0), *pads, (0, 0))
+  total = jax.lax.reduce_window(x.astype(jnp.float32), 0.0, jax.lax.add, window, window, pads)
+  ones = jnp.ones((1, *x.shape[1:3], 1), jnp.float32)
+  return (total / jax.lax.reduce_window(ones, 0.0, jax.lax.add, window, window, pads)).astype(x.dtype)
+
+
+def _by_cells(
+  x: Float[Array, "b h w i"],
+  kernel: Float[Array, "kh kw _i o"],
+  *,
+  steps: tuple[int, int],
+  pads: Sequence[tuple[int, int]],
+  groups: int,
+  dtype: DTypeLike,
+) -> Float[Array, "b h2 w2 o"]:
+  """The sum over the kernel's cells of the shifted map times that cell."""
+  height, width, inputs, outputs = kernel.shape
+  x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+  rows, columns = ((x.shape[axis] - (height, width)[axis - 1]) // steps[axis - 1] + 1 for axis in (1, 2))
+  product = _product(inputs, outputs, groups)
+  total = None
+  for top in range(height):
+    for left in range(width):
+      shifted = jax.lax.slice(
+        x,
+        (0, top, left, 0),
+        (x.shape[0], top + (rows - 1) * steps[0] + 1, left + (columns - 1) * steps[1] + 1, x.shape[3]),
+        (1, *steps, 1),
+      )
+      part = product(shifted, kernel[top, left])
+      total = part if total is None else total + part
+  return total.astype(dtype)
+
+
+def _product(inputs: int, outputs: int, groups: int) -> Callable[[Array, Array], Array]:
+  """A shifted map times one cell of the kernel [inputs / groups, outputs], in float32."""
+  if inputs == 1 and outputs == groups:
+    return lambda x, cell: x.astype(jnp.float32) * cell[0].astype(jnp.float32)
+
+  def grouped(x, cell):
+    x = x.reshape(*x.shape[:3], groups, inputs)
+    cell = cell.reshape(inputs, groups, outputs // groups)
+    y = jnp.einsum("bhwgi,igo->bhwgo", x, cell, preferred_element_type=jnp.float32)
+    return y.reshape(*y.shape[:3], outputs)
+
+  return grouped
+
+
+def _pads(
+  size: Sequence[int], window: Sequence[int], strides: Sequence[int], padding: Padding
+) -> tuple[tuple[int, int], tuple[int, int]]:
+  if isinstance(padding, str):
+    return tuple(jax.lax.padtype_to_pads(size, window, strides, padding))
+  return ((padding, padding),) * 2 if isinstance(padding, int) else tuple(map(tuple, padding))

@@ -1,0 +1,162 @@
+"""ResNet, EfficientNet and ConvNeXt: timm's golden outputs, folding, BatchNorm, checkpoints."""
+
+import json
+import pathlib
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frozen_vision.backbones import checkpoint, families
+from frozen_vision.backbones.convnext import checkpoints as convnext
+from frozen_vision.backbones.efficientnet import checkpoints as efficientnet
+from frozen_vision.backbones.resnet import checkpoints as resnet
+from frozen_vision.files import tensors, trees
+from frozen_vision.freezing import partition
+from tests import golden_values, paths
+
+# Golden file: (row, what the golden network has of its own, our names of timm's).
+_GOLDEN = {
+  "cnn_resnet50_v15": ("resnet50", dict(depths=(1, 2, 2, 1), finest_stride=2), resnet.torch_name),
+  "cnn_resnet_rs": ("resnet_rs50", dict(depths=(1, 2, 2, 1), finest_stride=2), resnet.torch_name),
+  "cnn_efficientnet_b0": ("efficientnet_b0", dict(finest_stride=2), efficientnet.timm_name),
+  "cnn_tf_efficientnet_b0": ("tf_efficientnet_b0", dict(finest_stride=2), efficientnet.timm_name),
+  "cnn_tf_efficientnet_lite0": ("efficientnet_lite0", dict(finest_stride=2), efficientnet.timm_name),
+  "cnn_convnext": (
+    "convnext_tiny",
+    dict(depths=(1, 1, 2, 1), channels=(24, 48, 96, 192)),
+    lambda ours, config: convnext._timm(ours),
+  ),
+}
+
+
+def _lazy(arrays):
+  return {
+    name: tensors.LazyTensor(array.shape, array.dtype, lambda array=array: array)
+    for name, array in arrays.items()
+  }
+
+
+def _golden(name):
+  folder = paths.golden_dir()
+  spec = json.loads((folder / f"{name}.json").read_text())
+  # timm's feature extractor joins names with underscores: stages_0.blocks is stages.0.blocks of the network.
+  state = {
+    key.replace("stem_", "stem.").replace("stages_", "stages."): value
+    for key, value in golden_values.state_dict(spec).items()
+  }
+  return spec, state, np.load(folder / f"{name}.npz")
+
+
+def _load(name):
+  """The golden network with its weights; what features do not need is zero."""
+  row, changes, naming = _GOLDEN[name]
+  spec, state, outputs = _golden(name)
+  config = families.backbone_config(row, **changes)
+  module = nnx.eval_shape(lambda: families.family_of(row).module(config, rngs=nnx.Rngs(0)))
+  for ours, shape in trees.shapes(trees.weights(module)).items():
+    if ours.startswith(("head/", "norm/")):
+      state[naming(ours, config)] = np.zeros(shape[::-1], np.float32)
+  mapped = checkpoint.map_convolutional(
+    module,
+    _lazy(state),
+    lambda ours: naming(ours, config),
+    (),
+    path=pathlib.Path(name),
+    source="timm",
+    name=row,
+  )
+  graphdef, abstract = nnx.split(module)
+  backbone = nnx.merge(graphdef, tensors.fill(abstract, mapped.leaves, pathlib.Path(name)))
+  for _, part in nnx.iter_modules(backbone):
+    part.set_attributes(use_running_average=True, raise_if_not_found=False)
+  images = golden_values.values(spec["seed"], "images", (2, 3, *spec["image"])).transpose(0, 2, 3, 1)
+  return backbone, jnp.asarray(images), spec, outputs
+
+
+def _assert_golden(features, spec, outputs):
+  assert [x.shape[-1] for x in features] == spec["channels"]
+  for index, x in enumerate(features):
+    wanted = outputs[f"stage{index}"]
+    found = np.asarray(x).transpose(0, 3, 1, 2)[:, :: max(1, x.shape[-1] // 16)]
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
+
+
+@pytest.mark.parametrize("name", _GOLDEN)
+def test_features_equal_timms_folded_and_unfolded(name):
+  backbone, images, spec, outputs = _load(name)
+  graphdef, state = nnx.split(backbone)
+  features = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(state, images)
+  _assert_golden(features, spec, outputs)
+  specs = backbone.feature_specs
+  assert [s.channels for s in specs] == spec["channels"] and [s.stride for s in specs] == spec["reductions"]
+  folded = backbone.fold(storage="float32")
+  _assert_golden(jax.jit(lambda folded, x: folded(x))(folded, images), spec, outputs)
+
+
+# timm 1.0.31 on the meta device, num_classes=0.
+@pytest.mark.parametrize(
+  "row, count",
+  [
+    ("resnet18", 11_176_512),
+    ("resnet50", 23_508_032),
+    ("resnet_rs101", 61_569_696),
+    ("resnet_rs200", 91_160_992),
+    ("tf_efficientnet_b7", 63_786_960),
+    ("efficientnet_lite0", 3_371_008),
+    ("convnext_tiny", 27_820_128),
+    ("convnext_large", 196_230_336),
+  ],
+)
+def test_parameter_counts(row, count):
+  module = families.family_of(row).module
+  abstract = nnx.eval_shape(lambda: module(families.backbone_config(row), rngs=nnx.Rngs(0)))
+  assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract, nnx.Param))) == count
+
+
+def _small(row="resnet18", **changes):
+  return families.build_backbone(row, rngs=nnx.Rngs(0), **changes)
+
+
+def _far_statistics(backbone):
+  """Running statistics far from (0, 1), as pretrained ones are."""
+  rng = np.random.default_rng(0)
+  for path, leaf in nnx.to_flat_state(nnx.state(backbone, nnx.BatchStat)):
+    values = rng.uniform(0.1, 4, leaf.shape) if path[-1] == "var" else rng.normal(1, 2, leaf.shape)
+    leaf.set_value(jnp.asarray(values, jnp.float32))
+  return backbone
+
+
+@pytest.mark.parametrize(
+  "row, changes",
+  [
+    ("resnet18", dict(depths=(1, 3, 1, 1), width=8)),
+    ("resnet_rs50", dict(depths=(1, 3, 1, 1), width=8, same_padding=True, activation="swish")),
+    ("efficientnet_lite0", dict(width=0.25, depth=0.5)),
+    ("tf_efficientnet_b0", dict(width=0.25, depth=0.5)),
+    ("convnext_tiny", dict(depths=(1, 3, 1, 1), channels=(8, 16, 24, 32), layer_scale=0.5)),
+  ],
+)
+def test_folded_equals_unfolded_and_an_image_alone_is_as_in_a_batch(row, changes):
+  backbone = _far_statistics(_small(row, **changes))
+  images = jnp.asarray(np.random.default_rng(1).standard_normal((2, 45, 70, 3)), "float32")
+  model = nnx.Dict(backbone=backbone, head=nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
+  frozen = nnx.merge(*partition.partition(model, ("head/.*",))).backbone
+  graphdef, state = nnx.split(frozen)
+
+  @jax.jit
+  def unfolded(state, images):
+    module = nnx.merge(graphdef, state)
+    return (*module(images), module.embed(images))
+
+  wanted = unfolded(state, images)
+  folded = frozen.fold(storage="float32")
+  run = jax.jit(lambda folded, x: (*folded(x), folded.embed(x)))
+  for spec, found, expected in zip((*frozen.feature_specs, None), run(folded, images), wanted, strict=True):
+    if spec is not None:
+      assert found.shape == (2, -(-45 // spec.stride), -(-70 // spec.stride), spec.channels)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()), rtol=0)
+  for alone, expected in zip(run(folded, images[:1]), wanted, strict=True):
+    np.testing.assert_allclose(alone[0], expected[0], atol=1e-5 * float(jnp.abs(expected).max()), rtol=0)

@@ -1,0 +1,69 @@
+"""Convolutions by cells of the kernel equal the compiler's, values and gradients; pooling at the edges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frozen_vision.ops import convolution
+
+
+def _draw(*shape):
+  return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape), "float32")
+
+
+@pytest.mark.parametrize("padding, strides", [("SAME", 2), (1, 1), (((2, 0), (1, 3)), (2, 1)), ("VALID", 2)])
+@pytest.mark.parametrize("groups, inputs, outputs", [(6, 6, 6), (6, 6, 12), (3, 6, 9), (1, 6, 4)])
+def test_equals_the_compilers_convolution(groups, inputs, outputs, strides, padding):
+  x, kernel = _draw(2, 9, 12, inputs), _draw(3, 5, inputs // groups, outputs)
+
+  def ours(x, kernel):
+    return convolution.convolve(x, kernel, strides=strides, padding=padding, groups=groups)
+
+  def reference(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      (strides, strides) if isinstance(strides, int) else strides,
+      ((padding, padding),) * 2 if isinstance(padding, int) else padding,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=groups,
+    )
+
+  np.testing.assert_allclose(ours(x, kernel), reference(x, kernel), rtol=1e-5, atol=1e-5)
+  weights = _draw(*reference(x, kernel).shape)
+  for argument in (0, 1):
+    found, wanted = (
+      jax.grad(lambda x, kernel, f=f: jnp.sum(weights * f(x, kernel)), argument)(x, kernel)
+      for f in (ours, reference)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_depthwise_convolution_in_bfloat16_adds_in_float32():
+  x, kernel = jnp.ones((1, 8, 8, 4), jnp.bfloat16), jnp.full((5, 5, 1, 4), 1.015625, jnp.bfloat16)
+  y = convolution.convolve(x, kernel, padding="VALID", groups=4)
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(y, jnp.full_like(y, 25 * 1.015625))
+
+
+def test_on_a_cpu_no_grouped_convolution_is_compiled():
+  text = (
+    jax.jit(lambda x, k: convolution.convolve(x, k, groups=8))
+    .lower(_draw(1, 8, 8, 8), _draw(3, 3, 1, 8))
+    .as_text()
+  )
+  assert ("convolution" in text) == (jax.default_backend() != "cpu")
+
+
+def test_channels_that_do_not_fit_are_named():
+  with pytest.raises(ValueError, match=r"\(3, 3, 2, 8\) in 4 groups takes 8 channels .* the map has 6"):
+    convolution.convolve(_draw(1, 4, 4, 6), _draw(3, 3, 2, 8), groups=4)
+
+
+def test_pooling_ignores_what_is_outside_of_the_map():
+  x = -jnp.arange(1, 10, dtype=jnp.float32).reshape(1, 3, 3, 1)
+  pooled = convolution.max_pool(x, size=3, strides=2, padding=1)
+  np.testing.assert_array_equal(pooled[0, :, :, 0], [[-1, -2], [-4, -5]])
+  means = convolution.average_pool(x, size=2)
+  np.testing.assert_array_equal(means[0, :, :, 0], [[-3, -4.5], [-7.5, -9]])
