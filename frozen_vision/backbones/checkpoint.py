@@ -10,7 +10,7 @@ from flax import nnx
 import numpy as np
 
 from frozen_vision.backbones import base
-from frozen_vision.files import trees
+from frozen_vision.files import keys, trees
 from frozen_vision.files.tensors import LazyTensor
 
 # From the path of one of our variables to the name of a public checkpoint.
@@ -76,32 +76,26 @@ def map_convolutional(
   Raises:
     ValueError: keys that are missing, unexpected or of another shape; all are listed.
   """
-  problems, leaves, used = [], {}, {}
+  report, leaves, used, reasons = keys.KeyReport(), {}, set(), {}
   for ours, shape in trees.shapes(trees.weights(module)).items():
     theirs = naming(ours)
     if theirs not in tensors:
-      problems.append(f"missing {theirs}, of which {ours} {shape} is made")
+      report.add_missing(theirs, f"for {ours} {shape}")
       continue
-    used[theirs] = ours
+    used.add(theirs)
     leaf = _in_our_layout(tensors[theirs], shape)
     if leaf is None:
-      problems.append(f"{theirs} has shape {tensors[theirs].shape}, which does not fit {ours} {shape}")
+      report.add_misshaped(theirs, f"{tensors[theirs].shape}", f"what fits {ours} {shape}")
     else:
       leaves[ours] = leaf
-  reasons = {}
   for key, tensor in tensors.items():
-    if key not in used:
-      why = next((why for pattern, why in ignored if re.fullmatch(pattern, key)), None)
-      if why is None:
-        problems.append(f"unexpected {key} {tensor.shape}")
-      else:
-        reasons[key] = why
-  if problems:
-    raise ValueError(
-      f"{path}, read as {name} saved by {source}, does not fit; {len(problems)} keys at fault:\n  "
-      + "\n  ".join(problems)
-    )
-  return Checkpoint(path, source, name, module.config, leaves, tuple(used), reasons)
+    why = next((why for pattern, why in ignored if re.fullmatch(pattern, key)), None)
+    if key not in used and why is None:
+      report.add_unexpected(key, tensor.shape)
+    elif key not in used:
+      reasons[key] = why
+  report.check(f"{path}, read as {name} saved by {source}, does not fit")
+  return Checkpoint(path, source, name, module.config, leaves, tuple(sorted(used)), reasons)
 
 
 def _in_our_layout(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor | None:

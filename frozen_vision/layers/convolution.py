@@ -6,10 +6,11 @@ from typing import Any
 
 from flax import nnx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frozen_vision.layers import storage as storage_lib
 from frozen_vision.ops import convolution
+from frozen_vision.ops.arrays import Array
 
 
 @dataclasses.dataclass(frozen=True)

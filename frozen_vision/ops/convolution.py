@@ -10,7 +10,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from frozen_vision.ops.arrays import Array
 
 # "SAME" pads as TensorFlow does, the odd cell at the bottom and right; an int pads every side alike.
 Padding = str | int | Sequence[tuple[int, int]]

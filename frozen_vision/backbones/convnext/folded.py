@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frozen_vision.backbones import base
 from frozen_vision.backbones.convnext import architecture
@@ -16,6 +16,7 @@ from frozen_vision.devices import sharding
 from frozen_vision.layers import convolution, patches
 from frozen_vision.layers import storage as stored
 from frozen_vision.layers.mlp import gelu
+from frozen_vision.ops.arrays import Array
 
 Tree = Any
 

@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 import numpy as np
 
 from frozen_vision.backbones import base
@@ -17,6 +17,7 @@ from frozen_vision.layers.convolution import Conv, ConvSpec
 from frozen_vision.layers.mlp import linear, Mlp
 from frozen_vision.layers.norms import LayerNorm
 from frozen_vision.layers.residual import drop_path, LayerScale
+from frozen_vision.ops.arrays import Array
 
 
 class Block(nnx.Module):

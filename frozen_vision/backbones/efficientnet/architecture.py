@@ -6,11 +6,12 @@ import math
 from typing import ClassVar
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frozen_vision.backbones import base
 from frozen_vision.layers import convolution as conv_lib
 from frozen_vision.layers.convolution import ConvSpec
+from frozen_vision.ops.arrays import Array
 
 # A convolution of a block by its name, as a function of a map.
 Layers = Callable[[str, Array], Array]

@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 import numpy as np
 
 from frozen_vision.backbones import base
@@ -15,6 +15,7 @@ from frozen_vision.backbones.efficientnet.architecture import EfficientNetConfig
 from frozen_vision.layers import convolution as conv_lib
 from frozen_vision.layers.convolution import Convolutions, ConvSpec, Stage
 from frozen_vision.layers.residual import drop_path
+from frozen_vision.ops.arrays import Array
 
 _MOMENTUM = 0.01  # of BatchNorm, the original's 0.99 as PyTorch counts it
 

@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frozen_vision.backbones import base
 from frozen_vision.backbones.resnet import architecture
@@ -15,6 +15,7 @@ from frozen_vision.devices import sharding
 from frozen_vision.layers import convolution
 from frozen_vision.layers import storage as stored
 from frozen_vision.layers.convolution import ConvSpec
+from frozen_vision.ops.arrays import Array
 
 Tree = Any
 

@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 import numpy as np
 
 from frozen_vision.backbones import base
@@ -14,6 +14,7 @@ from frozen_vision.backbones.resnet import architecture, folded
 from frozen_vision.backbones.resnet.architecture import ResNetConfig
 from frozen_vision.layers.convolution import Convolutions, ConvSpec, Stage
 from frozen_vision.layers.residual import drop_path
+from frozen_vision.ops.arrays import Array
 
 
 class ResNet(base.Backbone):
