@@ -18,7 +18,7 @@ class NamedWeights:
     parameters: of the network with its classifier; in float32, so the file has at least four times as many
       bytes.
     licence: of the repository that publishes it.
-    sha256: of the file; None where it is not known.
+    sha256: of the file; None where its authors publish none: then that of the first use is kept beside it.
   """
 
   variant: str
@@ -46,17 +46,8 @@ class NamedWeights:
     path = cache_folder() / self.file
     if not path.is_file():
       return download.fetch(self.url, path, sha256=self.sha256, least_bytes=self.least_bytes)
-    # It may have been put there by hand.
-    size = path.stat().st_size
-    found = download.file_sha256(path) if self.sha256 else None
-    if size < self.least_bytes or found != self.sha256:
-      small = size < self.least_bytes
-      wanted = f"at least {self.least_bytes:,} bytes" if small else f"the SHA-256 {self.sha256}"
-      hashed = f" with the SHA-256 {found}" if found else ""
-      raise ValueError(
-        f"{path} has {size:,} bytes{hashed}, but {self.url} has {wanted}. Remove the file to have it "
-        "fetched again."
-      )
+    # It may have been put there by hand, or have changed since.
+    download.check(path, self.url, sha256=self.sha256, least_bytes=self.least_bytes)
     return path
 
 

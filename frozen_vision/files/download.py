@@ -1,15 +1,28 @@
-"""Large files over a network that breaks: resumed, verified, and never half there under their own name."""
+"""Large files over a network that breaks: resumed, verified, and never half there under their own name.
+
+A server may close early, continue at the wrong place, change the file, or send a byte a second: what it sent
+is kept only where it fits, and no call lasts longer than its attempts, each of which ends once a minute has
+passed below 1 kB/s. A file whose digest nobody published is pinned: that of the first use is kept beside
+it and compared from then on.
+"""
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import hashlib
 import http.client
 import logging
 import os
 import pathlib
+import socket
+import threading
+import time
+from typing import BinaryIO
 import urllib.error
 import urllib.parse
 import urllib.request
+
+from frozen_vision.files import atomic
 
 try:
   import fcntl
@@ -18,8 +31,12 @@ except ImportError:  # Windows: two processes must not fetch the same file at on
 
 _logger = logging.getLogger(__name__)
 _CHUNK = 1 << 20
-_TIMEOUT_S = 30
+_TIMEOUT_S = 30  # without a byte
+_HEADERS_S = 60  # for a whole answer's head
+_WINDOW_S = 60  # over which a transfer may not be slower than this:
+_SLOWEST = 1024  # bytes per second
 _ATTEMPTS = 3
+_OVERLAP = 1 << 16  # bytes that are asked for again, to see whether a server continues where it says
 
 
 def fetch(
@@ -37,8 +54,8 @@ def fetch(
 
   Args:
     url: `https:`, `http:` or `file:`.
-    sha256: of the whole file, as hexadecimals; None if nobody published it. Then the length that the server
-      tells is all that is checked.
+    sha256: of the whole file, as hexadecimals; None if nobody published it. Then the server must tell the
+      file's length, and the digest of what came is pinned beside it (`check`).
     least_bytes: a file smaller than this is refused, whatever the server says.
     attempts: how often a transfer that breaks is taken up again.
 
@@ -46,20 +63,25 @@ def fetch(
     `path`.
 
   Raises:
-    ConnectionError: the server could not be reached, or the transfer broke too often; what came is kept.
+    ConnectionError: the server could not be reached, or the transfer broke too often or was too slow; what
+      came is kept.
+    OSError: it cannot be written.
     ValueError: another hash or too few bytes: nothing is kept.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + ".partial")
   with _locked(path.with_name(path.name + ".lock")):
     if path.is_file():
+      check(path, url, sha256=sha256, least_bytes=least_bytes)
       return path
     _logger.info("Fetching %s to %s.", url, path)
     for attempt in range(1, attempts + 1):
       try:
-        _transfer(url, partial)
+        _transfer(url, partial, needs_length=sha256 is None)
         break
       except (OSError, http.client.HTTPException) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+          raise
         refused = isinstance(error, FileNotFoundError) or getattr(error, "code", 500) < 500
         if refused or attempt == attempts:
           size = partial.stat().st_size if partial.exists() else 0
@@ -78,6 +100,8 @@ def fetch(
         f"{url} gave {size:,} bytes with the SHA-256 {found}, expected {wanted}. The file was removed; if "
         "the publisher has replaced it, fetch it by hand and give its path."
       )
+    if sha256 is None:
+      atomic.write_text(_pin(path), f"{found}  {size}\n")
     partial.replace(path)
     _logger.info(
       "%s: %s bytes, SHA-256 %s%s.",
@@ -89,35 +113,149 @@ def fetch(
   return path
 
 
+def check(path: pathlib.Path, url: str, *, sha256: str | None = None, least_bytes: int = 0) -> None:
+  """Compares a file that is there with what is published, or with what it was at its first use.
+
+  Raises:
+    ValueError: it is another file; says what was expected.
+  """
+  size, found = path.stat().st_size, file_sha256(path)
+  pin = _pin(path)
+  wanted = sha256
+  if wanted is None and pin.is_file():
+    wanted = pin.read_text().partition(" ")[0]
+  if size < least_bytes:
+    expected = f"{url} has at least {least_bytes:,} bytes"
+  elif wanted is not None and found != wanted:
+    who = f"{url} has" if sha256 else f"{pin.name} beside it, written at its first use, says"
+    expected = f"{who} the SHA-256 {wanted}"
+  else:
+    if sha256 is None and not pin.is_file():
+      with contextlib.suppress(OSError):  # a folder that only others may write to
+        atomic.write_text(pin, f"{found}  {size}\n")
+    return
+  raise ValueError(
+    f"{path} has {size:,} bytes with the SHA-256 {found}, but {expected}. Remove both to have the "
+    "file fetched again."
+  )
+
+
+def _pin(path: pathlib.Path) -> pathlib.Path:
+  """Beside a file that nobody published a digest of: that of its first use."""
+  return path.with_name(path.name + ".sha256")
+
+
 def file_sha256(path: pathlib.Path) -> str:
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _transfer(url: str, partial: pathlib.Path) -> None:
+def _transfer(url: str, partial: pathlib.Path, *, needs_length: bool) -> None:
   """Appends to the partial file what it lacks.
 
   Raises:
-    OSError, HTTPException: the server cannot be reached, or it sent less than it said.
+    OSError, HTTPException: the server cannot be reached, sent less than it said, was too slow, continued with
+      other bytes than are there, or, with `needs_length`, does not tell how long the file is.
   """
   start = partial.stat().st_size if partial.exists() else 0
   with contextlib.closing(_open(url, partial, start)) as body:
-    with open(partial, "ab") as file:
-      file.truncate(body.start)
-      position = body.start
+    if needs_length and body.total is None:
+      raise ConnectionError("the server does not tell how long the file is, and nobody published its digest")
+    position = body.start
+    with open(partial, "r+b" if partial.exists() else "w+b") as file:
+      _compare(body, file, start, partial)
+      position = file.tell()
+      file.truncate()
+      watch = _SpeedWatch()
       while chunk := body.read(_CHUNK):
         file.write(chunk)
         position += len(chunk)
+        watch.add(len(chunk))
+        if body.total is not None and position > body.total:
+          break
   if body.total is not None and position != body.total:
+    if position > body.total:
+      partial.unlink()
     raise ConnectionError(f"{position:,} of {body.total:,} bytes came")
   _validator(partial).unlink(missing_ok=True)
+
+
+def _compare(body: "_Body", file: BinaryIO, there: int, partial: pathlib.Path) -> None:
+  """Leaves the file after the bytes that body and file share, which must be equal.
+
+  Raises:
+    ConnectionError: they are not: the server continues somewhere else than it says. All is dropped.
+  """
+  file.seek(body.start)
+  left = max(0, there - body.start) if body.start else 0
+  while left:
+    chunk = body.read(left)
+    if not chunk or file.read(len(chunk)) != chunk:
+      partial.unlink()
+      raise ConnectionError(
+        f"what the server sent for byte {body.start:,} on is not what came before; beginning anew"
+      )
+    left -= len(chunk)
+
+
+class _SpeedWatch:
+  """Ends a transfer that is too slow to ever end."""
+
+  def __init__(self):
+    self._started, self._count = time.monotonic(), 0
+
+  def add(self, count: int) -> None:
+    self._count += count
+    elapsed = time.monotonic() - self._started
+    if elapsed >= _WINDOW_S:
+      if self._count < _SLOWEST * elapsed:
+        raise ConnectionError(
+          f"{self._count:,} bytes came in {elapsed:.0f} s, less than {_SLOWEST:,} a second"
+        )
+      self._started, self._count = time.monotonic(), 0
+
+
+class _Deadline:
+  """A connection whose answer's head must come within a time: a byte now and then keeps no timeout away."""
+
+  def getresponse(self):
+    timer = threading.Timer(_HEADERS_S, self._give_up)
+    timer.start()
+    try:
+      return super().getresponse()
+    finally:
+      timer.cancel()
+
+  def _give_up(self) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+      self.sock.shutdown(socket.SHUT_RDWR)
+
+
+class _Http(_Deadline, http.client.HTTPConnection):
+  pass
+
+
+class _Https(_Deadline, http.client.HTTPSConnection):
+  pass
+
+
+class _HttpHandler(urllib.request.HTTPHandler):
+  def http_open(self, request):
+    return self.do_open(_Http, request)
+
+
+class _HttpsHandler(urllib.request.HTTPSHandler):
+  def https_open(self, request):
+    return self.do_open(_Https, request)
 
 
 class _Body:
   """The bytes of a file from `start` on; `total` is its whole length, None if the server does not tell."""
 
   def __init__(self, stream, start: int, total: int | None):
-    self.read, self.close, self.start, self.total = stream.read, stream.close, start, total
+    # What has come, not what was asked for: else a slow server is noticed after a whole chunk only.
+    self.read = getattr(stream, "read1", stream.read)
+    self.close, self.start, self.total = stream.close, start, total
 
 
 def _open(url: str, partial: pathlib.Path, start: int) -> _Body:
@@ -131,9 +269,11 @@ def _open(url: str, partial: pathlib.Path, start: int) -> _Body:
   validator = _validator(partial).read_text() if _validator(partial).exists() else ""
   headers = {"Accept-Encoding": "identity"}
   if start and validator:
+    start = max(0, start - _OVERLAP)
     headers |= {"Range": f"bytes={start}-", "If-Range": validator}
+  opener = urllib.request.build_opener(_HttpHandler, _HttpsHandler)
   try:
-    response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
+    response = opener.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
   except urllib.error.HTTPError as error:
     if error.code != 416:
       raise
@@ -141,6 +281,9 @@ def _open(url: str, partial: pathlib.Path, start: int) -> _Body:
     partial.unlink()  # it is as long as the file, so nothing follows; whether it is the file nobody says
     raise ConnectionError(f"the server has nothing after byte {start:,}; beginning anew") from error
   length = response.headers.get("Content-Length")
+  if response.headers.get("Content-Encoding", "identity") != "identity":
+    response.close()
+    raise ConnectionError(f"the server sends {response.headers['Content-Encoding']}, which was not asked for")
   if response.status == 206:
     # "bytes 100-199/200"
     span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
@@ -153,7 +296,7 @@ def _open(url: str, partial: pathlib.Path, start: int) -> _Body:
   if not validator or validator.startswith("W/"):
     validator = response.headers.get("Last-Modified", "")
   _validator(partial).write_text(validator)
-  return _Body(response, 0, int(length) if length else None)
+  return _Body(response, 0, int(length) if length and length.isdigit() else None)
 
 
 def _validator(partial: pathlib.Path) -> pathlib.Path:

@@ -86,7 +86,7 @@ def test_files_in_the_cache_that_are_others(cache, published, monkeypatch):
   entry = dataclasses.replace(named_weights.TABLE[_NAME], sha256="0" * 64)
   monkeypatch.setitem(named_weights.TABLE, _NAME, entry)
   with pytest.raises(
-    ValueError, match=f"{path} has .* with the SHA-256 .*Remove the file to have it fetched again"
+    ValueError, match=f"{path} has .* with the SHA-256 .*Remove both to have the file fetched again"
   ):
     families.load_backbone(_NAME)
   monkeypatch.setitem(named_weights.TABLE, _NAME, dataclasses.replace(entry, sha256=None))
