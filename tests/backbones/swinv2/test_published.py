@@ -91,7 +91,7 @@ def test_files_in_the_cache_that_are_others(cache, published, monkeypatch):
     families.load_backbone(_NAME)
   monkeypatch.setitem(named_weights.TABLE, _NAME, dataclasses.replace(entry, sha256=None))
   path.write_bytes(path.read_bytes()[: entry.least_bytes - 1])
-  with pytest.raises(ValueError, match=f"{path} has .* bytes, but file:.* has at least"):
+  with pytest.raises(ValueError, match=f"{path} has .* bytes with .*, but file:.* has at least"):
     families.load_backbone(_NAME)
 
 
