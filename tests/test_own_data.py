@@ -12,19 +12,19 @@ from pycocotools import coco as official_coco
 from pycocotools import cocoeval
 import pytest
 
-from frozen_vision.data.detection import coco
-from tests import paths, tiny
+from frozen_vision.data.detection import coco, photos
+from tests import tiny
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # COCO's category -> another name and id; neither in COCO's order nor close together.
-_CATEGORIES = {1: (70001, "passer-by"), 62: (12, "Stühle"), 47: (5, "cup (any)"), 3: (330, "vehicle")}
+_CATEGORIES = {1: (70001, "passer-by"), 18: (12, "Stühle"), 9: (5, "cup (any)"), 3: (330, "vehicle")}
 
 
 @pytest.fixture(scope="module")
 def own_data(tmp_path_factory):
   """(JSON, folder) of ten photographs under other names, with other categories, image and annotation ids."""
-  source = paths.data_dir("coco_subset")
-  content = json.loads((source / "annotations/instances_train2017.json").read_text())
+  source = photos.sample_photos()
+  content = json.loads(source.annotations.read_text())
   annotations = [row for row in content["annotations"] if row["category_id"] in _CATEGORIES]
   counts = {}
   for row in annotations:
@@ -37,7 +37,7 @@ def own_data(tmp_path_factory):
   for row in content["images"]:
     if row["id"] in image_ids:
       name = f"Straße {chosen.index(row['id'])}.jpg"
-      shutil.copy(source / "train2017" / row["file_name"], folder / name)
+      shutil.copy(source.images / row["file_name"], folder / name)
       images.append(dict(id=image_ids[row["id"]], file_name=name, height=row["height"], width=row["width"]))
   rows = [
     {

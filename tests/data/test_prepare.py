@@ -1,6 +1,5 @@
 """Preparation: bad files are named, and what is written reads back as it was."""
 
-import json
 import pathlib
 import pickle
 import shutil
@@ -14,7 +13,7 @@ import pytest
 from frozen_vision.data import prepare, prepare_checks
 from frozen_vision.data.detection import coco, prepared_coco
 from frozen_vision.data.segmentation import ade20k, prepared_segmentation
-from tests import paths
+from tests import paths, samples
 from tests.data import test_images
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -22,24 +21,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.fixture(name="part", scope="module")
 def _part(tmp_path_factory):
-  """A part of the subset in the standard layout: crowds, an image without objects, a bad file."""
-  subset = paths.data_dir("coco_subset")
-  root = tmp_path_factory.mktemp("coco")
-  (root / "annotations").mkdir()
-  for split, count in (("train", 12), ("val", 5)):
-    raw = json.loads((subset / "annotations" / f"instances_{split}2017.json").read_text())
-    owners = [a["image_id"] for a in raw["annotations"]]
-    crowds = [a["image_id"] for a in raw["annotations"] if a["iscrowd"]]
-    bare = [image["id"] for image in raw["images"] if image["id"] not in owners]
-    rest = [image["id"] for image in raw["images"]]
-    chosen = set(list(dict.fromkeys(crowds[:2] + bare[:1] + rest))[:count])
-    raw["images"] = [image for image in raw["images"] if image["id"] in chosen]
-    raw["annotations"] = [a for a in raw["annotations"] if a["image_id"] in chosen]
-    (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(raw))
-    (root / f"{split}2017").mkdir()
-    for image in raw["images"]:
-      shutil.copy(subset / f"{split}2017" / image["file_name"], root / f"{split}2017")
-  return root
+  """COCO's layout: crowds, an image without objects."""
+  return samples.coco_root(tmp_path_factory.mktemp("coco"))
 
 
 @pytest.fixture(name="written", scope="module")
@@ -256,22 +239,9 @@ def test_bad_label_files_are_named_and_left_out(tmp_path, capsys):
   assert prepare.main([*command, "--strict"]) == 1
 
 
-def test_checking_camvid_with_workers(capsys):
-  root = paths.data_dir("camvid")
-  command = [
-    "segmentation",
-    "--images",
-    str(root / "val/images"),
-    "--labels",
-    str(root / "val/labels"),
-    "--classes",
-    str(root / "meta.json"),
-    "--split",
-    "validation",
-    "--check",
-    "--strict",
-    "--workers",
-    "2",
-  ]
-  assert prepare.main(command) == 0
-  assert "51 checked, 51 usable, 0 bad" in capsys.readouterr().out
+def test_checking_labels_with_workers(tmp_path, capsys):
+  root = samples.segmentation_root(tmp_path)
+  command = ["segmentation", "--images", str(root / "val/images"), "--labels", str(root / "val/labels")]
+  command += ["--classes", str(root / "meta.json"), "--split", "validation", "--check", "--strict"]
+  assert prepare.main([*command, "--workers", "2"]) == 0
+  assert "4 checked, 4 usable, 0 bad" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from frozen_vision.tasks import action
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop, step
 from frozen_vision.visualization import clips as visualize_action
-from tests import paths, tiny
+from tests import samples, tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -170,8 +170,8 @@ def test_a_run_leaves_everything_that_a_person_reads(tmp_path):
 
 
 def test_videos_and_folds(tmp_path):
-  """Class folders, and folds by scene of real clips, through the whole input pipeline."""
-  folder = paths.data_dir("fight_video")
+  """Lists of videos, and folds by scene, through the whole input pipeline."""
+  folder = samples.video_root(tmp_path)
   config = tiny.action()
   config.action.update(
     dict(
@@ -186,7 +186,7 @@ def test_videos_and_folds(tmp_path):
   )
   config.action.test.update(dict(clips=2, crops=3))
   task = tasks_build.build_task(config)
-  assert task.headline.endswith("validation videos, 2 classes.") and " 140 " not in task.headline
+  assert task.headline.endswith("validation videos, 2 classes.") and " 20 " not in task.headline
   with task.eval_batches() as batches:
     batch = next(batches)
   assert batch["clip"].shape == (2, 6, 2, 32, 32, 3) and batch["readable"].all()
@@ -196,14 +196,15 @@ def test_videos_and_folds(tmp_path):
   config.action.update(
     dict(data="videos", train=str(folder / "train.csv"), validation=str(folder / "val.csv"), group_column="")
   )
-  assert "100 training and 40 validation videos" in tasks_build.build_task(config).headline
+  assert "12 training and 8 validation videos" in tasks_build.build_task(config).headline
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-  """Four real clips for each of two splits, as lists and prepared: (folder of both, folder of the videos)."""
+  """Four videos for each of two splits, as lists and prepared: (folder of both, folder of the videos)."""
   pytest.importorskip("tensorflow", reason="writing shards needs TensorFlow")
-  folder, root = paths.data_dir("fight_video"), tmp_path_factory.mktemp("prepared")
+  folder = samples.video_root(tmp_path_factory.mktemp("videos"))
+  root = tmp_path_factory.mktemp("prepared")
   for split, name in (("train", "train"), ("validation", "val")):
     header, *rows = (folder / f"{name}.csv").read_text().splitlines()
     (root / f"{split}.csv").write_text("\n".join([header, *rows[:2], *rows[-2:]]))

@@ -11,7 +11,7 @@ from frozen_vision.data.segmentation import label_maps
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop as train
 from frozen_vision.training import step
-from tests import paths, tiny
+from tests import samples, tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -88,8 +88,8 @@ def _evaluated(config):
   return task, batch, np.asarray(found), np.asarray(scores)
 
 
-def _camvid(config):
-  root = paths.data_dir("camvid")
+def _files_of_scenes(config, folder):
+  root = samples.segmentation_root(folder)
   config.segmentation.update(
     dict(
       data="files",
@@ -101,17 +101,17 @@ def _camvid(config):
   )
 
 
-def test_predictions_are_made_at_the_original_size():
+def test_predictions_are_made_at_the_original_size(tmp_path):
   config = tiny.segmentation("linear")
-  _camvid(config)
-  config.segmentation.eval_frame = (96, 128)
+  _files_of_scenes(config, tmp_path)
+  config.segmentation.eval_frame = (64, 96)
   task, batch, found, scores = _evaluated(config)
-  assert found.shape[1] >= 360 and found.shape[2] >= 480
+  assert found.shape[1] >= 90 and found.shape[2] >= 120
   height, width = batch["image_size"][0]
   content = Image.fromarray  # one class at a time, Pillow's own bilinear filter
   resized = np.stack(
     [
-      np.asarray(content(scores[0, :height, :width, k]).resize((480, 360), Image.Resampling.BILINEAR))
+      np.asarray(content(scores[0, :height, :width, k]).resize((120, 90), Image.Resampling.BILINEAR))
       for k in range(scores.shape[-1])
     ],
     axis=-1,
@@ -119,11 +119,11 @@ def test_predictions_are_made_at_the_original_size():
   top = np.sort(resized, axis=-1)
   clear = top[..., -1] - top[..., -2] > 1e-5
   assert clear.mean() > 0.99
-  np.testing.assert_array_equal(found[0, :360, :480][clear], resized.argmax(-1)[clear])
+  np.testing.assert_array_equal(found[0, :90, :120][clear], resized.argmax(-1)[clear])
   evaluator = task.evaluator()
   evaluator.update({"label_map": found}, batch)
   wanted = recomputed_iou(
-    [task._validation.label(i) for i in batch["index"]], [row[:360, :480] for row in found], 11
+    [task._validation.label(i) for i in batch["index"]], [row[:90, :120] for row in found], 7
   )
   for entry, iou in zip(evaluator.per_class().values(), wanted):
     assert entry["IoU"] == (None if iou is None else pytest.approx(iou, abs=1e-12))

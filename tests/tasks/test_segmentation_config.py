@@ -10,7 +10,7 @@ from frozen_vision import config as config_lib
 from frozen_vision.backbones import families
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.tasks import segmentation
-from tests import paths
+from tests import samples
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -50,11 +50,11 @@ def test_every_variant_and_head(variant):
     assert f":{variant}" in _load().get_config("").headline
 
 
-def test_camvid_opens_with_its_own_files():
+def test_camvid_opens_files_of_its_layout(tmp_path):
   config = _load().get_config("camvid")
-  config.segmentation.root = str(paths.data_dir("camvid"))
+  config.segmentation.root = str(samples.segmentation_root(tmp_path))
   task = tasks_build.build_task(config)
-  assert task.headline == "Segmentation: 184 training and 51 validation images, 11 classes."
+  assert task.headline == "Segmentation: 6 training and 4 validation images, 7 classes."
   config.segmentation.root = "absent"
   with pytest.raises(
     FileNotFoundError, match="segmentation.classes: .*absent/meta.json does not exist.*root=FOLDER"

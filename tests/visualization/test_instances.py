@@ -4,9 +4,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from frozen_vision.data.detection import photos
 from frozen_vision.ops import masks as mask_ops
 from frozen_vision.visualization import instances
-from tests import paths
 
 
 def scene(size=128, n=3, *, scores=False, seed=0):
@@ -118,10 +118,10 @@ def test_instances_of_a_batch():
 
 
 def test_real_photograph_with_its_truth():
-  folder = paths.data_dir("coco_subset")
-  truth = json.loads((folder / "annotations/instances_val2017.json").read_text())
+  source = photos.sample_photos()
+  truth = json.loads(source.annotations.read_text())
   record = truth["images"][0]
-  image = np.asarray(Image.open(folder / "val2017" / record["file_name"]).convert("RGB"))
+  image = np.asarray(Image.open(source.images / record["file_name"]).convert("RGB"))
   own = [a for a in truth["annotations"] if a["image_id"] == record["id"]]
   boxes = np.array([a["bbox"] for a in own])
   boxes[:, 2:] += boxes[:, :2]

@@ -66,7 +66,7 @@ def position_index(window: tuple[int, int]) -> Int[Array, "n n"]:
 def pair_bias(
   table: Float[Array, "offsets heads"],
   window: tuple[int, int],
-) -> Float[Array, "heads n n"] | Float[Array, "heads y x"]:
+) -> Float[Array, "heads _ _"]:
   """The bias of every (query, key) pair of a window; of a large one, its table by head, y = 2h-1, x = 2w-1.
 
   `cosine_attention` takes both, and makes pairs of a table for some heads after the others.
@@ -137,7 +137,7 @@ def cosine_attention(
   qkv: Float[Array, "b h w qkv"],
   window: tuple[int, int],
   scale: Float[Array, "heads"],
-  bias: Float[Array, "heads n n"] | Float[Array, "heads y x"],
+  bias: Float[Array, "heads _ _"],
   regions: Int[Array, "windows n"] | None,
 ) -> Float[Array, "b h w c"]:
   """Attention inside every window of a map, by cosine similarity times `scale`, plus `bias`.

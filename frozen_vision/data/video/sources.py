@@ -44,7 +44,7 @@ class VideoList:
 class Selection:
   """Some records of one source, or of several of the same classes; attributes as `VideoList`'s."""
 
-  def __init__(self, parts: Sequence[Any], indices: Sequence[int] | None = None):
+  def __init__(self, parts: Sequence[Any], indices: Sequence[int] | np.ndarray | None = None):
     """Positions count through all parts; by default all records, part after part."""
     self._parts = list(parts)
     lengths = [len(part) for part in parts]

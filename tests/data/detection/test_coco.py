@@ -14,7 +14,7 @@ import pytest
 
 from frozen_vision.data import images as image_io
 from frozen_vision.data.detection import coco, coco_annotations, mask_encoding
-from tests import paths
+from tests import paths, samples
 
 SQUARE = [[10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0]]
 
@@ -96,9 +96,9 @@ def test_subset_agrees_with_pycocotools(split):
   assert crowds > 0
 
 
-def test_ground_truth_is_what_the_official_code_reads():
-  root = paths.data_dir("coco_subset")
-  chosen = [22892, 519208, 475678]
+def test_ground_truth_is_what_the_official_code_reads(tmp_path):
+  root = samples.coco_root(tmp_path)
+  chosen = [214753, 475678]
   source = coco.coco_root(root, "val", image_ids=chosen)
   raw = json.loads((root / "annotations" / "instances_val2017.json").read_text())
   truth = source.ground_truth
@@ -121,16 +121,17 @@ def test_ground_truth_is_what_the_official_code_reads():
   json.dumps(truth)
 
 
-def test_pickle_is_small_and_complete():
-  source = coco.coco_root(paths.data_dir("coco_subset"), "train")
+def test_pickle_is_small_and_complete(tmp_path):
+  root = samples.coco_root(tmp_path)
+  source = coco.coco_root(root, "train")
   size = len(pickle.dumps(source))
   _ = source.ground_truth, source[0]
   data = pickle.dumps(source)
-  assert len(data) == size < 400_000
+  assert len(data) == size < 100_000
   other = pickle.loads(data)
   _assert_same_records(source[5], other[5])
   assert other.ground_truth == source.ground_truth
-  eight = coco.coco_root(paths.data_dir("coco_subset"), "train", image_ids=source.image_ids[:8])
+  eight = coco.coco_root(root, "train", image_ids=source.image_ids[:8])
   assert len(eight) == 8 and len(pickle.dumps(eight)) < 50_000
 
 
