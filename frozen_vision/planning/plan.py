@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 import pathlib
 import re
 import time
@@ -52,7 +53,7 @@ _PARTS = {
 
 def plan(
   config: ml_collections.ConfigDict,
-  workdir: str,
+  workdir: str | os.PathLike[str],
   topology: str,
   *,
   mfu: float = 0.4,

@@ -40,7 +40,7 @@ class TrainedHead:
   def __init__(
     self,
     name: str,
-    workdir: str,
+    workdir: str | os.PathLike[str],
     step: int,
     task: base.Task,
     config: ml_collections.ConfigDict,

@@ -21,6 +21,7 @@ from frozen_vision.data.video import clips, lists, prepared_videos, sources
 from frozen_vision.devices import sharding
 from frozen_vision.heads import video_swin
 from frozen_vision.metrics import action as action_metrics
+from frozen_vision.ops.arrays import Array
 from frozen_vision.tasks import base, common, pixels, results
 from frozen_vision.visualization import clips as visualize_action
 from frozen_vision.visualization import instances
@@ -263,7 +264,7 @@ def build_head(
 
 def frame_features(
   backbone: nnx.Module,
-  frames: jax.Array,
+  frames: Array,
   levels: tuple[int, ...],
   *,
   frames_per_pass: int,
@@ -290,7 +291,7 @@ def frame_features(
   def together(x):
     return x.reshape(-1, *x.shape[2:])
 
-  def run(indexed: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+  def run(indexed: tuple[Array, Array]) -> tuple[jax.Array, ...]:
     index, part = indexed
     images = families.normalise(together(part))
     if rng is None:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -122,7 +123,7 @@ def build_model(
   return model if mesh is None else _place(model, mesh, config.mesh.frozen)
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, float]:
   """Trains, evaluates, draws, and leaves everything in `workdir`; continues what it finds there.
 
   Args:
@@ -187,7 +188,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
   return metrics
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+def evaluate(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, float]:
   """Evaluates the newest checkpoint of a workdir: the trained part is all that it needs to hold.
 
   Raises:
