@@ -56,7 +56,7 @@ class Files:
     """The path that a name means; None if there is none."""
     if leads_outside(name):
       path = self._folder / name
-      return path if "\0" not in name and path.exists() else None
+      return path if os.path.exists(path) else None
     path = self._folder
     for part in pathlib.PurePath(name).parts:
       if path not in self._listed:

@@ -32,11 +32,13 @@ class Kind:
   Attributes:
     builder: name of its TFDS builder, and of a folder below the one given to `prepare`.
     command: the arguments of `prepare` that make it, `{out}` and `{split}` for where.
+    fields: what every record holds.
     version: of what is in the shards.
   """
 
   builder: str
   command: str
+  fields: tuple[str, ...] = ()
   version: str = "1.0.0"
 
   def folder(self, out: str | os.PathLike[str], split: str) -> pathlib.Path:
@@ -92,6 +94,7 @@ class Shards:
     """Raises FileNotFoundError as `Kind.require`."""
     self.folder = kind.require(out, split)
     self.split = split
+    self._kind = kind
     self._command = kind.command.format(out=out, split=split)
 
   def damaged(self, what: str, reason: str | Exception) -> PreparedError:
@@ -164,11 +167,16 @@ class Shards:
 
   def __getitem__(self, position: int) -> dict[str, Any]:
     try:
-      return self._examples[position]
+      record = self._examples[position]
     except PreparedError:
       raise
     except Exception as error:  # ArrayRecord's and protobuf's: RuntimeError, ParseError, IndexError, ...
-      raise self.damaged(self._shard_of(position), error) from error
+      raise self.damaged(self.shard_of(position), error) from error
+    # A record of zeros is read as one without content.
+    empty = [name for name in self._kind.fields if record.get(name) is None]
+    if empty:
+      raise self.damaged(self.shard_of(position), f"example {position} has no {', '.join(empty)}")
+    return record
 
   def __getstate__(self) -> dict[str, Any]:
     return {key: value for key, value in self.__dict__.items() if key != "_examples"}
@@ -182,7 +190,7 @@ class Shards:
     except Exception as error:  # of JSON, of protobuf and of TFDS
       raise self.damaged("dataset_info.json, features.json or a shard", error) from error
 
-  def _shard_of(self, position: int) -> str:
+  def shard_of(self, position: int) -> str:
     """The name of the shard that holds an example, as far as the description of the set can be read."""
     try:
       (split,) = (entry for entry in self.json("dataset_info.json")["splits"] if entry["name"] == self.split)

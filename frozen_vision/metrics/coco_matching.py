@@ -93,7 +93,11 @@ def as_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     given = segmentation.get("counts") if isinstance(segmentation, Mapping) else None
     given = given.decode("ascii", "replace") if isinstance(given, bytes) else given
     counts = mask_encoding.rle_counts(given)
-    if counts is None or counts.sum() != height * width or list(segmentation.get("size", size)) != size:
+    if (
+      counts is None
+      or counts.sum() != height * width
+      or segmentation.get("size", size) not in (size, tuple(size))
+    ):
       raise ValueError(f"a segmentation is neither polygons nor run lengths of {height} x {width} pixels.")
     if isinstance(given, str):
       return {"size": size, "counts": given}
@@ -138,6 +142,9 @@ class GroundTruth:
           f"{name} has no {key!r}; expected COCO's format, an object with 'images', "
           "'categories' and, where the truth is known, 'annotations'."
         )
+    for key in ("images", "categories", "annotations"):
+      if not isinstance(source.get(key) or [], list | tuple):
+        raise ValueError(f"{name}: {key!r} is a {type(source[key]).__name__}; expected a list.")
     self.images = {_identity(image, "image", name): image for image in source["images"]}
     self.categories = sorted(source["categories"], key=lambda category: _identity(category, "category", name))
     self.annotations = []
@@ -201,7 +208,7 @@ class GroundTruth:
 
 
 def _identity(entry: Any, what: str, name: str) -> int:
-  return _whole(entry.get("id") if isinstance(entry, Mapping) else entry, f"{name}, the id of an {what}")
+  return _whole(entry.get("id") if isinstance(entry, Mapping) else None, f"{name}, the id of an {what}")
 
 
 def _whole(value: Any, what: str) -> int:

@@ -20,6 +20,7 @@ import pathlib
 from jaxtyping import Float, Int, UInt8
 import numpy as np
 
+from frozen_vision.data import names
 from frozen_vision.data.segmentation import label_maps
 from frozen_vision.files import atomic
 from frozen_vision.metrics import gather
@@ -188,6 +189,7 @@ class MeanIoUEvaluator:
   def write(self, folder: str | os.PathLike[str], *, main_process: bool = True) -> None:
     """Writes `label_maps/NAME.png` of this process's images and, once, `per_class.json`, over what is there.
 
+    NAME is `names.output_name` of an image's name, since that stands in data and is not trusted as a path.
     A pixel of the PNG is the class's position in `per_class.json`. Every process must call it.
 
     Args:
@@ -195,7 +197,7 @@ class MeanIoUEvaluator:
     """
     folder = pathlib.Path(folder)
     for index, data in self._files.items():
-      path = folder / "label_maps" / f"{self._name(index)}.png"
+      path = folder / "label_maps" / f"{names.output_name(self._name(index))}.png"
       atomic.write_bytes(path, data, sync=False)
     per_class = self.per_class()
     if main_process:

@@ -15,7 +15,12 @@ from frozen_vision.data.detection import coco
 from frozen_vision.data.detection import coco_annotations as checks
 from frozen_vision.files import atomic
 
-KIND = prepared.Kind("frozen_vision_coco", "coco --images DIR --annotations FILE --out {out} --split {split}")
+_PER_OBJECT = ("boxes", "labels", "crowd", "area", "annotation_ids")
+KIND = prepared.Kind(
+  "frozen_vision_coco",
+  "coco --images DIR --annotations FILE --out {out} --split {split}",
+  fields=("image", "image_id", "file_name", "size", "segmentations", *_PER_OBJECT),
+)
 _GROUND_TRUTH_FILE = "ground_truth.json"
 
 
@@ -112,18 +117,27 @@ class PreparedCoco(coco.InstanceSource):
       "width": width,
       "boxes": stored["boxes"],
       "labels": stored["labels"],
-      "segmentations": self._segmentations(stored["segmentations"], index),
+      "segmentations": self._segmentations(stored, index),
       "crowd": stored["crowd"],
       "area": stored["area"],
       "annotation_ids": stored["annotation_ids"],
     }
     return record, stored["image"]
 
-  def _segmentations(self, text: bytes, index: int) -> list[Any]:
+  def _segmentations(self, stored: dict[str, Any], index: int) -> list[Any]:
+    """The segmentations of a record, if all that it has for each object fits together."""
+    position = int(self._positions[index])
     try:
-      return json.loads(text)
+      segmentations = json.loads(stored["segmentations"])
     except (ValueError, RecursionError) as error:
-      raise self._shards.damaged(f"the shard of example {self._positions[index]}", error) from error
+      raise self._shards.damaged(self._shards.shard_of(position), error) from error
+    labels = stored["labels"]
+    lengths = {len(segmentations), *(len(stored[name]) for name in _PER_OBJECT)}
+    if len(lengths) > 1 or (len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes):
+      raise self._shards.damaged(
+        self._shards.shard_of(position), f"the objects of example {position} do not fit together"
+      )
+    return segmentations
 
   @property
   def image_ids(self) -> Int64[np.ndarray, "m"]:

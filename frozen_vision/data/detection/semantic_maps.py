@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-from frozen_vision.data import images
+from frozen_vision.data import images, names
 from frozen_vision.data.segmentation import label_maps
 
 
@@ -35,6 +35,7 @@ class WithSemanticMaps:
     self._folder = pathlib.Path(folder)
     if not self._folder.is_dir():
       raise FileNotFoundError(f"{self._folder}: no such folder of semantic maps.")
+    self._files = names.Files(self._folder)
     self._format = label_maps.LabelFormat(
       class_names=tuple(map(str, range(num_classes))), ignored=tuple({label_maps.IGNORE, *ignored})
     )
@@ -54,7 +55,9 @@ class WithSemanticMaps:
       ImageError: no map, an unreadable one, labels of no class, or another size than the image's.
     """
     record = self._source[index]
-    path = self._folder / pathlib.Path(record["file_name"]).with_suffix(".png")
+    file_name = names.require_inside(record["file_name"], f"Record {index} of {self._source!r}")
+    wanted = pathlib.Path(file_name).with_suffix(".png")
+    path = self._files.find(wanted.as_posix()) or self._folder / wanted
     name = f"{path} (the semantic map of {record['file_name']})"
     labels = self._format.decode(images.read_bytes(path, name=name), name=name)
     expected = (record["height"], record["width"])

@@ -13,6 +13,7 @@ from frozen_vision.data.segmentation import label_maps, sources
 KIND = prepared.Kind(
   "frozen_vision_segmentation",
   "ade20k --root ADE20K --out {out} --split {split}, or with the command segmentation for other data.",
+  fields=("image", "label", "name"),
 )
 
 

@@ -83,7 +83,7 @@ def open_videos(
   known = list(classes) or class_names.find_classes(path.parent) or []
   labels, known = _number([row.label for row in rows], known, path)
   files = _find_files(rows, path, pathlib.Path(root) if root else None)
-  missing = [] if keep_missing else [file for file in files if not file.is_file()]
+  missing = [] if keep_missing else [file for file in files if not os.path.isfile(file)]
   if missing:
     raise FileNotFoundError(
       f"{path} lists {len(files)} videos, {len(missing)} of which are missing, such as "
@@ -98,7 +98,7 @@ def _find_files(rows: Sequence[_Row], path: pathlib.Path, root: pathlib.Path | N
   folder = root or path.parent
   inner = folder / path.stem
   if root is None and inner.is_dir():
-    if not any((folder / name).exists() for row in rows for name in row.names):
+    if not any(os.path.exists(folder / name) for row in rows for name in row.names):
       folder = inner
   below, files = data_names.Files(folder), []
   for row in rows:

@@ -20,7 +20,11 @@ from frozen_vision.data import images, prepared
 from frozen_vision.data.video import decoding, sources
 from frozen_vision.data.video import jpegs as video_jpegs
 
-KIND = prepared.Kind("frozen_vision_videos", "videos --videos FOLDER_OR_LIST --out {out} --split {split}")
+KIND = prepared.Kind(
+  "frozen_vision_videos",
+  "videos --videos FOLDER_OR_LIST --out {out} --split {split}",
+  fields=("name", "label", "times", "first_frame", "frames"),
+)
 # About a megabyte at the default encoding. A clip of 16 frames at stride 4 lies in two of them.
 FRAMES_PER_RECORD = 64
 _TIMES = "<f8"
