@@ -1,4 +1,4 @@
-"""Opens a checkpoint of any kind that is read here: one file or several, safetensors or PyTorch's."""
+"""Opens a checkpoint of any kind that is read here: one file or several, safetensors, PyTorch's or npz."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -8,11 +8,13 @@ import re
 
 import numpy as np
 
-from frozen_vision.files import state_dicts, tensors, torch_file
+from frozen_vision.files import numpy_file, state_dicts, tensors, torch_file
 from frozen_vision.files.formats import FileFormatError, parse_json
 from frozen_vision.files.tensors import LazyTensor
 
 _INDEX_SUFFIX = ".index.json"
+# Names of weights in a repository of the Hugging Face Hub.
+WEIGHTS_IN_FOLDERS = ("model.safetensors.index.json", "model.safetensors")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
 _MAX_SHARDS = 10_000
 # Tied weights lie in a file once and are read twice.
@@ -67,16 +69,17 @@ def open_checkpoint(source: str | os.PathLike) -> CheckpointFile:
   """Opens a checkpoint without reading a tensor.
 
   Args:
-    source: a `.safetensors` file; a file of PyTorch's, whatever its ending; of a checkpoint in
-      several files any shard (`model-00002-of-00005.safetensors`) or the index
-      (`model.safetensors.index.json`); with `:PART` at its end, the state dict of that name in a file of
-      several (`state_dicts.choose`).
+    source: a `.safetensors` file; an `.npz`; a file of PyTorch's, whatever its ending; of a checkpoint in
+      several files any shard (`model-00002-of-00005.safetensors`), the index
+      (`model.safetensors.index.json`), or the folder with it; with `:PART` at its end, the state dict of that
+      name in a file of several (`state_dicts.choose`).
 
   Raises:
     FileNotFoundError: no such file, or a shard is missing.
     FileFormatError: damaged, or of another format.
   """
   path, part = split_part(source)
+  path = weights_in_folder(path) or path
   tensors.check_file(path)
   match = _SHARD.fullmatch(path.name)
   if path.name.endswith(_INDEX_SUFFIX):
@@ -89,12 +92,19 @@ def open_checkpoint(source: str | os.PathLike) -> CheckpointFile:
   return _open_one(path, part)
 
 
+def weights_in_folder(folder: pathlib.Path) -> pathlib.Path | None:
+  """The index or the file of weights in a folder; None where there is none, or no folder."""
+  return next((folder / name for name in WEIGHTS_IN_FOLDERS if (folder / name).is_file()), None)
+
+
 def _open_one(path: pathlib.Path, part: str | None) -> CheckpointFile:
   if path.suffix == ".safetensors":
     if part is not None:
       raise FileFormatError(path, f"is a safetensors file, which has no parts such as {part!r}.")
     found, metadata = tensors.open_safetensors(path)
     return CheckpointFile(path, state_dicts.strip_prefixes(found), metadata, [])
+  if path.suffix == ".npz":
+    return CheckpointFile(path, numpy_file.open_npz(path), {}, [])
   found, others = torch_file.open_torch(path, part)
   return CheckpointFile(path, found, {}, others)
 
