@@ -1,5 +1,6 @@
 """Linear layers, GELU and the two-layer MLP of transformers."""
 
+from collections.abc import Callable
 import math
 from typing import Any
 
@@ -23,17 +24,6 @@ def linear(inputs: int, outputs: int, *, use_bias: bool = True, dtype: Any, rngs
   )
 
 
-class Mlp(nnx.Module):
-  """Linear, GELU, linear."""
-
-  def __init__(self, channels: int, hidden: int, *, dtype: Any, rngs: nnx.Rngs):
-    self.fc1 = linear(channels, hidden, dtype=dtype, rngs=rngs)
-    self.fc2 = linear(hidden, channels, dtype=dtype, rngs=rngs)
-
-  def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-    return self.fc2(gelu(self.fc1(x)))
-
-
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
   """x times the normal distribution's cumulative, exact, by erf as in PyTorch and in float32 as there.
 
@@ -41,3 +31,23 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
   """
   y = x.astype(jnp.float32)
   return (y * (0.5 + 0.5 * jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+  """Linear, activation, linear; the activation is exact GELU by default."""
+
+  def __init__(
+    self,
+    channels: int,
+    hidden: int,
+    *,
+    activation: Callable[[Array], Array] = gelu,
+    dtype: Any,
+    rngs: nnx.Rngs,
+  ):
+    self.activation = activation
+    self.fc1 = linear(channels, hidden, dtype=dtype, rngs=rngs)
+    self.fc2 = linear(hidden, channels, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    return self.fc2(self.activation(self.fc1(x)))
