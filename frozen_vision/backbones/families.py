@@ -27,6 +27,9 @@ from frozen_vision.backbones.swinv2 import checkpoints as swinv2_checkpoints
 from frozen_vision.backbones.swinv2 import config as swinv2_config
 from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.swinv2 import published as swinv2_published
+from frozen_vision.backbones.vit import checkpoints as vit_checkpoints
+from frozen_vision.backbones.vit import config as vit_config
+from frozen_vision.backbones.vit import model as vit
 from frozen_vision.files import checkpoint_file, formats, messages, tensors, trees
 
 normalise = base.normalise
@@ -55,6 +58,8 @@ class Family:
     map_checkpoint: `map_checkpoint(tensors, path, name=None, others=(), **overrides)` gives a `Checkpoint`;
       `others` are names in the file that are no tensors. Raises a ValueError that lists every key at fault.
     published: {name of public weights: where they are}.
+    shapes_tell: shapes and names of a public checkpoint tell its row; where they do not, rows that are alike
+      differ in what no checkpoint holds, such as activations.
   """
 
   variants: Mapping[str, base.BackboneConfig]
@@ -64,6 +69,7 @@ class Family:
   recognises: Callable[[Mapping[str, tensors.LazyTensor]], bool] | None = None
   map_checkpoint: Callable[..., Checkpoint] | None = None
   published: Mapping[str, NamedWeights | PackagedWeights] = dataclasses.field(default_factory=dict)
+  shapes_tell: bool = True
 
 
 # The key is what a weights file remembers.
@@ -99,6 +105,15 @@ FAMILIES: dict[str, Family] = {
     random=dict(layer_scale=1.0),
     recognises=convnext_checkpoints.recognises,
     map_checkpoint=convnext_checkpoints.map_tensors,
+  ),
+  "vit": Family(
+    variants=vit_config.VARIANTS,
+    config=vit_config.ViTConfig,
+    module=vit.ViT,
+    random=dict(layer_scale_init=1.0),
+    recognises=vit_checkpoints.recognises,
+    map_checkpoint=vit_checkpoints.map_tensors,
+    shapes_tell=False,
   ),
 }
 
@@ -234,9 +249,10 @@ def load_backbone(
   """A backbone with its weights.
 
   Args:
-    source: a file written by `save_backbone`; or a public checkpoint of some family, `.safetensors` or `.pth`
-      (SwinV2's are listed at `backbones.swinv2.checkpoints`); or the name of weights that ship with the
-      package (`swinv2_nano`) or are published (`published_weights`): those are fetched once, into the folder
+    source: a file written by `save_backbone`; or a public checkpoint of some family, `.safetensors`, the
+      index of several or their folder, `.pth` or `.npz` (`backbones.swinv2.checkpoints` and
+      `backbones.vit.checkpoints` say whose); or the name of weights that ship with the package
+      (`swinv2_nano`) or are published (`published_weights`): those are fetched once, into the folder
       $FROZEN_VISION_CACHE.
     name: the variant that the weights must be; None takes what they are.
     dtype: of the matrix products; the parameters stay float32 (`freezing.partition.cast` changes them).
@@ -251,9 +267,18 @@ def load_backbone(
 
 
 def open_backbone(
-  source: str | os.PathLike, name: str | None = None, *, dtype: Any = jnp.float32, **overrides: Any
+  source: str | os.PathLike,
+  name: str | None = None,
+  *,
+  prefer: str | None = None,
+  dtype: Any = jnp.float32,
+  **overrides: Any,
 ) -> BackboneFile:
-  """As `load_backbone`, without reading a weight yet."""
+  """As `load_backbone`, without reading a weight yet.
+
+  Args:
+    prefer: the variant that a public checkpoint is taken for where its shapes fit several.
+  """
   path, name = _find(source, name)
   file = checkpoint_file.open_checkpoint(path)
   leaves, header = file.tensors, file.metadata
@@ -262,6 +287,8 @@ def open_backbone(
     config = config.replace(**overrides)
   else:
     family = _recognised(leaves, name, path)
+    if not family.shapes_tell and prefer in family.variants:
+      name = name or prefer
     checkpoint = family.map_checkpoint(leaves, file.path, name=name, others=file.others, **overrides)
     leaves, config = checkpoint.leaves, checkpoint.config
   module = nnx.eval_shape(lambda: family.module(config, dtype=dtype, rngs=nnx.Rngs(0)))
@@ -276,7 +303,8 @@ def _find(source: str | os.PathLike, name: str | None) -> tuple[pathlib.Path, st
     path = _SHIPPED / f"{text}.safetensors"
     if not path.exists() and text in public:
       return public[text].local_path(), name or public[text].variant
-  if not checkpoint_file.split_part(path)[0].is_file():
+  is_folder = checkpoint_file.weights_in_folder(path) is not None
+  if not is_folder and not checkpoint_file.split_part(path)[0].is_file():
     shipped = sorted(p.stem for p in _SHIPPED.glob("*.safetensors"))
     what = "is a directory" if path.is_dir() else "does not exist"
     hint = messages.did_you_mean(text, [*shipped, *public])

@@ -70,7 +70,7 @@ def open_backbone(config: ml_collections.ConfigDict) -> nnx.Module | families.Ba
     source = options.weights
   elif options.weights != "shipped":
     source = existing_path(options.weights, "backbone.weights", _HOW_TO_GET_WEIGHTS)
-  backbone = families.open_backbone(source, dtype=dtype, **overrides)
+  backbone = families.open_backbone(source, prefer=options.name, dtype=dtype, **overrides)
   named = families.backbone_config(options.name, **overrides)
   for field in dataclasses.fields(named):
     found = getattr(backbone.module.config, field.name, None)

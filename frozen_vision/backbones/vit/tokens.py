@@ -1,0 +1,33 @@
+"""Images to patch tokens and back to maps: what a ViT and its folded program do alike."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from frozen_vision.backbones.vit.config import ViTConfig
+from frozen_vision.layers.patches import pad_to_multiple
+
+
+def align_to_stride(images: Float[Array, "b h w 3"], config: ViTConfig) -> Float[Array, "b _ _ 3"]:
+  """Resizes images by patch_size / stride, so that one patch is one cell of `stride` pixels of the frame."""
+  stride = config.cell_size
+  if stride == config.patch_size:
+    return images
+  x = pad_to_multiple(images, stride)
+  height, width = (side // stride * config.patch_size for side in x.shape[1:3])
+  return jax.image.resize(x, (x.shape[0], height, width, 3), "linear").astype(images.dtype)
+
+
+def split_heads(x: Float[Array, "b n c"], heads: int) -> Float[Array, "b n heads d"]:
+  return x.reshape(*x.shape[:2], heads, -1)
+
+
+def with_prefix(x: Float[Array, "b n c"], prefix: Float[Array, "p c"]) -> Float[Array, "b _ c"]:
+  """Puts tokens that are the same for every image before those of the patches."""
+  prefix = jnp.broadcast_to(prefix.astype(x.dtype), (x.shape[0], *prefix.shape))
+  return jnp.concatenate([prefix, x], axis=1)
+
+
+def to_map(tokens: Float[Array, "b n c"], size: tuple[int, int], prefix: int) -> Float[Array, "b _h _w c"]:
+  """The tokens of the patches as a map."""
+  return tokens[:, prefix:].reshape(tokens.shape[0], *size, tokens.shape[-1])
