@@ -5,10 +5,10 @@
 is the demo: generated scenes and the backbone that ships with the package; minutes on two CPU cores. :camvid
 trains on 184 real road scenes, which must lie below config.segmentation.root. The real recipes are :swinv2_t,
 :swinv2_b, :swinv2_l and :swinv2_g, which need ADE20K below config.segmentation.root and backbone weights at
-config.backbone.weights. --config.segmentation.head=upernet or =linear puts another head on the same features;
-the rates and schedules here are Mask2Former's. For UPerNet, [paper] has, for the fine-tuned B and L, learning
-rate 6e-5, batch 64, 40,000 steps, 375 of warm-up (G: 4e-5, 32, 80,000 and 750), and [mmseg] category_max_area
-0.75.
+config.backbone.weights. --config.segmentation.head.name=upernet or =linear puts another head on the same
+features; the rates and schedules here are Mask2Former's. For UPerNet, [paper] has, for the fine-tuned B and
+L, learning rate 6e-5, batch 64, 40,000 steps, 375 of warm-up (G: 4e-5, 32, 80,000 and 750), and [mmseg]
+category_max_area 0.75.
 
 Tags of the values: [m2f] Mask2Former's released ADE20K configs, Swin-L at 640 px and R50 at 512 px, with all
 of the backbone trained; [paper] arXiv 2111.09883 (SwinV2), appendix A1 and A2, UPerNet on ADE20K, likewise;
@@ -19,28 +19,30 @@ with its learning rate, schedule and window sizes for frozen backbones was not a
 import ml_collections
 
 from frozen_vision import config as config_lib
-from frozen_vision.tasks import segmentation
+from frozen_vision.tasks.segmentation_options import HEADS, SegmentationConfig
 
-VARIANTS = ("", "camvid", "swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
+_BACKBONES = ("swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
+ARGUMENTS = {
+  "recipe": ("demo", "camvid"),
+  "backbone": _BACKBONES,  # the recipe at full scale
+  "head": tuple(HEADS),
+}
+VARIANTS = {
+  "": "recipe=demo",
+  "camvid": "recipe=camvid",
+  **{size: f"backbone={size}" for size in _BACKBONES},
+}
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/ade20k_mask2former.py has no variant {variant!r}; known: "
-      + ", ".join(f":{name}" if name else "(none, the demo)" for name in VARIANTS)
-    )
-  config = config_lib.base_config()
-  config.task = "segmentation"
+def get_config(arguments: str = "") -> ml_collections.ConfigDict:
+  chosen = config_lib.parse_arguments(arguments, ARGUMENTS, "configs/ade20k_mask2former.py", VARIANTS)
+  config = config_lib.config_dict(SegmentationConfig())
   config.trainable = ("head/.*",)
-  config.segmentation = segmentation.default_config()
-  match variant:
-    case "":
-      _demo(config)
-    case "camvid":
-      _camvid(config)
-    case _:
-      _full(config, variant)
+  config.segmentation.head.name = chosen.get("head", "mask2former")
+  if "backbone" in chosen:
+    _full(config, chosen["backbone"])
+  else:
+    {"demo": _demo, "camvid": _camvid}[chosen.get("recipe", "demo")](config)
   return config
 
 
@@ -71,7 +73,7 @@ def _demo(config: ml_collections.ConfigDict) -> None:
   _small_heads(options, queries=12, points=192)
   # Here the class of a shape is harder to learn than its place. With the source's 2.0, queries find shapes
   # and mix up their classes for a thousand steps; like this, each keeps to a class from the start.
-  options.mask2former.update(dict(num_heads=8, class_weight=6.0))
+  config_lib.set_for(options.head, "mask2former", num_heads=8, class_weight=6.0)
 
 
 def _camvid(config: ml_collections.ConfigDict) -> None:
@@ -104,21 +106,21 @@ def _camvid(config: ml_collections.ConfigDict) -> None:
 
 def _small_heads(options: ml_collections.ConfigDict, *, queries: int, points: int) -> None:
   """[ours]: every head with narrow layers, whichever is chosen."""
-  options.mask2former.update(
-    dict(
-      hidden_dim=64,
-      mask_dim=64,
-      num_queries=queries,
-      num_points=points,
-      num_heads=4,
-      encoder_layers=2,
-      encoder_ffn_dim=128,
-      decoder_layers=3,
-      decoder_ffn_dim=256,
-      norm_groups=8,
-    )
+  config_lib.set_for(
+    options.head,
+    "mask2former",
+    hidden_dim=64,
+    mask_dim=64,
+    num_queries=queries,
+    num_points=points,
+    num_heads=4,
+    encoder_layers=2,
+    encoder_ffn_dim=128,
+    decoder_layers=3,
+    decoder_ffn_dim=256,
+    norm_groups=8,
   )
-  options.upernet.update(dict(channels=64, auxiliary_channels=32, norm_groups=8))
+  config_lib.set_for(options.head, "upernet", channels=64, auxiliary_channels=32, norm_groups=8)
 
 
 def _full(config: ml_collections.ConfigDict, name: str) -> None:

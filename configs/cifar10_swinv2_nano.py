@@ -10,12 +10,11 @@ Positions are normalised by the windows that 64-pixel images have: 8, 8, 4 and 2
 import ml_collections
 
 from frozen_vision import config as config_lib
-from frozen_vision.tasks import classification
+from frozen_vision.tasks.classification_options import ClassificationConfig
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = config_lib.base_config()
-  config.task = "classification"
+  config = config_lib.config_dict(ClassificationConfig())
   config.trainable = (".*",)
   config.backbone.name = "swinv2_nano"
   config.backbone.weights = "init"
@@ -28,7 +27,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.optimizer.update(
     dict(name="muon", learning_rate=4e-3, weight_decay=0.1, warmup_steps=200, clip_norm=1.0)
   )
-  config.classification = classification.default_config()
   config.classification.update(
     dict(
       train="cifar10_jpeg/train.tar.xz",

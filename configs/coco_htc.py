@@ -38,45 +38,40 @@ learning rate, schedule and window sizes for frozen backbones was not available 
 import ml_collections
 
 from frozen_vision import config as config_lib
-from frozen_vision.tasks import detection
+from frozen_vision.necks.build import NECKS
+from frozen_vision.tasks.detection_options import DetectionConfig, HEADS
 
-VARIANTS = (
-  "",
-  "photos",
-  "files",
-  "swinv2_t",
-  "swinv2_b",
-  "swinv2_l",
-  "swinv2_g",
-  "objects365_swinv2_g",
-  "swinv2_g_finetune",
-  "objects365_swinv2_g_finetune",
-)
+_SIZES = ("swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
+ARGUMENTS = {
+  "recipe": ("demo", "photos", "files"),
+  "backbone": _SIZES,  # the recipe at full scale
+  "stage": ("coco", "objects365"),
+  "train": ("heads", "all"),
+}
+VARIANTS = {
+  "": "recipe=demo",
+  "photos": "recipe=photos",
+  "files": "recipe=files",
+  **{size: f"backbone={size}" for size in _SIZES},
+  "objects365_swinv2_g": "backbone=swinv2_g,stage=objects365",
+  "swinv2_g_finetune": "backbone=swinv2_g,train=all",
+  "objects365_swinv2_g_finetune": "backbone=swinv2_g,stage=objects365,train=all",
+}
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/coco_htc.py has no variant {variant!r}; known: "
-      + ", ".join(f":{name}" if name else "(none, the demo)" for name in VARIANTS)
-    )
-  config = config_lib.base_config()
-  config.task = "detection"
-  config.detection = detection.default_config()
-  match variant:
-    case "":
-      _demo(config)
-    case "photos":
-      _photos(config)
-    case "files":
-      _files(config)
-    case _:
-      name = variant.removeprefix("objects365_").removesuffix("_finetune")
-      _full(config, name)
-      if variant.startswith("objects365_"):
-        _objects365(config)
-      if variant.endswith("_finetune"):
-        _finetune(config)
+def get_config(arguments: str = "") -> ml_collections.ConfigDict:
+  chosen = config_lib.parse_arguments(arguments, ARGUMENTS, "configs/coco_htc.py", VARIANTS)
+  config = config_lib.config_dict(DetectionConfig())
+  if "backbone" not in chosen:
+    if {"stage", "train"} & set(chosen):
+      raise ValueError("configs/coco_htc.py: stage= and train= need a backbone=, such as backbone=swinv2_b.")
+    {"demo": _demo, "photos": _photos, "files": _files}[chosen.get("recipe", "demo")](config)
+    return config
+  _full(config, chosen["backbone"])
+  if chosen.get("stage") == "objects365":
+    _objects365(config)
+  if chosen.get("train") == "all":
+    _finetune(config)
   return config
 
 
@@ -100,13 +95,15 @@ def _demo(config: ml_collections.ConfigDict) -> None:
   options.frame = options.eval_frame = (128, 128)
   options.resize = "fit"
   options.max_objects = 10
-  options.neck.update(dict(channels=64))
+  config_lib.set_for(options.neck, NECKS, channels=64)
   _small_head(options)
 
 
 def _small_head(options: ml_collections.ConfigDict) -> None:
   """[ours]: HTC with narrow layers and few rois."""
-  options.head_options = dict(
+  config_lib.set_for(
+    options.head,
+    HEADS,
     anchor_scales=(4.0,),
     rpn_channels=64,
     train_pre_nms=200,
@@ -147,9 +144,9 @@ def _photos(config: ml_collections.ConfigDict) -> None:
   options.resize = "fit"
   options.flip = 0.0
   options.max_objects = 10
-  options.neck.update(dict(channels=64))
+  config_lib.set_for(options.neck, NECKS, channels=64)
   _small_head(options)
-  options.head_options.update(dict(anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0))
+  config_lib.set_for(options.head, HEADS, anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0)
 
 
 def _files(config: ml_collections.ConfigDict) -> None:
@@ -169,10 +166,10 @@ def _files(config: ml_collections.ConfigDict) -> None:
   options.validation_share = 0.2
   options.frame = options.eval_frame = (384, 384)
   options.scale_range = (0.5, 2.0)
-  options.neck.update(dict(channels=64))
+  config_lib.set_for(options.neck, NECKS, channels=64)
   _small_head(options)
-  options.head_options.update(
-    dict(anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0, max_detections=100)
+  config_lib.set_for(
+    options.head, HEADS, anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0, max_detections=100
   )
 
 
@@ -202,9 +199,10 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   config.eval_every = config.checkpoint_every = 5000  # [ours]
   config.loader.workers = 8  # [ours]
   options = config.detection
-  options.head = "htc"  # [paper] says HTC++, a third-party table of the frozen study HTC
-  options.neck.update(dict(name="fpn", channels=256, levels=5))  # [mmdet]
-  options.neck.input_norm = True  # [swin]: a norm on every level of the backbone
+  options.head.name = "htc"  # [paper] says HTC++, a third-party table of the frozen study HTC
+  options.neck.name = "fpn"
+  # [mmdet]; [swin]: a norm on every level of the backbone
+  config_lib.set_for(options.neck, NECKS, channels=256, levels=5, input_norm=True)
   options.resize = "lsj"
   options.frame = (1536, 1536)  # [paper]
   options.scale_range = (0.1, 2.0)  # [paper]
@@ -214,7 +212,7 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   options.head_dtype = "bfloat16"  # [ours]
   # [paper] says soft-NMS; its kind is mmcv's default. The rest [mmdet], but for two points each of
   # sampling_ratio, Detectron's, where mmdet adapts their number.
-  options.head_options = dict(nms_kind="soft_linear")
+  config_lib.set_for(options.head, HEADS, nms_kind="soft_linear")
   # Of a head that learnt on Objects365: it has no masks [paper], and other classes.
   options.init.keep = ("head/mask_heads/.*", "head/box_heads/.*/classes/.*")
 
@@ -232,7 +230,7 @@ def _objects365(config: ml_collections.ConfigDict) -> None:
   _decay(config)
   options = config.detection
   options.data = "files"
-  options.head_options.with_masks = False
+  config_lib.set_for(options.head, HEADS, with_masks=False)
   options.init.keep = ()
   # The paper prints an input of [800, 1024], and not which sides these are; here, in mmdet's manner, the
   # short side is 800 unless the long one would exceed 1024 [ours].
@@ -253,4 +251,4 @@ def _finetune(config: ml_collections.ConfigDict) -> None:
   config.optimizer.layer_decay = 1.0
   config.backbone.overrides.drop_path_rate = 0.4  # [paper] on ADE20K; not stated for COCO
   # HTC++ has one more global attention layer [swin1]; heads of 32 channels, as in the backbone [ours].
-  config.detection.neck.attention_heads = 128
+  config_lib.set_for(config.detection.neck, NECKS, attention_heads=128)

@@ -7,7 +7,7 @@ package; minutes on two CPU cores. The real recipes are the variants :swinv2_t, 
 :swinv2_g, which need Kinetics-400 at config.action.train and config.action.validation (or prepared once, with
 --config.action.data=prepared --config.action.root=SHARDS) and backbone weights at config.backbone.weights.
 :fights trains on one fold, by scene, of real surveillance clips listed in config.action.lists.
---config.action.head=average or =attentive puts another head on the same features.
+--config.action.head.name=average or =attentive puts another head on the same features.
 
 Tags of the values: [vswin] the released Video Swin configs for Kinetics-400, with all of the network trained;
 [sw2] arXiv 2111.09883 (SwinV2), appendix, Video-SwinV2-G, likewise; [ours] our choice. The frozen study
@@ -18,28 +18,30 @@ to us. No recipe at full scale has been run.
 import ml_collections
 
 from frozen_vision import config as config_lib
-from frozen_vision.tasks import action
+from frozen_vision.tasks.action_options import ActionConfig, HEADS
 
-VARIANTS = ("", "fights", "swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
+_BACKBONES = ("swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
+ARGUMENTS = {
+  "recipe": ("demo", "fights"),
+  "backbone": _BACKBONES,  # the recipe at full scale
+  "head": tuple(HEADS),
+}
+VARIANTS = {
+  "": "recipe=demo",
+  "fights": "recipe=fights",
+  **{size: f"backbone={size}" for size in _BACKBONES},
+}
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-  if variant not in VARIANTS:
-    raise ValueError(
-      f"configs/kinetics_video_swin.py has no variant {variant!r}; known: "
-      + ", ".join(f":{name}" if name else "(none, the demo)" for name in VARIANTS)
-    )
-  config = config_lib.base_config()
-  config.task = "action"
+def get_config(arguments: str = "") -> ml_collections.ConfigDict:
+  chosen = config_lib.parse_arguments(arguments, ARGUMENTS, "configs/kinetics_video_swin.py", VARIANTS)
+  config = config_lib.config_dict(ActionConfig())
   config.trainable = ("head/.*",)
-  config.action = action.default_config()
-  match variant:
-    case "":
-      _demo(config)
-    case "fights":
-      _fights(config)
-    case _:
-      _full(config, variant)
+  config.action.head.name = chosen.get("head", "video_swin")
+  if "backbone" in chosen:
+    _full(config, chosen["backbone"])
+  else:
+    {"demo": _demo, "fights": _fights}[chosen.get("recipe", "demo")](config)
   return config
 
 
@@ -73,19 +75,19 @@ def _demo(config: ml_collections.ConfigDict) -> None:
     )
   )
   # Motion of a few pixels is seen at stride 8; stride 16 joins it.
-  options.video_swin.update(
-    dict(
-      levels=(1, 2),
-      channels=(32, 64),
-      depths=(1, 1),
-      window_size=(8, 4, 4),
-      motion_radius=2,
-      drop_path_rate=0.0,
-      dropout=0.0,
-    )
+  config_lib.set_for(
+    options.head,
+    "video_swin",
+    levels=(1, 2),
+    channels=(32, 64),
+    depths=(1, 1),
+    window_size=(8, 4, 4),
+    motion_radius=2,
+    drop_path_rate=0.0,
+    dropout=0.0,
   )
-  options.attentive.update(dict(levels=(1, 2), channels=128, num_heads=4))
-  options.average.update(dict(levels=(1, 2)))
+  config_lib.set_for(options.head, "attentive", levels=(1, 2), channels=128, num_heads=4)
+  config_lib.set_for(options.head, "average", levels=(1, 2))
 
 
 def _fights(config: ml_collections.ConfigDict) -> None:
@@ -118,19 +120,19 @@ def _fights(config: ml_collections.ConfigDict) -> None:
   # Later levels say where a clip was filmed, which is another place in validation. Logistic regressions over
   # the same folds: means over time and space of stride 16 and 32 gave 0.51 to 0.60, of stride 8 up to 0.65,
   # statistics of how similar its cells stay from frame to frame 0.67 to 0.71.
-  options.video_swin.update(
-    dict(
-      levels=(1,),
-      channels=(32,),
-      depths=(1,),
-      window_size=(8, 7, 7),
-      motion_radius=2,
-      drop_path_rate=0.0,
-      dropout=0.5,
-    )
+  config_lib.set_for(
+    options.head,
+    "video_swin",
+    levels=(1,),
+    channels=(32,),
+    depths=(1,),
+    window_size=(8, 7, 7),
+    motion_radius=2,
+    drop_path_rate=0.0,
+    dropout=0.5,
   )
-  options.attentive.update(dict(levels=(1,), channels=128, num_heads=4, dropout=0.5))
-  options.average.update(dict(levels=(1,), dropout=0.5))
+  config_lib.set_for(options.head, "attentive", levels=(1,), channels=128, num_heads=4, dropout=0.5)
+  config_lib.set_for(options.head, "average", levels=(1,), dropout=0.5)
 
 
 # All [ours]: side in pixels, windows of the backbone's stages, width of the head.
@@ -179,13 +181,13 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
     )
   )
   options.test.update(dict(clips=4, crops=3))  # [vswin]
-  options.video_swin.update(
-    dict(
-      levels=(3,),
-      channels=(width,),
-      depths=(4,),  # [ours]
-      window_size=(8, 7, 7),
-      drop_path_rate=0.1,
-      dropout=0.5,
-    )
+  config_lib.set_for(
+    options.head,
+    "video_swin",
+    levels=(3,),
+    channels=(width,),
+    depths=(4,),  # [ours]
+    window_size=(8, 7, 7),
+    drop_path_rate=0.1,
+    dropout=0.5,
   )  # [vswin]

@@ -38,15 +38,15 @@ _RUNS = flags.DEFINE_list("runs", None, "Seeds (motion, default 0,1,2) or folds 
 
 _VARIANTS_OF = {
   "motion": {
-    "Video Swin": ("action.head=video_swin",),
-    "attentive probe": ("action.head=attentive",),
-    "average of 8 frames": ("action.head=average",),
-    "one frame, linear": ("action.head=average", "action.frames=1"),
+    "Video Swin": ("action.head.name=video_swin",),
+    "attentive probe": ("action.head.name=attentive",),
+    "average of 8 frames": ("action.head.name=average",),
+    "one frame, linear": ("action.head.name=average", "action.frames=1"),
   },
   "fights": {
-    "Video Swin": ("action.head=video_swin",),
-    "attentive probe": ("action.head=attentive",),
-    "average": ("action.head=average",),
+    "Video Swin": ("action.head.name=video_swin",),
+    "attentive probe": ("action.head.name=attentive",),
+    "average": ("action.head.name=average",),
   },
 }
 

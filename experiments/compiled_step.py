@@ -4,15 +4,15 @@ import time
 from typing import Any
 
 import jax
-import ml_collections
 
+from frozen_vision.config import Config
 from frozen_vision.freezing import partition
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop, optimizer
 from frozen_vision.training import step as train_step
 
 
-def prepare(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def prepare(config: Config) -> dict[str, Any]:
   """Compiles the step on the first batch of the config's data."""
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)

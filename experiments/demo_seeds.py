@@ -28,11 +28,11 @@ _STUDY = flags.DEFINE_enum("study", "backbones", ["backbones", "heads"], "What i
 _STUDIES = {
   "backbones": {"shipped": ("backbone.weights=shipped",), "random": ("backbone.weights=random",)},
   "heads": {
-    "HTC + FPN": ("detection.head=htc",),
-    "Cascade Mask R-CNN + FPN": ("detection.head=cascade_mask_rcnn",),
-    "Mask R-CNN + FPN": ("detection.head=mask_rcnn",),
-    "HTC + BiFPN x 1": ("detection.head=htc", "detection.neck.name=bifpn"),
-    "HTC + BiFPN x 3": ("detection.head=htc", "detection.neck.name=bifpn", "detection.neck.repeats=3"),
+    "HTC + FPN": ("detection.head.name=htc",),
+    "Cascade Mask R-CNN + FPN": ("detection.head.name=cascade_mask_rcnn",),
+    "Mask R-CNN + FPN": ("detection.head.name=mask_rcnn",),
+    "HTC + BiFPN x 1": ("detection.head.name=htc", "detection.neck.name=bifpn"),
+    "HTC + BiFPN x 3": ("detection.head.name=htc", "detection.neck.name=bifpn", "detection.neck.repeats=3"),
   },
 }
 _COLUMNS = (

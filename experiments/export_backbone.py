@@ -9,28 +9,28 @@ The accuracy printed is that of the written file, rounding included, under the r
 import logging
 import sys
 
-from absl import app, flags
+from absl import flags
 from flax import nnx
 import jax
-import ml_collections
-from ml_collections import config_flags
 import numpy as np
 
 import frozen_vision
+from frozen_vision import command_line
+from frozen_vision.config import Config
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import evaluation, loop
 from frozen_vision.training import step as train_step
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration.")
+_CONFIG = command_line.define_config("The run's configuration.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 _OUT = flags.DEFINE_string("out", None, "The .safetensors file to write.")
 _DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "How the weights are stored.")
 
 
-def export(config: ml_collections.ConfigDict, workdir: str, out: str, dtype: str) -> dict[str, float]:
+def export(config: Config, workdir: str, out: str, dtype: str) -> dict[str, float]:
   """Writes the weights and returns the metrics of the file as it was written."""
-  config.backbone.fold = False  # what is written are the parameters themselves
+  config = config.replace({"backbone.fold": False})  # what is written are the parameters themselves
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   part = "ema" if config.ema_decay > 0 else "trainable"
@@ -58,4 +58,4 @@ def _main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir", "out"])
-  app.run(_main)
+  command_line.run(_main)

@@ -8,24 +8,24 @@ The other run reads it with --config.detection.init.path=o365.safetensors.
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 from flax import nnx
-import ml_collections
-from ml_collections import config_flags
 import numpy as np
 
+from frozen_vision import command_line
+from frozen_vision.config import Config
 from frozen_vision.freezing import partition
 from frozen_vision.heads import files
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration.")
+_CONFIG = command_line.define_config("The run's configuration.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
 _OUT = flags.DEFINE_string("out", None, "The .safetensors file to write.")
 
 
-def export(config: ml_collections.ConfigDict, workdir: str, out: str) -> tuple[int, str]:
+def export(config: Config, workdir: str, out: str) -> tuple[int, str]:
   """Writes the averaged parameters, where the run has them; returns the step and the fingerprint."""
   model = loop.build_model(tasks_build.build_task(config), config)
   part = "ema" if config.ema_decay > 0 else "trainable"
@@ -37,7 +37,7 @@ def export(config: ml_collections.ConfigDict, workdir: str, out: str) -> tuple[i
     for name, leaf in partition.flatten(nnx.state(module, nnx.Param)).items()
     if name.startswith(files.PARTS)
   }
-  source = f"step {meta['step']} of {pathlib.Path(workdir).name}, {config.detection.head}, {part}"
+  source = f"step {meta['step']} of {pathlib.Path(workdir).name}, {config.detection.head.name}, {part}"
   return meta["step"], files.save(out, arrays, source=source)
 
 
@@ -49,4 +49,4 @@ def _main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir", "out"])
-  app.run(_main)
+  command_line.run(_main)

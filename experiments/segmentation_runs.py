@@ -24,12 +24,12 @@ _DATA = flags.DEFINE_string("data", "camvid", "Folder with meta.json, train and 
 _SEEDS = flags.DEFINE_list("seeds", None, "Seeds; by default 0,1,2 (scenes) or 0,1 (camvid).")
 
 _VARIANTS_OF = {
-  "scenes": {"Mask2Former": ("segmentation.head=mask2former",)},
+  "scenes": {"Mask2Former": ("segmentation.head.name=mask2former",)},
   "camvid": {
-    "Mask2Former": ("segmentation.head=mask2former",),
-    "UPerNet": ("segmentation.head=upernet",),
-    "linear": ("segmentation.head=linear",),
-    "Mask2Former, random backbone": ("segmentation.head=mask2former", "backbone.weights=random"),
+    "Mask2Former": ("segmentation.head.name=mask2former",),
+    "UPerNet": ("segmentation.head.name=upernet",),
+    "linear": ("segmentation.head.name=linear",),
+    "Mask2Former, random backbone": ("segmentation.head.name=mask2former", "backbone.weights=random"),
   },
 }
 _COLUMNS = ("mIoU", "mean_accuracy", "pixel_accuracy")

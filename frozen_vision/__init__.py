@@ -22,7 +22,7 @@ from frozen_vision.files import messages
 if TYPE_CHECKING:
   from frozen_vision.backbones.base import FeatureSpec, normalise
   from frozen_vision.backbones.families import build_backbone, fold_backbone, load_backbone, save_backbone
-  from frozen_vision.config import load_config
+  from frozen_vision.config_files import load_config
   from frozen_vision.freezing.partition import partition
   from frozen_vision.heads.htc.config import cascade_mask_rcnn, HTCConfig, mask_rcnn
   from frozen_vision.heads.htc.htc import HTC
@@ -73,7 +73,7 @@ __all__ = [
 _MODULES = {
   "backbones.families": ("build_backbone", "fold_backbone", "load_backbone", "save_backbone"),
   "backbones.base": ("FeatureSpec", "normalise"),
-  "config": ("load_config",),
+  "config_files": ("load_config",),
   "freezing.partition": ("partition",),
   "heads.htc.config": ("HTCConfig", "cascade_mask_rcnn", "mask_rcnn"),
   "heads.htc.htc": ("HTC",),

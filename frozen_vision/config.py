@@ -1,151 +1,194 @@
-"""The options that every config has, how a config file is read, and how a config is checked."""
+"""The options that every config has. A task adds a section: its config is a subclass with one more field."""
 
-from collections.abc import Mapping
-import difflib
-import importlib.util
-import os
-import pathlib
-import re
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from typing import Any, Literal, Self
 
 import ml_collections
 
-from frozen_vision.tasks import common
-from frozen_vision.training import optimizer
+from frozen_vision import options
+from frozen_vision.options import Count, DType, Fraction, Natural, NonNegative, Positive
 
-# Sections whose keys are checked by what they configure.
-_OPEN = (
-  "backbone.overrides",
-  "detection.head_options",
-  "segmentation.mask2former",
-  "segmentation.upernet",
-  "segmentation.linear",
-)
+
+@dataclasses.dataclass(frozen=True)
+class BackboneOptions:
+  """Which backbone, and its weights."""
+
+  name: str = "swinv2_nano"
+  # shipped: the weights inside the package; init: as initialised for training; random: the same with the
+  # norms that end residual branches at one, since a SwinV2 as initialised is the identity in every block; a
+  # name of published weights, fetched once; or a file, ours or a public checkpoint.
+  weights: options.Path = "shipped"
+  dtype: DType = "float32"
+  # Where nothing of it trains: position biases, logit scales and biases are computed once, blocks scanned.
+  fold: bool = True
+  # Fields of the backbone's own config, such as window_sizes or drop_path_rate.
+  overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+  """The update rule and its learning rate."""
+
+  name: Literal["adamw", "muon", "sgd"] = "adamw"  # muon: of matrices; the rest as adamw
+  learning_rate: Positive = 1e-3
+  weight_decay: NonNegative = 0.05
+  schedule: Literal["cosine", "linear", "steps", "constant"] = "cosine"
+  warmup_steps: Natural = 0
+  decay_at: tuple[Natural, ...] = ()  # steps at which "steps" multiplies by 0.1
+  final_fraction: Fraction = 0.0  # learning rate at the end over the peak, for cosine and linear
+  clip_norm: NonNegative = 0.0  # 0 for none
+  b1: Fraction = 0.9
+  b2: Fraction = 0.999
+  momentum: Fraction = 0.9
+  layer_decay: Positive = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions:
+  """Devices of all processes as a grid, each with its own part of every batch.
+
+  Frozen weights are sharded over all devices, or over `model` with a copy in every group of `data`.
+  """
+
+  data: int = -1  # -1: the devices that are left
+  model: int = 1
+  frozen: Literal["all", "model"] = "all"
+
+  def __post_init__(self):
+    for name in ("data", "model"):
+      size = getattr(self, name)
+      if size < 1 and size != -1:
+        raise ValueError(
+          f"MeshOptions.{name} is {size}; expected 1 or more, or -1 for the devices that are left."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderOptions:
+  """Processes that load examples, and threads in each."""
+
+  workers: Natural = 0
+  threads: Count = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything that the loops read; a task's subclass has one more section, called by the task's name."""
+
+  headline: str = ""  # printed first
+  task: str = ""
+  seed: Natural = 0
+  backbone: BackboneOptions = BackboneOptions()
+  trainable: tuple[str, ...] = (
+    "neck/.*",
+    "head/.*",
+  )  # regular expressions of parameter paths; the rest is frozen
+  # Storage of the frozen weights: bfloat16 on TPU and GPU; int8 for folded backbones.
+  frozen_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+  steps: Count = 1000
+  batch_size: Count = 16
+  eval_batch_size: Count = 16
+  accumulate: Count = 1  # micro-batches per update
+  mesh: MeshOptions = MeshOptions()
+  ema_decay: Fraction = 0.0  # average of the trainable parameters, used for evaluation; 0 for none
+  optimizer: OptimizerOptions = OptimizerOptions()
+  loader: LoaderOptions = LoaderOptions()
+  log_every: Count = 20
+  eval_every: Natural = 0  # steps; 0: at the end only
+  checkpoint_every: Count = 500
+  keep_checkpoints: Count = 2
+  pictures: Natural = 8  # examples shown after each evaluation
+  tensorboard: bool = True  # also write TensorBoard events, if TensorFlow is installed
+
+  @property
+  def section(self) -> Any:
+    """The options of the task's own."""
+    return getattr(self, self.task)
+
+  def to_dict(self) -> dict[str, Any]:
+    """All options as nested dicts."""
+    return options.to_dict(self)
+
+  def replace(self, changes: Mapping[str, Any]) -> Self:
+    """The config with options changed, by dotted path; raises OptionError.
+
+    `config.replace({"optimizer.learning_rate": 5e-4})`
+    """
+    return options.replace(self, changes)
+
+
+# What functions that are called from outside take: a config, or values that `tasks.build.read_config` reads.
+ConfigLike = Config | Mapping[str, Any] | ml_collections.ConfigDict
 
 
 def base_config() -> ml_collections.ConfigDict:
-  """A config with every option that the loops read; a task adds a section of its own."""
-  return ml_collections.ConfigDict(
-    dict(
-      headline="",  # printed first
-      task="",
-      seed=0,
-      backbone=common.backbone_config(),
-      trainable=("neck/.*", "head/.*"),  # regular expressions of parameter paths; the rest is frozen
-      # Of the frozen weights as they are held: float32 | bfloat16 (on TPU and GPU) | int8 (folded backbones).
-      frozen_dtype="float32",
-      steps=1000,
-      batch_size=16,
-      eval_batch_size=16,
-      accumulate=1,  # micro-batches per update
-      # Devices of all processes as a grid, each with its own part of every batch. Frozen weights are spread
-      # over all of them, or over `model` with a copy in every group of `data`; -1: what is left.
-      mesh=dict(data=-1, model=1, frozen="all"),
-      ema_decay=0.0,  # average of the trainable parameters, used for evaluation; 0 for none
-      optimizer=optimizer.default_config(),
-      loader=dict(workers=0, threads=1),
-      log_every=20,
-      eval_every=0,  # steps; 0: at the end only
-      checkpoint_every=500,
-      keep_checkpoints=2,
-      pictures=8,  # examples shown after each evaluation
-      tensorboard=True,  # also write TensorBoard events, if TensorFlow is installed
-    )
-  )
+  """The options that every config has, for a config file to change; a task adds a section of its own."""
+  return config_dict(Config())
 
 
-def load_config(
-  source: str | os.PathLike, changes: Mapping[str, Any] | None = None
-) -> ml_collections.ConfigDict:
-  """A config file as the command line reads it.
+def config_dict(section: Any) -> ml_collections.ConfigDict:
+  """A section as a config file changes it.
+
+  A section that depends on a name holds the name alone: its other options are those of the name that is
+  chosen in the end.
+  """
+
+  def values(section: Any) -> ml_collections.ConfigDict:
+    found = ml_collections.ConfigDict(type_safe=False)  # `options.read` checks types, and says which option
+    for field in dataclasses.fields(section):
+      value = getattr(section, field.name)
+      if field.metadata.get("choice"):
+        found[field.name] = ml_collections.ConfigDict(dict(name=value.name), type_safe=False)
+      elif dataclasses.is_dataclass(value):
+        found[field.name] = values(value)
+      elif isinstance(value, Mapping):
+        found[field.name] = ml_collections.ConfigDict(dict(value), type_safe=False)
+      elif field.metadata.get("option", True):
+        found[field.name] = value
+    return found
+
+  return values(section)
+
+
+def set_for(section: ml_collections.ConfigDict, names: str | Iterable[str], **values: Any) -> None:
+  """Sets options of a config file's section for when its `name` is one of `names`.
+
+  `set_for(options.head, "upernet", channels=64)` stays without effect while `options.head.name` is another.
+  """
+  for name in [names] if isinstance(names, str) else names:
+    section[name] = ml_collections.ConfigDict({**section.get(name, {}), **values}, type_safe=False)
+
+
+def parse_arguments(
+  text: str, arguments: Mapping[str, Sequence[str]], file: str, names: Mapping[str, str]
+) -> dict[str, str]:
+  """The arguments of a config file, what stands after the colon: `backbone=swinv2_b,stage=objects365`.
 
   Args:
-    source: a Python file with `get_config`, perhaps with a variant of it: `configs/coco_htc.py:photos`.
-    changes: options to set, by dotted path; `{"optimizer.learning_rate": 5e-4}` is what
-      `--config.optimizer.learning_rate=5e-4` is. A dict changes the options of a section that it names.
-
-  Returns:
-    The config, locked: options that do not exist cannot be set by mistake.
+    arguments: the values that each argument can have.
+    file: what messages call the config.
+    names: short names of combinations, such as {"swinv2_b": "backbone=swinv2_b"}.
 
   Raises:
-    FileNotFoundError: no such file.
-    ValueError: a file without `get_config`, a variant that it does not know, or a change of an option that
-      does not exist or is of another type.
+    ValueError: an unknown argument or value; the message lists the known ones.
   """
-  match = re.fullmatch(r"(.+?\.py)(?::(.*))?", os.fspath(source), re.DOTALL)
-  path = pathlib.Path(match[1] if match else source)
-  if not path.is_file():
-    raise FileNotFoundError(f"Config {path.absolute()}: no such file.")
-  if not match:
-    raise ValueError(f"Config {path}: expected a Python file, .py.")
-  spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise ValueError(f"Config {path}: expected a function get_config in it.")
-  config = module.get_config() if match[2] is None else module.get_config(match[2])
-  for option, value in (changes or {}).items():
-    _set(config, option, value)
-  return config.lock()
-
-
-def _set(config: ml_collections.ConfigDict, option: str, value: Any) -> None:
-  """Sets an option by its dotted path; see `load_config`."""
-  section = config
-  *sections, last = option.split(".")
-  for part in sections:
-    section = section.get(part) if isinstance(section, ml_collections.ConfigDict) else None
-  is_open = ".".join(sections) in _OPEN
-  if not isinstance(section, ml_collections.ConfigDict) or not (is_open or last in section):
-    close = difflib.get_close_matches(option, _paths(config), n=1)
+  text = names.get(text, text)
+  found: dict[str, str] = {}
+  for part in filter(None, text.split(",")):
+    name, equals, value = part.partition("=")
+    if not equals:
+      raise ValueError(
+        f"{file} has no variant {part!r}; known: {', '.join(f':{name}' for name in names if name)}; or "
+        + ",".join(f"{name}={'|'.join(values)}" for name, values in arguments.items())
+      )
+    if name not in arguments:
+      raise ValueError(f"{file} has no argument {name!r}; known: {', '.join(arguments) or 'none'}.")
+    if value not in arguments[name]:
+      raise ValueError(f"{file}: {name} is {value!r}; known: {', '.join(arguments[name])}.")
+    found[name] = value
+  if {"recipe", "backbone"} <= set(found):
     raise ValueError(
-      f"config.{option}: there is no such option" + (f"; did you mean config.{close[0]}?" if close else ".")
+      f"{file}: recipe={found['recipe']} has its own backbone; give recipe= or backbone=, not both."
     )
-  if isinstance(section.get(last), ml_collections.ConfigDict):
-    for key, part in dict(value).items():
-      _set(config, f"{option}.{key}", part)
-    return
-  try:
-    section[last] = value
-  except TypeError as error:
-    raise ValueError(
-      f"config.{option} is a {type(section[last]).__name__}, {section[last]!r}; {value!r} does not fit."
-    ) from error
-
-
-def check(config: ml_collections.ConfigDict, known: ml_collections.ConfigDict) -> None:
-  """Compares the keys of a config with those that are read.
-
-  Raises:
-    ValueError: lists every key that nothing reads and every key that is missing.
-  """
-  found, wanted = set(_paths(config)), set(_paths(known))
-
-  def is_open(key):
-    return any(f"{key}.".startswith(f"{name}.") for name in _OPEN)
-
-  unknown = sorted(key for key in found - wanted if not is_open(key))
-  missing = sorted(key for key in wanted - found if key not in _OPEN)
-  problems = []
-  for key in unknown:
-    close = difflib.get_close_matches(key, wanted, n=1)
-    problems.append(f"unknown {key}" + (f" (did you mean {close[0]}?)" if close else ""))
-  problems += [f"missing {key}" for key in missing]
-  if problems:
-    raise ValueError(
-      "The config does not fit:\n  "
-      + "\n  ".join(problems)
-      + "\nStart from frozen_vision.config.base_config() and the task's default_config()."
-    )
-
-
-def _paths(config: Any, prefix: str = "") -> list[str]:
-  """Dotted paths of all leaves; an empty section is a leaf."""
-  paths = []
-  for key, value in config.items():
-    name = f"{prefix}{key}"
-    if isinstance(value, ml_collections.ConfigDict) and len(value):
-      paths += _paths(value, name + ".")
-    else:
-      paths.append(name)
-  return paths
+  return found

@@ -1,4 +1,4 @@
-"""Command line: python -m frozen_vision.main --config=configs/FILE.py[:variant] --workdir=DIR."""
+"""Command line: python -m frozen_vision.main --config=configs/FILE.py[:ARGUMENTS] --workdir=DIR."""
 
 from frozen_vision.devices import huge_pages
 
@@ -7,20 +7,20 @@ if __name__ == "__main__":
 
 # pylint: disable=wrong-import-position
 import logging
+import os
 import sys
-import traceback
 
 from absl import app, flags
 import jax
-from ml_collections import config_flags
 
+from frozen_vision import command_line, config_files, failures
 from frozen_vision.devices import processes as distributed
 from frozen_vision.planning import plan
 from frozen_vision.prediction import files as predict_files
 from frozen_vision.training import loop
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Configuration, for example configs/coco_htc.py:swinv2_b.", lock_config=True
+_CONFIG = command_line.define_config(
+  "Config file and its arguments, such as configs/coco_htc.py:recipe=files."
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints, metrics and pictures; an interrupted run continues there."
@@ -46,8 +46,9 @@ _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "Of planning: the machine, such as v5e:8x8, v5p:4x4x4, v6e:4x4 or cpu:8."
 )
 _MFU = flags.DEFINE_float(
-  "mfu", 0.4, "Of planning: the share of the peak FLOPs that the step time is computed with."
+  "mfu", 0.4, "Of planning: the fraction of the peak FLOPs that the step time is computed with."
 )
+_DEBUG = flags.DEFINE_bool("debug", False, "Print the traceback of an error, too.")
 # What a mode cannot do without.
 _NEEDED = {
   "train": ("config", "workdir"),
@@ -57,68 +58,80 @@ _NEEDED = {
 }
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses like absl, but says in one message, without a traceback, which option does not fit."""
-  try:
-    return flags.FLAGS(argv)
-  except AttributeError as error:  # ml_collections' way to refuse an override
-    if any(frame.name == "get_config" for frame in traceback.extract_tb(error.__traceback__)):
-      raise
-    overrides = " ".join(arg.split("=")[0] for arg in argv if arg.startswith("--config."))
-    cause = error.args[0] if error.args else error
-    reason = cause.args[0] if isinstance(cause, KeyError) else cause
-    sys.exit(f"Error: the config has no such option. In {overrides}: {' '.join(str(reason).split())}")
-  except (flags.Error, OSError) as error:
-    # Of an error in a config's get_config, ml_collections makes a text with the whole traceback.
-    text = str(error).strip()
-    sys.exit(f"Error: {text.splitlines()[-1] if 'Traceback (most recent call last)' in text else text}")
+def usage() -> str:
+  """What can be run: the modes, and the configs that are shipped."""
+  configs = "\n".join(f"  {name:<22} {line}" for name, line in config_files.describe().items())
+  return f"""python -m frozen_vision.main --config=CONFIG[:ARGUMENTS] --workdir=FOLDER [--config.OPTION=VALUE]
+
+trains, and continues what it finds in the folder. Other modes:
+  --mode=evaluate  evaluates the newest checkpoint of the workdir
+  --mode=predict   --workdir=FOLDER IMAGE ...  writes and draws what a trained head finds; needs no --config
+  --mode=plan      --topology=v5e:8x8  says whether a config fits a machine, without the machine
+
+Configs; a path to a file of your own works too:
+{configs}
+
+--help lists all flags, --debug prints tracebacks."""
+
+
+def _run(argv: list[str]) -> None:
+  """Does what the flags say."""
+  match _MODE.value:
+    case "train":
+      loop.train(_CONFIG.value, _path(_WORKDIR.value))
+    case "evaluate":
+      loop.evaluate(_CONFIG.value, _path(_WORKDIR.value))
+    case "predict":
+      predict_files.predict(
+        _INPUTS.value + argv[1:],
+        workdir=_path(_WORKDIR.value),
+        heads=[_path(head) for head in _HEADS.value],
+        out=_path(_OUT.value),
+        backbone=_path(_BACKBONE.value),
+        image_size=[int(side) for side in _IMAGE_SIZE.value],
+      )
+    case "plan":
+      plan.plan(_CONFIG.value, _path(_WORKDIR.value), _TOPOLOGY.value, mfu=_MFU.value, name=_CONFIG.source)
+
+
+def _path(text: str | None) -> str | None:
+  """The path with `~` replaced, also behind NAME=."""
+  if text is None:
+    return None
+  name, equals, path = text.rpartition("=")
+  return name + equals + os.path.expanduser(path)
 
 
 def _main(argv: list[str]) -> None:
   if len(argv) > 1 and _MODE.value != "predict":
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
   missing = [f"--{name}" for name in _NEEDED[_MODE.value] if not flags.FLAGS[name].value]
+  if missing == ["--inputs"] and argv[1:]:
+    missing = []
   if missing:
     sys.exit(f"Error: --mode={_MODE.value} needs {' and '.join(missing)}.")
   try:
     if _DISTRIBUTED.value:
       distributed.initialize()
     # The devices must not be looked at before it is known which ones are to be planned for.
-    speaker = distributed.speaker() if _DISTRIBUTED.value else ""
+    prefix = distributed.speaker() if _DISTRIBUTED.value else ""
     logging.basicConfig(
       level=logging.WARNING,
       stream=sys.stdout,
-      format=f"%(asctime)s{speaker} %(message)s",
+      format=f"%(asctime)s{prefix} %(message)s",
       datefmt="%H:%M:%S",
       force=True,
     )
     first = not _DISTRIBUTED.value or jax.process_index() == 0
     logging.getLogger("frozen_vision").setLevel(logging.INFO if first else logging.WARNING)
-    match _MODE.value:
-      case "train":
-        loop.train(_CONFIG.value, _WORKDIR.value)
-      case "evaluate":
-        loop.evaluate(_CONFIG.value, _WORKDIR.value)
-      case "predict":
-        predict_files.predict(
-          _INPUTS.value + argv[1:],
-          workdir=_WORKDIR.value,
-          heads=_HEADS.value,
-          out=_OUT.value,
-          backbone=_BACKBONE.value,
-          image_size=[int(side) for side in _IMAGE_SIZE.value],
-        )
-      case "plan":
-        name = config_flags.get_config_filename(flags.FLAGS["config"])
-        plan.plan(_CONFIG.value, _WORKDIR.value, _TOPOLOGY.value, mfu=_MFU.value, name=name)
-  except (OSError, ValueError, FloatingPointError) as error:
-    logging.getLogger("frozen_vision").debug("", exc_info=True)
-    (distributed.leave if _DISTRIBUTED.value else sys.exit)(f"Error: {error}")
-  except Exception:
-    if not _DISTRIBUTED.value:
-      raise
-    distributed.leave(traceback.format_exc())
+    _run(argv)
+  except Exception as error:
+    (distributed.leave if _DISTRIBUTED.value else sys.exit)(failures.report(error, debug=_DEBUG.value))
 
 
 if __name__ == "__main__":
-  app.run(_main, flags_parser=_parse_flags)
+  failures.protect_output()
+  if len(sys.argv) == 1:
+    print(usage())
+  else:
+    command_line.run(_main)

@@ -28,10 +28,10 @@ def main(task_name: str, head: str = "") -> None:
   config.accumulate = 1
   config.ema_decay = 0.0
   if task_name == "detection":
-    config.detection.head = "htc"
-    config.detection.head_options.update(dict(mask_convs=1))
+    config.detection.head.name = "htc"
+    config.detection.head.update(dict(mask_convs=1))
   if head:
-    config[task_name].head = head
+    config[task_name].head.name = head
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   tx = optax.sgd(1.0, momentum=0.0)  # its state is the gradient itself, unlike a difference of parameters

@@ -74,4 +74,4 @@ def test_the_example_is_a_head_of_segmentation():
   np.testing.assert_allclose(losses["loss_ce"], expected, rtol=1e-5)
   scores = head.predict_semantic(features, (32, 32))
   assert scores.shape == known.predict_semantic(features, (32, 32)).shape == (2, 32, 32, 5)
-  assert tiny.segmentation().segmentation.head == "linear"  # what step 2 adds a case to
+  assert tiny.segmentation().segmentation.head.name == "linear"  # what step 2 adds a case to

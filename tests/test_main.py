@@ -117,6 +117,7 @@ def _wait_for(condition, seconds=30):
 def _state(workdir):
   """(step, every leaf of the newest checkpoint as bytes)."""
   config = tiny.detection()
+  config = tasks_build.read_config(config)
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   tx = optimizer.build(

@@ -19,7 +19,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FOLDER = _ROOT / "experiments" / "notebooks"
 _NAMES = ("modules", "own_data", "quick_start")
 _SMALL_HEAD = {
-  f"detection.head_options.{name}": value
+  f"detection.head.{name}": value
   for name, value in dict(
     rpn_channels=8,
     train_pre_nms=20,
@@ -71,7 +71,7 @@ def test_quick_start(tmp_path, quick_environment):
   changes = {
     "batch_size": 2,
     "eval_batch_size": 2,
-    "segmentation.head": "linear",
+    "segmentation.head.name": "linear",
     "segmentation.frame": (64, 64),
     "segmentation.eval_frame": (64, 64),
     "segmentation.short_sides": (64,),
@@ -93,7 +93,7 @@ def test_own_data(tmp_path, quick_environment):
   changes = {
     "batch_size": 2,
     "eval_batch_size": 2,
-    "detection.head": "mask_rcnn",
+    "detection.head.name": "mask_rcnn",
     "detection.neck.channels": 8,
     "detection.frame": (64, 64),
     "detection.eval_frame": (64, 64),

@@ -123,7 +123,7 @@ def test_two_paths_train_and_evaluate(own_data, tmp_path, quick_environment):
     mask_convs=1,
     max_detections=10,
   )
-  arguments += [f"--config.detection.head_options.{name}={value}" for name, value in head.items()]
+  arguments += [f"--config.detection.head.{name}={value}" for name, value in head.items()]
   small = {
     "steps": 2,
     "batch_size": 2,
@@ -131,7 +131,7 @@ def test_two_paths_train_and_evaluate(own_data, tmp_path, quick_environment):
     "tensorboard": False,
     "pictures": 1,
     "optimizer.warmup_steps": 1,
-    "detection.head": "mask_rcnn",
+    "detection.head.name": "mask_rcnn",
     "detection.neck.channels": 8,
     "detection.frame": (64, 64),
     "detection.eval_frame": (64, 64),

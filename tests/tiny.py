@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from frozen_vision import config as config_lib
-from frozen_vision.tasks import action as action_task
-from frozen_vision.tasks import classification as classification_task
-from frozen_vision.tasks import detection as detection_task
-from frozen_vision.tasks import segmentation as segmentation_task
+from frozen_vision.tasks.action_options import ActionOptions
+from frozen_vision.tasks.classification_options import ClassificationOptions
+from frozen_vision.tasks.detection_options import DetectionOptions
+from frozen_vision.tasks.segmentation_options import SegmentationOptions
 
 
 def get_config(task: str = "detection") -> ml_collections.ConfigDict:
@@ -47,8 +47,8 @@ def backbone(config: ml_collections.ConfigDict) -> None:
 def small_head(options: ml_collections.ConfigDict) -> None:
   """Mask R-CNN on few rois and narrow layers: it compiles in seconds."""
   options.neck.update(dict(channels=8, levels=4))
-  options.head = "mask_rcnn"
-  options.head_options = dict(
+  options.head.update(
+    name="mask_rcnn",
     anchor_scales=(4.0,),
     rpn_channels=8,
     train_pre_nms=20,
@@ -79,7 +79,7 @@ def detection() -> ml_collections.ConfigDict:
     )
   )
   config.optimizer.warmup_steps = 2
-  config.detection = detection_task.default_config()
+  config.detection = config_lib.config_dict(DetectionOptions())
   options = config.detection
   options.data = "scenes"
   options.scenes.update(dict(train_images=50, validation_images=3, image_size=64))
@@ -105,27 +105,27 @@ def segmentation(head: str = "linear") -> ml_collections.ConfigDict:
       ema_decay=0.9,
     )
   )
-  config.segmentation = segmentation_task.default_config()
+  config.segmentation = config_lib.config_dict(SegmentationOptions())
   options = config.segmentation
   options.data = "scenes"
   options.scenes.update(dict(train_images=50, validation_images=3, image_size=64))
   options.frame = options.eval_frame = (64, 64)
   options.short_sides = (48, 64, 80)
-  options.head = head
-  options.upernet.update(dict(channels=8, auxiliary_channels=8, norm_groups=4))
-  options.mask2former.update(
-    dict(
-      hidden_dim=8,
-      mask_dim=8,
-      num_queries=8,
-      num_points=32,
-      num_heads=2,
-      encoder_layers=1,
-      encoder_ffn_dim=8,
-      decoder_layers=1,
-      decoder_ffn_dim=8,
-      norm_groups=2,
-    )
+  options.head.name = head
+  config_lib.set_for(options.head, "upernet", channels=8, auxiliary_channels=8, norm_groups=4)
+  config_lib.set_for(
+    options.head,
+    "mask2former",
+    hidden_dim=8,
+    mask_dim=8,
+    num_queries=8,
+    num_points=32,
+    num_heads=2,
+    encoder_layers=1,
+    encoder_ffn_dim=8,
+    decoder_layers=1,
+    decoder_ffn_dim=8,
+    norm_groups=2,
   )
   return config
 
@@ -145,24 +145,24 @@ def action() -> ml_collections.ConfigDict:
       ema_decay=0.9,
     )
   )
-  config.action = action_task.default_config()
+  config.action = config_lib.config_dict(ActionOptions())
   options = config.action
   options.data = "clips"
   options.clips.update(dict(train_clips=50, validation_clips=7, frames=4))
   options.update(dict(frames=4, stride=1, image_size=32, crop_scale=(), flip=0.0, frames_per_pass=4))
-  options.video_swin.update(
-    dict(
-      levels=(1, 2),
-      channels=(8, 8),
-      depths=(1, 1),
-      head_channels=4,
-      window_size=(2, 2, 2),
-      drop_path_rate=0.0,
-      dropout=0.0,
-    )
+  config_lib.set_for(
+    options.head,
+    "video_swin",
+    levels=(1, 2),
+    channels=(8, 8),
+    depths=(1, 1),
+    head_channels=4,
+    window_size=(2, 2, 2),
+    drop_path_rate=0.0,
+    dropout=0.0,
   )
-  options.attentive.update(dict(levels=(2,), channels=8, num_heads=2))
-  options.average.update(dict(levels=(2,)))
+  config_lib.set_for(options.head, "attentive", levels=(2,), channels=8, num_heads=2)
+  config_lib.set_for(options.head, "average", levels=(2,))
   return config
 
 
@@ -183,7 +183,7 @@ def classification(
       checkpoint_every=2,
     )
   )
-  config.classification = classification_task.default_config()
+  config.classification = config_lib.config_dict(ClassificationOptions())
   config.classification.update(
     dict(
       train=str(train),

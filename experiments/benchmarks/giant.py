@@ -23,7 +23,7 @@ import ml_collections
 import numpy as np
 
 from experiments import tables
-from frozen_vision import config as config_lib
+from frozen_vision import config_files
 from frozen_vision.devices import sharding
 from frozen_vision.freezing import partition
 from frozen_vision.planning import machines
@@ -42,7 +42,7 @@ _ONE = flags.DEFINE_string("one", None, "Internal: measure this one.")
 
 def measure(storage: str) -> dict[str, float]:
   side = _SIDE.value
-  config = config_lib.load_config(
+  config = config_files.load_config(
     pathlib.Path(__file__).parents[2] / "configs" / "coco_htc.py:swinv2_g",
     {
       "backbone.weights": _WEIGHTS.value,

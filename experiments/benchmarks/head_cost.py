@@ -25,6 +25,7 @@ import numpy as np
 
 from experiments import tables
 from frozen_vision.backbones import families
+from frozen_vision.config import OptimizerOptions
 from frozen_vision.freezing import partition
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
@@ -146,7 +147,7 @@ def cost(specs: Any, neck: str, head: str) -> dict[str, float]:
 
   model = build_it() if _MEASURE.value else nnx.eval_shape(build_it)
   graphdef, trainable = nnx.split(model)
-  tx = optimizer.build(optimizer.default_config(), steps=1000, trainable=trainable, layer_of=lambda path: 0)
+  tx = optimizer.build(OptimizerOptions(), steps=1000, trainable=trainable, layer_of=lambda path: 0)
 
   def init(params):
     return train_step.init_state(params, tx, seed=0, ema=False)

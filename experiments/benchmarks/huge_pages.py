@@ -14,15 +14,15 @@ import subprocess
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
-from ml_collections import config_flags
 import numpy as np
 
 from experiments import compiled_step, tables
+from frozen_vision import command_line
 from frozen_vision.planning import machines
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration; its data is read.")
+_CONFIG = command_line.define_config("The configuration; its data is read.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Processes of each kind.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps that a process is timed for.")
 _CHILD = flags.DEFINE_bool("child", False, "Measure in this process and print the figures.")
@@ -68,7 +68,7 @@ def _main(argv: list[str]) -> None:
   for name, rows in found.items():
     cells = [f"{np.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})" for values in zip(*rows)]
     lines.append(f"| {name} | " + " | ".join(cells) + " |")
-  name = config_flags.get_config_filename(flags.FLAGS["config"])
+  name = _CONFIG.source
   text = (
     f"Made by `experiments/benchmarks/huge_pages.py --config={name}` on {machines.processor()}: the train "
     f"step, median (smallest to largest) of {_ROUNDS.value} processes each, taking turns.\n\n"
@@ -80,4 +80,4 @@ def _main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(_main)
+  command_line.run(_main)

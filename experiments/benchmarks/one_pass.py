@@ -44,7 +44,7 @@ def head_configs() -> dict[str, ml_collections.ConfigDict]:
     "segment (Mask2Former)": ade20k_mask2former.get_config(),
     "segment (linear)": ade20k_mask2former.get_config(),
   }
-  configs["segment (linear)"].segmentation.head = "linear"
+  configs["segment (linear)"].segmentation.head.name = "linear"
   for config in configs.values():
     config.backbone.update(dict(name=_BACKBONE.value, dtype=_DTYPE.value))
     config.frozen_dtype = _DTYPE.value

@@ -13,7 +13,7 @@ import time
 from absl import app, flags
 
 from experiments import tables
-from frozen_vision import config as config_lib
+from frozen_vision import config_files
 from frozen_vision.devices import sharding
 from frozen_vision.planning import machines, plan
 
@@ -27,12 +27,12 @@ _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, i
 def memory(backbone: str, layers: int) -> tuple[dict[str, float], float]:
   """(MiB by part of a compiled train step, seconds that compiling took)."""
   config = plan.without_files(
-    config_lib.load_config(
+    config_files.load_config(
       f"configs/ade20k_mask2former.py:{backbone}",
       {
         "batch_size": 1,
         "segmentation.frame": (_SIZE.value, _SIZE.value),
-        "segmentation.mask2former.decoder_layers": layers,
+        "segmentation.head.decoder_layers": layers,
       },
     )
   )

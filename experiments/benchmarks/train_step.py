@@ -9,15 +9,14 @@ Times are medians over interleaved rounds; FLOPs and memory are the compiler's f
 
 import time
 
-from absl import app, flags
+from absl import flags
 import jax
-import ml_collections
-from ml_collections import config_flags
 import numpy as np
 
 from experiments import compiled_step, tables
+from frozen_vision import command_line
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration; its data is read.")
+_CONFIG = command_line.define_config("The configuration; its data is read.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds of the timing.")
 
@@ -26,8 +25,7 @@ def _main(argv: list[str]) -> None:
   del argv
   runs = {}
   for name, trainable in (("backbone frozen", _CONFIG.value.trainable), ("everything trains", (".*",))):
-    config = ml_collections.ConfigDict(_CONFIG.value.to_dict())
-    config.trainable = trainable
+    config = _CONFIG.value.replace({"trainable": trainable})
     runs[name] = {**compiled_step.prepare(config), "seconds": []}
   for _ in range(_ROUNDS.value):
     for run in runs.values():
@@ -56,4 +54,4 @@ def _main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config"])
-  app.run(_main)
+  command_line.run(_main)

@@ -7,11 +7,12 @@ from typing import Any
 
 from flax import nnx
 import jax.numpy as jnp
-import ml_collections
 
 from frozen_vision.backbones import base, families
+from frozen_vision.config import Config
 from frozen_vision.files import trees
 from frozen_vision.freezing import feature_key, partition
+from frozen_vision.options import to_dict
 from frozen_vision.tasks import common
 
 
@@ -55,7 +56,7 @@ class Backbones:
   def has_given(self) -> bool:
     return self._given is not None
 
-  def of(self, config: ml_collections.ConfigDict, *, given: bool = False) -> FrozenBackbone:
+  def of(self, config: Config, *, given: bool = False) -> FrozenBackbone:
     """The backbone of a run's config; with `given`, its options on the given weights.
 
     A given module keeps its own windows and dtype.
@@ -64,16 +65,14 @@ class Backbones:
     if given and isinstance(self._given, nnx.Module):
       source = "given"
     else:
-      parts = [os.fspath(self._given) if given else None, options.to_dict()]
+      parts = [os.fspath(self._given) if given else None, to_dict(options)]
       # Weights by chance depend on the seed too.
       source = json.dumps(parts + [config.seed] * (options.weights in ("init", "random")))
     if source not in self._modules:
       if source == "given":
         module = self._given
       elif given:
-        module = families.load_backbone(
-          self._given, dtype=jnp.dtype(options.dtype), **common.plain(options.overrides)
-        )
+        module = families.load_backbone(self._given, dtype=jnp.dtype(options.dtype), **options.overrides)
       else:
         module = common.build_backbone(config)
       self._modules[source] = module, partition.fingerprint(trees.weights(module))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import Literal
 
 from flax import nnx
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import pixel_classification
 from frozen_vision.ops import resize
+from frozen_vision.options import from_data, Natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +27,9 @@ class LinearConfig:
       a norm per level, as public checkpoints do; this is that norm.
   """
 
-  num_classes: int
-  levels: tuple[int, ...] = ()
+  num_classes: int = from_data(150)
+  name: Literal["linear"] = "linear"
+  levels: tuple[Natural, ...] = ()
   input_norm: bool = True
 
 

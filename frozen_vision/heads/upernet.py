@@ -8,6 +8,7 @@ gradient reaches.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
+from typing import Literal
 
 from flax import nnx
 import jax
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import pixel_classification
 from frozen_vision.ops import resize
+from frozen_vision.options import Count, Fraction, from_data, NonNegative
 
 _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_in", "uniform")
 _CLASSIFIER = nnx.initializers.normal(0.01)  # mmseg's, so that training starts at equal probabilities
@@ -40,14 +42,15 @@ class UPerNetConfig:
       a norm per level, as public checkpoints do; this is that norm.
   """
 
-  num_classes: int
-  channels: int = 512
-  pool_scales: tuple[int, ...] = (1, 2, 3, 6)
-  norm_groups: int = 32
-  dropout: float = 0.1
-  auxiliary_weight: float = 0.4
+  num_classes: int = from_data(150)
+  name: Literal["upernet"] = "upernet"
+  channels: Count = 512
+  pool_scales: tuple[Count, ...] = (1, 2, 3, 6)
+  norm_groups: Count = 32
+  dropout: Fraction = 0.1
+  auxiliary_weight: NonNegative = 0.4
   auxiliary_level: int = -2
-  auxiliary_channels: int = 256
+  auxiliary_channels: Count = 256
   input_norm: bool = True
 
 

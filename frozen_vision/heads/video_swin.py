@@ -8,7 +8,7 @@ backbone, so each head norms them first.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
 import jax
@@ -21,6 +21,7 @@ from frozen_vision.backbones.video_swin import model as video_swin
 from frozen_vision.layers.mlp import gelu, linear, Mlp
 from frozen_vision.layers.norms import LayerNorm
 from frozen_vision.ops import self_similarity
+from frozen_vision.options import Count, Fraction, Natural
 
 Features = tuple[Float[Array, "b t _h _w _c"], ...]
 
@@ -42,16 +43,17 @@ class VideoSwinHeadConfig:
     dropout: of the pooled vector, in training.
   """
 
-  levels: tuple[int, ...] = (3,)
-  channels: tuple[int, ...] = (512,)
-  depths: tuple[int, ...] = (4,)
-  head_channels: int = 32
-  window_size: tuple[int, int, int] = (8, 7, 7)
-  mlp_ratio: int = 4
-  motion_radius: int = 0
-  motion_lags: tuple[int, ...] = (1, 2, 4)
-  drop_path_rate: float = 0.1
-  dropout: float = 0.5
+  name: Literal["video_swin"] = "video_swin"
+  levels: tuple[Natural, ...] = (3,)
+  channels: tuple[Count, ...] = (512,)
+  depths: tuple[Count, ...] = (4,)
+  head_channels: Count = 32
+  window_size: tuple[Count, Count, Count] = (8, 7, 7)
+  mlp_ratio: Count = 4
+  motion_radius: Natural = 0
+  motion_lags: tuple[Count, ...] = (1, 2, 4)
+  drop_path_rate: Fraction = 0.1
+  dropout: Fraction = 0.5
 
   def __post_init__(self):
     if not self.levels or not len(self.levels) == len(self.channels) == len(self.depths):
@@ -71,6 +73,38 @@ class VideoSwinHeadConfig:
         f"VideoSwinHeadConfig.head_channels = {self.head_channels} does not divide channels = "
         f"{self.channels}."
       )
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentiveHeadConfig:
+  """What an attentive probe looks like.
+
+  Attributes:
+    levels: which of the backbone's levels are read.
+    channels: width; a multiple of 2 x num_heads.
+    num_heads: attention heads.
+    dropout: of the pooled vector, in training.
+  """
+
+  name: Literal["attentive"] = "attentive"
+  levels: tuple[Natural, ...] = (3,)
+  channels: Count = 512
+  num_heads: Count = 8
+  dropout: Fraction = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class AverageHeadConfig:
+  """What a head on averaged features looks like.
+
+  Attributes:
+    levels: which of the backbone's levels are read.
+    dropout: of the pooled vector, in training.
+  """
+
+  name: Literal["average"] = "average"
+  levels: tuple[Natural, ...] = (3,)
+  dropout: Fraction = 0.0
 
 
 class Classifier(nnx.Module):

@@ -1,6 +1,8 @@
-"""Necks by name."""
+"""Necks by name, and their options."""
 
 from collections.abc import Sequence
+import dataclasses
+from typing import Any, Literal
 
 from flax import nnx
 import jax.numpy as jnp
@@ -8,6 +10,58 @@ from jax.typing import DTypeLike
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.necks import bifpn, fpn
+from frozen_vision.options import Count, Natural
+
+
+@dataclasses.dataclass(frozen=True)
+class FPNConfig:
+  """Options of a feature pyramid network.
+
+  Attributes:
+    channels: channels of every output level.
+    levels: output levels.
+    input_norm: a trainable LayerNorm on every level of the backbone first; off to start from published heads
+      of backbones without one.
+    attention_heads: heads of one more global attention block on the backbone's last level (HTC++), or 0.
+  """
+
+  name: Literal["fpn"] = "fpn"
+  channels: Count = 256
+  levels: Count = 5
+  input_norm: bool = True
+  attention_heads: Natural = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class BiFPNConfig:
+  """Options of a bidirectional feature pyramid: those of `FPNConfig`, and its own.
+
+  Attributes:
+    repeats: how often features go up and down the pyramid.
+    separable: depthwise separable convolutions.
+    norm: group norms, or none.
+  """
+
+  name: Literal["bifpn"] = "bifpn"
+  channels: Count = 256
+  levels: Count = 5
+  input_norm: bool = True
+  attention_heads: Natural = 0
+  repeats: Count = 1
+  separable: bool = False
+  norm: bifpn.Norm = "group"
+
+
+NECKS = {"fpn": FPNConfig, "bifpn": BiFPNConfig}
+
+
+def from_options(
+  options: FPNConfig | BiFPNConfig, feature_specs: Sequence[FeatureSpec], *, dtype: Any, rngs: nnx.Rngs
+) -> fpn.FPN | bifpn.BiFPN:
+  """The pyramid of a config's section; raises ValueError as `build_neck` does."""
+  fields = dataclasses.asdict(options)
+  fields["num_levels"] = fields.pop("levels")
+  return build_neck(fields.pop("name"), feature_specs, **fields, dtype=dtype, rngs=rngs)
 
 
 def build_neck(

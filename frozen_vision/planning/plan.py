@@ -22,9 +22,9 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
+from frozen_vision.config import Config, ConfigLike
 from frozen_vision.devices import sharding
 from frozen_vision.files import atomic
 from frozen_vision.freezing import partition as freeze
@@ -52,7 +52,7 @@ _PARTS = {
 
 
 def plan(
-  config: ml_collections.ConfigDict,
+  config: ConfigLike,
   workdir: str | os.PathLike[str],
   topology: str,
   *,
@@ -156,7 +156,7 @@ class Program:
 
 def make_program(
   task: base.Task,
-  config: ml_collections.ConfigDict,
+  config: ConfigLike,
   mesh: jax.sharding.Mesh,
   *,
   stacked: bool = False,
@@ -171,6 +171,7 @@ def make_program(
       block needs exists once then, which is the least that fine-tuning costs.
     remat: stacked blocks are computed again on the way back.
   """
+  config = tasks_build.read_config(config)
   if config.backbone.weights == "shipped":  # their file says which windows they were trained with
     backbone = common.open_backbone(config).module
   else:
@@ -228,33 +229,28 @@ def make_program(
   )
 
 
-def build_task(config: ml_collections.ConfigDict) -> base.Task:
+def build_task(config: ConfigLike) -> base.Task:
   """The config's task; with data that need nothing, or without any, for the usual number of classes."""
+  config = tasks_build.read_config(config)
   task_class = tasks_build.task_class(config.task)
-  if config.get(config.task, {}).get("data") in task_class.built_in_data:
+  if getattr(config.section, "data", "") in task_class.built_in_data:
     return tasks_build.build_task(config)
   names = (f"class {index}" for index in range(task_class.nominal_classes))
   return tasks_build.build_task(config, base.named_classes(names))
 
 
-def without_files(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def without_files(config: ConfigLike) -> Config:
   """The config with random weights in the place of those that must be found or fetched."""
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    if config.backbone.weights != "shipped":
-      config.backbone.weights = "random"
-    if "init" in config.get(config.task, {}):
-      config[config.task].init.path = ""
-  return config
+  config = tasks_build.read_config(config)
+  changes = {} if config.backbone.weights == "shipped" else {"backbone.weights": "random"}
+  if hasattr(config.section, "init"):
+    changes[f"{config.task}.init.path"] = ""
+  return config.replace(changes)
 
 
-def finetuned(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def finetuned(config: ConfigLike) -> Config:
   """The config with everything training. Decay by layer changes neither memory nor FLOPs."""
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.trainable = (".*",)
-    config.optimizer.layer_decay = 1.0
-  return config
+  return tasks_build.read_config(config).replace({"trainable": (".*",), "optimizer.layer_decay": 1.0})
 
 
 def program_flops(program: Program) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
+from frozen_vision.config import Config
 from frozen_vision.freezing import feature_key
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.freezing import prepare as frozen_backbones
@@ -43,7 +43,7 @@ class TrainedHead:
     workdir: str | os.PathLike[str],
     step: int,
     task: base.Task,
-    config: ml_collections.ConfigDict,
+    config: Config,
     model: tuple[nnx.GraphDef, nnx.State, nnx.State, nnx.State],
     feature_key: dict[str, Any] | None,
     differs: dict[str, tuple[Any, Any]],
@@ -166,14 +166,13 @@ def load(
     ValueError: a backbone with other features than the head was trained on.
   """
   meta = read_meta(workdir, best=best)
-  config = _config(meta["config"])
+  config = tasks_build.read_config(meta["config"], quiet=True)
   task_name = config.task
-  init = config[task_name].get("init")
-  init = ml_collections.ConfigDict(init) if init is not None else None
-  if init is not None:
-    config[task_name].init.path = ""  # what has trained since is in the checkpoint
+  init = getattr(config.section, "init", None)
+  if init is not None:  # what has trained since is in the checkpoint
+    config = config.replace({f"{task_name}.init.path": ""})
   if image_size is not None:
-    tasks_build.task_class(task_name).set_image_size(config, image_size)
+    config = tasks_build.task_class(task_name).with_image_size(config, image_size)
   classes = meta.get("classes")
   if classes is None:  # written before checkpoints knew them
     try:
@@ -229,32 +228,9 @@ def canvas_side(side: int) -> int:
   return canvas
 
 
-def _config(stored: Mapping[str, Any]) -> ml_collections.ConfigDict:
-  """The config of a checkpoint; options that are younger than the run have their defaults."""
-
-  def tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-      return {key: tuples(item) for key, item in value.items()}
-    return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-  def merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    both = dict(defaults, **values)
-    for key, value in defaults.items():
-      if isinstance(value, dict) and value and isinstance(values.get(key), dict):
-        both[key] = merged(value, values[key])
-    return both
-
-  return ml_collections.ConfigDict(
-    merged(tasks_build.default_config(stored["task"]).to_dict(), tuples(stored))
-  )
-
-
-def _trained_with_backbone(
-  task: base.Task, config: ml_collections.ConfigDict, patterns: tuple[str, ...]
-) -> nnx.Module:
+def _trained_with_backbone(task: base.Task, config: Config, patterns: tuple[str, ...]) -> nnx.Module:
   """A model some of whose backbone is in the checkpoint; pretrained weights are read if it is not all."""
-  start = ml_collections.ConfigDict(config)
-  start.backbone.weights = "init"
+  start = config.replace({"backbone.weights": "init"})
   module = task.build_model(common.build_backbone(start))
   _, _, frozen = freeze.partition(module, patterns)
   if any(path.startswith("backbone/") for path in freeze.flatten(frozen)):

@@ -1,6 +1,6 @@
 """What a run is: its config, the features it was trained on, and the workdir that belongs to it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import fnmatch
 import importlib.metadata
@@ -69,6 +69,7 @@ def claim_workdir(
   *,
   ignore: Sequence[str] = (),
   is_writer: bool = True,
+  upgrade: Callable[[Mapping[str, Any]], Any] | None = None,
 ) -> None:
   """Makes `workdir` belong to `config`: writes `config.json`, or compares with the one there.
 
@@ -79,6 +80,7 @@ def claim_workdir(
       `log_every`, `data.num_workers`, `*.num_workers`; a path covers what is below it. After such
       a change `config.json` holds the new values.
     is_writer: False on all processes but one; they only compare.
+    upgrade: what the config there is in today's names, with options that are younger at their defaults.
 
   Raises:
     ValueError: `config.json` differs in a key that is not ignored (all such keys are listed, with
@@ -91,6 +93,7 @@ def claim_workdir(
       found = json.loads(path.read_text())
     except ValueError as e:
       raise ValueError(f"{path} is not valid JSON ({e}). Use another workdir.") from e
+    found = to_json(found if upgrade is None else upgrade(found), "config")
     if not check_config(found, wanted, f"Workdir {workdir} belongs to another config", ignore=ignore):
       return
   if is_writer:

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from frozen_vision import config as config_lib
 from frozen_vision.backbones import families
 from frozen_vision.data import pipeline
 from frozen_vision.data.classification import augment
@@ -23,53 +24,16 @@ from frozen_vision.heads import video_swin
 from frozen_vision.metrics import action as action_metrics
 from frozen_vision.ops.arrays import Array
 from frozen_vision.tasks import base, common, pixels, results
+from frozen_vision.tasks.action_options import ActionConfig, ActionOptions
 from frozen_vision.visualization import clips as visualize_action
 from frozen_vision.visualization import instances
 
-_HEADS = ("video_swin", "attentive", "average")
-_DATA = ("clips", "videos", "folds", "prepared")
 _SPLITS = ("train", "validation")
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """All options of the task's own."""
-  return ml_collections.ConfigDict(
-    dict(
-      # clips: generated ones, see data/motion_clips.py; videos: `train` and `validation`, each a folder of
-      # class folders or a list (data/videos.py); folds: one fold of a cross-validation over all of `lists`;
-      # prepared: what frozen_vision.data.prepare wrote below `root`, splits train and validation. The folder
-      # of one prepared split is taken wherever a folder or list is.
-      data="videos",
-      clips=dict(train_clips=6000, validation_clips=200, frames=8),
-      train="kinetics400/train.csv",
-      validation="kinetics400/val.csv",
-      root="",  # of lists, what paths in them are relative to; by default the list's own folder
-      lists=(),
-      group_column="",  # column of the lists that says which videos belong together, such as one scene
-      fold=0,
-      num_folds=5,
-      frames=16,  # per clip
-      stride=4,  # frames of the video per frame of the clip
-      sampling="dense",  # dense | uniform
-      rate=0.0,  # frames per second that videos are resampled to first, by time stamp; 0: as they are
-      image_size=224,
-      short_side=256,  # of decoded frames in training
-      crop_scale=(0.08, 1.0),  # area of random resized crops; (): the central square
-      flip=0.5,
-      rand_augment=dict(num_ops=0, magnitude=7.0, magnitude_std=0.5),  # num_ops=0: none
-      erasing=0.0,
-      label_smoothing=0.0,
-      test=dict(clips=1, crops=1),  # views whose probabilities are averaged: clips x crops (1 or 3)
-      # Frames of one pass through the backbone, on each device; more go through it one such batch after the
-      # other.
-      frames_per_pass=64,
-      head="video_swin",  # video_swin | attentive | average
-      head_dtype="float32",
-      video_swin=dataclasses.asdict(video_swin.VideoSwinHeadConfig()),
-      attentive=dict(levels=(3,), channels=512, num_heads=8, dropout=0.0),
-      average=dict(levels=(3,), dropout=0.0),
-    )
-  )
+  """The task's section, for a config file to change."""
+  return config_lib.config_dict(ActionOptions())
 
 
 class Recogniser(nnx.Module):
@@ -91,13 +55,9 @@ class ActionTask(base.Task):
   media = "video"
   input_name = "clip"
 
-  def __init__(self, config: ml_collections.ConfigDict, classes: base.Classes | None = None):
+  def __init__(self, config: ActionConfig, classes: base.Classes | None = None):
     self._config = config
     self._options = options = config.action
-    if options.head not in _HEADS:
-      raise ValueError(f"config.action.head is {options.head!r}; known: {', '.join(_HEADS)}.")
-    if options.frames_per_pass < 1:
-      raise ValueError(f"config.action.frames_per_pass is {options.frames_per_pass}; expected 1 or more.")
     self._sampler = clips.Sampler(options.frames, options.stride, options.sampling, options.rate)
     self._train = self._validation = None
     self.headline = "Action recognition"
@@ -134,7 +94,11 @@ class ActionTask(base.Task):
 
   def _train_transform(self) -> clips.TrainTransform:
     options = self._options
-    rand_augment = augment.RandAugment(**options.rand_augment) if options.rand_augment.num_ops else None
+    rand_augment = (
+      augment.RandAugment(**dataclasses.asdict(options.rand_augment))
+      if options.rand_augment.num_ops
+      else None
+    )
     return clips.TrainTransform(
       self._sampler,
       options.image_size,
@@ -170,7 +134,7 @@ class ActionTask(base.Task):
       "crops": test.crops,
       "size": options.image_size,
       **dataclasses.asdict(self._sampler),
-      "levels": list(options[options.head].levels),
+      "levels": list(options.head.levels),
     }
 
   def features(self, model: Recogniser, batch: base.Batch, rng: jax.Array | None) -> base.Features:
@@ -247,19 +211,29 @@ class ActionTask(base.Task):
 
 
 def build_head(
-  options: ml_collections.ConfigDict, feature_specs: tuple[Any, ...], num_classes: int, *, rngs: nnx.Rngs
+  options: ActionOptions, feature_specs: tuple[Any, ...], num_classes: int, *, rngs: nnx.Rngs
 ) -> nnx.Module:
-  """The head that `options.head` names, with the options of that name."""
-  fields = common.plain(options[options.head])
-  dtype = jnp.dtype(options.head_dtype)
-  match options.head:
-    case "video_swin":
-      config = video_swin.VideoSwinHeadConfig(**fields)
-      return video_swin.VideoSwinHead(feature_specs, config, num_classes, dtype=dtype, rngs=rngs)
-    case "attentive":
-      return video_swin.AttentiveHead(feature_specs, num_classes, dtype=dtype, rngs=rngs, **fields)
-    case _:
-      return video_swin.AverageHead(feature_specs, num_classes, rngs=rngs, **fields)
+  """The head that `options.head` describes."""
+  dtype, head = jnp.dtype(options.head_dtype), options.head
+  match head:
+    case video_swin.VideoSwinHeadConfig():
+      return video_swin.VideoSwinHead(feature_specs, head, num_classes, dtype=dtype, rngs=rngs)
+    case video_swin.AttentiveHeadConfig():
+      return video_swin.AttentiveHead(
+        feature_specs,
+        num_classes,
+        levels=head.levels,
+        channels=head.channels,
+        num_heads=head.num_heads,
+        dropout=head.dropout,
+        dtype=dtype,
+        rngs=rngs,
+      )
+    case video_swin.AverageHeadConfig():
+      return video_swin.AverageHead(
+        feature_specs, num_classes, levels=head.levels, dropout=head.dropout, rngs=rngs
+      )
+  raise ValueError(f"config.action.head: {type(head).__name__} is the config of no head here.")
 
 
 def frame_features(
@@ -313,7 +287,7 @@ def frame_features(
   return tuple(joined(x) for x in maps)
 
 
-def _open_sources(options: ml_collections.ConfigDict, seed: int) -> tuple[Any, Any]:
+def _open_sources(options: ActionOptions, seed: int) -> tuple[Any, Any]:
   """Training and validation records."""
   match options.data:
     case "clips":
@@ -326,7 +300,9 @@ def _open_sources(options: ml_collections.ConfigDict, seed: int) -> tuple[Any, A
       return make("train", options.clips.train_clips), make("validation", options.clips.validation_clips)
     case "videos":
       return tuple(
-        _open_videos(common.existing_path(options[name], f"action.{name}", _HOW_TO_GET_KINETICS), options)
+        _open_videos(
+          common.existing_path(getattr(options, name), f"action.{name}", _HOW_TO_GET_KINETICS), options
+        )
         for name in _SPLITS
       )
     case "folds":
@@ -345,10 +321,9 @@ def _open_sources(options: ml_collections.ConfigDict, seed: int) -> tuple[Any, A
         "--split train, and again for --split validation.",
       )
       return tuple(_fitting(prepared_videos.PreparedVideos(root, split), options) for split in _SPLITS)
-  raise ValueError(f"config.action.data is {options.data!r}; known: {', '.join(_DATA)}.")
 
 
-def _open_videos(path: pathlib.Path, options: ml_collections.ConfigDict, group_column: str = "") -> Any:
+def _open_videos(path: pathlib.Path, options: ActionOptions, group_column: str = "") -> Any:
   """The videos of a folder, a list, or the folder of a prepared split."""
   prepared = prepared_videos.open_split(path)
   if prepared is not None:
@@ -357,13 +332,13 @@ def _open_videos(path: pathlib.Path, options: ml_collections.ConfigDict, group_c
 
 
 def _fitting(
-  prepared: prepared_videos.PreparedVideos, options: ml_collections.ConfigDict
+  prepared: prepared_videos.PreparedVideos, options: ActionOptions
 ) -> prepared_videos.PreparedVideos:
   prepared.require(rate=options.rate, short_side=max(options.short_side, options.image_size))
   return prepared
 
 
-def _data_names(options: ml_collections.ConfigDict) -> tuple[str, str]:
+def _data_names(options: ActionOptions) -> tuple[str, str]:
   """What errors call the training and the validation data."""
   if options.data == "prepared":
     return tuple(f"{options.root}, split {split}," for split in _SPLITS)

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 
 from flax import nnx
 import jax
-import ml_collections
 import numpy as np
 
+from frozen_vision.config import Config
 from frozen_vision.data import batch_iterator
 from frozen_vision.tasks import pixels, results
 
@@ -134,7 +134,7 @@ class Task(abc.ABC):
       raise TypeError(f"The task {cls.__name__} lacks {', '.join(sorted(missing))}; see tasks.base.Task.")
 
   @abc.abstractmethod
-  def __init__(self, config: ml_collections.ConfigDict, classes: Classes | None = None):
+  def __init__(self, config: Config, classes: Classes | None = None):
     """Checks the options and opens the data.
 
     Args:
@@ -270,9 +270,10 @@ class Task(abc.ABC):
     return True
 
   @classmethod
-  def set_image_size(cls, config: ml_collections.ConfigDict, size: tuple[int, int]) -> None:
-    """Makes evaluation look once at each image, fitted into a frame of `size` (height, width).
+  def with_image_size(cls, config: Config, size: tuple[int, int]) -> Config:
+    """The config with which evaluation looks once at each image, fitted into a frame of `size` (h, w).
 
-    By default nothing: a task whose inputs are squares of its own keeps them.
+    By default the same: a task whose inputs are squares of its own keeps them.
     """
-    del config, size
+    del size
+    return config

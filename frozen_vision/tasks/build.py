@@ -1,54 +1,80 @@
-"""The tasks by name."""
-
-from collections.abc import Callable
+"""The tasks by name, with the options of each."""
 
 import ml_collections
 
 from frozen_vision import config as config_lib
-from frozen_vision.tasks import action, base, classification, detection, segmentation
+from frozen_vision import options
+from frozen_vision.backbones import families
+from frozen_vision.tasks import action, base, classification, detection, old_options, segmentation
+from frozen_vision.tasks.action_options import ActionConfig
+from frozen_vision.tasks.classification_options import ClassificationConfig
+from frozen_vision.tasks.detection_options import DetectionConfig
+from frozen_vision.tasks.segmentation_options import SegmentationConfig
 
-# By name: the task, and its own options at their defaults. A task from elsewhere is added here.
-TASKS: dict[str, tuple[type[base.Task], Callable[[], ml_collections.ConfigDict]]] = {
-  "action": (action.ActionTask, action.default_config),
-  "classification": (classification.ClassificationTask, classification.default_config),
-  "detection": (detection.DetectionTask, detection.default_config),
-  "segmentation": (segmentation.SegmentationTask, segmentation.default_config),
+# By name: the task, and its configs. A task from elsewhere is added here.
+TASKS: dict[str, tuple[type[base.Task], type[config_lib.Config]]] = {
+  "action": (action.ActionTask, ActionConfig),
+  "classification": (classification.ClassificationTask, ClassificationConfig),
+  "detection": (detection.DetectionTask, DetectionConfig),
+  "segmentation": (segmentation.SegmentationTask, SegmentationConfig),
 }
 
 
-def task_class(name: str) -> type[base.Task]:
-  """The class of a task.
-
-  Raises:
-    ValueError: an unknown name.
-  """
-  if name not in TASKS:
-    raise ValueError(f"config.task is {name!r}; known: {', '.join(TASKS)}.")
-  return TASKS[name][0]
-
-
-def build_task(config: ml_collections.ConfigDict, classes: base.Classes | None = None) -> base.Task:
+def build_task(config: config_lib.ConfigLike, classes: base.Classes | None = None) -> base.Task:
   """The task of a config, with its data opened and checked.
 
   Args:
+    config: as `read_config` takes it.
     classes: of a model that is trained already, or only planned; no data is looked for then.
 
   Raises:
-    ValueError: an unknown task, or keys of the config that nothing reads; all are listed.
+    ValueError: an unknown task, or options that do not fit; all are listed.
     FileNotFoundError: data or weights that are not where the config says.
   """
-  config_lib.check(config, default_config(config.task))
+  config = read_config(config)
   return task_class(config.task)(config, classes)
 
 
-def default_config(task: str) -> ml_collections.ConfigDict:
-  """Every option that a config of this task has, at its default.
+def read_config(values: config_lib.ConfigLike, *, quiet: bool = False) -> config_lib.Config:
+  """The checked config of nested values: what a config file's `get_config` returns, or a run's `config.json`.
+
+  Args:
+    values: options that are not given have their defaults; old names are understood. A config is returned as
+      it is.
+    quiet: says nothing about old names.
 
   Raises:
-    ValueError: an unknown task.
+    OptionError: an unknown task, or options that are unknown or do not fit; all are listed.
   """
-  task_class(task)
-  config = config_lib.base_config()
-  config.task = task
-  config[task] = TASKS[task][1]()
+  if isinstance(values, config_lib.Config):
+    return values
+  values = old_options.translate(values, quiet=quiet)
+  return check(options.read(config_type(values.get("task", "")), values))
+
+
+def check(config: config_lib.Config) -> config_lib.Config:
+  """The config, if its backbone has the options that it sets; raises OptionError."""
+  backbone = config.backbone
+  try:
+    families.backbone_config(backbone.name, **backbone.overrides)
+  except (TypeError, ValueError) as error:
+    raise options.OptionError(f"config.backbone: {error}") from error
   return config
+
+
+def task_class(name: str) -> type[base.Task]:
+  """The class of a task; raises OptionError for an unknown name."""
+  config_type(name)
+  return TASKS[name][0]
+
+
+def config_type(task: str) -> type[config_lib.Config]:
+  """The class of a task's configs; raises OptionError for an unknown task."""
+  if task not in TASKS:
+    raise options.OptionError(f"config.task is {task!r}; known: {', '.join(TASKS)}.")
+  return TASKS[task][1]
+
+
+def default_config(task: str) -> ml_collections.ConfigDict:
+  """Every option of a task's configs at its default, for a config file to change; raises OptionError."""
+  return config_lib.config_dict(config_type(task)())

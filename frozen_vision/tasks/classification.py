@@ -1,5 +1,6 @@
 """Supervised classification: how the shipped backbone was pretrained, and linear probes on frozen ones."""
 
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -9,35 +10,19 @@ import ml_collections
 import numpy as np
 import optax
 
+from frozen_vision import config as config_lib
 from frozen_vision.backbones import families
 from frozen_vision.data import pipeline
 from frozen_vision.data.classification import augment, folders
 from frozen_vision.metrics import accuracy
 from frozen_vision.ops import mixup
 from frozen_vision.tasks import base, common, results
+from frozen_vision.tasks.classification_options import ClassificationConfig, ClassificationOptions
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """All options of the task's own."""
-  return ml_collections.ConfigDict(
-    dict(
-      train=".",  # image folder or tar archive with CLASS/IMAGE members
-      validation=".",
-      decoded_cache=False,  # keep all images decoded in memory; for many small ones of one size
-      image_size=224,  # side that the loader gives
-      crop_padding=-1,  # CIFAR-style shifted crops by up to so many pixels; -1: random resized crops
-      crop_scale=(0.08, 1.0),
-      rand_augment=dict(num_ops=2, magnitude=9.0, magnitude_std=0.5),  # num_ops=0: none
-      erasing=0.25,
-      mixup=0.8,
-      cutmix=1.0,
-      mix_probability=1.0,
-      label_smoothing=0.1,
-      # ((first step, side), ...): sides that images are resized to on the device, growing during the run.
-      # Empty: as loaded. Evaluation uses the last.
-      resolutions=(),
-    )
-  )
+  """The task's section, for a config file to change."""
+  return config_lib.config_dict(ClassificationOptions())
 
 
 class Classifier(nnx.Module):
@@ -61,7 +46,7 @@ class ClassificationTask(base.Task):
   best_metric = "top1"
   result_type = results.ClassProbabilities
 
-  def __init__(self, config: ml_collections.ConfigDict, classes: base.Classes | None = None):
+  def __init__(self, config: ClassificationConfig, classes: base.Classes | None = None):
     self._config = config
     self._options = options = config.classification
     self._train = self._validation = None
@@ -76,10 +61,6 @@ class ClassificationTask(base.Task):
     self.classes = tuple(classes)
     self._starts = tuple(int(start) for start, _ in options.resolutions)
     self.phases = tuple(int(side) for _, side in options.resolutions) or (None,)
-    if self._starts and (self._starts[0] != 0 or list(self._starts) != sorted(set(self._starts))):
-      raise ValueError(
-        f"classification.resolutions = {options.resolutions}: expected growing first steps from 0."
-      )
 
   def _open(self, path: str) -> Any:
     source = folders.open_source(common.existing_path(path, "classification"))
@@ -110,7 +91,7 @@ class ClassificationTask(base.Task):
     options = self._options
     rand_augment = None
     if options.rand_augment.num_ops:
-      rand_augment = augment.RandAugment(**options.rand_augment)
+      rand_augment = augment.RandAugment(**dataclasses.asdict(options.rand_augment))
     return augment.TrainTransform(
       size=options.image_size,
       padding=None if options.crop_padding < 0 else options.crop_padding,

@@ -1,22 +1,20 @@
 """What tasks share: the backbone of a config, and paths that must exist."""
 
 from collections.abc import Sequence, Sized
-import dataclasses
-import difflib
 import itertools
 import os
 import pathlib
-from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from frozen_vision.backbones import families
+from frozen_vision.config import Config
 from frozen_vision.data import pipeline
 from frozen_vision.heads import files as head_weights
 from frozen_vision.tasks import base
+from frozen_vision.tasks.shared_options import InitOptions
 
 _HOW_TO_GET_WEIGHTS = (
   "Download a SwinV2 checkpoint (Microsoft's, SimMIM's, timm's or transformers'; SwinV2-G was never "
@@ -27,31 +25,13 @@ _HOW_TO_GET_WEIGHTS = (
 )
 
 
-def backbone_config() -> ml_collections.ConfigDict:
-  """Options of the backbone."""
-  return ml_collections.ConfigDict(
-    dict(
-      name="swinv2_nano",
-      # shipped: the weights inside the package; init: as initialised for training; random: the same with the
-      # norms that end residual branches at one, since a SwinV2 as initialised is the identity in every block;
-      # a name of backbones/named_weights.py, fetched once; or a file, ours or a public SwinV2 checkpoint.
-      weights="shipped",
-      dtype="float32",
-      # Where nothing of it trains: position biases, logit scales and biases are computed once, blocks
-      # scanned.
-      fold=True,
-      overrides=ml_collections.ConfigDict(dict(), type_safe=False),  # fields of SwinV2Config
-    )
-  )
-
-
-def build_backbone(config: ml_collections.ConfigDict) -> nnx.Module:
+def build_backbone(config: Config) -> nnx.Module:
   """The backbone that `config.backbone` names, with its weights. Raises as `open_backbone` does."""
   found = open_backbone(config)
   return found.load() if isinstance(found, families.BackboneFile) else found
 
 
-def open_backbone(config: ml_collections.ConfigDict) -> nnx.Module | families.BackboneFile:
+def open_backbone(config: Config) -> nnx.Module | families.BackboneFile:
   """The backbone that `config.backbone` names: with random weights, or the file that has them.
 
   Raises:
@@ -59,7 +39,7 @@ def open_backbone(config: ml_collections.ConfigDict) -> nnx.Module | families.Ba
     ValueError: an unknown name or option; weights of another network than the one that is named.
   """
   options = config.backbone
-  overrides = _overrides(config)
+  overrides = dict(config.backbone.overrides)
   dtype = jnp.dtype(options.dtype)
   if options.weights in ("random", "init"):
     if options.weights == "random":
@@ -84,34 +64,7 @@ def open_backbone(config: ml_collections.ConfigDict) -> nnx.Module | families.Ba
   return backbone
 
 
-def _overrides(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Fields of the backbone's config that `config.backbone.overrides` replaces."""
-  return plain(config.backbone.overrides)
-
-
-def plain(section: ml_collections.ConfigDict) -> dict[str, Any]:
-  """A section as the keyword arguments of a dataclass: lists become tuples."""
-  return {key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in section.items()}
-
-
-def head_fields(section: ml_collections.ConfigDict, kind: type, option: str) -> dict[str, Any]:
-  """The section's values for fields of the head's config dataclass `kind`; `option` is the section's name.
-
-  Raises:
-    ValueError: a key that is no field, or the number of classes, which the data say.
-  """
-  fields = [field.name for field in dataclasses.fields(kind)]
-  for key in section:
-    if key not in fields or key == "num_classes":
-      close = difflib.get_close_matches(key, fields, n=1)
-      raise ValueError(
-        f"{option}.{key} is no option of the head"
-        + (f"; did you mean {close[0]}?" if close else f"; known: {fields}.")
-      )
-  return plain(section)
-
-
-def start_head(module: nnx.Module, init: ml_collections.ConfigDict, option: str) -> None:
+def start_head(module: nnx.Module, init: InitOptions, option: str) -> None:
   """Fills neck and head from the file `init.path`, if one is given; `option` is the section's name."""
   if init.path:
     path = existing_path(
@@ -121,7 +74,7 @@ def start_head(module: nnx.Module, init: ml_collections.ConfigDict, option: str)
 
 
 def train_batches(
-  config: ml_collections.ConfigDict,
+  config: Config,
   source: pipeline.Source,
   transform: pipeline.TrainTransform,
   start_example: int,
@@ -141,7 +94,7 @@ def train_batches(
 
 
 def eval_batches(
-  config: ml_collections.ConfigDict,
+  config: Config,
   source: pipeline.Source,
   transform: pipeline.EvalTransform,
   *,
@@ -208,12 +161,12 @@ def existing_path(path: str | os.PathLike, option: str, how: str = "") -> pathli
   return found
 
 
-def layer_of(path: str, config: ml_collections.ConfigDict) -> int:
+def layer_of(path: str, config: Config) -> int:
   """Depth of a parameter for layer-wise decay: 0 is the patch embedding, the last the head.
 
   As SimMIM's finetuning: blocks count from 1, and a merging shares the depth of the block before it.
   """
-  depths = families.backbone_config(config.backbone.name, **_overrides(config)).depths
+  depths = families.backbone_config(config.backbone.name, **config.backbone.overrides).depths
   parts = path.split("/")
   if parts[:2] == ["backbone", "patch_embed"]:
     return 0

@@ -1,5 +1,6 @@
 """Detection and instance segmentation with HTC on a frozen backbone."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -9,25 +10,22 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from frozen_vision import config as config_lib
 from frozen_vision.backbones import families
 from frozen_vision.data import pipeline
 from frozen_vision.data.detection import coco, copy_paste, photos, prepared_coco, semantic_maps, transforms
 from frozen_vision.data.generated import scenes
 from frozen_vision.files import atomic
-from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
 from frozen_vision.heads.htc import views as views_lib
+from frozen_vision.heads.htc.config import HTCConfig
 from frozen_vision.metrics import coco_ap
-from frozen_vision.necks.build import build_neck
+from frozen_vision.necks import build as necks
 from frozen_vision.ops import mirror
 from frozen_vision.tasks import base, common, results
+from frozen_vision.tasks.detection_options import AnnotatedImages, DetectionConfig, DetectionOptions
 from frozen_vision.visualization import instances
 
-_HEADS = {
-  "htc": htc_config.htc,
-  "cascade_mask_rcnn": htc_config.cascade_mask_rcnn,
-  "mask_rcnn": htc_config.mask_rcnn,
-}
 _HOW_TO_GET_COCO = (
   "Download train2017.zip, val2017.zip and annotations_trainval2017.zip from "
   "https://cocodataset.org/#download, unpack them into one folder and give it with "
@@ -36,62 +34,8 @@ _HOW_TO_GET_COCO = (
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """All options of the task's own."""
-  return ml_collections.ConfigDict(
-    dict(
-      # scenes: generated; photos: the built-in sample; coco: the standard layout below `root`;
-      # files: any COCO JSON and its folder of images; prepared: what frozen_vision.data.prepare wrote.
-      data="coco",
-      scenes=dict(train_images=20000, validation_images=200, image_size=128),
-      root="data/coco",
-      train=dict(annotations="", images=""),
-      validation=dict(annotations="", images=""),
-      validation_share=0.0,  # of files without validation paths: part of the images held out of training
-      train_image_ids=(),  # only these; all if empty
-      validation_image_ids=(),
-      max_objects=100,
-      frame=(1024, 1024),  # (height, width) of training images, padded
-      eval_frame=(1024, 1024),
-      resize="lsj",  # lsj | short_side | fit
-      scale_range=(0.1, 2.0),  # of lsj
-      short_side=(480, 800),  # of short_side
-      long_side=1333,
-      eval_short_side=0,  # 0: as large as eval_frame allows
-      flip=0.5,
-      copy_paste=0.0,  # probability that objects of another random image are pasted into a training image
-      # Testing on several views. Without short sides there is one scale, eval_short_side in eval_frame.
-      test=dict(
-        short_sides=(),  # of each scale; 0: as large as its frame allows
-        frames=(),  # (height, width) of each scale, padded; an image that does not fit is made smaller
-        sizes=(),  # of the objects that each scale may find: "s", "ml", ... (COCO's, by box); all if empty
-        flip=False,  # each scale also mirrored
-        max_detections=0,  # after merging; 0: the head's
-      ),
-      # name: fpn | bifpn; repeats, separable and norm (group | none) are bifpn's; input_norm: a trainable
-      # norm on every level of the frozen backbone (off to start from published heads of backbones without
-      # one); attention_heads: one more global attention block on its last level (HTC++), 0 for none
-      neck=dict(
-        name="fpn",
-        channels=256,
-        levels=5,
-        input_norm=True,
-        attention_heads=0,
-        repeats=1,
-        separable=False,
-        norm="group",
-      ),
-      # Of head_options.semantic_classes: the folder of the training images' label maps, one PNG of class
-      # indices for each, and pixel values without a class, besides 255. COCO-stuff's maps: 183 classes.
-      semantic=dict(maps="", ignored=()),
-      head="htc",  # htc | cascade_mask_rcnn | mask_rcnn
-      head_options=dict(),  # fields of HTCConfig, such as dict(roi_samples=64)
-      head_dtype="float32",
-      # Where neck and head start, in place of random numbers: a file of frozen_vision.convert or of
-      # experiments/export_head.py. `keep`: regular expressions of the paths that start at random all the
-      # same.
-      init=dict(path="", keep=()),
-    )
-  )
+  """The task's section, for a config file to change."""
+  return config_lib.config_dict(DetectionOptions())
 
 
 class Detector(nnx.Module):
@@ -101,7 +45,7 @@ class Detector(nnx.Module):
     self,
     backbone: nnx.Module,
     neck: nnx.Module,
-    config: htc_config.HTCConfig,
+    config: HTCConfig,
     *,
     dtype: Any,
     rngs: nnx.Rngs,
@@ -119,11 +63,11 @@ class DetectionTask(base.Task):
   head_name = "detect"
   result_type = results.Detections
 
-  def __init__(self, config: ml_collections.ConfigDict, classes: base.Classes | None = None):
+  def __init__(self, config: DetectionConfig, classes: base.Classes | None = None):
     self._config = config
     self._options = config.detection
     self._scales, self._sizes = _test_scales(self._options)
-    with_masks = self._options.head_options.get("with_masks", True)
+    with_masks = self._options.head.with_masks
     self._train = self._validation = None
     self.headline = "Detection"
     if classes is None:
@@ -133,12 +77,12 @@ class DetectionTask(base.Task):
       self.headline = common.headline(self.headline, self._train, self._validation, classes, what)
     self.classes = tuple(classes)
     self._names = tuple(category["name"] for category in self.classes)
-    self._head_config = _head_config(self._options, len(self._names))
+    self._head_config = dataclasses.replace(self._options.head, num_classes=len(self._names))
     self._semantic_stride = 0
     semantic_classes, semantic = self._head_config.semantic_classes, self._options.semantic
     if bool(semantic_classes) != bool(semantic.maps):
       raise ValueError(
-        f"detection.head_options.semantic_classes is {semantic_classes}, detection.semantic.maps is "
+        f"detection.head.semantic_classes is {semantic_classes}, detection.semantic.maps is "
         f"{semantic.maps!r}: the semantic branch needs both, the number of classes and the folder of label "
         "maps of the training images."
       )
@@ -169,20 +113,7 @@ class DetectionTask(base.Task):
   def build_model(self, backbone: nnx.Module | None = None) -> Detector:
     dtype, rngs = jnp.dtype(self._options.head_dtype), nnx.Rngs(self._config.seed)
     backbone = backbone or common.build_backbone(self._config)
-    options = self._options.neck
-    neck = build_neck(
-      options.name,
-      backbone.feature_specs,
-      channels=options.channels,
-      num_levels=options.levels,
-      repeats=options.repeats,
-      separable=options.separable,
-      norm=options.norm,
-      input_norm=options.input_norm,
-      attention_heads=options.attention_heads,
-      dtype=dtype,
-      rngs=rngs,
-    )
+    neck = necks.from_options(self._options.neck, backbone.feature_specs, dtype=dtype, rngs=rngs)
     detector = Detector(backbone, neck, self._head_config, dtype=dtype, rngs=rngs)
     common.start_head(detector, self._options.init, "detection.init")
     return detector
@@ -241,10 +172,9 @@ class DetectionTask(base.Task):
     return len(self._scales) * (1 + self._options.test.flip) - 1
 
   @classmethod
-  def set_image_size(cls, config: ml_collections.ConfigDict, size: tuple[int, int]) -> None:
-    options = config.detection
-    options.eval_frame, options.eval_short_side = size, 0
-    options.test.update(dict(short_sides=(), frames=(), sizes=(), flip=False))
+  def with_image_size(cls, config: DetectionConfig, size: tuple[int, int]) -> DetectionConfig:
+    test = dict(short_sides=(), frames=(), sizes=(), flip=False)
+    return config.replace({"detection": dict(eval_frame=size, eval_short_side=0, test=test)})
 
   def features(self, model: Detector, batch: base.Batch, rng: jax.Array | None) -> base.Features:
     return model.backbone(families.normalise(batch["image"], batch["image_size"]), rng=rng)
@@ -309,7 +239,7 @@ class DetectionTask(base.Task):
 
 
 def _test_scales(
-  options: ml_collections.ConfigDict,
+  options: DetectionOptions,
 ) -> tuple[tuple[transforms.DetectionEval, ...], tuple[str, ...]]:
   """How each scale of testing is loaded, and which objects it may find.
 
@@ -335,15 +265,7 @@ def _test_scales(
   ), sizes
 
 
-def _head_config(options: ml_collections.ConfigDict, num_classes: int) -> htc_config.HTCConfig:
-  """The preset that `head` names, with the fields of `head_options` replaced."""
-  if options.head not in _HEADS:
-    raise ValueError(f"detection.head is {options.head!r}; known: {sorted(_HEADS)}.")
-  changes = common.head_fields(options.head_options, htc_config.HTCConfig, "detection.head_options")
-  return _HEADS[options.head](num_classes=num_classes, **changes)
-
-
-def _open_sources(config: ml_collections.ConfigDict, *, require_masks: bool) -> tuple[Any, Any]:
+def _open_sources(config: DetectionConfig, *, require_masks: bool) -> tuple[Any, Any]:
   """(training, validation) sources with one label space."""
   options = config.detection
 
@@ -392,17 +314,17 @@ def _open_sources(config: ml_collections.ConfigDict, *, require_masks: bool) -> 
       raise ValueError(f"detection.data is {other!r}; known: scenes, photos, coco, files, prepared.")
 
 
-def _holds_out(options: ml_collections.ConfigDict) -> bool:
+def _holds_out(options: DetectionOptions) -> bool:
   """Whether validation images come out of the training file."""
-  given = any(options.validation.values()) or options.validation_image_ids
+  given = options.validation != AnnotatedImages() or options.validation_image_ids
   return options.data == "files" and options.validation_share > 0 and not given
 
 
-def _open_files(options: ml_collections.ConfigDict, name: str, **more: Any) -> coco.CocoSource:
+def _open_files(options: DetectionOptions, name: str, **more: Any) -> coco.CocoSource:
   """The source of the paths in the section `name`; `more` as for `load_coco`."""
-  pair = options[name]
+  pair = getattr(options, name)
   for kind in ("annotations", "images"):
-    if not pair[kind]:
+    if not getattr(pair, kind):
       hold_out = "; or set --config.detection.validation_share=0.1 to hold out training images"
       raise ValueError(
         f"detection.data=files needs --config.detection.{name}.{kind}=PATH "

@@ -1,6 +1,5 @@
 """Semantic segmentation on a frozen backbone: Mask2Former, UPerNet or a linear head."""
 
-from collections.abc import Callable
 import dataclasses
 import pathlib
 from typing import Any
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from frozen_vision import config as config_lib
 from frozen_vision.backbones import families
 from frozen_vision.data import pipeline
 from frozen_vision.data.detection import transforms
@@ -19,62 +19,20 @@ from frozen_vision.data.segmentation import ade20k, class_lists, label_maps, pre
 from frozen_vision.data.segmentation import transforms as segmentation_transforms
 from frozen_vision.files import atomic
 from frozen_vision.heads import linear, upernet
-from frozen_vision.heads.mask2former import config as mask2former_config
 from frozen_vision.heads.mask2former import mask2former
 from frozen_vision.metrics import mean_iou
 from frozen_vision.tasks import base, common, results, semantic_inference
+from frozen_vision.tasks.segmentation_options import SegmentationConfig, SegmentationOptions
 from frozen_vision.visualization import instances
 from frozen_vision.visualization import label_maps as visualize_semantic
 
-_HEADS = ("mask2former", "upernet", "linear")
+# By the head's name.
+_HEADS = {"mask2former": mask2former.Mask2Former, "upernet": upernet.UPerNet, "linear": linear.LinearHead}
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """All options of the task's own."""
-  return ml_collections.ConfigDict(
-    dict(
-      # scenes: generated; ade20k: the official layout below `root`; files: any images and label images;
-      # prepared: what frozen_vision.data.prepare wrote below `root`, splits training and validation.
-      data="ade20k",
-      scenes=dict(train_images=20000, validation_images=200, image_size=128),
-      root="data/ADEChallengeData2016",
-      # Of files, paths below `root` or absolute ones. classes: a list of names, see data/label_maps.py;
-      # segments: COCO's panoptic JSON, if the label images are of that format.
-      classes="",
-      train=dict(images="", labels="", segments=""),
-      validation=dict(images="", labels="", segments=""),
-      image_suffix="",  # end of the images' names before their ending, such as _leftImg8bit
-      label_suffix="",  # the same of the label images
-      ignore=(),  # more pixel values without a class
-      unknown_labels="error",  # error | ignore: what a value outside of the class list is
-      # What an image without a label image is: error | skip | keep (of validation: predicted and not scored).
-      unlabelled="error",
-      frame=(512, 512),  # (height, width) of training crops, padded
-      short_sides=tuple(int(0.1 * k * 512) for k in range(5, 21)),  # one is drawn; then a crop of the frame
-      long_side=2048,
-      category_max_area=0.75,  # largest share of one class in a crop, tried ten times; 1.0 for no limit
-      colour_jitter=True,
-      flip=0.5,
-      max_segments=64,  # most classes of a crop that Mask2Former trains on
-      eval_frame=(512, 512),
-      eval_short_side=0,  # 0: as large as eval_frame allows
-      eval_long_side=0,
-      # Testing. scales: of eval_frame and the sides above; window: (height, width), () for whole images;
-      # stride: (down, right) between windows, () for two thirds of them.
-      test=dict(scales=(1.0,), flip=False, window=(), stride=()),
-      head="mask2former",  # mask2former | upernet | linear
-      # Fields of each head's own config, such as mask2former=dict(num_queries=50); those of the chosen head
-      # are read.
-      mask2former=ml_collections.ConfigDict(dict(), type_safe=False),
-      upernet=ml_collections.ConfigDict(dict(), type_safe=False),
-      linear=ml_collections.ConfigDict(dict(), type_safe=False),
-      head_dtype="float32",
-      # Where the head starts, in place of random numbers: a file of frozen_vision.convert or of
-      # experiments/export_head.py. `keep`: regular expressions of the paths that start at random all the
-      # same.
-      init=dict(path="", keep=()),
-    )
-  )
+  """The task's section, for a config file to change."""
+  return config_lib.config_dict(SegmentationOptions())
 
 
 class Segmenter(nnx.Module):
@@ -94,10 +52,9 @@ class SegmentationTask(base.Task):
   best_metric = "mIoU"
   result_type = results.LabelMap
 
-  def __init__(self, config: ml_collections.ConfigDict, classes: base.Classes | None = None):
+  def __init__(self, config: SegmentationConfig, classes: base.Classes | None = None):
     self._config = config
     self._options = config.segmentation
-    self._head_config, self._make_head = _head(self._options)
     self._train = self._validation = None
     self.headline = "Segmentation"
     if classes is None:
@@ -108,7 +65,7 @@ class SegmentationTask(base.Task):
       self.headline = common.headline(self.headline, self._train, self._validation, classes)
     self.classes = tuple(classes)
     self._names = tuple(category["name"] for category in self.classes)
-    self._head_config = dataclasses.replace(self._head_config, num_classes=len(self._names))
+    self._head_config = dataclasses.replace(self._options.head, num_classes=len(self._names))
 
   def layer_of(self, path: str) -> int:
     return common.layer_of(path, self._config)
@@ -116,7 +73,8 @@ class SegmentationTask(base.Task):
   def build_model(self, backbone: nnx.Module | None = None) -> Segmenter:
     dtype, rngs = jnp.dtype(self._options.head_dtype), nnx.Rngs(self._config.seed)
     backbone = backbone or common.build_backbone(self._config)
-    head = self._make_head(backbone.feature_specs, self._head_config, dtype=dtype, rngs=rngs)
+    make_head = _HEADS[self._head_config.name]
+    head = make_head(backbone.feature_specs, self._head_config, dtype=dtype, rngs=rngs)
     segmenter = Segmenter(backbone, head)
     common.start_head(segmenter, self._options.init, "segmentation.init")
     return segmenter
@@ -167,10 +125,11 @@ class SegmentationTask(base.Task):
     return not self._options.test.window
 
   @classmethod
-  def set_image_size(cls, config: ml_collections.ConfigDict, size: tuple[int, int]) -> None:
-    options = config.segmentation
-    options.eval_frame, options.eval_short_side, options.eval_long_side = size, 0, 0
-    options.test.update(dict(scales=(1.0,), flip=False, window=()))
+  def with_image_size(cls, config: SegmentationConfig, size: tuple[int, int]) -> SegmentationConfig:
+    test = dict(scales=(1.0,), flip=False, window=())
+    return config.replace(
+      {"segmentation": dict(eval_frame=size, eval_short_side=0, eval_long_side=0, test=test)}
+    )
 
   def features(self, model: Segmenter, batch: base.Batch, rng: jax.Array | None) -> base.Features:
     return model.backbone(families.normalise(batch["image"], batch["image_size"]), rng=rng)
@@ -266,27 +225,8 @@ class SegmentationTask(base.Task):
           atomic.write_bytes(path, label_maps.encode(self._validation.label(index)), sync=False)
 
 
-def _head(options: ml_collections.ConfigDict) -> tuple[Any, Callable[..., nnx.Module]]:
-  """(the head's config without the number of classes, its constructor) of the options.
-
-  Raises:
-    ValueError: an unknown head, or an option that it does not have.
-  """
-  match options.head:
-    case "mask2former":
-      kind, make = mask2former_config.Mask2FormerConfig, mask2former.Mask2Former
-    case "upernet":
-      kind, make = upernet.UPerNetConfig, upernet.UPerNet
-    case "linear":
-      kind, make = linear.LinearConfig, linear.LinearHead
-    case other:
-      raise ValueError(f"segmentation.head is {other!r}; known: {', '.join(_HEADS)}.")
-  fields = common.head_fields(options[options.head], kind, f"segmentation.{options.head}")
-  return kind(num_classes=1, **fields), make
-
-
 def _open_sources(
-  config: ml_collections.ConfigDict,
+  config: SegmentationConfig,
 ) -> tuple[sources.SegmentationSource, sources.SegmentationSource]:
   """(training, validation) sources."""
   options = config.segmentation
@@ -324,9 +264,9 @@ def _open_sources(
       raise ValueError(f"segmentation.data is {other!r}; known: scenes, ade20k, files, prepared.")
 
 
-def _open_files(options: ml_collections.ConfigDict, name: str, unlabelled: str) -> sources.LabelledImages:
+def _open_files(options: SegmentationOptions, name: str, unlabelled: str) -> sources.LabelledImages:
   root = pathlib.Path(options.root).expanduser()
-  pair = options[name]
+  pair = getattr(options, name)
   wanted = {
     "classes": (options.classes, "a class list, .json or .txt"),
     f"{name}.images": (pair.images, "a folder of images"),

@@ -1,5 +1,6 @@
 """The one training loop."""
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 import logging
@@ -11,10 +12,10 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from frozen_vision.backbones import families as backbones_build
+from frozen_vision.config import Config, ConfigLike
 from frozen_vision.devices import processes as distributed
 from frozen_vision.devices import sharding
 from frozen_vision.files import trees
@@ -51,7 +52,7 @@ _FREE_OPTIONS = (
 
 def build_model(
   task: base.Task,
-  config: ml_collections.ConfigDict,
+  config: ConfigLike,
   mesh: jax.sharding.Mesh | None = None,
   *,
   with_teacher: bool = False,
@@ -70,6 +71,7 @@ def build_model(
     ValueError: a pattern that matches nothing; a `frozen_dtype` that is unknown, or that asks for folding
       where it is off or something of the backbone trains.
   """
+  config = tasks_build.read_config(config)
   patterns, source = tuple(config.trainable), common.open_backbone(config)
   on_disk = isinstance(source, backbones_build.BackboneFile)
   module = task.build_model(source.module if on_disk else source)
@@ -123,11 +125,11 @@ def build_model(
   return model if mesh is None else _place(model, mesh, config.mesh.frozen)
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, float]:
+def train(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, float]:
   """Trains, evaluates, draws, and leaves everything in `workdir`; continues what it finds there.
 
   Args:
-    config: as `frozen_vision.config.base_config`, with the task's section.
+    config: as `load_config` gives it, or anything that `tasks.build.read_config` reads.
     workdir: holds `config.json`, `metrics.jsonl`, `checkpoints/`, `best/`, `pictures/`, curves, TensorBoard
       events and the task's results.
 
@@ -138,10 +140,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     ValueError: a config that does not fit, a workdir of another config.
     FloatingPointError: a loss that is not finite.
   """
+  config = tasks_build.read_config(config)
   task, mesh = _open(config)
   sharding.check_batch(config.batch_size, mesh, "batch_size", config.accumulate)
   folder, is_writer = pathlib.Path(workdir), jax.process_index() == 0
-  checkpoint.claim_workdir(folder, config.to_dict(), ignore=_FREE_OPTIONS, is_writer=False)
+  _claim(folder, config, is_writer=False)
   model = build_model(task, config, mesh, with_teacher=True)
   tx = optimizer_lib.build(
     config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of
@@ -172,7 +175,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
       rate(start)  # compiled now too, though logged later
       distributed.wait_for_all("training")
       # Only now, so that a config that cannot run does not keep the workdir from the one that can.
-      checkpoint.claim_workdir(folder, config.to_dict(), ignore=_FREE_OPTIONS, is_writer=is_writer)
+      _claim(folder, config, is_writer=is_writer)
       progress = run_log.Progress(config.steps, config.batch_size, start_step=start)
       run = run_lib.Run(
         task, config, model, mesh, folder, checkpoints, log, compilations, progress, steps, predictions, rate
@@ -188,13 +191,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
   return metrics
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, float]:
+def evaluate(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, float]:
   """Evaluates the newest checkpoint of a workdir: the trained part is all that it needs to hold.
 
   Raises:
     FileNotFoundError: no checkpoint there.
     ValueError: a checkpoint of other features or of another model.
   """
+  config = tasks_build.read_config(config)
   task, mesh = _open(config)
   folder = pathlib.Path(workdir)
   model = build_model(task, config, mesh)
@@ -222,7 +226,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str])
     )
 
 
-def _open(config: ml_collections.ConfigDict) -> tuple[base.Task, jax.sharding.Mesh]:
+def _open(config: Config) -> tuple[base.Task, jax.sharding.Mesh]:
   """The task of a config with its data, and the mesh that the run is spread over."""
   task = tasks_build.build_task(config)
   _logger.info("%s%s", config.headline and config.headline + "\n", task.headline)
@@ -235,7 +239,7 @@ def _initial_state(
   task: base.Task,
   model: Model,
   tx: optax.GradientTransformation,
-  config: ml_collections.ConfigDict,
+  config: Config,
   mesh: jax.sharding.Mesh,
 ) -> tuple[step_lib.State, Any]:
   """What changes while training, before the first step, and its shardings."""
@@ -272,6 +276,22 @@ def _restore(
   state, meta = checkpoints.restore(state)
   _logger.info("Continuing from step %d in %s.", meta["step"], folder)
   return state, meta["step"]
+
+
+def _claim(folder: pathlib.Path, config: Config, *, is_writer: bool) -> None:
+  """Makes the workdir this run's; an older run's config is read with the names that options have now."""
+
+  def upgrade(found: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+      return tasks_build.read_config(found, quiet=True).to_dict()
+    except ValueError as error:
+      raise ValueError(
+        f"The run in {folder} has options that this version does not read; use another --workdir. {error}"
+      ) from error
+
+  checkpoint.claim_workdir(
+    folder, config.to_dict(), ignore=_FREE_OPTIONS, is_writer=is_writer, upgrade=upgrade
+  )
 
 
 def _place(model: Model, mesh: jax.sharding.Mesh, over: sharding.Over) -> Model:

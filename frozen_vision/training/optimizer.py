@@ -5,9 +5,9 @@ from typing import Any
 
 from flax import nnx
 import jax
-import ml_collections
 import optax
 
+from frozen_vision.config import OptimizerOptions
 from frozen_vision.freezing import partition as freeze
 
 # Names whose parameters are not decayed whatever their rank: SwinV2's released code exempts the position
@@ -15,27 +15,7 @@ from frozen_vision.freezing import partition as freeze
 _UNDECAYED = ("position_bias", "logit_scale", "level_embed", "query_features", "query_positions")
 
 
-def default_config() -> ml_collections.ConfigDict:
-  """All options, with the values that most configs keep."""
-  return ml_collections.ConfigDict(
-    dict(
-      name="adamw",  # adamw | muon (matrices; the rest as adamw) | sgd
-      learning_rate=1e-3,
-      weight_decay=0.05,
-      schedule="cosine",  # cosine | linear | steps | constant
-      warmup_steps=0,
-      decay_at=(),  # steps at which "steps" multiplies by 0.1
-      final_fraction=0.0,  # learning rate at the end, as a share of the peak, for cosine and linear
-      clip_norm=0.0,  # 0 for none
-      b1=0.9,
-      b2=0.999,
-      momentum=0.9,
-      layer_decay=1.0,
-    )
-  )
-
-
-def schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
+def schedule(config: OptimizerOptions, steps: int) -> optax.Schedule:
   """Learning rate by step: a linear warm-up, then what `config.schedule` names."""
   peak, warmup = config.learning_rate, config.warmup_steps
   rest = max(steps - warmup, 1)
@@ -63,7 +43,7 @@ def decay_mask(trainable: nnx.State) -> Any:
 
 
 def build(
-  config: ml_collections.ConfigDict,
+  config: OptimizerOptions,
   *,
   steps: int,
   trainable: nnx.State,
@@ -72,7 +52,7 @@ def build(
   """The update rule.
 
   Args:
-    config: as `default_config`.
+    config: the section of a config.
     steps: length of the run, for the schedule.
     trainable: the parameters (arrays or shapes) that will be optimized.
     layer_of: path -> depth, 0 for the stem up to the head's; needed for `layer_decay` below 1, where a
@@ -104,7 +84,7 @@ def build(
   return optax.chain(*chain)
 
 
-def _scale_by_muon(config: ml_collections.ConfigDict, decayed: Any) -> optax.GradientTransformation:
+def _scale_by_muon(config: OptimizerOptions, decayed: Any) -> optax.GradientTransformation:
   """Orthogonalised momentum for the matrices among the decayed parameters, Adam for the rest.
 
   Muon (Jordan 2024) with the scale of arXiv 2502.16982, 0.2 * sqrt(max(rows, columns)): its updates then have

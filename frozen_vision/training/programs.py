@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 import jax
-import ml_collections
 import optax
 
+from frozen_vision.config import Config
 from frozen_vision.devices import sharding
 from frozen_vision.tasks import base
 from frozen_vision.training import step as step_lib
@@ -23,7 +23,7 @@ def compile_steps(
   task: base.Task,
   model: step_lib.Model,
   tx: optax.GradientTransformation,
-  config: ml_collections.ConfigDict,
+  config: Config,
   state: step_lib.State,
   layout: Any,
   batch: base.Batch,

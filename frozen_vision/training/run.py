@@ -10,9 +10,9 @@ import pathlib
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
+from frozen_vision.config import Config
 from frozen_vision.data import batch_iterator
 from frozen_vision.devices import sharding
 from frozen_vision.runs import checkpoints as checkpoint
@@ -37,7 +37,7 @@ class Run:
   """
 
   task: base.Task
-  config: ml_collections.ConfigDict
+  config: Config
   model: step_lib.Model
   mesh: jax.sharding.Mesh
   folder: pathlib.Path

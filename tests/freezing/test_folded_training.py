@@ -96,5 +96,5 @@ def test_what_is_not_folded(images):
   with pytest.raises(ValueError, match="int8 is for a folded backbone.*Take bfloat16"):
     loop.build_model(task, config)
   config.frozen_dtype = "float16"
-  with pytest.raises(ValueError, match="frozen_dtype is 'float16'; known: float32, bfloat16, int8"):
+  with pytest.raises(ValueError, match="frozen_dtype is 'float16'; expected float32, bfloat16 or int8"):
     loop.build_model(task, config)

@@ -25,6 +25,7 @@ class _Program:
   """The train step of a config with shapes for arrays: compiled, never run, and nothing allocated."""
 
   def __init__(self, config):
+    config = tasks_build.read_config(config)
     self.task = task = tasks_build.build_task(config)
     patterns = tuple(config.trainable)
 
@@ -68,7 +69,7 @@ def _flops(compiled):
 @pytest.mark.parametrize("name, with_masks", [("swinv2_nano", True), ("swinv2_t", False)])
 def test_no_gradient_of_a_frozen_leaf_is_computed(name, with_masks):
   config = tiny.detection()
-  config.detection.head_options.with_masks = with_masks  # without them it compiles faster
+  config.detection.head.with_masks = with_masks  # without them it compiles faster
   config.backbone.name = name
   config.backbone.overrides = {}
   program = _Program(config)
@@ -121,6 +122,7 @@ def _bits(state):
 
 def _run(config, steps):
   """(frozen bits before, after, trainable before, after) of some train steps."""
+  config = tasks_build.read_config(config)
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   tx = optimizer.build(

@@ -218,11 +218,11 @@ def test_settings_that_cannot_be(tmp_path):
 
 
 def test_fine_tuning_costs_three_forward_passes_and_is_counted_without_what_is_computed_again():
-  config = plan.without_files(tiny.action())
+  config = tiny.action()
   # In one pass, since the task computes several again; on the last level, since no gradient reaches what
   # comes after another one.
-  config.action.update(dict(head="average", frames_per_pass=64))
-  config.action.average.levels = (3,)
+  config.action.update(dict(head=dict(name="average", levels=(3,)), frames_per_pass=64))
+  config = plan.without_files(config)
   task, mesh = plan.build_task(config), _mesh()
   frozen = plan.make_program(task, config, mesh)
   tuned, again = (
@@ -236,12 +236,12 @@ def test_fine_tuning_costs_three_forward_passes_and_is_counted_without_what_is_c
 
 
 def test_flops_of_a_step_without_loops_are_those_that_the_compiler_counts():
-  config = plan.without_files(tiny.action())
+  config = tiny.action()
   config.backbone.overrides.update(
     embed_dim=64, num_heads=(2, 4, 8, 16), pretrained_window_sizes=(4, 4, 4, 2)
   )
-  config.action.update(dict(head="average", frames_per_pass=64, image_size=64))
-  config.action.average.levels = (3,)
+  config.action.update(dict(head=dict(name="average", levels=(3,)), frames_per_pass=64, image_size=64))
+  config = plan.without_files(config)
   program = plan.make_program(plan.build_task(config), config, _mesh())
   with jax.set_mesh(program.mesh):
     analysis = program.traced.lower().cost_analysis()

@@ -117,7 +117,7 @@ def test_detector_and_segmenter_are_one_program(tmp_path, quick_environment):
 
 def test_probabilities_of_videos_and_of_classifiers(tmp_path):
   action = tiny.action()
-  action.action.head = "average"
+  action.action.head.name = "average"
   predictor = _predictor(tmp_path, act=action)
   path = tmp_path / "program.jaxexport"
   meta = export.export(predictor, path, platforms=("cpu",))

@@ -172,7 +172,7 @@ def test_detections_are_those_of_the_evaluation(tmp_path):
 
 def test_videos_go_to_heads_for_videos(tmp_path):
   config = tiny.action()
-  config.action.head = "average"
+  config.action.head.name = "average"
   run = _run(tmp_path / "run", config)
   segment = _run(tmp_path / "segment", _segmentation())
   predictor = predict.Predictor(None, dict(act=run, segment=segment), batch_size=2)

@@ -30,8 +30,8 @@ TWO_STAGES = dict(
 def _task(**changes):
   """HTC of two stages; `changes` of config.detection by dotted name."""
   config = tiny.detection()
-  config.detection.head = "htc"
-  config.detection.head_options.update(dict(TWO_STAGES, mask_roi_size=7, fc_channels=32))
+  config.detection.head.name = "htc"
+  config.detection.head.update(dict(TWO_STAGES, mask_roi_size=7, fc_channels=32))
   config.detection.scenes.image_size = 64
   config.update_from_flattened_dict({f"detection.{key}": value for key, value in changes.items()})
   return tasks_build.build_task(config)
@@ -129,13 +129,13 @@ def test_testing_a_mirrored_image_gives_the_mirrored_result():
     ({"test.sizes": ("s", "l")}, "1 short_sides, 1 frames and 2 sizes"),
     ({"test.sizes": ("xl",)}, "'xl'; expected some of the letters 'sml'"),
     ({"copy_paste": 1.5}, "copy_paste is 1.5"),
-    ({"copy_paste": 0.5, "head_options.with_masks": False}, "with_masks of the head is False"),
+    ({"copy_paste": 0.5, "head.with_masks": False}, "with_masks of the head is False"),
   ],
 )
 def test_options_that_do_not_fit(changes, message):
   with pytest.raises(ValueError, match=message):
     task = tiny.detection()
-    task.detection.head_options.with_masks = True
+    task.detection.head.with_masks = True
     task.update_from_flattened_dict({f"detection.{key}": value for key, value in changes.items()})
     tasks_build.build_task(task)
 
@@ -249,7 +249,7 @@ def test_training_without_masks_needs_none(tmp_path):
   config.detection.data = "files"
   with pytest.raises(ValueError, match="none of its 2 annotations is usable"):
     tasks_build.build_task(config)
-  config.detection.head_options.with_masks = False
+  config.detection.head.with_masks = False
   task = tasks_build.build_task(config)
   with task.train_batches(0) as batches:
     batch = train_step.device_batch(next(batches))
@@ -314,14 +314,14 @@ def test_a_head_file_that_does_not_fit_is_refused(tmp_path):
   path = tmp_path / "head.safetensors"
   _head_file(_task(), path)
   with pytest.raises(ValueError) as error:
-    _task(**{"init.path": str(path), "head_options.fc_channels": 4, "neck.input_norm": False}).build_model()
+    _task(**{"init.path": str(path), "head.fc_channels": 4, "neck.input_norm": False}).build_model()
   text = str(error.value)
   assert "a test" in text and "unexpected neck/norms/0/scale (8,)" in text
   assert "head/box_heads/1/fcs/1/kernel has shape (32, 32), expected (4, 4)" in text
   with pytest.raises(ValueError, match="'head/maks.*' matches no parameter"):
     _task(**{"init.path": str(path), "init.keep": ("head/maks.*",)}).build_model()
   with pytest.raises(ValueError, match="missing head/mask_heads/1/flow/kernel"):
-    _head_file(_task(**{"head_options.mask_info_flow": False}), path)
+    _head_file(_task(**{"head.mask_info_flow": False}), path)
     _task(**{"init.path": str(path)}).build_model()
   with pytest.raises(FileNotFoundError, match="config.detection.init.path"):
     _task(**{"init.path": str(tmp_path / "absent.safetensors")}).build_model()

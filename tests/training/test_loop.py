@@ -43,6 +43,7 @@ def _with_everything_random(config):
 
 def _final_state(config, workdir):
   """Every leaf of the newest checkpoint as bytes, by path."""
+  config = tasks_build.read_config(config)
   task = tasks_build.build_task(config)
   model = train.build_model(task, config)
   tx = optimizer.build(
@@ -337,7 +338,7 @@ def test_unlabelled_validation_images_get_detections_and_no_score(tmp_path, capl
       validation=dict(annotations=str(unlabelled), images=str(sample.images)),
     )
   )
-  config.detection.head_options.score_threshold = 0.001  # above what an untrained head gives 80 classes
+  config.detection.head.score_threshold = 0.001  # above what an untrained head gives 80 classes
   metrics = train.train(config, tmp_path / "run")
   run = tmp_path / "run"
   assert set(metrics) == {"examples_per_second"}

@@ -1,5 +1,7 @@
 """Optimizers from config: schedules, decay, clipping, layer-wise rates."""
 
+import dataclasses
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -8,17 +10,17 @@ import optax
 import pytest
 
 from frozen_vision.backbones import families
+from frozen_vision.config import OptimizerOptions
 from frozen_vision.freezing import partition
 from frozen_vision.runs import state_leaves
+from frozen_vision.tasks import build as tasks_build
 from frozen_vision.tasks import common
 from frozen_vision.training import optimizer
 from tests import tiny
 
 
 def _config(**changes):
-  config = optimizer.default_config()
-  config.update(changes)
-  return config
+  return dataclasses.replace(OptimizerOptions(), **changes)
 
 
 def _rates(steps, at, **changes):
@@ -154,8 +156,7 @@ def test_layer_decay_multiplies_rate_and_decay():
 
 
 def test_layers_of_the_backbone_count_from_the_stem_to_the_head():
-  config = tiny.detection()
-  config.backbone.overrides.depths = (1, 1, 2, 1)
+  config = tasks_build.read_config(tiny.detection()).replace({"backbone.overrides.depths": (1, 1, 2, 1)})
 
   def depth(path):
     return common.layer_of(path, config)
@@ -168,7 +169,7 @@ def test_layers_of_the_backbone_count_from_the_stem_to_the_head():
   assert depth("backbone/stages/3/blocks/0/norm1/scale") == 5
   for path in ("backbone/norm/scale", "neck/lateral/0/kernel", "head/kernel"):
     assert depth(path) == 6
-  config.backbone.overrides = {}
+  config = tasks_build.read_config({"task": "detection"})
   assert common.layer_of("head/kernel", config) == sum(families.backbone_config("swinv2_nano").depths) + 1
 
 

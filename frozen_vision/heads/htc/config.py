@@ -1,9 +1,11 @@
 """Configuration of HTC; (Cascade) Mask R-CNN is the same head with parts switched off."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-Quad = tuple[float, float, float, float]
+from frozen_vision.options import Count, Fraction, from_data, Natural, NonNegative, Positive, Range
+
+Quad = tuple[Positive, Positive, Positive, Positive]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +17,7 @@ class HTCConfig:
 
   Attributes:
     num_classes: foreground classes; the background is the class after the last.
+    name: which head the defaults are of: `htc`, `cascade_mask_rcnn` or `mask_rcnn`.
     anchor_scales: anchor side in strides. anchor_ratios: height over width.
     rpn_channels: channels of the RPN's 3x3 convolution.
     rpn_positive_iou, rpn_negative_iou: anchors at or above are positive, below negative, between
@@ -70,69 +73,70 @@ class HTCConfig:
     semantic_convs, semantic_channels, semantic_loss_weight, semantic_ignore: of that branch.
   """
 
-  num_classes: int = 80
+  num_classes: int = from_data(80)
+  name: Literal["htc", "cascade_mask_rcnn", "mask_rcnn"] = "htc"
 
-  anchor_scales: tuple[float, ...] = (8.0,)
-  anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-  rpn_channels: int = 256
-  rpn_positive_iou: float = 0.7
-  rpn_negative_iou: float = 0.3
-  rpn_min_positive_iou: float = 0.3
-  rpn_samples: int = 256
-  rpn_positive_fraction: float = 0.5
-  rpn_box_beta: float = 1 / 9
+  anchor_scales: tuple[Positive, ...] = (8.0,)
+  anchor_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
+  rpn_channels: Count = 256
+  rpn_positive_iou: Fraction = 0.7
+  rpn_negative_iou: Fraction = 0.3
+  rpn_min_positive_iou: Fraction = 0.3
+  rpn_samples: Count = 256
+  rpn_positive_fraction: Fraction = 0.5
+  rpn_box_beta: NonNegative = 1 / 9
   allowed_border: float = 0
-  train_pre_nms: int = 2000
-  train_proposals: int = 2000
-  test_pre_nms: int = 1000
-  test_proposals: int = 1000
-  proposal_nms_iou: float = 0.7
-  min_proposal_size: float = 0.0
+  train_pre_nms: Count = 2000
+  train_proposals: Count = 2000
+  test_pre_nms: Count = 1000
+  test_proposals: Count = 1000
+  proposal_nms_iou: Fraction = 0.7
+  min_proposal_size: NonNegative = 0.0
 
-  stage_ious: tuple[float, ...] = (0.5, 0.6, 0.7)
+  stage_ious: tuple[Fraction, ...] = (0.5, 0.6, 0.7)
   stage_stds: tuple[Quad, ...] = (
     (0.1, 0.1, 0.2, 0.2),
     (0.05, 0.05, 0.1, 0.1),
     (0.033, 0.033, 0.067, 0.067),
   )
-  stage_loss_weights: tuple[float, ...] = (1.0, 0.5, 0.25)
+  stage_loss_weights: tuple[NonNegative, ...] = (1.0, 0.5, 0.25)
   match_low_quality: bool = True
-  roi_samples: int = 512
-  roi_positive_fraction: float = 0.25
+  roi_samples: Count = 512
+  roi_positive_fraction: Fraction = 0.25
   class_specific_boxes: bool = False
-  box_beta: float = 1.0
+  box_beta: NonNegative = 1.0
 
-  roi_levels: int = 4
-  finest_scale: float = 56.0
-  box_roi_size: int = 7
-  mask_roi_size: int = 14
-  sampling_ratio: int | None = 2
-  num_box_convs: int = 0
-  box_conv_channels: int = 256
+  roi_levels: Count = 4
+  finest_scale: Positive = 56.0
+  box_roi_size: Count = 7
+  mask_roi_size: Count = 14
+  sampling_ratio: Count | None = 2
+  num_box_convs: Natural = 0
+  box_conv_channels: Count = 256
   box_conv_norm: Literal["none", "group"] = "none"
-  fc_channels: int = 1024
-  num_fcs: int = 2
-  mask_channels: int = 256
-  mask_convs: int = 4
+  fc_channels: Count = 1024
+  num_fcs: Count = 2
+  mask_channels: Count = 256
+  mask_convs: Natural = 4
   with_masks: bool = True
   interleaved: bool = True
   mask_info_flow: bool = True
   mask_average: Literal["all", "last"] = "all"
 
-  score_threshold: float = 0.001
+  score_threshold: Fraction = 0.001
   nms_kind: Literal["hard", "soft_linear", "soft_gaussian"] = "hard"
-  nms_iou: float = 0.5
-  soft_nms_sigma: float = 0.5
-  soft_nms_min_score: float = 1e-3
-  max_detections: int = 100
-  pre_nms_detections: int = 2000
+  nms_iou: Fraction = 0.5
+  soft_nms_sigma: Positive = 0.5
+  soft_nms_min_score: Fraction = 1e-3
+  max_detections: Count = 100
+  pre_nms_detections: Count = 2000
 
-  semantic_classes: int = 0
-  semantic_level: int = 1
-  semantic_convs: int = 4
-  semantic_channels: int = 256
-  semantic_loss_weight: float = 0.2
-  semantic_ignore: int = 255
+  semantic_classes: Natural = 0
+  semantic_level: Natural = 1
+  semantic_convs: Natural = 4
+  semantic_channels: Count = 256
+  semantic_loss_weight: NonNegative = 0.2
+  semantic_ignore: Annotated[int, Range(0, 255)] = 255
 
   def __post_init__(self):
     lengths = {name: len(getattr(self, name)) for name in ("stage_ious", "stage_stds", "stage_loss_weights")}
@@ -174,13 +178,20 @@ def htc(**changes) -> HTCConfig:
 
 def cascade_mask_rcnn(**changes) -> HTCConfig:
   """Cascade Mask R-CNN as in mmdet 3.3 configs/_base_/models/cascade-mask-rcnn_r50_fpn.py."""
-  base = HTCConfig(interleaved=False, mask_info_flow=False, match_low_quality=False, score_threshold=0.05)
+  base = HTCConfig(
+    name="cascade_mask_rcnn",
+    interleaved=False,
+    mask_info_flow=False,
+    match_low_quality=False,
+    score_threshold=0.05,
+  )
   return dataclasses.replace(base, **changes)
 
 
 def mask_rcnn(**changes) -> HTCConfig:
   """Mask R-CNN as in mmdet 3.3 configs/_base_/models/mask-rcnn_r50_fpn.py."""
   base = HTCConfig(
+    name="mask_rcnn",
     stage_ious=(0.5,),
     stage_stds=((0.1, 0.1, 0.2, 0.2),),
     stage_loss_weights=(1.0,),

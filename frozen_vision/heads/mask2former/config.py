@@ -1,6 +1,9 @@
 """Options of Mask2Former."""
 
 import dataclasses
+from typing import Annotated, Literal
+
+from frozen_vision.options import Count, Fraction, from_data, NonNegative, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,28 +38,29 @@ class Mask2FormerConfig:
       others are uniform.
   """
 
-  num_classes: int = 150
-  num_queries: int = 100
-  hidden_dim: int = 256
-  mask_dim: int = 256
-  num_heads: int = 8
+  num_classes: int = from_data(150)
+  name: Literal["mask2former"] = "mask2former"
+  num_queries: Count = 100
+  hidden_dim: Count = 256
+  mask_dim: Count = 256
+  num_heads: Count = 8
 
-  encoder_layers: int = 6
-  encoder_levels: int = 3
-  encoder_points: int = 4
-  encoder_ffn_dim: int = 1024
-  decoder_layers: int = 9
-  decoder_ffn_dim: int = 2048
-  norm_groups: int = 32
+  encoder_layers: Count = 6
+  encoder_levels: Count = 3
+  encoder_points: Count = 4
+  encoder_ffn_dim: Count = 1024
+  decoder_layers: Count = 9
+  decoder_ffn_dim: Count = 2048
+  norm_groups: Count = 32
   input_norm: bool = True
 
-  class_weight: float = 2.0
-  mask_weight: float = 5.0
-  dice_weight: float = 5.0
-  no_object_weight: float = 0.1
-  num_points: int = 12544
-  oversample_ratio: float = 3.0
-  importance_ratio: float = 0.75
+  class_weight: NonNegative = 2.0
+  mask_weight: NonNegative = 5.0
+  dice_weight: NonNegative = 5.0
+  no_object_weight: NonNegative = 0.1
+  num_points: Count = 12544
+  oversample_ratio: Annotated[float, Range(1)] = 3.0
+  importance_ratio: Fraction = 0.75
 
   def __post_init__(self):
     for name in (

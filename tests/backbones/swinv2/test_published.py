@@ -3,10 +3,10 @@
 import dataclasses
 
 from flax import nnx
-import ml_collections
 import numpy as np
 import pytest
 
+from frozen_vision import config as config_lib
 from frozen_vision.backbones import families
 from frozen_vision.backbones import published as published_weights
 from frozen_vision.backbones.swinv2 import checkpoint_windows
@@ -66,8 +66,7 @@ def test_the_table():
 
 def test_fetched_once_and_loaded(cache, published):
   wanted = partition.fingerprint(nnx.state(families.load_backbone(published), nnx.Param))
-  config = ml_collections.ConfigDict(dict(seed=0, backbone=common.backbone_config()))
-  config.backbone.weights = _NAME
+  config = config_lib.Config().replace({"backbone.weights": _NAME})
   backbone = common.build_backbone(config)  # whose name is swinv2_nano
   assert partition.fingerprint(nnx.state(backbone, nnx.Param)) == wanted
   assert backbone.config.window_sizes == (8, 8, 8, 8)
@@ -75,7 +74,7 @@ def test_fetched_once_and_loaded(cache, published):
   assert convert.open_checkpoint(_NAME).name == "swinv2_nano"
   assert families.load_backbone(_NAME, window_size=4).config.window_sizes == (4,) * 4
   assert {path.name for path in cache.iterdir()} >= {"swinv2_tiny_patch4_window8_256.pth"}
-  config.backbone.name = "swinv2_t"
+  config = config.replace({"backbone.name": "swinv2_t"})
   with pytest.raises(ValueError, match="embed_dim = 32, but config.backbone.name = swinv2_t has 96"):
     common.build_backbone(config)
 

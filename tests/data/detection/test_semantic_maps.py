@@ -119,10 +119,10 @@ def test_errors_name_the_map(tmp_path):
     semantic_maps.WithSemanticMaps(OneImage(_CLASSES), tmp_path / "absent", num_classes=3)
 
 
-@pytest.mark.parametrize("options", [{"head_options.semantic_classes": 4}, {"semantic.maps": "."}])
+@pytest.mark.parametrize("options", [{"head.semantic_classes": 4}, {"semantic.maps": "."}])
 def test_classes_and_maps_go_together(options):
   config = tiny.detection()
-  config.detection.head_options.semantic_classes = 0
+  config.detection.head.semantic_classes = 0
   config.update_from_flattened_dict({f"detection.{key}": value for key, value in options.items()})
   with pytest.raises(ValueError, match="semantic_classes is .*, detection.semantic.maps is"):
     tasks_build.build_task(config)
@@ -155,7 +155,7 @@ def test_maps_of_real_images_reach_the_batch(tmp_path):
   options.data = "files"
   options.frame = (256, 256)
   options.max_objects = 40
-  options.head_options.update(dict(with_masks=False, semantic_classes=201))
+  options.head.update(dict(with_masks=False, semantic_classes=201))
   options.semantic.update(dict(maps=str(root / "train2017" / "semantic"), ignored=(0,)))
   task = tasks_build.build_task(config)
   with task.train_batches(0) as batches:
@@ -179,7 +179,7 @@ def test_a_step_learns_from_the_maps():
   """The batch's labels are of the size that the semantic branch predicts, and give a loss."""
   config = tiny.detection()
   options = config.detection
-  options.head_options.update(dict(semantic_classes=6, semantic_channels=8, semantic_convs=1, box_roi_size=7))
+  options.head.update(dict(semantic_classes=6, semantic_channels=8, semantic_convs=1, box_roi_size=7))
   options.semantic.maps = "."
   task = tasks_build.build_task(config)
   graphdef, state = nnx.split(nnx.eval_shape(task.build_model))

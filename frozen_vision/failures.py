@@ -1,0 +1,132 @@
+"""What ends a program, in one sentence to a person: errors of libraries, and an output that nobody reads."""
+
+import os
+import re
+import shutil
+import signal
+import sys
+import traceback
+from typing import Any
+
+import jax
+
+_SHARED_MEMORY = "/dev/shm"
+
+
+def sentence(error: BaseException) -> str | None:
+  """What went wrong and what to do; None where only a traceback says it."""
+  match error:
+    case OSError() if error.errno is not None and error.filename is not None:
+      names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+      return f"{' and '.join(names)}: {error.strerror}."
+    case OSError() | ValueError() | FloatingPointError():
+      return str(error)
+    case MemoryError():
+      return "This machine has not enough memory; lower --config.batch_size or --config.loader.workers."
+    case RuntimeError() if found := re.search(
+      r"Worker process was terminated .* exit code (-?\d+)", str(error)
+    ):
+      return dead_worker(int(found[1]))
+    case RuntimeError() if "Unable to initialize backend" in str(error):
+      return _no_such_device(str(error).split(" (set JAX_PLATFORMS")[0])
+    case AssertionError() if _raised_in(error, "xla_bridge.py"):  # jax says nothing at all
+      return _no_such_device("jax finds no such device")
+    case jax.errors.JaxRuntimeError() if str(error).startswith("RESOURCE_EXHAUSTED"):
+      return (
+        "The device has not enough memory; lower --config.batch_size or raise --config.accumulate "
+        f"(--mode=plan says what fits). The compiler says: {str(error).splitlines()[0]}"
+      )
+  return None
+
+
+def report(error: BaseException, *, debug: bool = False) -> str:
+  """What a program prints before it ends: the sentence, or a traceback where there is none or `debug`."""
+  found = sentence(error)
+  text = "".join(traceback.format_exception(error)) if debug or found is None else ""
+  return text + (f"Error: {found}" if found is not None else "")
+
+
+def dead_worker(exit_code: int) -> str:
+  """Why a loader's process may have ended, by its exit code; negative ones are signals."""
+  if exit_code >= 0:
+    return f"A loader process ended with status {exit_code}; --config.loader.workers=0 shows its error here."
+  name = signal.Signals(-exit_code).name
+  if name == "SIGBUS":
+    return (
+      f"A loader process was ended by {name}: {_shared_memory()}, where they hand over batches, is full. "
+      "Set --config.loader.workers=0, or enlarge it (docker run --shm-size=8g)."
+    )
+  if name == "SIGKILL":
+    return (
+      f"A loader process was ended by {name}, as the system does when memory runs out. Set a lower "
+      "--config.loader.workers or --config.batch_size."
+    )
+  return f"A loader process was ended by {name}; --config.loader.workers=0 shows its error here."
+
+
+def _shared_memory() -> str:
+  """The folder of shared memory with its size."""
+  try:
+    return f"{_SHARED_MEMORY} ({shutil.disk_usage(_SHARED_MEMORY).total / 2**20:,.0f} MiB)"
+  except OSError:
+    return "shared memory"
+
+
+def _no_such_device(reason: str) -> str:
+  platforms = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms
+  return (
+    f"JAX_PLATFORMS={platforms}: {reason}. Unset JAX_PLATFORMS to take the devices that there are, or "
+    "install jax for them: jax[cuda12] or jax[tpu]."
+  )
+
+
+def _raised_in(error: BaseException, file: str) -> bool:
+  frames = traceback.extract_tb(error.__traceback__)
+  return bool(frames) and os.path.basename(frames[-1].filename) == file
+
+
+class _Output:
+  """Standard output that goes on without a reader: what is written after that is dropped, said once."""
+
+  def __init__(self, stream: Any):
+    self._stream = stream
+
+  def write(self, text: str) -> int:
+    try:
+      self._stream.write(text)
+      self._stream.flush()
+    except (BrokenPipeError, ValueError):  # ValueError: it was closed here
+      self._leave()
+    return len(text)
+
+  def flush(self) -> None:
+    try:
+      self._stream.flush()
+    except (BrokenPipeError, ValueError):
+      self._leave()
+
+  def _leave(self) -> None:
+    # What is left in the stream's buffer would fail again at exit: its file becomes one that takes all.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+      os.dup2(nowhere, self._stream.fileno())
+      os.close(nowhere)
+    except (OSError, ValueError):
+      self._stream = os.fdopen(nowhere, "w")
+    try:
+      print("Nobody reads the output any more; the program goes on without it.", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+      pass
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+
+def protect_output() -> None:
+  """Makes printing never end the program: no reader, no stdout at all, or one that knows ASCII only."""
+  if sys.stdout is None:  # closed when the program was started
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 open as long as the program runs
+    return
+  if hasattr(sys.stdout, "reconfigure"):
+    sys.stdout.reconfigure(errors="backslashreplace")
+  sys.stdout = _Output(sys.stdout)

@@ -1,0 +1,442 @@
+"""Options of a config: frozen dataclasses whose fields have a type, a range, choices and a default.
+
+A section of a config is a frozen dataclass, and each field of it is an option. Values come from a config
+file, from JSON or, as text, from the command line; `read` checks them and makes the dataclass. An error has a
+line for each option that is wrong: its name, what was found and what was expected.
+
+Some sections depend on a name: a detection head is a `HTCConfig` if its name is `htc`. Such a section is a
+field `choice(table, default)`; its dataclass has a field `name`. In a config file the section may also hold
+values for names that are not chosen, so that choosing another one on the command line gives what the file
+wants for it, and that dataclass's defaults for everything else:
+
+  head = dict(name="mask2former", mask2former=dict(hidden_dim=64), upernet=dict(channels=64))
+"""
+
+import ast
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import difflib
+import functools
+import math
+import numbers
+import os
+import pathlib
+import types
+import typing
+from typing import Annotated, Any, Literal
+
+
+class OptionError(ValueError):
+  """An option that does not exist or whose value does not fit; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """Numbers from `low` to `high`, both included unless `above` leaves out `low`."""
+
+  low: float = -math.inf
+  high: float = math.inf
+  above: bool = False
+
+  def __contains__(self, value: float) -> bool:
+    return (value > self.low if self.above else value >= self.low) and value <= self.high
+
+  def __str__(self) -> str:
+    if self.high < math.inf:
+      return f"from {self.low} to {self.high}"
+    return f"above {self.low}" if self.above else f"{self.low} or more"
+
+
+class _Path:
+  """Marks a text that is a path, in which `~` stands for the home folder."""
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(0, above=True)]
+NonNegative = Annotated[float, Range(0)]
+Path = Annotated[str, _Path]
+Size = tuple[Count, Count]  # (height, width)
+DType = Literal["float32", "bfloat16"]
+
+
+def choice(table: Mapping[str, Callable[[], Any]], default: str) -> Any:
+  """A field whose dataclass depends on its option `name`: `table[name]()` makes it with its defaults."""
+  return dataclasses.field(default_factory=lambda: table[default](), metadata={"choice": table})
+
+
+def from_data(default: Any) -> Any:
+  """A field that the data decide, such as the number of classes: no option."""
+  return dataclasses.field(default=default, metadata={"option": False})
+
+
+def read(cls: type, values: Mapping[str, Any], path: str = "config") -> Any:
+  """Makes the dataclass `cls` of nested values; options that are not given have their defaults.
+
+  Args:
+    values: nested mappings, as a config file or JSON holds them; lists may stand for tuples.
+    path: what messages call this section.
+
+  Raises:
+    OptionError: one line for each option that is unknown or does not fit.
+  """
+  problems: list[str] = []
+  section = _read(cls, values, path, problems)
+  if problems:
+    raise OptionError("\n".join(problems))
+  return section
+
+
+def to_dict(section: Any) -> dict[str, Any]:
+  """All options of a section with their values, as nested dicts."""
+  values = {field.name: getattr(section, field.name) for field in _fields(section)}
+  return {key: to_dict(value) if dataclasses.is_dataclass(value) else value for key, value in values.items()}
+
+
+def replace(section: Any, changes: Mapping[str, Any], path: str = "config") -> Any:
+  """The section with options changed, by dotted path; see `apply`. Raises OptionError."""
+  return read(type(section), apply(type(section), to_dict(section), changes, path), path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """A value as it was typed: how it is read depends on the type of its option."""
+
+  text: str
+
+
+def apply(
+  cls: type, values: Mapping[str, Any], changes: Mapping[str, Any], path: str = "config"
+) -> dict[str, Any]:
+  """Nested values with options changed by dotted path, later ones over earlier ones.
+
+  Names are changed first. A section whose name changes loses the values that were set for the old name.
+
+  Args:
+    changes: {"optimizer.learning_rate": 5e-4}; a dict changes options of a section; a `Text` is parsed.
+
+  Raises:
+    OptionError: an option that does not exist, or a text that is no value of its type.
+  """
+  values = _copy(values)
+  flat = dict(_flattened(cls, values, changes, path))
+  for option, value in sorted(flat.items(), key=lambda item: not item[0].endswith(".name")):
+    _set(cls, values, option.split("."), value, path)
+  return values
+
+
+def _flattened(
+  cls: type, values: dict[str, Any], changes: Mapping[str, Any], path: str
+) -> Iterator[tuple[str, Any]]:
+  """Changes of single options; a change of a section, a dict or the text of one, is one for each of its."""
+  for option, value in changes.items():
+    if isinstance(value, Text) and value.text.lstrip().startswith("{"):
+      value = _literal(value.text, f"{path}.{option}", "a dict of options, such as \"{'name': 'x'}\"")
+    if isinstance(value, Mapping):
+      yield from _flattened(cls, values, {f"{option}.{key}": part for key, part in value.items()}, path)
+    else:
+      yield option, value
+
+
+def _set(cls: type, values: dict[str, Any], parts: list[str], value: Any, path: str) -> None:
+  """Sets an option in nested values; see `apply`."""
+  found, section = f"{path}.{'.'.join(parts)}", path
+  while True:
+    field = {field.name: field for field in _fields(cls)}.get(parts[0])
+    if field is None:
+      raise OptionError(_unknown(found, section, parts[0], cls))
+    section, annotation, table = f"{section}.{parts[0]}", _types(cls)[parts[0]], field.metadata.get("choice")
+    is_section = table is not None or dataclasses.is_dataclass(annotation) or _is_mapping(annotation)
+    if len(parts) == 1:
+      if is_section:
+        raise OptionError(
+          f"{found} is a section of options; set one of them, such as --{found}.OPTION=VALUE."
+        )
+      break
+    if not is_section:
+      raise OptionError(f"{found}: there is no such option; {section} is {_expected(annotation)}.")
+    values = values.setdefault(parts[0], {})
+    if _is_mapping(annotation):
+      values[".".join(parts[1:])] = _guess(value.text) if isinstance(value, Text) else value
+      return
+    cls, parts = annotation, parts[1:]
+    if table is not None:
+      name = values.get("name") or field.default_factory().name
+      if parts[0] == "name" and len(parts) == 1:
+        chosen = value.text if isinstance(value, Text) else value
+        if chosen != name:
+          for key in [key for key in values if key not in table]:
+            del values[key]
+        values["name"] = chosen
+        return
+      if parts[0] in table and len(parts) > 1:  # a value for when this name is chosen
+        name, values, section, parts = (
+          parts[0],
+          values.setdefault(parts[0], {}),
+          f"{section}.{parts[0]}",
+          parts[1:],
+        )
+      if name not in table:
+        raise OptionError(_unknown_choice(f"{section}.name", name, table))
+      cls = type(table[name]())
+  values[parts[0]] = parse(value.text, annotation, found) if isinstance(value, Text) else value
+
+
+def parse(text: str, annotation: Any, option: str) -> Any:
+  """The value that a text of the command line means for an option of a type. Raises OptionError."""
+  kind = _base(annotation)
+  if kind is str:
+    return text
+  if _is_optional(kind) and text.lower() in ("none", "null"):
+    return None
+  if kind is bool:
+    for word, value in (
+      ("true", True),
+      ("t", True),
+      ("1", True),
+      ("false", False),
+      ("f", False),
+      ("0", False),
+    ):
+      if text.lower() == word:
+        return value
+    raise OptionError(f"{option} is {text!r}; expected True or False.")
+  if typing.get_origin(kind) is tuple:
+    if str in _element_types(kind) and not text.lstrip().startswith(("(", "[", "'", '"')):
+      if "," in text and text.strip():
+        raise OptionError(
+          f"{option} is {text!r}; put each text of several in quotes: --{option}=\"('a', 'b')\"."
+        )
+      return (text,) if text else ()
+    value = _literal(text, option, _expected(annotation))
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+  if typing.get_origin(kind) is Literal and all(isinstance(known, str) for known in typing.get_args(kind)):
+    return text
+  return _guess(text)
+
+
+def _guess(text: str) -> Any:
+  """A Python literal, or else the text itself."""
+  try:
+    return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+  except (SyntaxError, ValueError):
+    return text
+
+
+def _literal(text: str, option: str, expected: str) -> Any:
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError) as error:
+    raise OptionError(f"{option} is {text!r}; expected {expected}.") from error
+
+
+def _read(cls: type, values: Any, path: str, problems: list[str]) -> Any:
+  """As `read`; gathers what is wrong and then returns None."""
+  if dataclasses.is_dataclass(values) and isinstance(values, cls):
+    return values
+  if not isinstance(values, Mapping) and not hasattr(values, "items"):
+    problems.append(f"{path} is {values!r}; expected a section with options, such as {_names(cls)[:3]}.")
+    return None
+  fields, found, count = {field.name: field for field in _fields(cls)}, {}, len(problems)
+  for key, value in values.items():
+    name = f"{path}.{key}"
+    if key not in fields:
+      problems.append(_unknown(name, path, key, cls))
+    elif fields[key].metadata.get("choice"):
+      found[key] = _read_choice(fields[key], value, name, problems)
+    else:
+      found[key] = _check(value, _types(cls)[key], name, problems)
+  if len(problems) > count:
+    return None
+  return _make(functools.partial(cls, **found), cls, path, problems)
+
+
+def _read_choice(field: dataclasses.Field, values: Any, path: str, problems: list[str]) -> Any:
+  """The section of a field `choice`: the defaults of its name, what is set for that name, what is set."""
+  if dataclasses.is_dataclass(values):
+    return values
+  table, values = field.metadata["choice"], dict(values)
+  name = values.pop("name", None) or field.default_factory().name
+  for other in [key for key in values if key in table and key != name]:
+    _read_onto(table[other](), values.pop(other), f"{path}.{other}", problems)
+  if name not in table:
+    problems.append(_unknown_choice(f"{path}.name", name, table))
+    return None
+  section, own = table[name](), values.pop(name, {})
+  return _read_onto(section, {**own, **values}, path, problems)
+
+
+def _read_onto(defaults: Any, values: Mapping[str, Any], path: str, problems: list[str]) -> Any:
+  """The section `defaults` with some of its values replaced."""
+  cls, found, count = type(defaults), {}, len(problems)
+  for key, value in values.items():
+    if key not in _names(cls):
+      problems.append(_unknown(f"{path}.{key}", path, key, cls, defaults.name))
+    else:
+      found[key] = _check(value, _types(cls)[key], f"{path}.{key}", problems)
+  if len(problems) > count:
+    return None
+  return _make(lambda: dataclasses.replace(defaults, **found), cls, path, problems)
+
+
+def _make(make: Callable[[], Any], cls: type, path: str, problems: list[str]) -> Any:
+  """What `make` makes, unless the dataclass refuses values that do not go together."""
+  try:
+    return make()
+  except ValueError as error:
+    text = str(error)
+    problems.append(
+      path + text.removeprefix(cls.__name__) if text.startswith(cls.__name__) else f"{path}: {text}"
+    )
+    return None
+
+
+def _check(value: Any, annotation: Any, path: str, problems: list[str]) -> Any:
+  """The value as its type has it: lists as tuples, whole numbers as floats where those are expected."""
+  if dataclasses.is_dataclass(annotation):
+    return _read(annotation, value, path, problems)
+  if _is_mapping(annotation):
+    if hasattr(value, "items"):
+      return {key: _tuples(part) for key, part in value.items()}
+  else:
+    try:
+      return _converted(value, annotation)
+    except (TypeError, ValueError):
+      pass
+  problems.append(f"{path} is {_shown(value)}; expected {_expected(annotation)}.")
+  return None
+
+
+def _converted(value: Any, annotation: Any) -> Any:
+  """The value of the type; raises TypeError or ValueError."""
+  if typing.get_origin(annotation) is Annotated:
+    kind, *marks = typing.get_args(annotation)
+    value = _converted(value, kind)
+    for mark in marks:
+      if isinstance(mark, Range) and value not in mark:
+        raise ValueError
+      if mark is _Path:
+        value = os.path.expanduser(value)
+    return value
+  origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+  if origin is Literal:
+    if value not in arguments or isinstance(value, bool) != (bool in map(type, arguments)):
+      raise ValueError
+    return value
+  if origin in (typing.Union, types.UnionType):
+    for kind in arguments:
+      try:
+        return _converted(value, kind)
+      except (TypeError, ValueError):
+        pass
+    raise ValueError
+  if origin is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise TypeError
+    if arguments[-1:] == (...,):
+      arguments = (arguments[0],) * len(value)
+    return tuple(_converted(item, kind) for item, kind in zip(value, arguments, strict=True))
+  if annotation is type(None) and value is None:
+    return None
+  if annotation is bool and isinstance(value, bool):
+    return value
+  if annotation is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    return int(value)
+  if annotation is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if not math.isfinite(value):
+      raise ValueError
+    return float(value)
+  if annotation is str and isinstance(value, (str, pathlib.PurePath)):
+    return str(value)
+  raise TypeError
+
+
+def _expected(annotation: Any) -> str:
+  """What an annotation admits, in words."""
+  origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+  if dataclasses.is_dataclass(annotation):
+    return f"a section with options, such as {', '.join(_names(annotation)[:3])}"
+  if _is_mapping(annotation):
+    return "a section of options"
+  if origin is Annotated:
+    ranges = [str(mark) for mark in arguments[1:] if isinstance(mark, Range)]
+    path = "a path" if _Path in arguments else _expected(arguments[0])
+    return " ".join([path, *ranges])
+  if origin is Literal:
+    known = [str(value) for value in arguments]
+    return known[0] if len(known) == 1 else f"{', '.join(known[:-1])} or {known[-1]}"
+  if origin in (typing.Union, types.UnionType):
+    return " or ".join(_expected(kind) for kind in arguments)
+  if origin is tuple:
+    if not arguments or arguments == ((),):
+      return "()"
+    if arguments[-1] is ...:
+      return f"a tuple of values, each {_expected(arguments[0])}"
+    return f"{len(arguments)} values, each {_expected(arguments[0])}"
+  if annotation is type(None):
+    return "None"
+  return {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}[annotation]
+
+
+def _unknown(option: str, section: str, key: str, cls: type, name: str | None = None) -> str:
+  """The sentence about an option that does not exist."""
+  known = _names(cls)
+  close = difflib.get_close_matches(key, known, n=1)
+  where = f" with name {name}" if name else ""
+  if close:
+    return f"{option}: there is no such option{where}; did you mean {section}.{close[0]}?"
+  return f"{option}: there is no such option{where}; {section} has {', '.join(known)}."
+
+
+def _unknown_choice(option: str, name: Any, table: Mapping[str, Any]) -> str:
+  return f"{option} is {name!r}; known: {', '.join(table)}."
+
+
+def _shown(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) < 200 else text[:200] + "..."
+
+
+def _fields(cls: Any) -> list[dataclasses.Field]:
+  """The fields that are options."""
+  return [field for field in dataclasses.fields(cls) if field.metadata.get("option", True)]
+
+
+def _names(cls: type) -> list[str]:
+  return [field.name for field in _fields(cls)]
+
+
+@functools.cache
+def _types(cls: type) -> dict[str, Any]:
+  return typing.get_type_hints(cls, include_extras=True)
+
+
+def _base(annotation: Any) -> Any:
+  """The type without its marks."""
+  return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+
+
+def _is_mapping(annotation: Any) -> bool:
+  return typing.get_origin(annotation) is Mapping or annotation is Mapping
+
+
+def _is_optional(annotation: Any) -> bool:
+  return type(None) in typing.get_args(annotation)
+
+
+def _element_types(annotation: Any) -> list[Any]:
+  return [_base(kind) for kind in typing.get_args(annotation)]
+
+
+def _copy(values: Any) -> Any:
+  """Nested mappings as dicts of their own."""
+  if dataclasses.is_dataclass(values):
+    return to_dict(values)
+  return {key: _copy(value) for key, value in values.items()} if hasattr(values, "items") else values
+
+
+def _tuples(value: Any) -> Any:
+  if hasattr(value, "items"):
+    return {key: _tuples(part) for key, part in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

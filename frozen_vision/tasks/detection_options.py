@@ -1,0 +1,95 @@
+"""Options of detection and instance segmentation."""
+
+import dataclasses
+from typing import Literal
+
+from frozen_vision import config, options
+from frozen_vision.heads.htc import config as htc_config
+from frozen_vision.necks import build as necks
+from frozen_vision.options import Count, DType, Fraction, Natural, Path, Positive, Size
+from frozen_vision.tasks.shared_options import InitOptions, ScenesOptions
+
+HEADS = {
+  "htc": htc_config.htc,
+  "cascade_mask_rcnn": htc_config.cascade_mask_rcnn,
+  "mask_rcnn": htc_config.mask_rcnn,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotatedImages:
+  """A COCO JSON and the folder of its images."""
+
+  annotations: Path = ""
+  images: Path = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TestOptions:
+  """Testing on several views. Without short sides there is one scale, eval_short_side in eval_frame."""
+
+  __test__ = False  # no test of pytest's
+
+  short_sides: tuple[Natural, ...] = ()  # of each scale; 0: as large as its frame allows
+  frames: tuple[
+    Size, ...
+  ] = ()  # (height, width) of each scale, padded; an image that does not fit is made smaller
+  sizes: tuple[
+    str, ...
+  ] = ()  # of the objects that each scale may find: "s", "ml", ... (COCO's, by box); all if empty
+  flip: bool = False  # each scale also mirrored
+  max_detections: Natural = 0  # after merging; 0: the head's
+
+
+@dataclasses.dataclass(frozen=True)
+class SemanticOptions:
+  """Label maps for the semantic branch, which head.semantic_classes switches on."""
+
+  maps: Path = (
+    ""  # folder of the training images' label maps, one PNG of class indices for each; COCO-stuff's: 183
+  )
+  ignored: tuple[Natural, ...] = ()  # pixel values without a class, besides 255
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionOptions:
+  """The section `detection`."""
+
+  # scenes: generated; photos: the built-in sample; coco: the standard layout below `root`;
+  # files: any COCO JSON and its folder of images; prepared: what frozen_vision.data.prepare wrote.
+  data: Literal["scenes", "photos", "coco", "files", "prepared"] = "coco"
+  scenes: ScenesOptions = ScenesOptions()
+  root: Path = "data/coco"
+  train: AnnotatedImages = AnnotatedImages()
+  validation: AnnotatedImages = AnnotatedImages()
+  validation_share: Fraction = (
+    0.0  # of files without validation paths: fraction of the images held out of training
+  )
+  train_image_ids: tuple[int, ...] = ()  # only these; all if empty
+  validation_image_ids: tuple[int, ...] = ()
+  max_objects: Count = 100
+  frame: Size = (1024, 1024)  # (height, width) of training images, padded
+  eval_frame: Size = (1024, 1024)
+  resize: Literal["lsj", "short_side", "fit"] = "lsj"
+  scale_range: tuple[Positive, Positive] = (0.1, 2.0)  # of lsj
+  short_side: tuple[Count, Count] = (480, 800)  # of short_side
+  long_side: Count = 1333
+  eval_short_side: Natural = 0  # 0: as large as eval_frame allows
+  flip: Fraction = 0.5
+  copy_paste: Fraction = (
+    0.0  # probability that objects of another random image are pasted into a training image
+  )
+  test: TestOptions = TestOptions()
+  neck: necks.FPNConfig | necks.BiFPNConfig = options.choice(necks.NECKS, "fpn")
+  semantic: SemanticOptions = SemanticOptions()
+  head: htc_config.HTCConfig = options.choice(HEADS, "htc")
+  head_dtype: DType = "float32"
+  init: InitOptions = InitOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionConfig(config.Config):
+  """A config of task `detection`."""
+
+  task: str = "detection"
+  detection: DetectionOptions = DetectionOptions()
