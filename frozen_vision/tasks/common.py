@@ -4,6 +4,7 @@ from collections.abc import Sequence, Sized
 import itertools
 import os
 import pathlib
+from typing import Any
 
 from flax import nnx
 import jax
