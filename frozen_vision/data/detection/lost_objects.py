@@ -34,7 +34,7 @@ def count(source: Any, transform: transforms.DetectionTrain) -> None:
   per_image = source.objects_per_image()
   lost.saw("objects", int(per_image.sum()))
   small = np.zeros(len(source), np.int64)
-  if isinstance(source, coco.CocoSource):
+  if isinstance(source, coco.CocoSource) and isinstance(transform.resize, transforms.Placement):
     small = _small_objects(source, transform)
     for index in np.flatnonzero(small):
       name = source.record(index)["file_name"]

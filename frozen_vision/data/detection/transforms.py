@@ -14,9 +14,9 @@ Choices that decide what a target is:
 * Without masks, boxes are clipped to the frame, and what is left of them counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from absl import logging
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
@@ -131,6 +131,7 @@ def _resized(source: Size, scale: float) -> Size:
   return tuple(max(1, int(side * scale + 0.5)) for side in source)
 
 
+@runtime_checkable
 class Placement(Protocol):
   """Chooses how an image is resized, cut and placed in a frame."""
 
@@ -224,7 +225,7 @@ class DetectionTrain:
 
   frame: Size
   max_objects: int
-  resize: Placement = LargeScaleJitter()
+  resize: Callable[[Size, Size, np.random.Generator], Geometry] = LargeScaleJitter()
   flip_probability: float = 0.5
   min_box_size: float = 1.0
   with_masks: bool = True
