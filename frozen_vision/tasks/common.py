@@ -1,6 +1,7 @@
 """What tasks share: the backbone of a config, and paths that must exist."""
 
 from collections.abc import Sequence, Sized
+import dataclasses
 import itertools
 import os
 import pathlib
