@@ -30,7 +30,6 @@ _ROWS = (
 _EXCEPTIONS = {
   ("frozen_vision.config", "tasks"): "The config of a run names the sections of its task.",
   ("frozen_vision.config", "training"): "Options of the optimizer stand beside the optimizer.",
-  ("frozen_vision.freezing.prepare", "tasks"): "Options of a backbone stand in tasks/common.py.",
 }
 
 # Imports inside of functions: the modules that are imported need a library which an installation may lack.

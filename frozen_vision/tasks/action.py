@@ -75,9 +75,6 @@ class ActionTask(base.Task):
     self.classes = tuple(classes)
     self._names = [category["name"] for category in self.classes]
 
-  def layer_of(self, path: str) -> int:
-    return common.layer_of(path, self._config)
-
   def build_model(self, backbone: nnx.Module | None = None) -> Recogniser:
     backbone = backbone or common.build_backbone(self._config)
     head = build_head(

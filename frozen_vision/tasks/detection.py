@@ -108,9 +108,6 @@ class DetectionTask(base.Task):
   def best_metric(self) -> str:
     return "mask_AP" if self._head_config.with_masks else "box_AP"
 
-  def layer_of(self, path: str) -> int:
-    return common.layer_of(path, self._config)
-
   def build_model(self, backbone: nnx.Module | None = None) -> Detector:
     dtype, rngs = jnp.dtype(self._options.head_dtype), nnx.Rngs(self._config.seed)
     backbone = backbone or common.build_backbone(self._config)

@@ -73,9 +73,6 @@ class SegmentationTask(base.Task):
     self._names = tuple(category["name"] for category in self.classes)
     self._head_config = dataclasses.replace(self._options.head, num_classes=len(self._names))
 
-  def layer_of(self, path: str) -> int:
-    return common.layer_of(path, self._config)
-
   def build_model(self, backbone: nnx.Module | None = None) -> Segmenter:
     dtype, rngs = jnp.dtype(self._options.head_dtype), nnx.Rngs(self._config.seed)
     backbone = backbone or common.build_backbone(self._config)
