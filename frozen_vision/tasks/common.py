@@ -1,7 +1,6 @@
 """What tasks share: the backbone of a config, and paths that must exist."""
 
 from collections.abc import Sequence, Sized
-import dataclasses
 import itertools
 from typing import Any
 
