@@ -18,7 +18,6 @@ from jaxtyping import Array, Float
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import pixel_classification
-from frozen_vision.heads.base import SegmentationHead
 from frozen_vision.ops import resize
 from frozen_vision.options import Count, Fraction, from_data, NonNegative
 
@@ -78,7 +77,7 @@ class ConvNorm(nnx.Module):
     return nnx.relu(self.norm(self.conv(x)))
 
 
-class UPerNet(SegmentationHead):
+class UPerNet(nnx.Module):
   """Logits at the finest level's stride."""
 
   def __init__(

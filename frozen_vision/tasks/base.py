@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import inspect
 import pathlib
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from flax import nnx
 import jax
@@ -18,31 +18,9 @@ import numpy as np
 from frozen_vision.config import Config
 from frozen_vision.data import batch_iterator
 from frozen_vision.tasks import pixels, results
+from frozen_vision.tasks.compiled import Batch, Features, Losses, Outputs
 
-Batch = dict[str, Any]
-Features = tuple[jax.Array, ...]
-Scalars = dict[str, jax.Array]
-Outputs = Any  # a pytree of arrays, examples along the first axis
 Classes = results.Classes
-
-
-class Losses(NamedTuple):
-  """What `Task.loss` gives.
-
-  Attributes:
-    terms: parts of the loss by name, already weighted; their sum is minimised.
-    metrics: scalars that are logged beside the loss and not minimised.
-    state: the task's own state after this step, of the structure of `Task.initial_state`.
-  """
-
-  terms: Scalars
-  metrics: Scalars
-  state: Any = None
-
-  @property
-  def total(self) -> jax.Array:
-    """The scalar that is minimised."""
-    return sum(self.terms.values())
 
 
 @runtime_checkable
@@ -164,6 +142,10 @@ class Task(abc.ABC):
     """State of the task's own that steps change, a pytree of arrays, such as a queue; None for none."""
     del model
     return None
+
+  @abc.abstractmethod
+  def layer_of(self, path: str) -> int:
+    """Depth of a parameter, 0 for the stem up to the head's, for layer-wise decay."""
 
   # Training.
 

@@ -1,6 +1,7 @@
 """The compiled steps of training and evaluation, as pure functions of pytrees."""
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -8,13 +9,43 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from frozen_vision.tasks import base
+from frozen_vision.freezing import partition
+from frozen_vision.tasks import compiled
 
 State = dict[str, Any]
 Scalars = dict[str, jax.Array]
 
 
-def device_batch(batch: base.Batch) -> base.Batch:
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A task's model in parts.
+
+  Attributes:
+    graphdef: its structure; `nnx.merge(graphdef, trainable, mutable, frozen)` gives the module.
+    trainable: what the optimizer sees.
+    mutable: what the forward pass of trained modules changes, such as BatchNorm's statistics.
+    frozen: what nothing changes.
+    feature_key: identifies the frozen features; None where some of the backbone trains.
+    frozen_parameters: how many numbers are frozen in the canonical model, before folding.
+    storage: how the frozen ones are stored, in words.
+    teacher: fingerprint of the second frozen network, if the task has one.
+  """
+
+  graphdef: nnx.GraphDef
+  trainable: nnx.State
+  mutable: nnx.State
+  frozen: nnx.State
+  feature_key: dict[str, Any] | None
+  frozen_parameters: int
+  storage: str
+  teacher: str | None = None
+
+  @property
+  def frozen_pass(self) -> bool:
+    return self.feature_key is not None
+
+
+def device_batch(batch: compiled.Batch) -> compiled.Batch:
   """The part of a batch that the compiled steps read: 64-bit ids stay on the host, where they are exact."""
   return {name: value for name, value in batch.items() if value.dtype.itemsize < 8}
 
@@ -51,8 +82,12 @@ def init_state(
   return state
 
 
+def backbone_is_frozen(trainable: nnx.State) -> bool:
+  return not any(path.startswith("backbone/") for path in partition.flatten(trainable))
+
+
 def make_train_step(
-  task: base.Task,
+  task: compiled.Trained,
   graphdef: nnx.GraphDef,
   tx: optax.GradientTransformation,
   *,
@@ -80,7 +115,7 @@ def make_train_step(
   gradients = _gradients(task, graphdef, phase, frozen_pass=frozen_pass)
 
   def train_step(
-    state: State, frozen: nnx.State, batch: base.Batch, features: base.Features | None = None
+    state: State, frozen: nnx.State, batch: compiled.Batch, features: compiled.Features | None = None
   ) -> tuple[State, Scalars]:
     trainable, changing = state["trainable"], (state["mutable"], state["task"])
     rng = jax.random.fold_in(state["key"], state["step"])
@@ -105,7 +140,7 @@ def make_train_step(
 
 
 def _gradients(
-  task: base.Task, graphdef: nnx.GraphDef, phase: Any, *, frozen_pass: bool
+  task: compiled.Trained, graphdef: nnx.GraphDef, phase: Any, *, frozen_pass: bool
 ) -> Callable[..., Any]:
   """(trainable, changing, frozen, batch, rng, features) -> (changing, gradients, scalars).
 
@@ -116,9 +151,9 @@ def _gradients(
     trainable: nnx.State,
     changing: tuple[nnx.State, Any],
     frozen: nnx.State,
-    batch: base.Batch,
+    batch: compiled.Batch,
     rng: jax.Array,
-    given: base.Features | None = None,
+    given: compiled.Features | None = None,
   ) -> tuple[tuple[nnx.State, Any], nnx.State, Scalars]:
     mutable, task_state = changing
     loss_rng, features_rng, prepare_rng = jax.random.split(rng, 3)
@@ -126,7 +161,7 @@ def _gradients(
     if given is None and frozen_pass:
       given = task.features(nnx.merge(graphdef, trainable, mutable, frozen), batch, None)
 
-    def loss_fn(trainable: nnx.State) -> tuple[jax.Array, tuple[base.Losses, nnx.State]]:
+    def loss_fn(trainable: nnx.State) -> tuple[jax.Array, tuple[compiled.Losses, nnx.State]]:
       # A copy: the forward pass writes new statistics into its variables, which are read below.
       model = nnx.merge(graphdef, trainable, mutable, frozen, copy=True)
       features = task.features(model, batch, features_rng) if given is None else given
@@ -152,13 +187,13 @@ def _accumulated(
   trainable: nnx.State,
   changing: tuple[nnx.State, Any],
   frozen: nnx.State,
-  batch: base.Batch,
+  batch: compiled.Batch,
   rng: jax.Array,
 ) -> tuple[tuple[nnx.State, Any], nnx.State, Scalars]:
   """Means of gradients and scalars over micro-batches, one after the other."""
   micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
 
-  def add(carry: tuple[Any, Any], indexed: tuple[jax.Array, base.Batch]) -> tuple[tuple[Any, Any], None]:
+  def add(carry: tuple[Any, Any], indexed: tuple[jax.Array, compiled.Batch]) -> tuple[tuple[Any, Any], None]:
     (changing, total), (index, batch) = carry, indexed
     changing, *new = gradients(trainable, changing, frozen, batch, jax.random.fold_in(rng, index))
     return (changing, jax.tree.map(jnp.add, total, tuple(new))), None
@@ -179,8 +214,8 @@ def _average(ema: nnx.State, trainable: nnx.State, step: jax.Array, ema_decay: f
 
 
 def make_predict_step(
-  task: base.Task, graphdef: nnx.GraphDef, largest_size: tuple[int, int] | None = None
-) -> Callable[[nnx.State, nnx.State, nnx.State, base.Batch], base.Outputs]:
+  task: compiled.Predicting, graphdef: nnx.GraphDef, largest_size: tuple[int, int] | None = None
+) -> Callable[[nnx.State, nnx.State, nnx.State, compiled.Batch], compiled.Outputs]:
   """predict_step(trainable, mutable, frozen, batch) -> predictions, to be jitted; deterministic.
 
   Args:
@@ -188,8 +223,8 @@ def make_predict_step(
   """
 
   def predict_step(
-    trainable: nnx.State, mutable: nnx.State, frozen: nnx.State, batch: base.Batch
-  ) -> base.Outputs:
+    trainable: nnx.State, mutable: nnx.State, frozen: nnx.State, batch: compiled.Batch
+  ) -> compiled.Outputs:
     model = nnx.merge(graphdef, trainable, mutable, frozen)
     model.eval()
     batch = task.prepare(batch, None, task.phases[-1])

@@ -5,7 +5,6 @@ samplers so wide that nothing is left to chance, losses and predictions are equa
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 
 from flax import nnx
 import jax
@@ -15,8 +14,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import optax
 
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.heads import base
-from frozen_vision.heads.base import Features, Scalars
 from frozen_vision.heads.htc import losses as loss_ops
 from frozen_vision.heads.htc import sampling
 from frozen_vision.heads.htc.box_head import BoxHead, BoxOutput
@@ -29,11 +26,15 @@ from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import masks as mask_ops
 from frozen_vision.ops import roi_align as roi_ops
 
+Features = Sequence[Float[Array, "b _h _w _c"]]
+Scalars = dict[str, Float[Array, ""]]
 
-class HTC(base.DetectionHead):
+
+class HTC(nnx.Module):
   """Proposals, box stages, mask stages and an optional semantic branch on one feature pyramid.
 
-  `predict_boxes` is `score_boxes` and `select` for one view.
+  Predicting takes two steps, because multi-scale testing computes masks for merged boxes:
+  `predict_boxes(features, image_size)`, then `predict_masks(features, boxes, labels)`.
   """
 
   def __init__(
@@ -322,26 +323,7 @@ class HTC(base.DetectionHead):
       boxes [b, d, 4] xyxy in input pixels, scores [b, d] in falling order, labels int32 [b, d],
       valid [b, d].
     """
-    return self.select(*self.score_boxes(features, image_size, proposals))
-
-  def select(
-    self,
-    boxes: Float[Array, "b n k 4"],
-    probabilities: Float[Array, "b n c"],
-    valid: Bool[Array, "b n"],
-    *,
-    num_views: int = 1,
-    max_detections: int | None = None,
-  ) -> dict[str, Array]:
-    """NMS within each class over the candidates of all views; see `detections.select_detections`."""
-    # Every view brings its own candidates of an object, and the bound before a hard NMS must leave room for
-    # them.
-    config = dataclasses.replace(
-      self.config,
-      max_detections=max_detections or self.config.max_detections,
-      pre_nms_detections=num_views * self.config.pre_nms_detections,
-    )
-    return select_detections(boxes, probabilities, valid, config)
+    return select_detections(*self.score_boxes(features, image_size, proposals), self.config)
 
   def predict_masks(
     self, features: Features, boxes: Float[Array, "b d 4"], labels: Int[Array, "b d"]
