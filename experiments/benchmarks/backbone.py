@@ -33,6 +33,9 @@ from absl import app, flags
 import numpy as np
 import safetensors.numpy
 
+from experiments import intervals
+from experiments.benchmarks.gpu import peers
+
 _BACKBONE = flags.DEFINE_string("backbone", "swinv2_t", "Row of the table of variants.")
 _SIZE = flags.DEFINE_integer("image_size", 256, "Side of the images.")
 _WINDOW = flags.DEFINE_integer("window", 8, "Window, where the maps are as large.")
@@ -51,46 +54,15 @@ _FOLDER = flags.DEFINE_string("folder", None, "Internal: where weights and image
 
 def prepare(folder: pathlib.Path) -> None:
   """Writes weights under timm's names, and images."""
-  model, rng = _timm_model(), np.random.default_rng(_SEED.value)
-  state = {}
-  for key, value in model.state_dict().items():
-    if key.endswith(("relative_coords_table", "relative_position_index", "attn_mask")):
-      continue
-    value = value.float().numpy()
-    if value.ndim > 1 and not key.endswith("logit_scale"):
-      value = rng.standard_normal(value.shape) / math.sqrt(np.prod(value.shape[1:]))
-    elif "norm" in key and key.endswith("weight"):
-      value = 1 + 0.1 * rng.standard_normal(value.shape)  # as initialised, every block is the identity
-    elif not key.endswith("logit_scale"):
-      value = 0.1 * rng.standard_normal(value.shape)
-    state[key] = np.ascontiguousarray(value, np.float32)
+  state = peers.random_state(_timm_model(), _SEED.value)
   safetensors.numpy.save_file(state, folder / "weights.safetensors")
+  rng = np.random.default_rng(_SEED.value)
   images = rng.standard_normal((_BATCH.value, _SIZE.value, _SIZE.value, 3)).astype(np.float32)
   np.save(folder / "images.npy", images)
 
 
-def _import_timm() -> None:
-  """timm imports torchvision, which may have come without compiled operators; SwinV2 needs none of them."""
-  import torch
-
-  try:
-    import torchvision  # noqa: F401
-  except RuntimeError:
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-      library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define(
-      "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
-      "int sampling_ratio, bool aligned) -> Tensor"
-    )
-    _import_timm.library = library  # the operators live as long as it does
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-      del sys.modules[name]
-  import timm  # noqa: F401
-
-
 def _timm_model() -> Any:
-  _import_timm()
+  peers.import_timm()
   from timm.models.swin_transformer_v2 import SwinTransformerV2
 
   from frozen_vision.backbones import families
@@ -212,20 +184,6 @@ IMPLEMENTATIONS = {
 }
 
 
-def median_interval(values: Any, confidence: float = 0.95) -> tuple[float, float, float]:
-  """(median, lower, upper): the narrowest pair of order statistics around the median with that coverage.
-
-  Few values have no such pair: then the bounds are NaN (fewer than 6 at 95%).
-  """
-  values = np.sort(np.asarray(values, np.float64))
-  n, best = len(values), (math.nan, math.nan)
-  for rank in range(n // 2):
-    outside = 2 * sum(math.comb(n, k) for k in range(rank + 1)) / 2**n
-    if 1 - outside >= confidence:
-      best = values[rank], values[n - 1 - rank]
-  return float(np.median(values)), float(best[0]), float(best[1])
-
-
 def _memory(folder: pathlib.Path, name: str) -> float:
   """MB that one implementation takes at most while it runs, weights included; what libraries take is not."""
   out = subprocess.run(
@@ -250,7 +208,7 @@ def _report_memory() -> None:
   """In the process that `_memory` starts."""
   folder = pathlib.Path(_FOLDER.value)
   if _MEMORY_OF.value.startswith("timm"):
-    _import_timm()  # so that what libraries take is in `before`
+    peers.import_timm()  # so that what libraries take is in `before`
   else:
     from frozen_vision.backbones.swinv2 import checkpoints  # noqa: F401
   before = _resident("VmRSS")
@@ -337,7 +295,7 @@ def _table(
     rate = images / np.median(times)
     cells = [f"{rate:.2f}"]
     for other in theirs:
-      ratio, low, high = median_interval(np.asarray(seconds[other]) / np.asarray(times))
+      ratio, low, high = intervals.median_interval(np.asarray(seconds[other]) / np.asarray(times))
       cells.append("1" if other == name else f"{ratio:.2f} ({low:.2f} to {high:.2f})")
     cells += [f"{memory[name]:.0f}", "-" if name == "timm" else f"{compile_s[name]:.1f}"]
     if _PEAK.value:

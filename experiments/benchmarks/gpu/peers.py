@@ -1,0 +1,159 @@
+"""timm's SwinV2 as a peer: the same weights and images as ours, eager and compiled by PyTorch."""
+
+from collections.abc import Callable
+import importlib
+import math
+import sys
+from typing import Any
+
+import numpy as np
+
+# Buffers that a model computes for itself.
+_COMPUTED = ("relative_coords_table", "relative_position_index", "attn_mask")
+Run = Callable[[int], None]
+
+
+def why_absent(*, tiny: bool) -> str | None:
+  """Why there are no peers to measure; None where there are."""
+  try:
+    import torch  # heavy, and absent on many machines
+
+    import_timm()
+  except (ImportError, OSError) as error:  # OSError: a library of CUDA that does not load
+    return f"timm is not measured: {error}."
+  if not torch.cuda.is_available() and not tiny:
+    return "timm is not measured: PyTorch finds no CUDA device."
+  return None
+
+
+def import_timm() -> Any:
+  """timm, also beside a torchvision without compiled operators, of which SwinV2 needs none."""
+  import torch
+
+  try:
+    importlib.import_module("torchvision")
+  except ImportError:
+    pass
+  except RuntimeError:
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+      library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define(
+      "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
+      "int sampling_ratio, bool aligned) -> Tensor"
+    )
+    import_timm.library = library  # the operators live as long as it does
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+      del sys.modules[name]
+  import timm
+
+  return timm
+
+
+class Timm:
+  """timm's module with random weights on the device, without a classifier: it gives pooled vectors.
+
+  Args:
+    config: our `SwinV2Config`; extra norms, which timm does not have, must be off.
+    image_size: side of the images.
+    window: side of the windows, where the maps are as large.
+  """
+
+  def __init__(self, config: Any, image_size: int, window: int):
+    import_timm()
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
+    import torch
+
+    if config.extra_norm_interval:
+      raise ValueError("timm's SwinV2 has no extra norms; set extra_norm_interval=0.")
+    self.device = "cuda" if torch.cuda.is_available() else "cpu"
+    self._module = SwinTransformerV2(
+      img_size=image_size,
+      window_size=window,
+      embed_dim=config.embed_dim,
+      depths=config.depths,
+      num_heads=config.num_heads,
+      num_classes=0,
+    ).eval()
+    self.state = random_state(self._module)
+    missing, unexpected = self._module.load_state_dict(
+      {key: torch.from_numpy(value) for key, value in self.state.items()}, strict=False
+    )
+    if unexpected or any(not key.endswith(_COMPUTED) for key in missing):
+      raise ValueError(f"timm's names have changed: missing {missing}, unexpected {unexpected}.")
+    self._module.to(self.device, torch.bfloat16)
+
+  def images(self, images: np.ndarray) -> Any:
+    """[b, h, w, 3] float32 as a tensor on the device."""
+    import torch
+
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(self.device, torch.bfloat16)
+
+  def eager(self) -> Callable[[Any], Any]:
+    return self._module
+
+  def compiled(self, mode: str | None = None) -> Callable[[Any], Any]:
+    """`torch.compile` of static shapes; `mode` such as "max-autotune"."""
+    import torch
+
+    return torch.compile(self._module, mode=mode, dynamic=False)
+
+  def runner(self, apply: Callable[[Any], Any], images: Any) -> Run:
+    import torch
+
+    def run(times: int) -> None:
+      with torch.inference_mode():
+        for _ in range(times):
+          apply(images)
+        self._wait()
+
+    return run
+
+  def output(self, apply: Callable[[Any], Any], images: Any) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+      return apply(images).float().cpu().numpy()
+
+  def peak_bytes(self, run: Run) -> int | None:
+    """Of the device's memory while it runs, weights included; None on CPU."""
+    import torch
+
+    if self.device == "cpu":
+      return None
+    torch.cuda.reset_peak_memory_stats()
+    run(1)
+    return torch.cuda.max_memory_allocated()
+
+  def _wait(self) -> None:
+    import torch
+
+    if self.device == "cuda":
+      torch.cuda.synchronize()
+
+
+def release() -> None:
+  """Gives what PyTorch keeps of the device back, and forgets what it has compiled."""
+  import torch
+
+  torch.compiler.reset()
+  if torch.cuda.is_available():
+    torch.cuda.empty_cache()
+
+
+def random_state(module: Any, seed: int = 0) -> dict[str, np.ndarray]:
+  """Random weights under timm's names that keep activations at their size; norms near one."""
+  rng, state = np.random.default_rng(seed), {}
+  for key, value in module.state_dict().items():
+    if key.endswith(_COMPUTED):
+      continue
+    value = value.float().numpy()
+    draw = rng.standard_normal(value.shape, np.float32)
+    if value.ndim > 1 and not key.endswith("logit_scale"):
+      value = draw / np.float32(math.sqrt(np.prod(value.shape[1:])))
+    elif "norm" in key and key.endswith("weight"):
+      value = 1 + np.float32(0.1) * draw  # as initialised, every block is the identity
+    elif not key.endswith("logit_scale"):
+      value = np.float32(0.1) * draw
+    state[key] = np.ascontiguousarray(value, np.float32)
+  return state
