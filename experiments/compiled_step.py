@@ -17,7 +17,7 @@ def prepare(config: Config) -> dict[str, Any]:
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   tx = optimizer.build(
-    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of
+    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=model.layer_of
   )
   state = train_step.init_state(model.trainable, tx, seed=config.seed, ema=config.ema_decay > 0)
   with task.train_batches(0) as batches:

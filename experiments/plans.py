@@ -182,7 +182,7 @@ def shares() -> str:
     placed = jax.tree.map(
       lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
       state,
-      sharding.frozen_shardings(state, mesh),
+      sharding.frozen_shardings(state, mesh, rules={"backbone": backbone.sharding_rules}),
     )
     image = jax.ShapeDtypeStruct((count, 256, 256, 3), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
     forward = jax.jit(

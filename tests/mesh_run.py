@@ -1,6 +1,7 @@
 """One training step of a tiny task on meshes of 8 virtual devices, compared with one device.
 
-Run as a program, because the number of devices is fixed when jax starts: python -m tests.mesh_run TASK. It
+Run as a program, because the number of devices is fixed when jax starts: python -m tests.mesh_run TASK
+[HEAD [BACKBONE]]. It
 prints JSON: for each mesh what differs most.
 """
 
@@ -12,17 +13,18 @@ import jax
 import numpy as np
 import optax
 
+from frozen_vision.backbones import families
 from frozen_vision.devices import sharding
 from frozen_vision.freezing import partition
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 from frozen_vision.training import step as step_lib
-from tests import tiny
+from tests import tiny, tiny_family
 
 MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
 
 
-def main(task_name: str, head: str = "") -> None:
+def main(task_name: str, head: str = "", backbone: str = "") -> None:
   config = tiny.get_config(task_name)
   config.batch_size = config.eval_batch_size = 8
   config.accumulate = 1
@@ -32,6 +34,10 @@ def main(task_name: str, head: str = "") -> None:
     config.detection.head.update(dict(mask_convs=1))
   if head:
     config[task_name].head.name = head
+  if backbone:
+    families.FAMILIES["tiny_family"] = tiny_family.FAMILY
+    config.backbone.name = backbone
+    config.backbone.overrides = dict(channels=(16, 32, 64, 64))
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   tx = optax.sgd(1.0, momentum=0.0)  # its state is the gradient itself, unlike a difference of parameters
@@ -44,7 +50,7 @@ def main(task_name: str, head: str = "") -> None:
     config.mesh.frozen = over
     placed = loop.build_model(task, config, mesh)
     state = step_lib.init_state(placed.trainable, tx, seed=3, ema=False)
-    layout = sharding.state_shardings(state, mesh, over)
+    layout = sharding.state_shardings(state, mesh, over, placed.sharding_rules)
     state = sharding.put(state, layout)
     whole = sharding.replicated(mesh)
     step = step_lib.make_train_step(task, model.graphdef, tx, frozen_pass=model.frozen_pass)

@@ -4,6 +4,7 @@ import os
 
 import ml_collections
 
+from frozen_vision.freezing import prepare
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
@@ -20,7 +21,7 @@ CLASSES = {
 
 def save_run(
   workdir: str | os.PathLike, config: ml_collections.ConfigDict, classes: base.Classes | None = None
-) -> loop.Model:
+) -> prepare.Model:
   """Writes `checkpoints/` of step 1 and returns the model; of `classes` None the checkpoint knows none."""
   task = tasks_build.build_task(config, classes)
   model = loop.build_model(task, config)

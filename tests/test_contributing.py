@@ -45,7 +45,6 @@ def test_what_it_says_of_a_file_is_in_it():
     "eval_transform",
     "blank_example",
     "phase_at",
-    "layer_of",
   ):
     assert hasattr(base.Task, name) and f"`{name}" in _TEXT, name
 

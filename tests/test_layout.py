@@ -14,7 +14,7 @@ _PACKAGE = _ROOT / "frozen_vision"
 # Rooms, folders and modules of the package, from those that know nothing of it to those that know all of it.
 # A room imports rooms of earlier rows only; two rooms of one row do not know each other.
 _ROWS = (
-  ("files", "ops", "devices", "options"),
+  ("files", "ops", "devices", "options", "failures"),
   ("layers", "data", "runs", "config"),
   ("backbones", "metrics", "visualization"),
   ("necks", "heads"),
@@ -30,7 +30,6 @@ _ROWS = (
 _EXCEPTIONS = {
   ("frozen_vision.config", "tasks"): "The config of a run names the sections of its task.",
   ("frozen_vision.config", "training"): "Options of the optimizer stand beside the optimizer.",
-  ("frozen_vision.freezing.prepare", "tasks"): "Options of a backbone stand in tasks/common.py.",
 }
 
 # Imports inside of functions: the modules that are imported need a library which an installation may lack.

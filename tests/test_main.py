@@ -121,7 +121,7 @@ def _state(workdir):
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   tx = optimizer.build(
-    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of
+    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=model.layer_of
   )
   state = train_step.init_state(model.trainable, tx, seed=config.seed, ema=True)
   with checkpoint.Checkpoints(workdir) as checkpoints:

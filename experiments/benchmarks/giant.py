@@ -25,7 +25,7 @@ import numpy as np
 from experiments import tables
 from frozen_vision import config_files
 from frozen_vision.devices import sharding
-from frozen_vision.freezing import partition
+from frozen_vision.freezing import partition, prepare
 from frozen_vision.planning import machines
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import base
@@ -62,7 +62,7 @@ def measure(storage: str) -> dict[str, float]:
   loaded = time.perf_counter() - started
   loaded_peak = _peak_gib()
   tx = optimizer.build(
-    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of
+    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=model.layer_of
   )
   state = train_step.init_state(model.trainable, tx, seed=0, ema=False)
   batch = train_step.device_batch({key: value[None] for key, value in _example(task, side).items()})
@@ -95,7 +95,7 @@ def measure(storage: str) -> dict[str, float]:
 
 
 def _checkpoint_bytes(
-  state: train_step.State, config: ml_collections.ConfigDict, task: base.Task, model: loop.Model
+  state: train_step.State, config: ml_collections.ConfigDict, task: base.Task, model: prepare.Model
 ) -> int:
   """What a checkpoint takes on disk, as a run saves it."""
   meta = checkpoint.make_meta(

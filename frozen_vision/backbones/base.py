@@ -10,18 +10,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Num
 
+from frozen_vision.devices import sharding
 from frozen_vision.files import messages
 from frozen_vision.ops.arrays import Array
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# For each pattern of a leaf's path within the backbone, canonical or folded: the axes along which the leaf
-# may be sharded, the preferred one first, counted from the end (-1 is the last).
-ShardingRules = tuple[tuple[str, tuple[int, ...]], ...]
+ShardingRules = sharding.Rules
 # Matrices, kernels of convolutions, and vectors; what more a family has, it adds to these.
 COMMON_SHARDING_RULES: ShardingRules = (
-  (r"(.*/)?kernel(/values)?", (-1, -2)),
+  (r"(.*/)?kernel(/values)?", (-1, -2)),  # [..., inputs, outputs]
   (r"(.*/)?(bias|scale|mean|var)", (-1,)),
 )
 
@@ -142,9 +141,9 @@ class Backbone(nnx.Module):
     return self.config.feature_specs
 
   @property
-  @abc.abstractmethod
   def embed_dim(self) -> int:
-    """Size of `embed`'s vectors."""
+    """Size of `embed`'s vectors; by default the channels of the last level."""
+    return self.feature_specs[-1].channels
 
   @abc.abstractmethod
   def __call__(
@@ -161,9 +160,12 @@ class Backbone(nnx.Module):
       One map [b, ceil(h / stride), ceil(w / stride), channels] for each of `feature_specs`.
     """
 
-  @abc.abstractmethod
   def embed(self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None) -> Float[Array, "b d"]:
-    """One vector per image, what classifiers, linear probes and nearest neighbours read."""
+    """One vector per image, what classifiers, linear probes and nearest neighbours read.
+
+    By default the mean of the last level over all positions.
+    """
+    return jnp.mean(self(images, rng=rng)[-1], axis=(1, 2))
 
   @property
   @abc.abstractmethod
@@ -252,9 +254,9 @@ class FoldedBackbone(abc.ABC):
   ) -> tuple[Float[Array, "b _h _w _c"], ...]:
     """Features of every level; see `Backbone.__call__`. It is deterministic: `rng` has no effect."""
 
-  @abc.abstractmethod
   def embed(self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None) -> Float[Array, "b d"]:
     """One vector per image; see `Backbone.embed`."""
+    return jnp.mean(self(images)[-1], axis=(1, 2))
 
 
 def static_fields(backbone: Backbone, *, dtype: Any, storage: str) -> dict[str, Any]:

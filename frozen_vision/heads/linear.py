@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import pixel_classification
+from frozen_vision.heads.base import SegmentationHead
 from frozen_vision.ops import resize
 from frozen_vision.options import from_data, Natural
 
@@ -33,7 +34,7 @@ class LinearConfig:
   input_norm: bool = True
 
 
-class LinearHead(nnx.Module):
+class LinearHead(SegmentationHead):
   """Logits of the finest chosen level's stride from all chosen levels, upsampled and concatenated.
 
   The levels' layers are applied before upsampling and their results added: both are linear, so it is the same

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import pixel_classification
+from frozen_vision.heads.base import SegmentationHead
 from frozen_vision.ops import resize
 from frozen_vision.options import Count, Fraction, from_data, NonNegative
 
@@ -77,7 +78,7 @@ class ConvNorm(nnx.Module):
     return nnx.relu(self.norm(self.conv(x)))
 
 
-class UPerNet(nnx.Module):
+class UPerNet(SegmentationHead):
   """Logits at the finest level's stride."""
 
   def __init__(

@@ -18,6 +18,7 @@ import numpy as np
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.backbones.video_swin import model as video_swin
+from frozen_vision.heads.base import ClipHead
 from frozen_vision.layers.mlp import gelu, linear, Mlp
 from frozen_vision.layers.norms import LayerNorm
 from frozen_vision.ops import self_similarity
@@ -209,7 +210,7 @@ class _Level(nnx.Module):
     return x
 
 
-class VideoSwinHead(nnx.Module):
+class VideoSwinHead(ClipHead):
   """Blocks of Video Swin mix the frames; then norm, mean over time and space, dropout, linear."""
 
   def __init__(
@@ -259,7 +260,7 @@ class VideoSwinHead(nnx.Module):
     return self.classifier(pooled, None if rng is None else jax.random.fold_in(rng, index))
 
 
-class AverageHead(nnx.Module):
+class AverageHead(ClipHead):
   """Norm, mean over time and space, linear: what a video is worth as a bag of frames."""
 
   def __init__(
@@ -285,7 +286,7 @@ class AverageHead(nnx.Module):
     return self.classifier(jnp.concatenate(pooled, axis=-1), rng)
 
 
-class AttentiveHead(nnx.Module):
+class AttentiveHead(ClipHead):
   """A learnt query attends to every cell of every frame; then MLP, norm, linear (an attentive probe).
 
   Frames pass an image backbone one by one, so nothing in their features says when they were: sines of the

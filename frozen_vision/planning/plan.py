@@ -27,10 +27,10 @@ import numpy as np
 from frozen_vision.config import Config, ConfigLike
 from frozen_vision.devices import sharding
 from frozen_vision.files import atomic
-from frozen_vision.freezing import partition as freeze
+from frozen_vision.freezing import prepare
 from frozen_vision.layers import storage as stored
 from frozen_vision.planning import flops, machines
-from frozen_vision.tasks import base, common
+from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import optimizer as optimizer_lib
 from frozen_vision.training import step as step_lib
@@ -172,48 +172,46 @@ def make_program(
     remat: stacked blocks are computed again on the way back.
   """
   config = tasks_build.read_config(config)
-  if config.backbone.weights == "shipped":  # their file says which windows they were trained with
-    backbone = common.open_backbone(config).module
-  else:
-    backbone = nnx.eval_shape(lambda: common.open_backbone(config))
-  module, patterns = nnx.eval_shape(task.build_model, backbone), tuple(config.trainable)
-  teacher = nnx.eval_shape(task.build_teacher)
-  if teacher is not None:
-    module.teacher = teacher
-  graphdef, trainable, frozen = freeze.partition(module, patterns)
-  frozen_pass = step_lib.backbone_is_frozen(trainable)
-  folds = frozen_pass and config.backbone.fold
-  if folds or stacked:
-    if folds:
-      program = stored.shapes(module.backbone, storage=config.frozen_dtype)
-    else:
-      program = stored.shapes(module.backbone, "stacked", remat=remat)
-    module.backbone = program if isinstance(program, nnx.Module) else nnx.data(program)
-    graphdef, trainable, frozen = freeze.partition(module, patterns)
-  else:
-    frozen = jax.eval_shape(functools.partial(freeze.cast, dtype=jnp.dtype(config.frozen_dtype)), frozen)
+  source = functools.partial(prepare.open_source, config.backbone, config.seed)
+  # The file of shipped weights says which windows they were trained with; others are planned without a file.
+  backbone = source().module if config.backbone.weights == "shipped" else nnx.eval_shape(source)
+  model = prepare.prepare(
+    functools.partial(nnx.eval_shape, task.build_model),
+    backbone,
+    trainable=config.trainable,
+    storage=config.frozen_dtype,
+    fold=config.backbone.fold,
+    trained_as=(lambda backbone: stored.shapes(backbone, "stacked", remat=remat)) if stacked else None,
+    teacher=nnx.eval_shape(task.build_teacher),
+  )
+  frozen = model.frozen
   if mesh.devices.flat[0].platform == "tpu":  # fold keeps bfloat16 as bits where jax runs, which is a CPU
     frozen = jax.tree.map(lambda leaf: _retyped(leaf, jnp.uint16, jnp.bfloat16), frozen)
-  mutable, frozen = freeze.split_mutable(trainable, frozen)
-  tx = optimizer_lib.build(config.optimizer, steps=config.steps, trainable=trainable, layer_of=task.layer_of)
+  tx = optimizer_lib.build(
+    config.optimizer,
+    steps=config.steps,
+    trainable=model.trainable,
+    layer_of=model.layer_of,
+    no_weight_decay=model.no_weight_decay,
+  )
 
   def init_state(trainable: nnx.State, mutable: nnx.State, frozen: nnx.State) -> step_lib.State:
-    own = task.initial_state(nnx.merge(graphdef, trainable, mutable, frozen))
+    own = task.initial_state(nnx.merge(model.graphdef, trainable, mutable, frozen))
     return step_lib.init_state(
       trainable, tx, seed=config.seed, ema=config.ema_decay > 0, mutable=mutable, task_state=own
     )
 
-  state = jax.eval_shape(init_state, trainable, mutable, frozen)
+  state = jax.eval_shape(init_state, model.trainable, model.mutable, frozen)
   step = step_lib.make_train_step(
     task,
-    graphdef,
+    model.graphdef,
     tx,
     phase=task.phases[-1],
     accumulate=config.accumulate,
     ema_decay=config.ema_decay,
-    frozen_pass=frozen_pass,
+    frozen_pass=model.frozen_pass,
   )  # of several phases the last one has the largest images
-  over = config.mesh.frozen
+  over, rules = config.mesh.frozen, model.sharding_rules
   example = {key: np.asarray(value) for key, value in task.blank_example().items()}
   batch = {
     key: jax.ShapeDtypeStruct((config.batch_size, *value.shape), value.dtype)
@@ -221,11 +219,11 @@ def make_program(
   }
   return Program(
     step,
-    _placed(state, sharding.state_shardings(state, mesh, over)),
-    _placed(frozen, sharding.frozen_shardings(frozen, mesh, over)),
+    _placed(state, sharding.state_shardings(state, mesh, over, rules)),
+    _placed(frozen, sharding.frozen_shardings(frozen, mesh, over, rules)),
     _placed(batch, {key: sharding.batch_sharding(mesh) for key in batch}),
     mesh,
-    frozen_pass,
+    model.frozen_pass,
   )
 
 

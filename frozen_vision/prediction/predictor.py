@@ -9,7 +9,7 @@ from flax import nnx
 import jax
 import numpy as np
 
-from frozen_vision.freezing import prepare as frozen_backbones
+from frozen_vision.freezing import prepare
 from frozen_vision.prediction import trained_head
 from frozen_vision.tasks import pixels, results
 
@@ -114,7 +114,7 @@ class Predictor:
     if batch_size is not None and batch_size < 1:
       raise ValueError(f"batch_size is {batch_size}; expected 1 or more.")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    backbones = frozen_backbones.Backbones(backbone)
+    backbones = prepare.Backbones(backbone)
     self.heads = {
       name: trained_head.load(name, workdir, backbones, best=best, image_size=size)
       for name, workdir in heads.items()

@@ -8,13 +8,11 @@ from typing import Any
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from frozen_vision.config import Config
-from frozen_vision.freezing import feature_key
+from frozen_vision.freezing import feature_key, prepare
 from frozen_vision.freezing import partition as freeze
-from frozen_vision.freezing import prepare as frozen_backbones
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import base, common, results
 from frozen_vision.tasks import build as tasks_build
@@ -146,7 +144,7 @@ def named(heads: Sequence[str]) -> dict[str, str]:
 def load(
   name: str,
   workdir: str | os.PathLike,
-  backbones: frozen_backbones.Backbones,
+  backbones: prepare.Backbones,
   *,
   best: bool = False,
   image_size: tuple[int, int] | None = None,
@@ -185,34 +183,22 @@ def load(
   task = tasks_build.build_task(config, classes)
   patterns, differs = tuple(config.trainable), {}
   if meta["feature_key"] is None:
-    module, key = _trained_with_backbone(task, config, patterns), None
+    model = _trained_with_backbone(task, config)
   else:
-    wanted = feature_key.current(json.loads(json.dumps(meta["feature_key"])))
-    backbone = backbones.of(config, given=True) if backbones.has_given else backbones.of(config)
-    if backbones.has_given and backbone.key != wanted:
-      differs = differing(backbone.key, wanted)
-      try:
-        backbone = backbones.of(config)
-      except FileNotFoundError as error:
-        raise FileNotFoundError(
-          f"{workdir} was trained on other features than the given backbone gives "
-          f"({', '.join(differs)} differ), and its own backbone is not there. {error}"
-        ) from error
-    key = backbone.key
-    checkpoint.check_feature_key(wanted, key)
-    module = task.build_model(backbone.module)
-    module.backbone = backbone.held if isinstance(backbone.held, nnx.Module) else nnx.data(backbone.held)
-  graphdef, trainable, frozen = freeze.partition(module, patterns)
+    backbone, differs = _fitting_backbone(backbones, config, meta["feature_key"], workdir)
+    model = prepare.on_backbone(task.build_model(backbone.module), backbone, patterns)
+  graphdef, trainable, mutable, frozen = model.graphdef, model.trainable, model.mutable, model.frozen
   if init is not None and init.path and _has_frozen_head(frozen):
+    module = nnx.merge(graphdef, trainable, mutable, frozen)
     common.start_head(module, init, f"{task_name}.init")
     graphdef, trainable, frozen = freeze.partition(module, patterns)
-  mutable, frozen = freeze.split_mutable(trainable, frozen)
+    mutable, frozen = freeze.split_mutable(trainable, frozen)
   part = "ema" if config.ema_decay > 0 else "trainable"
   with checkpoint.Checkpoints(workdir) as checkpoints:
     wanted = {part: trainable, "mutable": mutable}
     state, meta = checkpoints.restore(wanted, meta["step"], partial=True, best=best)
-  model = graphdef, state[part], state["mutable"], frozen
-  return TrainedHead(name, os.fspath(workdir), meta["step"], task, config, model, key, differs)
+  parts, key = (graphdef, state[part], state["mutable"], frozen), model.feature_key
+  return TrainedHead(name, os.fspath(workdir), meta["step"], task, config, parts, key, differs)
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -228,16 +214,48 @@ def canvas_side(side: int) -> int:
   return canvas
 
 
-def _trained_with_backbone(task: base.Task, config: Config, patterns: tuple[str, ...]) -> nnx.Module:
+def _fitting_backbone(
+  backbones: prepare.Backbones,
+  config: Config,
+  stored_key: Mapping[str, Any],
+  workdir: str | os.PathLike,
+) -> tuple[prepare.FrozenBackbone, dict[str, tuple[Any, Any]]]:
+  """(the given backbone where its features are those of the head, else the head's own; what differs).
+
+  Raises:
+    FileNotFoundError: the given backbone does not fit, and the head's own is not there.
+    ValueError: the head's own backbone has other features today.
+  """
+  wanted = feature_key.current(json.loads(json.dumps(stored_key)))
+  differs: dict[str, tuple[Any, Any]] = {}
+  backbone = backbones.of(config, given=True) if backbones.has_given else None
+  if backbone is not None and backbone.key != wanted:
+    differs, backbone = differing(backbone.key, wanted), None
+  if backbone is None:
+    try:
+      backbone = backbones.of(config)
+    except FileNotFoundError as error:
+      if not differs:
+        raise
+      raise FileNotFoundError(
+        f"{workdir} was trained on other features than the given backbone gives "
+        f"({', '.join(differs)} differ), and its own backbone is not there. {error}"
+      ) from error
+  checkpoint.check_feature_key(wanted, backbone.key)
+  return backbone, differs
+
+
+def _trained_with_backbone(task: base.Task, config: Config) -> prepare.Model:
   """A model some of whose backbone is in the checkpoint; pretrained weights are read if it is not all."""
-  start = config.replace({"backbone.weights": "init"})
-  module = task.build_model(common.build_backbone(start))
-  _, _, frozen = freeze.partition(module, patterns)
-  if any(path.startswith("backbone/") for path in freeze.flatten(frozen)):
-    module = task.build_model(common.build_backbone(config))
-    graphdef, trainable, frozen = freeze.partition(module, patterns)
-    module = nnx.merge(graphdef, trainable, freeze.cast(frozen, jnp.dtype(config.frozen_dtype)))
-  return module
+
+  def model(config: Config) -> prepare.Model:
+    source = prepare.open_source(config.backbone, config.seed)
+    return prepare.prepare(task.build_model, source, trainable=config.trainable, storage=config.frozen_dtype)
+
+  started = model(config.replace({"backbone.weights": "init"}))
+  if any(path.startswith("backbone/") for path in freeze.flatten(started.frozen)):
+    return model(config)
+  return started
 
 
 def _has_frozen_head(frozen: nnx.State) -> bool:

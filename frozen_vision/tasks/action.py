@@ -1,5 +1,6 @@
 """Action recognition on a frozen image backbone: Video Swin blocks, an attentive probe or average pooling."""
 
+from collections.abc import Callable, Sequence
 import csv
 import dataclasses
 import os
@@ -9,21 +10,21 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import ml_collections
 import numpy as np
 import optax
 
 from frozen_vision import config as config_lib
-from frozen_vision.backbones import families
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.data import pipeline
 from frozen_vision.data.classification import augment
 from frozen_vision.data.generated import motion_clips
 from frozen_vision.data.video import clips, lists, prepared_videos, sources
-from frozen_vision.devices import sharding
 from frozen_vision.heads import video_swin
+from frozen_vision.heads.base import ClipHead
 from frozen_vision.metrics import action as action_metrics
-from frozen_vision.ops.arrays import Array
-from frozen_vision.tasks import base, common, pixels, results
+from frozen_vision.tasks import base, common, frame_passes, pixels, results
 from frozen_vision.tasks.action_options import ActionConfig, ActionOptions
 from frozen_vision.visualization import clips as visualize_action
 from frozen_vision.visualization import instances
@@ -73,9 +74,6 @@ class ActionTask(base.Task):
       self.headline = common.headline(self.headline, self._train, self._validation, classes, "videos")
     self.classes = tuple(classes)
     self._names = [category["name"] for category in self.classes]
-
-  def layer_of(self, path: str) -> int:
-    return common.layer_of(path, self._config)
 
   def build_model(self, backbone: nnx.Module | None = None) -> Recogniser:
     backbone = backbone or common.build_backbone(self._config)
@@ -141,7 +139,7 @@ class ActionTask(base.Task):
     """A map [clips, t, h, w, c] for each level that the head reads; every view of a video is a clip."""
     frames = batch["clip"]
     time = frames.shape[-4]
-    maps = frame_features(
+    maps = frame_passes.frame_features(
       model.backbone,
       frames.reshape(-1, *frames.shape[-3:]),
       model.head.levels,
@@ -210,81 +208,47 @@ class ActionTask(base.Task):
     )
 
 
-def build_head(
-  options: ActionOptions, feature_specs: tuple[Any, ...], num_classes: int, *, rngs: nnx.Rngs
-) -> nnx.Module:
-  """The head that `options.head` describes."""
-  dtype, head = jnp.dtype(options.head_dtype), options.head
-  match head:
-    case video_swin.VideoSwinHeadConfig():
-      return video_swin.VideoSwinHead(feature_specs, head, num_classes, dtype=dtype, rngs=rngs)
-    case video_swin.AttentiveHeadConfig():
-      return video_swin.AttentiveHead(
-        feature_specs,
-        num_classes,
-        levels=head.levels,
-        channels=head.channels,
-        num_heads=head.num_heads,
-        dropout=head.dropout,
-        dtype=dtype,
-        rngs=rngs,
-      )
-    case video_swin.AverageHeadConfig():
-      return video_swin.AverageHead(
-        feature_specs, num_classes, levels=head.levels, dropout=head.dropout, rngs=rngs
-      )
-  raise ValueError(f"config.action.head: {type(head).__name__} is the config of no head here.")
-
-
-def frame_features(
-  backbone: nnx.Module,
-  frames: Array,
-  levels: tuple[int, ...],
+def _attentive(
+  feature_specs: Sequence[FeatureSpec],
+  config: video_swin.AttentiveHeadConfig,
+  num_classes: int,
   *,
-  frames_per_pass: int,
-  rng: jax.Array | None = None,
-) -> tuple[jax.Array, ...]:
-  """Features of some levels of every frame, a few frames at a time.
+  dtype: DTypeLike,
+  rngs: nnx.Rngs,
+) -> ClipHead:
+  options = {name: getattr(config, name) for name in ("levels", "channels", "num_heads", "dropout")}
+  return video_swin.AttentiveHead(feature_specs, num_classes, dtype=dtype, rngs=rngs, **options)
 
-  Memory is that of one pass, and of the maps that are kept. Where a gradient crosses the backbone, each pass
-  is computed again on the way back.
 
-  Args:
-    frames: [n, h, w, 3] uint8.
-    frames_per_pass: most frames of a pass on each device; passes are of equal size, the last one filled up.
-    rng: key of stochastic depth while the backbone trains.
-  """
-  # A pass takes frames of every device, so that none of them moves.
-  devices = sharding.num_devices()
-  devices = 1 if frames.shape[0] % devices else devices
-  frames = frames.reshape(devices, -1, *frames.shape[1:])
-  count = frames.shape[1]
-  passes = -(-count // frames_per_pass)
-  size = -(-count // passes)
+def _average(
+  feature_specs: Sequence[FeatureSpec],
+  config: video_swin.AverageHeadConfig,
+  num_classes: int,
+  *,
+  dtype: DTypeLike,
+  rngs: nnx.Rngs,
+) -> ClipHead:
+  del dtype  # it is float32 throughout
+  levels, dropout = config.levels, config.dropout
+  return video_swin.AverageHead(feature_specs, num_classes, levels=levels, dropout=dropout, rngs=rngs)
 
-  def together(x):
-    return x.reshape(-1, *x.shape[2:])
 
-  def run(indexed: tuple[Array, Array]) -> tuple[jax.Array, ...]:
-    index, part = indexed
-    images = families.normalise(together(part))
-    if rng is None:
-      features = backbone(images)
-    else:
-      features = backbone(images, rng=jax.random.fold_in(rng, index))
-    return tuple(features[level] for level in levels)
+# What makes the module of a head, by the name in its options (`action_options.HEADS`).
+HEADS: dict[str, Callable[..., ClipHead]] = {
+  "video_swin": video_swin.VideoSwinHead,
+  "attentive": _attentive,
+  "average": _average,
+}
 
-  if passes == 1:
-    return run((jnp.zeros((), jnp.int32), frames))
-  padded = jnp.pad(frames, ((0, 0), (0, passes * size - count), (0, 0), (0, 0), (0, 0)))
-  parts = jnp.moveaxis(padded.reshape(devices, passes, size, *frames.shape[2:]), 1, 0)
-  maps = jax.lax.map(run if rng is None else jax.checkpoint(run), (jnp.arange(passes), parts))
 
-  def joined(x: jax.Array) -> jax.Array:
-    x = jnp.moveaxis(x.reshape(passes, devices, size, *x.shape[2:]), 0, 1)
-    return together(x.reshape(devices, passes * size, *x.shape[3:])[:, :count])
-
-  return tuple(joined(x) for x in maps)
+def build_head(
+  options: ActionOptions, feature_specs: Sequence[FeatureSpec], num_classes: int, *, rngs: nnx.Rngs
+) -> ClipHead:
+  """The head that `options.head` describes."""
+  make_head = HEADS[options.head.name]
+  return make_head(
+    tuple(feature_specs), options.head, num_classes, dtype=jnp.dtype(options.head_dtype), rngs=rngs
+  )
 
 
 def _open_sources(options: ActionOptions, seed: int) -> tuple[Any, Any]:

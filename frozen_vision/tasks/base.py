@@ -143,10 +143,6 @@ class Task(abc.ABC):
     del model
     return None
 
-  @abc.abstractmethod
-  def layer_of(self, path: str) -> int:
-    """Depth of a parameter, 0 for the stem up to the head's, for layer-wise decay."""
-
   # Training.
 
   @abc.abstractmethod

@@ -71,9 +71,6 @@ class ClassificationTask(base.Task):
       return None
     return self.phases[sum(start <= step for start in self._starts) - 1]
 
-  def layer_of(self, path: str) -> int:
-    return common.layer_of(path, self._config)
-
   def build_model(self, backbone: nnx.Module | None = None) -> Classifier:
     return Classifier(
       backbone or common.build_backbone(self._config), len(self.classes), rngs=nnx.Rngs(self._config.seed)

@@ -1,5 +1,6 @@
 """Detection and instance segmentation with HTC on a frozen backbone."""
 
+from collections.abc import Callable
 import dataclasses
 import pathlib
 from typing import Any
@@ -16,9 +17,9 @@ from frozen_vision.data import pipeline
 from frozen_vision.data.detection import coco, copy_paste, photos, prepared_coco, semantic_maps, transforms
 from frozen_vision.data.generated import scenes
 from frozen_vision.files import atomic
+from frozen_vision.heads import views as views_lib
+from frozen_vision.heads.base import DetectionHead
 from frozen_vision.heads.htc import htc
-from frozen_vision.heads.htc import views as views_lib
-from frozen_vision.heads.htc.config import HTCConfig
 from frozen_vision.metrics import coco_ap
 from frozen_vision.necks import build as necks
 from frozen_vision.ops import mirror
@@ -38,21 +39,21 @@ def default_config() -> ml_collections.ConfigDict:
   return config_lib.config_dict(DetectionOptions())
 
 
+# The module of a head by the name in its options (`detection_options.HEADS`).
+HEADS: dict[str, Callable[..., DetectionHead]] = {
+  "htc": htc.HTC,
+  "cascade_mask_rcnn": htc.HTC,
+  "mask_rcnn": htc.HTC,
+}
+
+
 class Detector(nnx.Module):
   """Backbone, neck and head."""
 
-  def __init__(
-    self,
-    backbone: nnx.Module,
-    neck: nnx.Module,
-    config: HTCConfig,
-    *,
-    dtype: Any,
-    rngs: nnx.Rngs,
-  ):
+  def __init__(self, backbone: nnx.Module, neck: nnx.Module, head: DetectionHead):
     self.backbone = backbone
     self.neck = neck
-    self.head = htc.HTC(neck.feature_specs, config, dtype=dtype, rngs=rngs)
+    self.head = head
 
 
 class DetectionTask(base.Task):
@@ -107,14 +108,13 @@ class DetectionTask(base.Task):
   def best_metric(self) -> str:
     return "mask_AP" if self._head_config.with_masks else "box_AP"
 
-  def layer_of(self, path: str) -> int:
-    return common.layer_of(path, self._config)
-
   def build_model(self, backbone: nnx.Module | None = None) -> Detector:
     dtype, rngs = jnp.dtype(self._options.head_dtype), nnx.Rngs(self._config.seed)
     backbone = backbone or common.build_backbone(self._config)
     neck = necks.from_options(self._options.neck, backbone.feature_specs, dtype=dtype, rngs=rngs)
-    detector = Detector(backbone, neck, self._head_config, dtype=dtype, rngs=rngs)
+    make_head = HEADS[self._head_config.name]
+    head = make_head(neck.feature_specs, self._head_config, dtype=dtype, rngs=rngs)
+    detector = Detector(backbone, neck, head)
     common.start_head(detector, self._options.init, "detection.init")
     return detector
 

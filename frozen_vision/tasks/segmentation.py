@@ -1,5 +1,6 @@
 """Semantic segmentation on a frozen backbone: Mask2Former, UPerNet or a linear head."""
 
+from collections.abc import Callable
 import dataclasses
 import pathlib
 from typing import Any
@@ -19,6 +20,7 @@ from frozen_vision.data.segmentation import ade20k, class_lists, label_maps, pre
 from frozen_vision.data.segmentation import transforms as segmentation_transforms
 from frozen_vision.files import atomic
 from frozen_vision.heads import linear, upernet
+from frozen_vision.heads.base import SegmentationHead
 from frozen_vision.heads.mask2former import mask2former
 from frozen_vision.metrics import mean_iou
 from frozen_vision.tasks import base, common, results, semantic_inference
@@ -26,8 +28,12 @@ from frozen_vision.tasks.segmentation_options import SegmentationConfig, Segment
 from frozen_vision.visualization import instances
 from frozen_vision.visualization import label_maps as visualize_semantic
 
-# By the head's name.
-_HEADS = {"mask2former": mask2former.Mask2Former, "upernet": upernet.UPerNet, "linear": linear.LinearHead}
+# The module of a head by the name in its options (`segmentation_options.HEADS`).
+HEADS: dict[str, Callable[..., SegmentationHead]] = {
+  "mask2former": mask2former.Mask2Former,
+  "upernet": upernet.UPerNet,
+  "linear": linear.LinearHead,
+}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -67,13 +73,10 @@ class SegmentationTask(base.Task):
     self._names = tuple(category["name"] for category in self.classes)
     self._head_config = dataclasses.replace(self._options.head, num_classes=len(self._names))
 
-  def layer_of(self, path: str) -> int:
-    return common.layer_of(path, self._config)
-
   def build_model(self, backbone: nnx.Module | None = None) -> Segmenter:
     dtype, rngs = jnp.dtype(self._options.head_dtype), nnx.Rngs(self._config.seed)
     backbone = backbone or common.build_backbone(self._config)
-    make_head = _HEADS[self._head_config.name]
+    make_head = HEADS[self._head_config.name]
     head = make_head(backbone.feature_specs, self._head_config, dtype=dtype, rngs=rngs)
     segmenter = Segmenter(backbone, head)
     common.start_head(segmenter, self._options.init, "segmentation.init")

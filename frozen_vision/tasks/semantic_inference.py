@@ -117,30 +117,54 @@ def label_maps(
   Returns:
     Class of every pixel; y and x are `largest` rounded up to whole tiles, what lies outside of an image is 0.
   """
-  padded = tuple(-(-side // tile) * tile for side, tile in zip(largest, _TILE))
+  shape = tuple(-(-side // tile) * tile for side, tile in zip(largest, _TILE))
 
-  def one(arguments: tuple) -> jax.Array:
-    views, original = arguments
-    tiles = -(-original // jnp.asarray(_TILE))
-
-    def row_of_tiles(i: jax.Array, result: jax.Array) -> jax.Array:
-      rows = [_resize_rows(v.scores, i * _TILE[0], _TILE[0], v.sizes[0], original[0]) for v in views]
-
-      def tile(j: jax.Array, result: jax.Array) -> jax.Array:
-        total = sum(
-          _resize_rows(x.swapaxes(0, 1), j * _TILE[1], _TILE[1], v.sizes[1], original[1])
-          for x, v in zip(rows, views)
-        )
-        classes = jnp.argmax(total, axis=-1).astype(jnp.uint8).T
-        y, x = (jnp.arange(n) + at * n < side for n, at, side in zip(_TILE, (i, j), original))
-        classes = jnp.where(y[:, None] & x[None, :], classes, 0)
-        return jax.lax.dynamic_update_slice(result, classes, (i * _TILE[0], j * _TILE[1]))
-
-      return jax.lax.fori_loop(0, tiles[1], tile, result)
-
-    return jax.lax.fori_loop(0, tiles[0], row_of_tiles, jnp.zeros(padded, jnp.uint8))
+  def one(arguments: tuple[list[View], jax.Array]) -> jax.Array:
+    return _label_map(*arguments, shape)
 
   return sharding.per_device(lambda *arrays: jax.lax.map(one, arrays))(list(views), original_size)
+
+
+def _label_map(
+  views: Sequence[View], original: Int[Array, "2"], shape: tuple[int, int]
+) -> UInt8[Array, "y x"]:
+  """`label_maps` of one image: views without their first axis, `shape` of the result in whole tiles."""
+  tiles = -(-original // jnp.asarray(_TILE))
+
+  def row_of_tiles(i: jax.Array, result: jax.Array) -> jax.Array:
+    # Rows are resized once for all tiles beside each other.
+    rows = [_resize_rows(v.scores, i * _TILE[0], _TILE[0], v.sizes[0], original[0]) for v in views]
+
+    def tile(j: jax.Array, result: jax.Array) -> jax.Array:
+      classes = _tile_classes(rows, [v.sizes[1] for v in views], (i, j), original)
+      return jax.lax.dynamic_update_slice(result, classes, (i * _TILE[0], j * _TILE[1]))
+
+    return jax.lax.fori_loop(0, tiles[1], tile, result)
+
+  return jax.lax.fori_loop(0, tiles[0], row_of_tiles, jnp.zeros(shape, jnp.uint8))
+
+
+def _tile_classes(
+  rows: Sequence[Float[Array, "y _w k"]],
+  widths: Sequence[Int[Array, ""]],
+  position: tuple[jax.Array, jax.Array],
+  original: Int[Array, "2"],
+) -> UInt8[Array, "y x"]:
+  """Classes of one tile, 0 outside of the image.
+
+  Args:
+    rows: of each view, its scores at the tile's rows of the original image, at the view's own width.
+    widths: of each view's content.
+    position: of the tile, counted in tiles from the top and the left.
+    original: (h, w) of the image.
+  """
+  total = sum(
+    _resize_rows(x.swapaxes(0, 1), position[1] * _TILE[1], _TILE[1], width, original[1])
+    for x, width in zip(rows, widths)
+  )
+  classes = jnp.argmax(total, axis=-1).astype(jnp.uint8).T
+  y, x = (jnp.arange(n) + at * n < side for n, at, side in zip(_TILE, position, original))
+  return jnp.where(y[:, None] & x[None, :], classes, 0)
 
 
 def _resize_rows(

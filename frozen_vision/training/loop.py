@@ -1,7 +1,6 @@
 """The one training loop."""
 
 from collections.abc import Mapping
-import dataclasses
 import functools
 import logging
 import math
@@ -11,28 +10,23 @@ from typing import Any
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 import optax
 
-from frozen_vision.backbones import families as backbones_build
 from frozen_vision.config import Config, ConfigLike
 from frozen_vision.devices import processes as distributed
 from frozen_vision.devices import sharding
-from frozen_vision.files import trees
-from frozen_vision.freezing import feature_key
+from frozen_vision.freezing import feature_key, prepare
 from frozen_vision.freezing import partition as freeze
-from frozen_vision.layers import storage as stored
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import curves
 from frozen_vision.runs import log as run_log
-from frozen_vision.tasks import base, common
+from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import evaluation as evaluation_lib
 from frozen_vision.training import optimizer as optimizer_lib
 from frozen_vision.training import programs
 from frozen_vision.training import run as run_lib
 from frozen_vision.training import step as step_lib
-from frozen_vision.training.step import Model
 
 _logger = logging.getLogger(__name__)
 
@@ -56,73 +50,24 @@ def build_model(
   mesh: jax.sharding.Mesh | None = None,
   *,
   with_teacher: bool = False,
-) -> Model:
-  """Builds a task's model with its weights and splits it by `config.trainable`.
-
-  A wholly frozen backbone is folded, unless `config.backbone.fold` is off. Patterns and fingerprint are those
-  of the backbone as it was before. One that lies in a file of ours is read, folded and spread block by block:
-  it is never whole in one place.
+) -> prepare.Model:
+  """Builds a task's model with its weights and splits it by `config.trainable`; see `prepare.prepare`.
 
   Args:
     mesh: where the weights go; None leaves them on the default device.
     with_teacher: attach the task's second frozen network, which only training needs.
-
-  Raises:
-    ValueError: a pattern that matches nothing; a `frozen_dtype` that is unknown, or that asks for folding
-      where it is off or something of the backbone trains.
   """
   config = tasks_build.read_config(config)
-  patterns, source = tuple(config.trainable), common.open_backbone(config)
-  on_disk = isinstance(source, backbones_build.BackboneFile)
-  module = task.build_model(source.module if on_disk else source)
-  teacher = task.build_teacher() if with_teacher else None
-  if teacher is not None:
-    module.teacher = teacher
-  graphdef, trainable, frozen = freeze.partition(module, patterns)
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(frozen))
-  storage, key = config.frozen_dtype, None
-  stored.check(storage, "config.frozen_dtype")
-  is_frozen = step_lib.backbone_is_frozen(trainable)
-  folded = is_frozen and config.backbone.fold
-  if on_disk and not (folded and source.fingerprint):
-    module.backbone, on_disk = source.load(), False
-    graphdef, trainable, frozen = freeze.partition(module, patterns)
-  if is_frozen:
-    fingerprint = source.fingerprint if on_disk else freeze.fingerprint(trees.weights(module.backbone))
-    key = feature_key.feature_key(module.backbone, fingerprint, storage=storage, folded=folded)
-  if folded:
-    canonical = module.backbone
-    if on_disk:
-      module.backbone = nnx.data(stored.shapes(canonical, storage=storage))
-      graphdef, trainable, frozen = freeze.partition(module, patterns)
-      where = sharding.frozen_shardings(
-        frozen, mesh or sharding.make_mesh(devices=jax.local_devices()[:1]), config.mesh.frozen
-      )
-      shardings = nnx.merge(graphdef, trainable, where).backbone
-      module.backbone = nnx.data(canonical.fold(storage=storage, read=source.read, shardings=shardings))
-      source.check()
-    else:
-      module.backbone = nnx.data(canonical.fold(storage=storage))
-    graphdef, trainable, frozen = freeze.partition(module, patterns)
-  elif storage == "int8":
-    raise ValueError(
-      "config.frozen_dtype=int8 is for a folded backbone: nothing of it may match config.trainable, and "
-      "config.backbone.fold must be on. Take bfloat16 otherwise."
-    )
-  else:
-    frozen = freeze.cast(frozen, jnp.dtype(storage))
-  mutable, frozen = freeze.split_mutable(trainable, frozen)
-  model = Model(
-    graphdef,
-    trainable,
-    mutable,
-    frozen,
-    key,
-    parameters,
-    f"{storage}, {'folded' if folded else 'as they train'}",
-    None if teacher is None else freeze.fingerprint(trees.weights(teacher)),
+  return prepare.prepare(
+    task.build_model,
+    prepare.open_source(config.backbone, config.seed),
+    trainable=config.trainable,
+    storage=config.frozen_dtype,
+    fold=config.backbone.fold,
+    mesh=mesh,
+    over=config.mesh.frozen,
+    teacher=task.build_teacher() if with_teacher else None,
   )
-  return model if mesh is None else _place(model, mesh, config.mesh.frozen)
 
 
 def train(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, float]:
@@ -147,7 +92,11 @@ def train(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, floa
   _claim(folder, config, is_writer=False)
   model = build_model(task, config, mesh, with_teacher=True)
   tx = optimizer_lib.build(
-    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of
+    config.optimizer,
+    steps=config.steps,
+    trainable=model.trainable,
+    layer_of=model.layer_of,
+    no_weight_decay=model.no_weight_decay,
   )
   state, layout = _initial_state(task, model, tx, config, mesh)
   _describe(model, state, mesh)
@@ -237,7 +186,7 @@ def _open(config: Config) -> tuple[base.Task, jax.sharding.Mesh]:
 
 def _initial_state(
   task: base.Task,
-  model: Model,
+  model: prepare.Model,
   tx: optax.GradientTransformation,
   config: Config,
   mesh: jax.sharding.Mesh,
@@ -252,12 +201,12 @@ def _initial_state(
     mutable=model.mutable,
     task_state=task.initial_state(module),
   )
-  layout = sharding.state_shardings(state, mesh, config.mesh.frozen)
+  layout = sharding.state_shardings(state, mesh, config.mesh.frozen, model.sharding_rules)
   return sharding.put(state, layout), layout
 
 
 def _restore(
-  checkpoints: checkpoint.Checkpoints, state: step_lib.State, model: Model, folder: pathlib.Path
+  checkpoints: checkpoint.Checkpoints, state: step_lib.State, model: prepare.Model, folder: pathlib.Path
 ) -> tuple[step_lib.State, int]:
   """(the newest state of a workdir, its step), or the given state and 0 where there is none.
 
@@ -294,18 +243,7 @@ def _claim(folder: pathlib.Path, config: Config, *, is_writer: bool) -> None:
   )
 
 
-def _place(model: Model, mesh: jax.sharding.Mesh, over: sharding.Over) -> Model:
-  """Puts a model's weights where `sharding` says."""
-  trainable = sharding.state_shardings({"trainable": model.trainable}, mesh, over)["trainable"]
-  return dataclasses.replace(
-    model,
-    trainable=sharding.put(model.trainable, trainable),
-    mutable=sharding.put(model.mutable, jax.tree.map(lambda _: sharding.replicated(mesh), model.mutable)),
-    frozen=sharding.put(model.frozen, sharding.frozen_shardings(model.frozen, mesh, over)),
-  )
-
-
-def _describe(model: Model, state: step_lib.State, mesh: jax.sharding.Mesh) -> None:
+def _describe(model: prepare.Model, state: step_lib.State, mesh: jax.sharding.Mesh) -> None:
   """Says what trains and what does not, and on what."""
 
   def count(tree):

@@ -1,6 +1,7 @@
 """Optimizers from config, over the trainable tree alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import re
 from typing import Any
 
 from flax import nnx
@@ -10,9 +11,9 @@ import optax
 from frozen_vision.config import OptimizerOptions
 from frozen_vision.freezing import partition as freeze
 
-# Names whose parameters are not decayed whatever their rank: SwinV2's released code exempts the position
-# bias MLP and the logit scales, Mask2Former's the embeddings, next to everything one-dimensional.
-_UNDECAYED = ("position_bias", "logit_scale", "level_embed", "query_features", "query_positions")
+# Names whose parameters are not decayed whatever their rank: Swin's released code exempts position biases,
+# Mask2Former's the embeddings, next to everything one-dimensional. What a backbone exempts, it says itself.
+_UNDECAYED = ("position_bias", "level_embed", "query_features", "query_positions")
 
 
 def schedule(config: OptimizerOptions, steps: int) -> optax.Schedule:
@@ -35,11 +36,15 @@ def schedule(config: OptimizerOptions, steps: int) -> optax.Schedule:
   return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
 
 
-def decay_mask(trainable: nnx.State) -> Any:
-  """True where weight decay applies: kernels, but none of the position bias MLP."""
-  return _map_paths(
-    trainable, lambda path, leaf: leaf.ndim > 1 and not any(name in path for name in _UNDECAYED)
-  )
+def decay_mask(trainable: nnx.State, no_weight_decay: Sequence[str] = ()) -> Any:
+  """True where weight decay applies: kernels, but neither embeddings nor what matches `no_weight_decay`."""
+  patterns = [re.compile(pattern) for pattern in no_weight_decay]
+
+  def decays(path: str, leaf: Any) -> bool:
+    exempt = any(name in path for name in _UNDECAYED) or any(one.fullmatch(path) for one in patterns)
+    return leaf.ndim > 1 and not exempt
+
+  return _map_paths(trainable, decays)
 
 
 def build(
@@ -48,6 +53,7 @@ def build(
   steps: int,
   trainable: nnx.State,
   layer_of: Callable[[str], int],
+  no_weight_decay: Sequence[str] = (),
 ) -> optax.GradientTransformation:
   """The update rule.
 
@@ -57,9 +63,10 @@ def build(
     trainable: the parameters (arrays or shapes) that will be optimized.
     layer_of: path -> depth, 0 for the stem up to the head's; needed for `layer_decay` below 1, where a
       parameter's learning rate is multiplied by layer_decay ** (deepest - depth).
+    no_weight_decay: patterns of whole paths that are not decayed, beside vectors.
   """
   rate = schedule(config, steps)
-  mask = decay_mask(trainable)
+  mask = decay_mask(trainable, no_weight_decay)
   chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
   match config.name:
     case "adamw":

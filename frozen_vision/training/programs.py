@@ -10,6 +10,7 @@ import optax
 
 from frozen_vision.config import Config
 from frozen_vision.devices import sharding
+from frozen_vision.freezing import prepare
 from frozen_vision.tasks import base
 from frozen_vision.training import step as step_lib
 
@@ -21,7 +22,7 @@ Predict = Callable[[step_lib.State, base.Batch], base.Outputs]
 
 def compile_steps(
   task: base.Task,
-  model: step_lib.Model,
+  model: prepare.Model,
   tx: optax.GradientTransformation,
   config: Config,
   state: step_lib.State,
@@ -63,7 +64,7 @@ def compile_steps(
 
 
 def compile_predictions(
-  task: base.Task, model: step_lib.Model, state: step_lib.State, mesh: jax.sharding.Mesh
+  task: base.Task, model: prepare.Model, state: step_lib.State, mesh: jax.sharding.Mesh
 ) -> dict[str, Predict]:
   """{evaluation: prediction}, compiled; evaluations with batches of the same shapes share a program."""
   started = time.perf_counter()

@@ -15,6 +15,7 @@ import numpy as np
 from frozen_vision.config import Config
 from frozen_vision.data import batch_iterator
 from frozen_vision.devices import sharding
+from frozen_vision.freezing import prepare
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import log as run_log
 from frozen_vision.tasks import base
@@ -38,7 +39,7 @@ class Run:
 
   task: base.Task
   config: Config
-  model: step_lib.Model
+  model: prepare.Model
   mesh: jax.sharding.Mesh
   folder: pathlib.Path
   checkpoints: checkpoint.Checkpoints

@@ -1,7 +1,6 @@
 """The compiled steps of training and evaluation, as pure functions of pytrees."""
 
 from collections.abc import Callable
-import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -9,40 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from frozen_vision.freezing import partition
 from frozen_vision.tasks import compiled
 
 State = dict[str, Any]
 Scalars = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-  """A task's model in parts.
-
-  Attributes:
-    graphdef: its structure; `nnx.merge(graphdef, trainable, mutable, frozen)` gives the module.
-    trainable: what the optimizer sees.
-    mutable: what the forward pass of trained modules changes, such as BatchNorm's statistics.
-    frozen: what nothing changes.
-    feature_key: identifies the frozen features; None where some of the backbone trains.
-    frozen_parameters: how many numbers are frozen in the canonical model, before folding.
-    storage: how the frozen ones are stored, in words.
-    teacher: fingerprint of the second frozen network, if the task has one.
-  """
-
-  graphdef: nnx.GraphDef
-  trainable: nnx.State
-  mutable: nnx.State
-  frozen: nnx.State
-  feature_key: dict[str, Any] | None
-  frozen_parameters: int
-  storage: str
-  teacher: str | None = None
-
-  @property
-  def frozen_pass(self) -> bool:
-    return self.feature_key is not None
 
 
 def device_batch(batch: compiled.Batch) -> compiled.Batch:
@@ -80,10 +49,6 @@ def init_state(
   if ema:
     state["ema"] = jax.tree.map(jnp.copy, trainable)
   return state
-
-
-def backbone_is_frozen(trainable: nnx.State) -> bool:
-  return not any(path.startswith("backbone/") for path in partition.flatten(trainable))
 
 
 def make_train_step(

@@ -11,8 +11,11 @@ import optax
 import pytest
 
 from frozen_vision.backbones import families
+from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.devices import sharding
 from frozen_vision.layers import storage
+
+_RULES = {"backbone": swinv2.SwinV2.sharding_rules}
 
 
 def _mesh(data, model):
@@ -47,16 +50,16 @@ def test_the_giant_is_spread_evenly_over_1_to_256_devices(kind):
   for devices in (1, 2, 4, 8, 16, 32, 64, 128, 256):
     groups = 2 ** (devices.bit_length() // 2)
     for mesh in {(devices, 1), (1, devices), (groups, devices // groups)}:
-      held = _bytes(state, sharding.frozen_shardings(state, _mesh(*mesh)))
+      held = _bytes(state, sharding.frozen_shardings(state, _mesh(*mesh), rules=_RULES))
       assert whole / devices <= held <= 1.05 * whole / devices, (mesh, held, whole / devices)
-  in_groups = _bytes(state, sharding.frozen_shardings(state, _mesh(4, 8), over="model"))
+  in_groups = _bytes(state, sharding.frozen_shardings(state, _mesh(4, 8), over="model", rules=_RULES))
   assert whole / 8 <= in_groups <= 1.05 * whole / 8
 
 
 def test_the_scanned_axis_stays_whole_and_small_leaves_too():
   state = _folded_state("swinv2_t", "float32")
   stacked = 0
-  for path, leaf in nnx.to_flat_state(sharding.frozen_shardings(state, _mesh(2, 2))):
+  for path, leaf in nnx.to_flat_state(sharding.frozen_shardings(state, _mesh(2, 2), rules=_RULES)):
     spec = leaf.get_value().spec
     if "repeated" in path:
       stacked += 1
@@ -71,8 +74,8 @@ def test_a_large_leaf_without_a_rule_is_an_error():
     return nnx.State({"backbone": {"odd": nnx.Param(jax.ShapeDtypeStruct((size,), jnp.float32))}})
 
   with pytest.raises(ValueError, match="No rule .* backbone/odd"):
-    sharding.frozen_shardings(unknown(2**20), _mesh(2, 1))
-  ((_, leaf),) = nnx.to_flat_state(sharding.frozen_shardings(unknown(4), _mesh(2, 1)))
+    sharding.frozen_shardings(unknown(2**20), _mesh(2, 1), rules=_RULES)
+  ((_, leaf),) = nnx.to_flat_state(sharding.frozen_shardings(unknown(4), _mesh(2, 1), rules=_RULES))
   assert leaf.get_value().spec == PartitionSpec()
   with pytest.raises(ValueError, match="config.mesh.frozen is 'data'"):
     sharding.frozen_shardings(unknown(4), _mesh(2, 1), over="data")
@@ -102,7 +105,7 @@ def test_heads_are_whole_and_open_blocks_are_spread_with_their_moments():
   state = dict(
     trainable=trainable, opt_state=optax.adam(1e-3).init(trainable), ema=trainable, step=jnp.zeros(())
   )
-  found = sharding.state_shardings(state, _mesh(2, 2))
+  found = sharding.state_shardings(state, _mesh(2, 2), rules=_RULES)
   kernels = [
     (jax.tree_util.keystr(path), place.spec)
     for path, place in jax.tree.flatten_with_path(found)[0]

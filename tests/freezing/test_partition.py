@@ -1,5 +1,6 @@
 """Freezing is a partition: what it splits, what the compiled step computes, and what it never touches."""
 
+import functools
 import json
 import re
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from frozen_vision.freezing import partition as freeze
+from frozen_vision.freezing import prepare
 from frozen_vision.runs import state_leaves
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop, optimizer
@@ -27,26 +29,23 @@ class _Program:
   def __init__(self, config):
     config = tasks_build.read_config(config)
     self.task = task = tasks_build.build_task(config)
-    patterns = tuple(config.trainable)
-
-    def folded():
-      module = task.build_model()
-      module.backbone = nnx.data(module.backbone.fold())
-      return module
-
-    model = nnx.eval_shape(task.build_model)
-    if config.backbone.fold and train_step.backbone_is_frozen(freeze.partition(model, patterns)[1]):
-      model = nnx.eval_shape(folded)
-    self.graphdef, self.trainable, self.frozen = freeze.partition(model, patterns)
+    model = prepare.prepare(
+      functools.partial(nnx.eval_shape, task.build_model),
+      nnx.eval_shape(lambda: prepare.open_source(config.backbone, config.seed)),
+      trainable=tuple(config.trainable),
+      storage=config.frozen_dtype,
+      fold=config.backbone.fold,
+    )
+    self.graphdef, self.trainable, self.frozen = model.graphdef, model.trainable, model.frozen
+    self.frozen_pass = model.frozen_pass
     self.tx = optimizer.build(
-      config.optimizer, steps=config.steps, trainable=self.trainable, layer_of=task.layer_of
+      config.optimizer, steps=config.steps, trainable=self.trainable, layer_of=model.layer_of
     )
     self.state = jax.eval_shape(
       lambda leaves: train_step.init_state(leaves, self.tx, seed=0, ema=True), self.trainable
     )
     with task.train_batches(0) as batches:
       self.batch = train_step.device_batch(next(batches))
-    self.frozen_pass = train_step.backbone_is_frozen(self.trainable)
 
   def forward(self, frozen, trainable, batch):
     return self.task.features(nnx.merge(self.graphdef, trainable, frozen), batch, None)
@@ -126,7 +125,7 @@ def _run(config, steps):
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   tx = optimizer.build(
-    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of
+    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=model.layer_of
   )
   state = train_step.init_state(model.trainable, tx, seed=0, ema=False)
   step = jax.jit(
@@ -187,8 +186,8 @@ def test_partition_is_complete_and_merges_back():
     assert all(any(re.fullmatch(pattern, path) for pattern in policy) for path in paths[0])
     merged = nnx.merge(graphdef, trainable, frozen)
     assert {freeze.path_string(path) for path, _ in nnx.to_flat_state(nnx.state(merged))} == names
-  assert train_step.backbone_is_frozen(freeze.partition(model, ("neck/.*",))[1])
-  assert not train_step.backbone_is_frozen(freeze.partition(model, (".*/bias",))[1])
+  assert prepare.backbone_is_frozen(freeze.partition(model, ("neck/.*",))[1])
+  assert not prepare.backbone_is_frozen(freeze.partition(model, (".*/bias",))[1])
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():

@@ -12,8 +12,8 @@ import pytest
 
 from frozen_vision.data import prepare
 from frozen_vision.data.video import clips, prepared_videos
-from frozen_vision.tasks import action
 from frozen_vision.tasks import build as tasks_build
+from frozen_vision.tasks import frame_passes
 from frozen_vision.training import loop, step
 from frozen_vision.visualization import clips as visualize_action
 from tests import samples, tiny
@@ -56,7 +56,9 @@ def test_micro_batches_change_no_feature(built):
   @jax.jit
   def run(state):
     backbone = nnx.merge(graphdef, state).backbone
-    return [action.frame_features(backbone, frames, (1, 3), frames_per_pass=size) for size in (100, 1, 5, 8)]
+    return [
+      frame_passes.frame_features(backbone, frames, (1, 3), frames_per_pass=size) for size in (100, 1, 5, 8)
+    ]
 
   wanted, *others = run(state)
   assert [x.shape[0] for x in wanted] == [8, 8] and wanted[0].shape[1] == 4
@@ -73,7 +75,7 @@ def test_memory_is_that_of_one_pass(built):
     frames = jax.ShapeDtypeStruct((count, 64, 64, 3), jnp.uint8)
 
     def run(state, x):
-      return action.frame_features(nnx.merge(graphdef, state).backbone, x, (3,), frames_per_pass=4)
+      return frame_passes.frame_features(nnx.merge(graphdef, state).backbone, x, (3,), frames_per_pass=4)
 
     return jax.jit(run).lower(state, frames).compile().memory_analysis().temp_size_in_bytes
 

@@ -47,7 +47,7 @@ def _final_state(config, workdir):
   task = tasks_build.build_task(config)
   model = train.build_model(task, config)
   tx = optimizer.build(
-    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=task.layer_of
+    config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=model.layer_of
   )
   state = train_step.init_state(model.trainable, tx, seed=config.seed, ema=config.ema_decay > 0)
   with checkpoint.Checkpoints(workdir) as checkpoints:

@@ -11,12 +11,9 @@ import pytest
 
 from frozen_vision.backbones import families
 from frozen_vision.config import OptimizerOptions
-from frozen_vision.freezing import partition
+from frozen_vision.freezing import partition, prepare
 from frozen_vision.runs import state_leaves
-from frozen_vision.tasks import build as tasks_build
-from frozen_vision.tasks import common
 from frozen_vision.training import optimizer
-from tests import tiny
 
 
 def _config(**changes):
@@ -156,11 +153,15 @@ def test_layer_decay_multiplies_rate_and_decay():
 
 
 def test_layers_of_the_backbone_count_from_the_stem_to_the_head():
-  config = tasks_build.read_config(tiny.detection()).replace({"backbone.overrides.depths": (1, 1, 2, 1)})
+  backbone = nnx.eval_shape(
+    lambda: families.build_backbone("swinv2_nano", depths=(1, 1, 2, 1), rngs=nnx.Rngs(0))
+  )
 
-  def depth(path):
-    return common.layer_of(path, config)
+  class Model(nnx.Module):
+    def __init__(self, backbone):
+      self.backbone, self.head = backbone, nnx.Linear(2, 2, rngs=nnx.Rngs(0))
 
+  depth = prepare.prepare(Model, backbone, trainable=(".*",)).layer_of
   assert depth("backbone/patch_embed/proj/kernel") == 0
   assert depth("backbone/stages/0/blocks/0/attn/qkv/kernel") == 1
   assert depth("backbone/stages/0/downsample/reduction/kernel") == 1
@@ -169,8 +170,6 @@ def test_layers_of_the_backbone_count_from_the_stem_to_the_head():
   assert depth("backbone/stages/3/blocks/0/norm1/scale") == 5
   for path in ("backbone/norm/scale", "neck/lateral/0/kernel", "head/kernel"):
     assert depth(path) == 6
-  config = tasks_build.read_config({"task": "detection"})
-  assert common.layer_of("head/kernel", config) == sum(families.backbone_config("swinv2_nano").depths) + 1
 
 
 def test_adam_is_optax_adam():

@@ -36,7 +36,7 @@ class FoldedSwinV2(base.FoldedBackbone):
   Attributes:
     stem, norm: patch embedding, and the final norm that `embed` uses.
     stages: per stage `repeated` and `blocks` (`layers.storage.fold_blocks`), and `downsample`.
-    remat: of a backbone that trains (`StackedSwinV2`): blocks are computed again on the way back.
+    remat: of a backbone that trains (`stacked`): blocks are computed again on the way back.
   """
 
   stem: Tree
@@ -122,16 +122,6 @@ class FoldedSwinV2(base.FoldedBackbone):
     return windows.pair_bias(table, window)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class StackedSwinV2(FoldedSwinV2):
-  """A backbone that trains at the least cost: blocks are scanned, and computed again on the way back.
-
-  Its weights are float32. Position biases stand as tables, and stochastic depth is left out: neither changes
-  memory or FLOPs by anything that shows.
-  """
-
-
 def fold(
   backbone: base.Backbone,
   *,
@@ -175,11 +165,13 @@ def fold(
   return stored.variables(folded)
 
 
-def stacked(backbone: base.Backbone, *, remat: bool) -> StackedSwinV2:
-  """See `Backbone.stacked`."""
-  folded = fold(backbone, storage="float32")
-  fields = {field.name: getattr(folded, field.name) for field in dataclasses.fields(folded)}
-  return stored.parameters(StackedSwinV2(**fields | dict(remat=remat)))
+def stacked(backbone: base.Backbone, *, remat: bool) -> FoldedSwinV2:
+  """See `Backbone.stacked`.
+
+  Position biases stand as tables, and stochastic depth is left out: neither changes memory or FLOPs by
+  anything that shows.
+  """
+  return stored.parameters(dataclasses.replace(fold(backbone, storage="float32"), remat=remat))
 
 
 def _fold_block(module: nnx.Module, config: swinv2.SwinV2Config, stage: int, store: stored.Storage) -> Tree:

@@ -194,10 +194,6 @@ class SwinV2(base.Backbone):
     )
     self.norm = LayerNorm(self.feature_specs[-1].channels, rngs=rngs)
 
-  @property
-  def embed_dim(self) -> int:
-    return self.feature_specs[-1].channels
-
   def __call__(
     self, images: Float[Array, "b h w 3"], *, rng: Array | None = None
   ) -> tuple[Float[Array, "b _h _w _c"], ...]:
@@ -253,5 +249,5 @@ class SwinV2(base.Backbone):
   ) -> folded.FoldedSwinV2:
     return folded.fold(self, storage=storage, dtype=dtype, scan=scan, read=read, shardings=shardings)
 
-  def stacked(self, *, remat: bool = True) -> folded.StackedSwinV2:
+  def stacked(self, *, remat: bool = True) -> folded.FoldedSwinV2:
     return folded.stacked(self, remat=remat)

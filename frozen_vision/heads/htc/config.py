@@ -3,13 +3,14 @@
 import dataclasses
 from typing import Annotated, Literal
 
+from frozen_vision.heads.base import DetectionHeadConfig
 from frozen_vision.options import Count, Fraction, from_data, Natural, NonNegative, Positive, Range
 
 Quad = tuple[Positive, Positive, Positive, Positive]
 
 
 @dataclasses.dataclass(frozen=True)
-class HTCConfig:
+class HTCConfig(DetectionHeadConfig):
   """Every choice of the head. Defaults are HTC R50-FPN without the semantic branch.
 
   Values are those of mmdet 3.3.0 configs/htc/htc-without-semantic_r50_fpn_1x_coco.py, except where

@@ -5,6 +5,7 @@ samplers so wide that nothing is left to chance, losses and predictions are equa
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 
 from flax import nnx
 import jax
@@ -14,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 import optax
 
 from frozen_vision.backbones.base import FeatureSpec
+from frozen_vision.heads import base
+from frozen_vision.heads.base import Features, Scalars
 from frozen_vision.heads.htc import losses as loss_ops
 from frozen_vision.heads.htc import sampling
 from frozen_vision.heads.htc.box_head import BoxHead, BoxOutput
@@ -26,15 +29,11 @@ from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import masks as mask_ops
 from frozen_vision.ops import roi_align as roi_ops
 
-Features = Sequence[Float[Array, "b _h _w _c"]]
-Scalars = dict[str, Float[Array, ""]]
 
-
-class HTC(nnx.Module):
+class HTC(base.DetectionHead):
   """Proposals, box stages, mask stages and an optional semantic branch on one feature pyramid.
 
-  Predicting takes two steps, because multi-scale testing computes masks for merged boxes:
-  `predict_boxes(features, image_size)`, then `predict_masks(features, boxes, labels)`.
+  `predict_boxes` is `score_boxes` and `select` for one view.
   """
 
   def __init__(
@@ -323,7 +322,26 @@ class HTC(nnx.Module):
       boxes [b, d, 4] xyxy in input pixels, scores [b, d] in falling order, labels int32 [b, d],
       valid [b, d].
     """
-    return select_detections(*self.score_boxes(features, image_size, proposals), self.config)
+    return self.select(*self.score_boxes(features, image_size, proposals))
+
+  def select(
+    self,
+    boxes: Float[Array, "b n k 4"],
+    probabilities: Float[Array, "b n c"],
+    valid: Bool[Array, "b n"],
+    *,
+    num_views: int = 1,
+    max_detections: int | None = None,
+  ) -> dict[str, Array]:
+    """NMS within each class over the candidates of all views; see `detections.select_detections`."""
+    # Every view brings its own candidates of an object, and the bound before a hard NMS must leave room for
+    # them.
+    config = dataclasses.replace(
+      self.config,
+      max_detections=max_detections or self.config.max_detections,
+      pre_nms_detections=num_views * self.config.pre_nms_detections,
+    )
+    return select_detections(boxes, probabilities, valid, config)
 
   def predict_masks(
     self, features: Features, boxes: Float[Array, "b d 4"], labels: Int[Array, "b d"]

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 import numpy as np
 
 from frozen_vision.backbones.base import FeatureSpec
+from frozen_vision.heads.base import SegmentationHead
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
 from frozen_vision.heads.mask2former.criterion import criterion, Targets
 from frozen_vision.heads.mask2former.pixel_decoder import PixelDecoder
@@ -25,7 +26,7 @@ Scalars = dict[str, Float[Array, ""]]
 _BAND = 64  # rows of a prediction that are in memory for all queries at once
 
 
-class Mask2Former(nnx.Module):
+class Mask2Former(SegmentationHead):
   """Pixel decoder, transformer decoder, one class and one mask per query."""
 
   def __init__(

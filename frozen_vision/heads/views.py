@@ -6,15 +6,13 @@ is plain prediction, bit for bit.
 """
 
 from collections.abc import Sequence
-import dataclasses
 import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from frozen_vision.heads.htc.detections import select_detections
-from frozen_vision.heads.htc.htc import Features, HTC
+from frozen_vision.heads.base import DetectionHead, Features
 from frozen_vision.ops import boxes as box_ops
 
 # COCO's object sizes: areas in pixels of the original image, from the first number up to below the second.
@@ -38,7 +36,7 @@ class View(NamedTuple):
 
 
 def predict(
-  head: HTC,
+  head: DetectionHead,
   views: Sequence[View],
   original_size: Int[Array, "b 2"],
   *,
@@ -50,13 +48,13 @@ def predict(
   own kind.
 
   Args:
-    head: decides what else a detection is (`HTCConfig`).
+    head: decides by its `select` what a detection is.
     views: at least one; with several scales and sizes, large objects are usually taken from small scales.
     original_size: (h, w) of the images as they were annotated, which is what sizes refer to.
     max_detections: rows of the result; None: the head's.
 
   Returns:
-    As `HTC.predict_boxes`; with the head's mask branch also masks [b, d, m, m], as `HTC.predict_masks`.
+    As `DetectionHead.select`; of heads with masks also masks [b, d, m, m], as `DetectionHead.predict_masks`.
   """
   reference = views[0].image_size
   boxes, scores, valid = [], [], []
@@ -67,16 +65,9 @@ def predict(
     boxes.append(found)
     scores.append(jnp.where(counts, probabilities, -jnp.inf))
     valid.append(real)
-  # Every view brings its own candidates of an object, and the bound before a hard NMS must leave room for
-  # them.
-  config = dataclasses.replace(
-    head.config,
-    max_detections=max_detections or head.config.max_detections,
-    pre_nms_detections=len(views) * head.config.pre_nms_detections,
-  )
   merged = [jnp.concatenate(parts, axis=1) for parts in (boxes, scores, valid)]
-  detections = select_detections(*merged, config)
-  if config.with_masks:
+  detections = head.select(*merged, num_views=len(views), max_detections=max_detections)
+  if head.config.with_masks:
     total = 0.0
     for view in views:
       own = _to_view(detections["boxes"], view, reference)

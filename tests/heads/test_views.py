@@ -1,21 +1,30 @@
 """Several views of an image: where their boxes go, what is filtered, how masks are averaged."""
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frozen_vision.heads import base as heads_base
+from frozen_vision.heads import views as views_lib
 from frozen_vision.heads.htc import config as htc_config
-from frozen_vision.heads.htc import views as views_lib
+from frozen_vision.heads.htc import htc
 from frozen_vision.ops import mirror
 
 
-class Preset:
+class Preset(heads_base.DetectionHead):
   """A head whose candidates are its features: (boxes [b, n, k, 4], probabilities [b, n, c], masks [m, m])."""
 
   def __init__(self, **options):
     self.config = htc_config.htc(**(dict(num_classes=2, score_threshold=0.1, max_detections=6) | options))
-    self.asked = []
+    self.asked = nnx.static([])
+
+  def losses(self, features, batch, rng):
+    raise NotImplementedError
+
+  def select(self, *candidates, **options):
+    return htc.HTC.select(self, *candidates, **options)
 
   def score_boxes(self, features, image_size):
     boxes, probabilities, _ = features

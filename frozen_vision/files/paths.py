@@ -1,0 +1,19 @@
+"""Paths that an option names."""
+
+import os
+import pathlib
+
+
+def existing_path(path: str | os.PathLike, option: str, how: str = "") -> pathlib.Path:
+  """The path, if it exists.
+
+  Raises:
+    FileNotFoundError: names the option, the absolute path that was looked at, and `how` to get it.
+  """
+  found = pathlib.Path(path).expanduser()
+  if not found.exists():
+    raise FileNotFoundError(
+      f"config.{option}: {found.absolute()} does not exist. "
+      f"{how or 'Give an existing path with --config.' + option + '=PATH.'}"
+    )
+  return found
