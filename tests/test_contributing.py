@@ -11,8 +11,8 @@ import numpy as np
 import optax
 
 import frozen_vision as fv
-from frozen_vision.heads import linear
-from frozen_vision.tasks import base
+from frozen_vision.tasks import base, segmentation, segmentation_options
+from frozen_vision.training import loop
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -33,44 +33,51 @@ def test_what_it_says_of_a_file_is_in_it():
       assert re.search(rf"\b{name}\b", (_ROOT / path).read_text()), (path, name)
   assert len(rows) > 5
   for name in (
-    "build_model",
-    "frozen_features",
-    "loss",
-    "predict",
-    "train_batches",
-    "eval_batches",
-    "evaluator",
-    "pictures",
-    "write_results",
-    "eval_transform",
-    "blank_example",
-    "phase_at",
+    *base.Task.__abstractmethods__ - {"__init__"},
+    *("prepare", "to_source", "build_teacher", "initial_state", "phases", "phase_at", "nominal_classes"),
   ):
-    assert hasattr(base.Task, name) and f"`{name}" in _TEXT, name
+    assert f"`{name}" in _TEXT, name
+  for name in re.findall(r"^   \* `(\w+)", _TEXT, re.MULTILINE):
+    assert hasattr(base.Task, name) or name in base.Task.__annotations__, name
+
+
+def _example():
+  """The names that the example defines."""
+  blocks = re.findall(r"```python\n(.*?)```", _TEXT, re.DOTALL)
+  assert len(blocks) == 1
+  names = {"__name__": "example"}
+  exec(textwrap.dedent(blocks[0]), names)
+  return names
 
 
 def test_the_example_is_a_head_of_segmentation():
-  blocks = re.findall(r"```python\n(.*?)```", _TEXT, re.DOTALL)
-  assert len(blocks) == 1
-  names = {}
-  exec(textwrap.dedent(blocks[0]), names)
+  names = _example()
   specs = (fv.FeatureSpec(4, 8), fv.FeatureSpec(8, 16))
   head = names["FinestHead"](specs, names["FinestConfig"](num_classes=5), rngs=nnx.Rngs(0))
-  known = fv.LinearHead(specs, linear.LinearConfig(5), rngs=nnx.Rngs(0))
   rng = np.random.default_rng(0)
   features = [
     jnp.asarray(rng.standard_normal((2, 32 // s.stride, 32 // s.stride, s.channels)), "float32")
     for s in specs
   ]
   batch = {"labels": jnp.asarray(rng.integers(0, 5, (2, 32, 32)))}
-  (losses, metrics), (wanted, wanted_metrics) = (
-    h.losses(features, batch, jax.random.key(0)) for h in (head, known)
-  )
-  assert losses.keys() == wanted.keys() and metrics.keys() == wanted_metrics.keys()
+  losses, _ = head.losses(features, batch, jax.random.key(0))
   # Against optax on logits that jax.image brings to the labels' size.
   full = jax.image.resize(head(features), (2, 32, 32, 5), "linear")
   expected = optax.softmax_cross_entropy_with_integer_labels(full, batch["labels"]).mean()
   np.testing.assert_allclose(losses["loss_ce"], expected, rtol=1e-5)
-  scores = head.predict_semantic(features, (32, 32))
-  assert scores.shape == known.predict_semantic(features, (32, 32)).shape == (2, 32, 32, 5)
-  assert tiny.segmentation().segmentation.head.name == "linear"  # what step 2 adds a case to
+  assert head.predict_semantic(features, (32, 32)).shape == (2, 32, 32, 5)
+
+
+def test_the_example_trains_once_the_two_tables_name_it(monkeypatch, tmp_path, quick_compilation):
+  names = _example()
+  monkeypatch.setitem(segmentation_options.HEADS, "finest", names["FinestConfig"])
+  monkeypatch.setitem(segmentation.HEADS, "finest", names["FinestHead"])
+  config = tiny.segmentation("finest")
+  config.segmentation.head.dropout = 0.5
+  config.update(dict(steps=2, log_every=1))
+  metrics = loop.train(config, tmp_path)
+  assert 0 <= metrics["mIoU"] <= 1
+  series = tiny.metrics(tmp_path)
+  first, last = (value for _, value in series["train/loss"])
+  assert np.isfinite([first, last]).all() and first != last
+  assert {"train/loss/loss_ce", "train/pixel_accuracy"} < set(series)
