@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.necks import bifpn, fpn
+from frozen_vision.necks import bifpn, fpn, simple_pyramid
 from frozen_vision.options import Count, Natural
 
 
@@ -52,12 +52,28 @@ class BiFPNConfig:
   norm: bifpn.Norm = "group"
 
 
-NECKS = {"fpn": FPNConfig, "bifpn": BiFPNConfig}
+@dataclasses.dataclass(frozen=True)
+class SimplePyramidConfig:
+  """Options of a simple feature pyramid on the last map of a plain ViT; see `FPNConfig`."""
+
+  name: Literal["simple_pyramid"] = "simple_pyramid"
+  channels: Count = 256
+  levels: Count = 5
+  input_norm: bool = False
+  attention_heads: Natural = 0
+
+
+NECKS = {"fpn": FPNConfig, "bifpn": BiFPNConfig, "simple_pyramid": SimplePyramidConfig}
+Pyramid = fpn.FPN | bifpn.BiFPN | simple_pyramid.SimplePyramid
 
 
 def from_options(
-  options: FPNConfig | BiFPNConfig, feature_specs: Sequence[FeatureSpec], *, dtype: Any, rngs: nnx.Rngs
-) -> fpn.FPN | bifpn.BiFPN:
+  options: FPNConfig | BiFPNConfig | SimplePyramidConfig,
+  feature_specs: Sequence[FeatureSpec],
+  *,
+  dtype: Any,
+  rngs: nnx.Rngs,
+) -> Pyramid:
   """The pyramid of a config's section; raises ValueError as `build_neck` does."""
   fields = dataclasses.asdict(options)
   fields["num_levels"] = fields.pop("levels")
@@ -77,11 +93,11 @@ def build_neck(
   attention_heads: int = 0,
   dtype: DTypeLike = jnp.float32,
   rngs: nnx.Rngs,
-) -> fpn.FPN | bifpn.BiFPN:
+) -> Pyramid:
   """A pyramid on the levels of a backbone.
 
   Args:
-    name: "fpn" or "bifpn".
+    name: "fpn", "bifpn" or "simple_pyramid".
     feature_specs: levels of the backbone, fine to coarse.
     channels: channels of every output level.
     num_levels: output levels.
@@ -106,5 +122,7 @@ def build_neck(
       return fpn.FPN(feature_specs, channels, **shared)
     case "bifpn":
       return bifpn.BiFPN(feature_specs, channels, repeats=repeats, separable=separable, norm=norm, **shared)
+    case "simple_pyramid":
+      return simple_pyramid.SimplePyramid(feature_specs, channels, **shared)
     case _:
-      raise ValueError(f"Neck {name!r} is unknown; known: fpn, bifpn.")
+      raise ValueError(f"Neck {name!r} is unknown; known: {', '.join(NECKS)}.")

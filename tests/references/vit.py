@@ -29,6 +29,7 @@ except RuntimeError:  # a torchvision without its compiled operators, which a Vi
 from safetensors.torch import save_file
 import timm
 import transformers
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
 
 _GRID = 3
 _SMALL = dict(embed_dim=48, depth=4, num_heads=4)
@@ -107,8 +108,10 @@ def _build_transformers(kind, image_size, **options):
 
 
 def _run_timm(model, images):
-  tokens, blocks = model.forward_intermediates(images, output_fmt="NLC", return_prefix_tokens=True)
-  blocks = [torch.cat([prefix, patches], 1) if prefix is not None else patches for patches, prefix in blocks]
+  has_prefix = model.num_prefix_tokens > 0
+  tokens, blocks = model.forward_intermediates(images, output_fmt="NLC", return_prefix_tokens=has_prefix)
+  if has_prefix:
+    blocks = [torch.cat([prefix, patches], 1) for patches, prefix in blocks]
   pool = getattr(model, "attn_pool", None)
   return blocks, tokens, tokens[:, 0] if pool is None else pool(tokens)
 
@@ -232,7 +235,7 @@ def main(folder: pathlib.Path) -> None:
   config = transformers.ViTMAEConfig(
     hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96, image_size=80
   )
-  embeddings = transformers.ViTMAEModel(config).embeddings
+  embeddings = ViTMAEEmbeddings(config)
   embeddings.initialize_weights()
   table = embeddings.position_embeddings[0].detach().numpy()
   np.savez(folder / "sine.npz", table=table)
