@@ -73,6 +73,15 @@ class LoaderOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class DataOptions:
+  """What is done with data in files before a run begins, and what is accepted of them."""
+
+  check: bool = True  # look at all images, and at label maps and videos; leave out what cannot be read
+  allow_drops: bool = False  # go on where more than a tenth of anything is left out
+  allow_outside: bool = False  # take file names in annotations and lists that lead out of their folder
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """Everything that the loops read; a task's subclass has one more section, called by the task's name."""
 
@@ -93,6 +102,7 @@ class Config:
   mesh: MeshOptions = MeshOptions()
   ema_decay: Fraction = 0.0  # average of the trainable parameters, used for evaluation; 0 for none
   optimizer: OptimizerOptions = OptimizerOptions()
+  data: DataOptions = DataOptions()
   loader: LoaderOptions = LoaderOptions()
   log_every: Count = 20
   eval_every: Natural = 0  # steps; 0: at the end only

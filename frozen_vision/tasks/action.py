@@ -20,7 +20,7 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.data import pipeline
 from frozen_vision.data.classification import augment
 from frozen_vision.data.generated import motion_clips
-from frozen_vision.data.video import clips, lists, prepared_videos, sources
+from frozen_vision.data.video import clips, lists, prepared_videos, sources, survey
 from frozen_vision.heads import video_swin
 from frozen_vision.heads.base import ClipHead
 from frozen_vision.metrics import action as action_metrics
@@ -63,7 +63,7 @@ class ActionTask(base.Task):
     self._train = self._validation = None
     self.headline = "Action recognition"
     if classes is None:
-      self._train, self._validation = _open_sources(options, config.seed)
+      self._train, self._validation = _open_sources(config)
       classes = common.shared_classes(
         self._train.classes,
         self._validation.classes,
@@ -251,8 +251,9 @@ def build_head(
   )
 
 
-def _open_sources(options: ActionOptions, seed: int) -> tuple[Any, Any]:
+def _open_sources(config: ActionConfig) -> tuple[Any, Any]:
   """Training and validation records."""
+  options, seed = config.action, config.seed
   match options.data:
     case "clips":
 
@@ -265,7 +266,7 @@ def _open_sources(options: ActionOptions, seed: int) -> tuple[Any, Any]:
     case "videos":
       return tuple(
         _open_videos(
-          common.existing_path(getattr(options, name), f"action.{name}", _HOW_TO_GET_KINETICS), options
+          common.existing_path(getattr(options, name), f"action.{name}", _HOW_TO_GET_KINETICS), config
         )
         for name in _SPLITS
       )
@@ -273,7 +274,7 @@ def _open_sources(options: ActionOptions, seed: int) -> tuple[Any, Any]:
       if not options.lists:
         raise ValueError("config.action.data=folds needs config.action.lists, one list of videos or more.")
       parts = [
-        _open_videos(common.existing_path(path, "action.lists"), options, options.group_column)
+        _open_videos(common.existing_path(path, "action.lists"), config, options.group_column)
         for path in options.lists
       ]
       return sources.split_fold(sources.concatenate(parts), options.fold, options.num_folds)
@@ -287,12 +288,16 @@ def _open_sources(options: ActionOptions, seed: int) -> tuple[Any, Any]:
       return tuple(_fitting(prepared_videos.PreparedVideos(root, split), options) for split in _SPLITS)
 
 
-def _open_videos(path: pathlib.Path, options: ActionOptions, group_column: str = "") -> Any:
+def _open_videos(path: pathlib.Path, config: ActionConfig, group_column: str = "") -> Any:
   """The videos of a folder, a list, or the folder of a prepared split."""
+  options = config.action
   prepared = prepared_videos.open_split(path)
   if prepared is not None:
     return _fitting(prepared, options)
-  return lists.open_videos(path, root=options.root, group_column=group_column)
+  videos = lists.open_videos(
+    path, root=options.root, group_column=group_column, allow_outside=config.data.allow_outside
+  )
+  return survey.survey(videos) if config.data.check else videos
 
 
 def _fitting(

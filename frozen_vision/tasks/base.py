@@ -120,6 +120,16 @@ class Task(abc.ABC):
       classes: of a model that is trained already, or only planned; no data are looked for then.
     """
 
+  @property
+  def data(self) -> Mapping[str, Any]:
+    """The sources that were opened, by "training" and "validation"; empty without data."""
+    sources = {"training": getattr(self, "_train", None), "validation": getattr(self, "_validation", None)}
+    return {name: source for name, source in sources.items() if source is not None}
+
+  def settle(self, config: Config) -> Config:
+    """The config with the options that the data decide, as a run records it; by default the same."""
+    return config
+
   # The model.
 
   @abc.abstractmethod

@@ -64,6 +64,8 @@ class ClassificationTask(base.Task):
 
   def _open(self, path: str) -> Any:
     source = folders.open_source(common.existing_path(path, "classification"))
+    if self._config.data.check:
+      source.check()
     return folders.DecodedImages(source) if self._options.decoded_cache else source
 
   def phase_at(self, step: int) -> Any:

@@ -14,7 +14,15 @@ import numpy as np
 from frozen_vision import config as config_lib
 from frozen_vision.backbones import families
 from frozen_vision.data import pipeline
-from frozen_vision.data.detection import coco, copy_paste, photos, prepared_coco, semantic_maps, transforms
+from frozen_vision.data.detection import (
+  coco,
+  copy_paste,
+  lost_objects,
+  photos,
+  prepared_coco,
+  semantic_maps,
+  transforms,
+)
 from frozen_vision.data.generated import scenes
 from frozen_vision.files import atomic
 from frozen_vision.heads import views as views_lib
@@ -70,16 +78,27 @@ class DetectionTask(base.Task):
     self._scales, self._sizes = _test_scales(self._options)
     with_masks = self._options.head.with_masks
     self._train = self._validation = None
+    self._evaluates_masks = with_masks
     self.headline = "Detection"
     if classes is None:
-      self._train, self._validation = _open_sources(config, require_masks=with_masks)
+      self._train, self._validation = _open_sources(config)
       classes = [{"id": int(category["id"]), "name": category["name"]} for category in self._train.categories]
       what = "images, held out of one file" if _holds_out(self._options) else "images"
       self.headline = common.headline(self.headline, self._train, self._validation, classes, what)
+      if with_masks and not getattr(self._train, "has_masks", True):
+        with_masks = False
+        self.headline += " Boxes only: the training annotations have no masks."
+      self._evaluates_masks = with_masks and getattr(self._validation, "has_masks", True)
+      if with_masks and not self._evaluates_masks:
+        self.headline += " Only boxes are evaluated: the validation annotations have no masks."
     self.classes = tuple(classes)
     self._names = tuple(category["name"] for category in self.classes)
-    self._head_config = dataclasses.replace(self._options.head, num_classes=len(self._names))
+    self._head_config = dataclasses.replace(
+      self._options.head, num_classes=len(self._names), with_masks=with_masks
+    )
     self._semantic_stride = 0
+    if self._train is not None:
+      lost_objects.count(self._train, self._train_transform())
     semantic_classes, semantic = self._head_config.semantic_classes, self._options.semantic
     if bool(semantic_classes) != bool(semantic.maps):
       raise ValueError(
@@ -97,16 +116,22 @@ class DetectionTask(base.Task):
         )
       # Of the level it works on: the finest of the backbones here has stride 4.
       self._semantic_stride = 4 * 2**self._head_config.semantic_level
-    pasting, with_masks = self._options.copy_paste, self._head_config.with_masks
-    if not 0 <= pasting <= 1 or (pasting and not with_masks):
+    pasting = self._options.copy_paste
+    if pasting and not with_masks:
       raise ValueError(
-        f"detection.copy_paste is {pasting}, with_masks of the head is {with_masks}: expected a "
-        "probability, and masks, by which objects are cut out."
+        f"detection.copy_paste is {pasting}, and only boxes are trained: objects are cut out by their masks. "
+        "Set --config.detection.copy_paste=0."
       )
+
+  def settle(self, config: DetectionConfig) -> DetectionConfig:
+    """See `Task.settle`: annotations without masks make a head for boxes only."""
+    if self._head_config.with_masks == config.detection.head.with_masks:
+      return config
+    return config.replace({"detection": {"head": {"with_masks": self._head_config.with_masks}}})
 
   @property
   def best_metric(self) -> str:
-    return "mask_AP" if self._head_config.with_masks else "box_AP"
+    return "mask_AP" if self._evaluates_masks else "box_AP"
 
   def build_model(self, backbone: nnx.Module | None = None) -> Detector:
     dtype, rngs = jnp.dtype(self._options.head_dtype), nnx.Rngs(self._config.seed)
@@ -206,7 +231,7 @@ class DetectionTask(base.Task):
     }
 
   def evaluator(self) -> coco_ap.CocoEvaluator:
-    kinds = ("bbox", "segm") if self._head_config.with_masks else ("bbox",)
+    kinds = ("bbox", "segm") if self._evaluates_masks else ("bbox",)
     return coco_ap.CocoEvaluator(self._validation.ground_truth, kinds)
 
   def pictures(
@@ -214,7 +239,7 @@ class DetectionTask(base.Task):
   ) -> dict[str, np.ndarray]:
     first = self._scales[0]
     place = transforms.DetectionTrain(
-      first.frame, 300, first.resize, flip_probability=0.0, with_masks=self._head_config.with_masks
+      first.frame, 300, first.resize, flip_probability=0.0, with_masks=self._evaluates_masks
     )
     rows = []
     for row in range(min(count, int(np.sum(batch["example_valid"])))):
@@ -265,8 +290,11 @@ def _test_scales(
   ), sizes
 
 
-def _open_sources(config: DetectionConfig, *, require_masks: bool) -> tuple[Any, Any]:
-  """(training, validation) sources with one label space."""
+def _open_sources(config: DetectionConfig) -> tuple[Any, Any]:
+  """(training, validation) sources with one label space.
+
+  Annotations without masks are dropped where masks are trained and the file has any (`has_masks`).
+  """
   options = config.detection
 
   def chosen(ids):
@@ -276,7 +304,9 @@ def _open_sources(config: DetectionConfig, *, require_masks: bool) -> tuple[Any,
   validation = dict(image_ids=chosen(options.validation_image_ids))
   if options.data != "prepared":  # where the preparation has decided
     for split in (train, validation):
-      split["require_masks"] = require_masks
+      split["require_masks"] = None if options.head.with_masks else False
+      split["allow_outside"] = config.data.allow_outside
+      split["check_images"] = config.data.check and options.data != "photos"
   match options.data:
     case "scenes":
       sizes = dict(image_size=options.scenes.image_size, seed=config.seed)

@@ -16,7 +16,14 @@ from frozen_vision.backbones import families
 from frozen_vision.data import pipeline
 from frozen_vision.data.detection import transforms
 from frozen_vision.data.generated import semantic_scenes
-from frozen_vision.data.segmentation import ade20k, class_lists, label_maps, prepared_segmentation, sources
+from frozen_vision.data.segmentation import (
+  ade20k,
+  class_lists,
+  label_maps,
+  prepared_segmentation,
+  sources,
+  survey,
+)
 from frozen_vision.data.segmentation import transforms as segmentation_transforms
 from frozen_vision.files import atomic
 from frozen_vision.heads import linear, upernet
@@ -65,6 +72,9 @@ class SegmentationTask(base.Task):
     self.headline = "Segmentation"
     if classes is None:
       self._train, self._validation = _open_sources(config)
+      if config.data.check:
+        self._train = _surveyed(self._train, absent_classes=True)
+        self._validation = _surveyed(self._validation, absent_classes=False)
       classes = common.shared_classes(
         self._train.class_names, self._validation.class_names, (repr(self._train), repr(self._validation))
       )
@@ -226,6 +236,13 @@ class SegmentationTask(base.Task):
         path = truth / f"{self._validation.name(index)}.png"
         if not path.exists():
           atomic.write_bytes(path, label_maps.encode(self._validation.label(index)), sync=False)
+
+
+def _surveyed(source: sources.SegmentationSource, *, absent_classes: bool) -> sources.SegmentationSource:
+  """A source without what cannot be read; what is generated or prepared is as it should be."""
+  if isinstance(source, sources.LabelledImages):
+    return survey.survey(source, absent_classes=absent_classes)
+  return source
 
 
 def _open_sources(

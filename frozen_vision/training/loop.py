@@ -13,6 +13,7 @@ import jax
 import optax
 
 from frozen_vision.config import Config, ConfigLike
+from frozen_vision.data import reports
 from frozen_vision.devices import processes as distributed
 from frozen_vision.devices import sharding
 from frozen_vision.freezing import feature_key, prepare
@@ -40,6 +41,7 @@ _FREE_OPTIONS = (
   "pictures",
   "tensorboard",
   "loader.*",
+  "data.allow_drops",
   "mesh.*",
 )
 
@@ -86,7 +88,7 @@ def train(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, floa
     FloatingPointError: a loss that is not finite.
   """
   config = tasks_build.read_config(config)
-  task, mesh = _open(config)
+  task, config, report, mesh = _open(config)
   sharding.check_batch(config.batch_size, mesh, "batch_size", config.accumulate)
   folder, is_writer = pathlib.Path(workdir), jax.process_index() == 0
   _claim(folder, config, is_writer=False)
@@ -125,6 +127,8 @@ def train(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, floa
       distributed.wait_for_all("training")
       # Only now, so that a config that cannot run does not keep the workdir from the one that can.
       _claim(folder, config, is_writer=is_writer)
+      if is_writer:
+        reports.write(report, folder)
       progress = run_log.Progress(config.steps, config.batch_size, start_step=start)
       run = run_lib.Run(
         task, config, model, mesh, folder, checkpoints, log, compilations, progress, steps, predictions, rate
@@ -148,7 +152,7 @@ def evaluate(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, f
     ValueError: a checkpoint of other features or of another model.
   """
   config = tasks_build.read_config(config)
-  task, mesh = _open(config)
+  task, config, _, mesh = _open(config)
   folder = pathlib.Path(workdir)
   model = build_model(task, config, mesh)
   weights = "ema" if config.ema_decay > 0 else "trainable"
@@ -175,13 +179,22 @@ def evaluate(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, f
     )
 
 
-def _open(config: Config) -> tuple[base.Task, jax.sharding.Mesh]:
-  """The task of a config with its data, and the mesh that the run is spread over."""
+def _open(config: Config) -> tuple[base.Task, Config, dict[str, Any], jax.sharding.Mesh]:
+  """The task of a config with its data.
+
+  Returns:
+    (task, the config as the data settle it, the report on the data, the mesh of the run).
+
+  Raises:
+    DroppedError: much of the data would be left out.
+  """
   task = tasks_build.build_task(config)
   _logger.info("%s%s", config.headline and config.headline + "\n", task.headline)
+  report = reports.check(task.data, allow_drops=config.data.allow_drops)
+  config = task.settle(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
   sharding.check_batch(config.eval_batch_size, mesh, "eval_batch_size")
-  return task, mesh
+  return task, config, report, mesh
 
 
 def _initial_state(

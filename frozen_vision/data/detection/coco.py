@@ -171,7 +171,9 @@ def hold_out(source: "CocoSource", share: float, *, seed: int) -> tuple["CocoSou
       f"{source.annotation_file}: of {len(source)} images {len(held_out)} are held out, and no other"
       " has an object to train on."
     )
-  return source.take(kept), source.take(held_out)
+  train, validation = source.take(kept), source.take(held_out)
+  validation.findings = findings.Findings(checks.PROBLEMS)  # those of the file are the training's
+  return train, validation
 
 
 class InstanceSource(abc.ABC):
@@ -309,6 +311,7 @@ class CocoSource(InstanceSource):
     """The source of the images at these positions."""
     other = copy.copy(self)
     other.__dict__.pop("ground_truth", None)
+    other.findings = copy.deepcopy(self.findings)
     other._table = self._table.take(np.asarray(indices, np.int64))
     return other
 
