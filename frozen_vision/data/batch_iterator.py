@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 import time
-from types import TracebackType
 from typing import Any, Protocol, runtime_checkable, Self
 import weakref
 
@@ -63,10 +62,5 @@ class BatchIterator(Iterator[Batch]):
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self,
-    error_type: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     self.close()

@@ -182,21 +182,8 @@ class _Level(nnx.Module):
     self.merge = (
       None if finer is None else video_swin.PatchMerging(finer, outputs=channels, dtype=dtype, rngs=rngs)
     )
-    self.blocks = nnx.List(
-      [
-        video_swin.Block(
-          channels,
-          channels // config.head_channels,
-          config.window_size,
-          shifted=index % 2 == 1,
-          mlp_ratio=config.mlp_ratio,
-          drop_path=rate,
-          dtype=dtype,
-          rngs=rngs,
-        )
-        for index, rate in enumerate(rates)
-      ]
-    )
+    heads = channels // config.head_channels
+    self.blocks = video_swin.make_blocks(channels, heads, config, rates, dtype=dtype, rngs=rngs)
 
   def __call__(self, feature: Array, finer: Array | None, keys: list[Array | None]) -> Array:
     normed = self.norm(feature)

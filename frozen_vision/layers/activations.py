@@ -6,9 +6,10 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frozen_vision.layers.mlp import gelu, linear
+from frozen_vision.ops.arrays import Array
 
 
 def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frozen_vision.devices import sharding
+from frozen_vision.ops.arrays import Array
 
 # Scores of all images and heads of a device that are computed at once, in bytes of float32.
 _SCORE_BYTES = 2**28

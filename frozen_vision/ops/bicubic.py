@@ -7,8 +7,10 @@ The two differ in the kernel as well: a = -0.75 without antialiasing, -0.5 with 
 import functools
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 import numpy as np
+
+from frozen_vision.ops.arrays import Array
 
 
 @functools.lru_cache(maxsize=64)

@@ -107,12 +107,16 @@ def _best(boxes: Array, scores: Array, count: int) -> dict[str, Array]:
   best, index = jax.lax.top_k(flat, found)
   best = jnp.pad(best, (0, count - found), constant_values=-jnp.inf)
   index = jnp.pad(index, (0, count - found)).astype(jnp.int32)
-  valid = best > -jnp.inf
-  index = jnp.where(valid, index, 0)
+  return padded(boxes[index // classes], best, index % classes, index // classes)
+
+
+def padded(boxes: Array, scores: Array, labels: Array, indices: Array) -> dict[str, Array]:
+  """The detections that `multiclass_nms` returns; rows whose score is -inf are invalid and become zeros."""
+  valid = scores > -jnp.inf
   return {
-    "boxes": jnp.where(valid[:, None], boxes[index // classes], 0.0),
-    "scores": jnp.where(valid, best, 0.0),
-    "labels": index % classes,
-    "indices": index // classes,
+    "boxes": jnp.where(valid[:, None], boxes, 0.0),
+    "scores": jnp.where(valid, scores, 0.0),
+    "labels": jnp.where(valid, labels, 0).astype(jnp.int32),
+    "indices": jnp.where(valid, indices, 0).astype(jnp.int32),
     "valid": valid,
   }

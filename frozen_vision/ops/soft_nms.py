@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from frozen_vision.ops import boxes as box_ops
+from frozen_vision.ops import nms
 from frozen_vision.ops.arrays import Array
 
 
@@ -91,11 +92,4 @@ def multiclass_soft_nms(
     return remaining.at[label].set(lowered), (own[row], score, label, row)
 
   _, (chosen, best, labels, rows) = jax.lax.scan(pick, remaining, length=max_detections)
-  valid = best > -jnp.inf
-  return {
-    "boxes": jnp.where(valid[:, None], chosen, 0.0),
-    "scores": jnp.where(valid, best, 0.0),
-    "labels": jnp.where(valid, labels, 0).astype(jnp.int32),
-    "indices": jnp.where(valid, rows, 0).astype(jnp.int32),
-    "valid": valid,
-  }
+  return nms.padded(chosen, best, labels, rows)

@@ -33,6 +33,7 @@ from frozen_vision.backbones.swinv2.windows import (
   pair_bias,
   position_table,
 )
+from frozen_vision.layers import stages
 from frozen_vision.layers.mlp import linear, Mlp
 from frozen_vision.layers.norms import LayerNorm
 from frozen_vision.layers.patches import join_neighbours, patches
@@ -208,17 +209,7 @@ class SwinV2(base.Backbone):
     """
     if self.config.whole_windows:
       check_patches(images.shape[1:3])
-    x = self.patch_embed(images.astype(self.dtype))
-    features = []
-    index = 0
-    for stage in self.stages:
-      for block in stage.blocks:
-        x = block(x, None if rng is None else jax.random.fold_in(rng, index))
-        index += 1
-      features.append(x)
-      if stage.downsample is not None:
-        x = stage.downsample(x)
-    return tuple(features)
+    return stages.features(self.stages, self.patch_embed(images.astype(self.dtype)), rng)
 
   def embed(self, images: Float[Array, "b h w 3"], *, rng: Array | None = None) -> Float[Array, "b c"]:
     """The final norm's output, averaged over positions."""

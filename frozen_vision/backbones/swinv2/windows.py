@@ -216,7 +216,7 @@ def attend_in_windows(
   shifted: bool,
   attention: Callable[..., Array],
   heads: int,
-) -> Float[Array, "b h w c"]:
+) -> Float[Array, "b h w _c"]:
   """Pads right and bottom to whole windows, shifts, attends, and undoes both.
 
   Windows so large that their scores would fill a device are attended to in groups, one after the other.

@@ -6,6 +6,7 @@ follow the released code. `Block` takes any map [b, t, h, w, c], so that heads a
 Random numbers are arguments: a call without `rng` is deterministic.
 """
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.backbones.video_swin import windows as windows3d
+from frozen_vision.layers import stages
 from frozen_vision.layers.mlp import linear, Mlp
 from frozen_vision.layers.norms import LayerNorm
 from frozen_vision.layers.patches import join_neighbours
@@ -156,6 +158,38 @@ class PatchEmbedding(nnx.Module):
     return self.norm(self.proj(x))
 
 
+def make_blocks(
+  channels: int,
+  num_heads: int,
+  config: Any,
+  drop_paths: Sequence[float],
+  *,
+  dtype: Any,
+  rngs: nnx.Rngs,
+) -> nnx.List:
+  """Blocks at one stride, every second one with shifted windows.
+
+  Args:
+    config: has `window_size` and `mlp_ratio`.
+    drop_paths: rate of stochastic depth of each block.
+  """
+  blocks = []
+  for index, rate in enumerate(drop_paths):
+    blocks.append(
+      Block(
+        channels,
+        num_heads,
+        config.window_size,
+        shifted=index % 2 == 1,
+        mlp_ratio=config.mlp_ratio,
+        drop_path=rate,
+        dtype=dtype,
+        rngs=rngs,
+      )
+    )
+  return nnx.List(blocks)
+
+
 class Stage(nnx.Module):
   """Blocks at one stride, and the merging that leads to the next."""
 
@@ -163,21 +197,7 @@ class Stage(nnx.Module):
     self, config: VideoSwinConfig, stage: int, drop_paths: list[float], *, dtype: Any, rngs: nnx.Rngs
   ):
     channels = config.stage_channels(stage)
-    self.blocks = nnx.List(
-      [
-        Block(
-          channels,
-          config.num_heads[stage],
-          config.window_size,
-          shifted=index % 2 == 1,
-          mlp_ratio=config.mlp_ratio,
-          drop_path=rate,
-          dtype=dtype,
-          rngs=rngs,
-        )
-        for index, rate in enumerate(drop_paths)
-      ]
-    )
+    self.blocks = make_blocks(channels, config.num_heads[stage], config, drop_paths, dtype=dtype, rngs=rngs)
     last = stage == len(config.depths) - 1
     self.downsample = None if last else PatchMerging(channels, dtype=dtype, rngs=rngs)
 
@@ -223,17 +243,7 @@ class VideoSwin(nnx.Module):
     Returns:
       One [b, ceil(t / 2), ceil(h / s), ceil(w / s), c] for each of `feature_specs`.
     """
-    x = self.patch_embed(clips.astype(self.dtype))
-    features = []
-    index = 0
-    for stage in self.stages:
-      for block in stage.blocks:
-        x = block(x, None if rng is None else jax.random.fold_in(rng, index))
-        index += 1
-      features.append(x)
-      if stage.downsample is not None:
-        x = stage.downsample(x)
-    return tuple(features)
+    return stages.features(self.stages, self.patch_embed(clips.astype(self.dtype)), rng)
 
   def embed(self, clips: Float[Array, "b t h w 3"], *, rng: Array | None = None) -> Float[Array, "b c"]:
     """The final norm's output, averaged over time and space."""

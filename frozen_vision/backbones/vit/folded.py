@@ -12,7 +12,7 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frozen_vision.backbones import base
 from frozen_vision.backbones.vit import positions, tokens
@@ -22,6 +22,7 @@ from frozen_vision.layers.activations import ACTIVATIONS, gated
 from frozen_vision.layers.attention import attention
 from frozen_vision.layers.patches import patches
 from frozen_vision.layers.storage import Storage
+from frozen_vision.ops.arrays import Array
 
 Tree = Any
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 import numpy as np
 
 from frozen_vision.backbones.base import Backbone, COMMON_SHARDING_RULES, Preprocessing, ShardingRules
@@ -24,6 +24,7 @@ from frozen_vision.layers.mlp import linear, Mlp
 from frozen_vision.layers.norms import LayerNorm
 from frozen_vision.layers.patches import patches
 from frozen_vision.layers.residual import drop_path, LayerScale
+from frozen_vision.ops.arrays import Array
 
 _IN_PREPROCESSING = ("mean", "std", "stride")  # feature keys have it beside the options
 

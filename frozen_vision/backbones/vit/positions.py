@@ -3,11 +3,12 @@
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 import numpy as np
 
 from frozen_vision.backbones.vit.config import Resize
 from frozen_vision.ops import bicubic
+from frozen_vision.ops.arrays import Array
 
 
 def sine_table(grid: int, channels: int) -> np.ndarray:

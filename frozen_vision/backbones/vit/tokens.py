@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frozen_vision.backbones.vit.config import ViTConfig
 from frozen_vision.layers.patches import pad_to_multiple
+from frozen_vision.ops.arrays import Array
 
 
 def align_to_stride(images: Float[Array, "b h w 3"], config: ViTConfig) -> Float[Array, "b _ _ 3"]:

@@ -17,7 +17,6 @@ import abc
 from collections.abc import Iterator, Sequence
 import dataclasses
 import os
-from types import TracebackType
 from typing import Any, Self
 
 import av
@@ -103,12 +102,7 @@ class Frames(abc.ABC):
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self,
-    error_type: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     self.close()
 
 

@@ -42,12 +42,7 @@ class RPN(nnx.Module):
   """One 3x3 convolution, then objectness and box deltas per anchor; shared by all levels."""
 
   def __init__(
-    self,
-    feature_specs: Sequence[FeatureSpec],
-    config: HTCConfig,
-    *,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
+    self, feature_specs: Sequence[FeatureSpec], config: HTCConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
   ):
     self.strides = tuple(spec.stride for spec in feature_specs)
     self.config = config

@@ -38,12 +38,7 @@ class SemanticHead(nnx.Module):
   """Per level resize, 1x1 convolution, ReLU; sum; 3x3 convolutions; logits and an embedding."""
 
   def __init__(
-    self,
-    feature_specs: Sequence[FeatureSpec],
-    config: HTCConfig,
-    *,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
+    self, feature_specs: Sequence[FeatureSpec], config: HTCConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
   ):
     self.config = config
     self.stride = feature_specs[config.semantic_level].stride
