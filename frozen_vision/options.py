@@ -25,6 +25,8 @@ import types
 import typing
 from typing import Annotated, Any, Literal
 
+_LISTED = 12  # names that a message lists
+
 
 class OptionError(ValueError):
   """An option that does not exist or whose value does not fit; the message names it."""
@@ -44,7 +46,7 @@ class Range:
   def __str__(self) -> str:
     if self.high < math.inf:
       return f"from {self.low} to {self.high}"
-    return f"above {self.low}" if self.above else f"{self.low} or more"
+    return f"above {self.low}" if self.above else f"of at least {self.low}"
 
 
 class _Path:
@@ -86,6 +88,21 @@ def read(cls: type, values: Mapping[str, Any], path: str = "config") -> Any:
   if problems:
     raise OptionError("\n".join(problems))
   return section
+
+
+def check_values(cls: type, values: Mapping[str, Any], path: str) -> dict[str, Any]:
+  """Values of some fields of a dataclass, of their types; fields that it does not have are left as they are.
+
+  Raises:
+    OptionError: one line for each value that is not of its field's type.
+  """
+  problems: list[str] = []
+  types_, checked = _types(cls), dict(values)
+  for key in set(values) & set(_names(cls)):
+    checked[key] = _check(values[key], types_[key], f"{path}.{key}", problems)
+  if problems:
+    raise OptionError("\n".join(problems))
+  return checked
 
 
 def to_dict(section: Any) -> dict[str, Any]:
@@ -139,48 +156,59 @@ def _flattened(
       yield option, value
 
 
-def _set(cls: type, values: dict[str, Any], parts: list[str], value: Any, path: str) -> None:
-  """Sets an option in nested values; see `apply`."""
-  found, section = f"{path}.{'.'.join(parts)}", path
-  while True:
-    field = {field.name: field for field in _fields(cls)}.get(parts[0])
-    if field is None:
-      raise OptionError(_unknown(found, section, parts[0], cls))
-    section, annotation, table = f"{section}.{parts[0]}", _types(cls)[parts[0]], field.metadata.get("choice")
-    is_section = table is not None or dataclasses.is_dataclass(annotation) or _is_mapping(annotation)
-    if len(parts) == 1:
-      if is_section:
-        raise OptionError(
-          f"{found} is a section of options; set one of them, such as --{found}.OPTION=VALUE."
-        )
-      break
-    if not is_section:
-      raise OptionError(f"{found}: there is no such option; {section} is {_expected(annotation)}.")
-    values = values.setdefault(parts[0], {})
-    if _is_mapping(annotation):
-      values[".".join(parts[1:])] = _guess(value.text) if isinstance(value, Text) else value
-      return
-    cls, parts = annotation, parts[1:]
-    if table is not None:
-      name = values.get("name") or field.default_factory().name
-      if parts[0] == "name" and len(parts) == 1:
-        chosen = value.text if isinstance(value, Text) else value
-        if chosen != name:
-          for key in [key for key in values if key not in table]:
-            del values[key]
-        values["name"] = chosen
-        return
-      if parts[0] in table and len(parts) > 1:  # a value for when this name is chosen
-        name, values, section, parts = (
-          parts[0],
-          values.setdefault(parts[0], {}),
-          f"{section}.{parts[0]}",
-          parts[1:],
-        )
-      if name not in table:
-        raise OptionError(_unknown_choice(f"{section}.name", name, table))
-      cls = type(table[name]())
-  values[parts[0]] = parse(value.text, annotation, found) if isinstance(value, Text) else value
+def _set(
+  cls: type,
+  values: dict[str, Any],
+  parts: list[str],
+  value: Any,
+  path: str,
+  table: Mapping[str, Any] | None = None,
+  name: str = "",
+) -> None:
+  """Sets an option of the section `path` in nested values; see `apply`.
+
+  Args:
+    parts: the option's path below the section.
+    table, name: of a section that depends on a name.
+  """
+  key, rest, option = parts[0], parts[1:], ".".join([path, *parts])
+  field = {field.name: field for field in _fields(cls)}.get(key)
+  if field is None:
+    raise OptionError(_unknown(option, path, key, cls, table, name))
+  annotation, section = _types(cls)[key], f"{path}.{key}"
+  is_named = "choice" in field.metadata
+  if not (is_named or dataclasses.is_dataclass(annotation) or _is_mapping(annotation)):
+    if rest:
+      raise OptionError(f"{option}: there is no such option; {section} is {_expected(annotation)}.")
+    values[key] = parse(value.text, annotation, option) if isinstance(value, Text) else value
+  elif not rest:
+    raise OptionError(f"{option} is a section of options; set one of them, such as --{option}.OPTION=VALUE.")
+  elif is_named:
+    _set_named(field, values.setdefault(key, {}), rest, value, section)
+  elif _is_mapping(annotation):
+    values.setdefault(key, {})[".".join(rest)] = _guess(value.text) if isinstance(value, Text) else value
+  else:
+    _set(annotation, values.setdefault(key, {}), rest, value, section)
+
+
+def _set_named(
+  field: dataclasses.Field, values: dict[str, Any], parts: list[str], value: Any, path: str
+) -> None:
+  """Sets an option of a field `choice`: its name, an option of what it is, or one for when it is another."""
+  table, name = field.metadata["choice"], values.get("name") or field.default_factory().name
+  if parts == ["name"]:
+    chosen = value.text if isinstance(value, Text) else value
+    if chosen != name:
+      for key in [key for key in values if key not in table]:
+        del values[key]
+    values["name"] = chosen
+    return
+  if parts[0] in table and len(parts) > 1:
+    name, path = parts[0], f"{path}.{parts[0]}"
+    values, parts = values.setdefault(name, {}), parts[1:]
+  if name not in table:
+    raise OptionError(_unknown_choice(f"{path}.name", name, table))
+  _set(type(table[name]()), values, parts, value, path, table, name)
 
 
 def parse(text: str, annotation: Any, option: str) -> Any:
@@ -191,16 +219,8 @@ def parse(text: str, annotation: Any, option: str) -> Any:
   if _is_optional(kind) and text.lower() in ("none", "null"):
     return None
   if kind is bool:
-    for word, value in (
-      ("true", True),
-      ("t", True),
-      ("1", True),
-      ("false", False),
-      ("f", False),
-      ("0", False),
-    ):
-      if text.lower() == word:
-        return value
+    if text.lower() in ("true", "t", "1", "false", "f", "0"):
+      return text.lower() in ("true", "t", "1")
     raise OptionError(f"{option} is {text!r}; expected True or False.")
   if typing.get_origin(kind) is tuple:
     if str in _element_types(kind) and not text.lstrip().startswith(("(", "[", "'", '"')):
@@ -259,20 +279,22 @@ def _read_choice(field: dataclasses.Field, values: Any, path: str, problems: lis
   table, values = field.metadata["choice"], dict(values)
   name = values.pop("name", None) or field.default_factory().name
   for other in [key for key in values if key in table and key != name]:
-    _read_onto(table[other](), values.pop(other), f"{path}.{other}", problems)
+    _read_onto(table[other](), values.pop(other), f"{path}.{other}", table, problems)
   if name not in table:
     problems.append(_unknown_choice(f"{path}.name", name, table))
     return None
   section, own = table[name](), values.pop(name, {})
-  return _read_onto(section, {**own, **values}, path, problems)
+  return _read_onto(section, {**own, **values}, path, table, problems)
 
 
-def _read_onto(defaults: Any, values: Mapping[str, Any], path: str, problems: list[str]) -> Any:
+def _read_onto(
+  defaults: Any, values: Mapping[str, Any], path: str, table: Mapping[str, Any], problems: list[str]
+) -> Any:
   """The section `defaults` with some of its values replaced."""
   cls, found, count = type(defaults), {}, len(problems)
   for key, value in values.items():
     if key not in _names(cls):
-      problems.append(_unknown(f"{path}.{key}", path, key, cls, defaults.name))
+      problems.append(_unknown(f"{path}.{key}", path, key, cls, table, defaults.name))
     else:
       found[key] = _check(value, _types(cls)[key], f"{path}.{key}", problems)
   if len(problems) > count:
@@ -379,14 +401,18 @@ def _expected(annotation: Any) -> str:
   return {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}[annotation]
 
 
-def _unknown(option: str, section: str, key: str, cls: type, name: str | None = None) -> str:
-  """The sentence about an option that does not exist."""
+def _unknown(option: str, section: str, key: str, cls: type, table: Any = None, name: str = "") -> str:
+  """The sentence about an option that does not exist; `table` and `name` are of a section that has a name."""
   known = _names(cls)
+  having = [other for other in table or () if key in _names(type(table[other]()))]
+  if having:
+    return f"{option}: {name} has no such option; --{section}.name={having[0]} has it."
   close = difflib.get_close_matches(key, known, n=1)
-  where = f" with name {name}" if name else ""
+  what = f"{name} has no such option" if table else "there is no such option"
   if close:
-    return f"{option}: there is no such option{where}; did you mean {section}.{close[0]}?"
-  return f"{option}: there is no such option{where}; {section} has {', '.join(known)}."
+    return f"{option}: {what}; did you mean {section}.{close[0]}?"
+  listed = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
+  return f"{option}: {what}; {section} has {listed}."
 
 
 def _unknown_choice(option: str, name: Any, table: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ def test_all_problems_are_listed_with_suggestions():
     in lines
   )
   assert "config.stepps: there is no such option; did you mean config.steps?" in lines
-  assert "config.batch_size is 0; expected a whole number 1 or more." in lines
+  assert "config.batch_size is 0; expected a whole number of at least 1." in lines
   assert any(
     "config.optimizer.Nonsense: there is no such option; config.optimizer has name, " in x for x in lines
   )
@@ -213,7 +213,7 @@ def test_a_config_file_is_read_as_by_the_command_line():
       "configs/coco_htc.py",
       {"steps": "many"},
       ValueError,
-      "config.steps is 'many'; expected a whole number 1 or more",
+      "config.steps is 'many'; expected a whole number of at least 1",
     ),
   ],
 )

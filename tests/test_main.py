@@ -49,12 +49,13 @@ def test_errors_are_one_message_and_leave_nothing(tmp_path):
   absent = tmp_path / "coco"
   cases = {
     ("--config=configs/coco_htc.py:swinv2_x", workdir): ["no variant 'swinv2_x'", ":swinv2_t", ":swinv2_g"],
-    ("--config=configs/absent.py", workdir): ["configs/absent.py", "No such file"],
+    ("--config=configs/absent.py", workdir): ["configs/absent.py: no such file", "coco_htc"],
     (demo, workdir, "--config.optimizer.learning_rat=1"): [
-      "--config.optimizer.learning_rat",
-      'Did you mean "learning_rate"',
+      "config.optimizer.learning_rat: there is no such option; did you mean config.optimizer.learning_rate?",
     ],
-    (demo, workdir, "--config.steps=many"): ["--config.steps=many"],
+    (demo, workdir, "--config.steps=many"): [
+      "config.steps is 'many'; expected a whole number of at least 1."
+    ],
     (demo, workdir, "--stepps=3"): ["Unknown command line flag 'stepps'"],
     (demo,): ["--workdir"],
     (demo + ":swinv2_b", workdir, f"--config.detection.root={absent}"): [

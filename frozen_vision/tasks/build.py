@@ -1,5 +1,7 @@
 """The tasks by name, with the options of each."""
 
+import dataclasses
+
 import ml_collections
 
 from frozen_vision import config as config_lib
@@ -56,10 +58,14 @@ def check(config: config_lib.Config) -> config_lib.Config:
   """The config, if its backbone has the options that it sets; raises OptionError."""
   backbone = config.backbone
   try:
-    families.backbone_config(backbone.name, **backbone.overrides)
+    sizes = type(families.backbone_config(backbone.name))
+    overrides = options.check_values(sizes, backbone.overrides, "config.backbone.overrides")
+    families.backbone_config(backbone.name, **overrides)
+  except options.OptionError:
+    raise
   except (TypeError, ValueError) as error:
     raise options.OptionError(f"config.backbone: {error}") from error
-  return config
+  return dataclasses.replace(config, backbone=dataclasses.replace(backbone, overrides=overrides))
 
 
 def task_class(name: str) -> type[base.Task]:

@@ -127,7 +127,7 @@ def test_unreadable_videos_have_no_part_in_the_loss(built, batch):
 @pytest.mark.parametrize("head", ["video_swin", "attentive", "average"])
 def test_features_are_computed_outside_of_the_gradient_or_within_alike(head):
   """With the backbone frozen or not, the loss is the same where nothing is random."""
-  task, _ = _task(head=head)
+  task, _ = _task(head={"name": head})
   graphdef, state = _split(task)
   with task.train_batches(0) as batches:
     data = step.device_batch(next(batches))
@@ -287,11 +287,11 @@ def test_prepared_videos_that_do_not_fit(prepared, tmp_path):
 @pytest.mark.parametrize(
   "options, message",
   [
-    (dict(head="linear"), "'linear'; known: video_swin, attentive, average"),
-    (dict(data="ucf"), "'ucf'; known: clips, videos, folds, prepared"),
+    (dict(head={"name": "linear"}), "'linear'; known: video_swin, attentive, average"),
+    (dict(data="ucf"), "'ucf'; expected clips, videos, folds or prepared"),
     (dict(data="folds"), "needs config.action.lists"),
-    (dict(sampling="random"), "'random'; known: dense, uniform"),
-    (dict(frames_per_pass=0), "expected 1 or more"),
+    (dict(sampling="random"), "'random'; expected dense or uniform"),
+    (dict(frames_per_pass=0), "expected a whole number of at least 1"),
   ],
 )
 def test_options_that_do_not_fit(options, message):
