@@ -15,12 +15,10 @@ from frozen_vision.backbones import base
 from frozen_vision.backbones.convnext import architecture as convnext_architecture
 from frozen_vision.backbones.convnext import checkpoints as convnext_checkpoints
 from frozen_vision.backbones.convnext import model as convnext
-from frozen_vision.backbones.efficientnet import architecture as efficientnet_architecture
 from frozen_vision.backbones.efficientnet import checkpoints as efficientnet_checkpoints
 from frozen_vision.backbones.efficientnet import model as efficientnet
 from frozen_vision.backbones.efficientnet import published as efficientnet_published
 from frozen_vision.backbones.published import HubWeights, NamedWeights, PackagedWeights
-from frozen_vision.backbones.resnet import architecture as resnet_architecture
 from frozen_vision.backbones.resnet import checkpoints as resnet_checkpoints
 from frozen_vision.backbones.resnet import model as resnet
 from frozen_vision.backbones.swinv2 import checkpoints as swinv2_checkpoints
@@ -86,14 +84,14 @@ FAMILIES: dict[str, Family] = {
     published=swinv2_published.TABLE,
   ),
   "resnet": Family(
-    variants=resnet_architecture.VARIANTS,
+    variants=resnet.VARIANTS,
     config=resnet.ResNetConfig,
     module=resnet.ResNet,
     recognises=resnet_checkpoints.recognises,
     map_checkpoint=resnet_checkpoints.map_tensors,
   ),
   "efficientnet": Family(
-    variants=efficientnet_architecture.VARIANTS,
+    variants=efficientnet.VARIANTS,
     config=efficientnet.EfficientNetConfig,
     module=efficientnet.EfficientNet,
     recognises=efficientnet_checkpoints.recognises,

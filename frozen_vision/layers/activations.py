@@ -1,4 +1,4 @@
-"""Activations of transformers by name, and the gated MLP."""
+"""Activations by name, and the gated MLP."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +27,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "gelu": gelu,
   "gelu_tanh": gelu_tanh,
   "quick_gelu": quick_gelu,
+  "relu": jax.nn.relu,
+  "relu6": jax.nn.relu6,
+  "swish": jax.nn.silu,
 }
 
 

@@ -54,8 +54,10 @@ class BatchNorm(nnx.BatchNorm):
       rngs=rngs,
     )
 
-  def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-    return super().__call__(x).astype(x.dtype)
+  def __call__(self, x: Float[Array, "... c"], *, inference: bool = False) -> Float[Array, "... c"]:
+    """Normalises by the running statistics in inference and where the module is frozen."""
+    running = inference or self.use_running_average
+    return super().__call__(x, use_running_average=running).astype(x.dtype)
 
 
 class Conv(nnx.Module):
@@ -87,7 +89,7 @@ class Conv(nnx.Module):
     self.bias = None if spec.norm else nnx.Param(jnp.zeros(spec.outputs))
     self.norm = BatchNorm(spec.outputs, epsilon=epsilon, momentum=momentum, rngs=rngs) if spec.norm else None
 
-  def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+  def __call__(self, x: Float[Array, "b h w i"], *, inference: bool = False) -> Float[Array, "b h2 w2 o"]:
     spec, dtype = self.spec, self.dtype
     y = convolution.convolve(
       x.astype(dtype),
@@ -96,7 +98,7 @@ class Conv(nnx.Module):
       padding=spec.pads(self.same),
       groups=spec.groups,
     )
-    return y + self.bias[...].astype(dtype) if self.norm is None else self.norm(y)
+    return y + self.bias[...].astype(dtype) if self.norm is None else self.norm(y, inference=inference)
 
 
 class Convolutions(nnx.Module):
@@ -125,9 +127,9 @@ class Convolutions(nnx.Module):
       conv = Conv(spec, same=same, epsilon=epsilon, momentum=momentum, dtype=dtype, rngs=rngs)
       setattr(self, name, conv)
 
-  def run(self, name: str, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
-    """The convolution of that name on a map."""
-    return getattr(self, name)(x)
+  def layers(self, inference: bool) -> Callable[[str, Array], Array]:
+    """The convolution of a name on a map; `inference`: by the running statistics of BatchNorm."""
+    return lambda name, x: getattr(self, name)(x, inference=inference)
 
   def fold(self, storage: storage_lib.Storage) -> dict[str, Any]:
     """What `folded` computes with."""
@@ -144,7 +146,7 @@ class Stage(nnx.Module):
 def folded(
   leaves: Mapping[str, Any], specs: Mapping[str, ConvSpec], *, same: bool
 ) -> Callable[[str, Array], Array]:
-  """`Convolutions.run` on folded leaves."""
+  """`Convolutions.layers` on folded leaves."""
 
   def layers(name: str, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
     return run(x, leaves[name], specs[name], same=same)
@@ -210,15 +212,3 @@ def squeeze_excite(
   """
   pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2), keepdims=True).astype(x.dtype)
   return x * nnx.sigmoid(expand(activation(reduce(pooled))))
-
-
-def activation(name: str) -> Any:
-  """The function of a name.
-
-  Raises:
-    ValueError: an unknown name.
-  """
-  known = {"relu": nnx.relu, "relu6": nnx.relu6, "swish": nnx.silu}
-  if name not in known:
-    raise ValueError(f"Activation {name!r} is unknown; known: {', '.join(known)}.")
-  return known[name]

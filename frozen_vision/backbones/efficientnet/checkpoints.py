@@ -8,8 +8,7 @@ from typing import Any
 from flax import nnx
 
 from frozen_vision.backbones import checkpoint
-from frozen_vision.backbones.efficientnet.architecture import EfficientNetConfig, VARIANTS
-from frozen_vision.backbones.efficientnet.model import EfficientNet
+from frozen_vision.backbones.efficientnet.model import EfficientNet, EfficientNetConfig, VARIANTS
 from frozen_vision.files.tensors import LazyTensor
 
 _NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -93,7 +92,7 @@ def torchvision_name(ours: str, config: EfficientNetConfig) -> str:
   if parts[0] == "stem":
     return f"features.0.{_leaf('0', '1', parts[2:])}"
   if parts[0] == "head":
-    return f"features.{len(config.depths) + 1}.{_leaf('0', '1', parts[2:])}"
+    return f"features.{len(config.stage_depths()) + 1}.{_leaf('0', '1', parts[2:])}"
   stage, index, layer = int(parts[1]), int(parts[3]), parts[4]
   order = ["expand"] if "expand" in config.block(stage, index) else []
   order += ["depthwise", "squeeze", "project"]
@@ -122,7 +121,7 @@ def flat_name(ours: str, config: EfficientNetConfig) -> str:
     return _leaf("_conv_stem", "_bn0", parts[2:])
   if parts[0] == "head":
     return _leaf("_conv_head", "_bn1", parts[2:])
-  block = f"_blocks.{sum(config.depths[: int(parts[1])]) + int(parts[3])}"
+  block = f"_blocks.{sum(config.stage_depths()[: int(parts[1])]) + int(parts[3])}"
   conv, norm = {
     "expand": ("_expand_conv", "_bn0"),
     "depthwise": ("_depthwise_conv", "_bn1"),
@@ -150,7 +149,7 @@ def _fits(
   config: EfficientNetConfig, *, naming: Callable[..., str], shapes: Mapping[str, tuple[int, ...]]
 ) -> bool:
   """Whether the file has the convolutions and channels of a row."""
-  blocks = [(stage, index) for stage, depth in enumerate(config.depths) for index in range(depth)]
+  blocks = [(stage, index) for stage, depth in enumerate(config.stage_depths()) for index in range(depth)]
   convolutions = 2 + sum(len(config.block(*block)) for block in blocks)
   if convolutions != sum(len(shape) == 4 for shape in shapes.values()):
     return False

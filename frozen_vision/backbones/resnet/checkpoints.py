@@ -12,8 +12,7 @@ from typing import Any
 from flax import nnx
 
 from frozen_vision.backbones import checkpoint
-from frozen_vision.backbones.resnet.architecture import ResNetConfig, VARIANTS
-from frozen_vision.backbones.resnet.model import ResNet
+from frozen_vision.backbones.resnet.model import ResNet, ResNetConfig, VARIANTS
 from frozen_vision.files.tensors import LazyTensor
 
 # Where the encoder lies, the first that is there: MoCo v1 and v2 and PCL; MoCo v3; InsDis, PIRL and InfoMin;

@@ -1,100 +1,183 @@
-"""ResNet as Flax NNX modules; `architecture` has its sizes and what its blocks compute."""
+"""ResNet: v1.5, SimCLR's wide ones, and ResNet-RS.
+
+v1.5 is torchvision's form, with the stride on the 3 x 3 convolution of a bottleneck. ResNet-RS adds a stem of
+three 3 x 3 convolutions, a strided convolution in the place of the max-pool, an average pool before the
+shortcut's convolution (ResNet-D) and squeeze-and-excitation in every block.
+"""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 from flax import nnx
-import jax
-import jax.numpy as jnp
 from jaxtyping import Float
-import numpy as np
 
-from frozen_vision.backbones import base
-from frozen_vision.backbones.resnet import architecture, folded
-from frozen_vision.backbones.resnet.architecture import ResNetConfig
-from frozen_vision.layers.convolution import Convolutions, ConvSpec, Stage
-from frozen_vision.layers.residual import drop_path
+from frozen_vision.backbones import base, convolutional
+from frozen_vision.backbones.convolutional import Layers
+from frozen_vision.layers import convolution as conv_lib
+from frozen_vision.layers.activations import ACTIVATIONS
+from frozen_vision.layers.convolution import ConvSpec
+from frozen_vision.ops import convolution as conv_ops
 from frozen_vision.ops.arrays import Array
 
+_EXPANSION = 4
 
-class ResNet(base.Backbone):
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig(convolutional.ConvConfig):
+  """Shape of a ResNet.
+
+  Attributes:
+    depths: blocks per stage, at strides 4 to 32.
+    bottleneck: blocks of 1 x 1, 3 x 3, 1 x 1 with four times the width at their end; else two 3 x 3.
+    width: channels of the stem's output and inner channels of the first stage; they double at every stage.
+    deep_stem: three 3 x 3 convolutions in the place of one 7 x 7.
+    pool_by_convolution: a strided 3 x 3 convolution in the place of the max-pool.
+    pooled_shortcut: an average pool and a 1 x 1 convolution where a shortcut has a stride (ResNet-D).
+    squeeze: channels of squeeze-and-excitation as a fraction of the block's; 0 for none.
+    activation: `relu` or `swish`.
+  """
+
+  depths: tuple[int, ...]
+  bottleneck: bool = True
+  width: int = 64
+  deep_stem: bool = False
+  pool_by_convolution: bool = False
+  pooled_shortcut: bool = False
+  squeeze: float = 0.0
+  activation: str = "relu"
+
+  weightless: ClassVar[tuple[str, ...]] = (*convolutional.ConvConfig.weightless, "activation")
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(f"ResNetConfig.activation is {self.activation!r}; known: {', '.join(ACTIVATIONS)}.")
+
+  @property
+  def feature_specs(self) -> tuple[base.FeatureSpec, ...]:
+    finest = (base.FeatureSpec(2, self.width),) if self.stem_is_a_level else ()
+    stages = tuple(
+      base.FeatureSpec(4 * 2**stage, self.stage_channels(stage)) for stage in range(len(self.depths))
+    )
+    return finest + stages
+
+  @property
+  def levels(self) -> tuple[int, ...]:
+    return tuple(range(len(self.depths)))
+
+  @property
+  def stem_is_a_level(self) -> bool:
+    return self.finest_stride == 2
+
+  def stage_depths(self) -> tuple[int, ...]:
+    return self.depths
+
+  def stage_channels(self, stage: int) -> int:
+    return self.width * 2**stage * (_EXPANSION if self.bottleneck else 1)
+
+  def stem(self) -> dict[str, ConvSpec]:
+    """The convolutions before the first stage, by name and in order."""
+    if not self.deep_stem:
+      specs = {"conv1": ConvSpec(3, self.width, 7, strides=2)}
+    else:
+      half = self.width // 2
+      specs = {
+        "conv1": ConvSpec(3, half, 3, strides=2),
+        "conv2": ConvSpec(half, half, 3),
+        "conv3": ConvSpec(half, self.width, 3),
+      }
+    if self.pool_by_convolution:
+      specs["pool"] = ConvSpec(self.width, self.width, 3, strides=2)
+    return specs
+
+  def block(self, stage: int, index: int) -> dict[str, ConvSpec]:
+    """The convolutions of a block by name."""
+    outputs, inner = self.stage_channels(stage), self.width * 2**stage
+    first = self.width if stage == 0 else self.stage_channels(stage - 1)
+    inputs = first if index == 0 else outputs
+    strides = 2 if index == 0 and stage > 0 else 1
+    if self.bottleneck:
+      specs = {
+        "conv1": ConvSpec(inputs, inner),
+        "conv2": ConvSpec(inner, inner, 3, strides=strides),
+        "conv3": ConvSpec(inner, outputs),
+      }
+    else:
+      specs = {"conv1": ConvSpec(inputs, inner, 3, strides=strides), "conv2": ConvSpec(inner, outputs, 3)}
+    if self.squeeze:
+      fewer = int(outputs * self.squeeze)
+      specs["squeeze"] = ConvSpec(outputs, fewer, norm=False)
+      specs["excite"] = ConvSpec(fewer, outputs, norm=False)
+    if strides > 1 or inputs != outputs:
+      pooled = self.pooled_shortcut and strides > 1
+      specs["shortcut"] = ConvSpec(inputs, outputs, strides=1 if pooled else strides)
+    return specs
+
+  def run_stem(
+    self, images: Float[Array, "b h w 3"], layers: Layers
+  ) -> tuple[Float[Array, "b _h _w _c"], Float[Array, "b _h2 _w2 _c2"]]:
+    activation = ACTIVATIONS[self.activation]
+    x = images
+    for name in self.stem():
+      if name != "pool":
+        x = activation(layers(name, x))
+    if self.pool_by_convolution:
+      return x, activation(layers("pool", x))
+    padding = "SAME" if self.same_padding else 1
+    return x, conv_ops.max_pool(x, size=3, strides=2, padding=padding)
+
+  def run_block(
+    self,
+    x: Float[Array, "b _h _w _c"],
+    layers: Layers,
+    specs: Mapping[str, ConvSpec],
+    drop: Callable[[Array], Array],
+  ) -> Float[Array, "b _h2 _w2 _c2"]:
+    activation = ACTIVATIONS[self.activation]
+    y = activation(layers("conv1", x))
+    y = layers("conv2", y)
+    if self.bottleneck:
+      y = layers("conv3", activation(y))
+    if self.squeeze:
+      y = conv_lib.squeeze_excite(y, lambda z: layers("squeeze", z), lambda z: layers("excite", z), nnx.relu)
+    if "shortcut" in specs:
+      strides = max(spec.strides for spec in specs.values())
+      if self.pooled_shortcut and strides > 1:
+        x = conv_ops.average_pool(x, size=strides)
+      x = layers("shortcut", x)
+    return activation(x + drop(y))
+
+
+def _rs(*depths: int) -> ResNetConfig:
+  """ResNet-RS as timm has it; the weights of 2204.00484's release need `same_padding` and `swish`."""
+  return ResNetConfig(depths, deep_stem=True, pool_by_convolution=True, pooled_shortcut=True, squeeze=0.25)
+
+
+# Depths of 18 to 152: arXiv 1512.03385, table 1. _x2 and _x4: SimCLR's, all widths times 2 and 4. RS: arXiv
+# 2103.07579, table 7 of its appendix, as timm's `resnetrs*` have them.
+VARIANTS: dict[str, ResNetConfig] = {
+  "resnet18": ResNetConfig((2, 2, 2, 2), bottleneck=False),
+  "resnet34": ResNetConfig((3, 4, 6, 3), bottleneck=False),
+  "resnet50": ResNetConfig((3, 4, 6, 3)),
+  "resnet101": ResNetConfig((3, 4, 23, 3)),
+  "resnet152": ResNetConfig((3, 8, 36, 3)),
+  "resnet50_x2": ResNetConfig((3, 4, 6, 3), width=128),
+  "resnet50_x4": ResNetConfig((3, 4, 6, 3), width=256),
+  "resnet_rs50": _rs(3, 4, 6, 3),
+  "resnet_rs101": _rs(3, 4, 23, 3),
+  "resnet_rs152": _rs(3, 8, 36, 3),
+  "resnet_rs200": _rs(3, 24, 36, 3),
+  "resnet_rs270": _rs(4, 29, 53, 4),
+  "resnet_rs350": _rs(4, 36, 72, 4),
+  "resnet_rs420": _rs(4, 44, 87, 4),
+}
+
+
+class ResNet(convolutional.ConvBackbone):
   """A ResNet without its classifier; calling it gives the output of every stage."""
 
-  def __init__(self, config: ResNetConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-    self.config = config
-    self.dtype = dtype
-    self.preprocessing = base.Preprocessing(config.mean, config.std)
-
-    def convolutions(specs: Mapping[str, ConvSpec], drop_path: float = 0.0) -> Convolutions:
-      return Convolutions(
-        specs,
-        same=config.same_padding,
-        epsilon=config.norm_epsilon,
-        drop_path=drop_path,
-        dtype=dtype,
-        rngs=rngs,
-      )
-
-    self.stem = convolutions(config.stem())
-    rates = iter(np.linspace(0, config.drop_path_rate, sum(config.depths)).tolist())
-    self.stages = nnx.List(
-      [
-        Stage([convolutions(config.block(stage, index), next(rates)) for index in range(depth)])
-        for stage, depth in enumerate(config.depths)
-      ]
-    )
-
-  @property
-  def embed_dim(self) -> int:
-    return self.config.stage_channels(len(self.config.depths) - 1)
-
-  def __call__(
-    self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None
-  ) -> tuple[Float[Array, "b _h _w _c"], ...]:
-    """Features of every level; see `Backbone.__call__`."""
-    fine, x = architecture.run_stem(images.astype(self.dtype), self.stem.run, self.config)
-    features = [fine] if self.config.finest_stride == 2 else []
-    number = 0
-    for index, stage in enumerate(self.stages):
-      for position, block in enumerate(stage.blocks):
-        key = None if rng is None else jax.random.fold_in(rng, number)
-        x = architecture.run_block(
-          x,
-          block.run,
-          self.config,
-          self.config.block(index, position),
-          lambda y, key=key, block=block: drop_path(y, block.drop_path, key),
-        )
-        number += 1
-      features.append(x)
-    return tuple(features)
-
-  def embed(self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None) -> Float[Array, "b d"]:
-    """The last map, averaged over positions."""
-    return jnp.mean(self(images, rng=rng)[-1], axis=(1, 2))
-
-  @property
-  def num_depths(self) -> int:
-    return sum(self.config.depths) + 1
-
-  def depth_of(self, path: str) -> int:
-    return base.staged_depth(path, self.config.depths)
+  config: ResNetConfig
 
   def feature_options(self) -> Mapping[str, Any]:
-    config = self.config
-    return dict(
-      padding="SAME" if config.same_padding else "symmetric",
-      activation=config.activation,
-      norm_epsilon=config.norm_epsilon,
-    )
-
-  def fold(
-    self,
-    *,
-    storage: str | None = None,
-    dtype: Any = None,
-    scan: bool = True,
-    read: Callable[[str, nnx.Module], nnx.Module] | None = None,
-    shardings: folded.FoldedResNet | None = None,
-  ) -> folded.FoldedResNet:
-    return folded.fold(self, storage=storage, dtype=dtype, scan=scan, read=read, shardings=shardings)
+    return {**super().feature_options(), "activation": self.config.activation}
