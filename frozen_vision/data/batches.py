@@ -150,12 +150,14 @@ class ClassificationBatch(Batch):
   """An image with a label, from `classification.augment.TrainTransform` and `EvalTransform`.
 
   Attributes:
-    image: square.
+    image: square. `ClassificationTask.prepare` resizes it on the device, as float32 in 0..255.
     label: class index.
+    target: distribution over the classes, smoothed and in training mixed; added by `prepare`.
   """
 
   image: Required[UInt8[Array, "*b side side 3"]]
   label: Required[Int32[Array, "*b"]]
+  target: NotRequired[Float32[Array, "*b classes"]]
 
 
 def mismatches(batch: Mapping[str, Any], kind: type) -> list[str]:

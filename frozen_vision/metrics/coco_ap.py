@@ -265,6 +265,7 @@ def evaluate_files(
     if absent := [key for key in keys if key not in row]:
       raise ValueError(f"{name}, entry {i}, lacks {absent}.")
     row |= matching.checked_detection(row, truth, iou_types, f"{name}, entry {i}")
+  matching.require_pixels(rows, name)
   if not truth.annotations:
     _logger.warning("Ground truth %r has no annotations, so there is no AP.", str(ground_truth))
     return {}

@@ -249,6 +249,17 @@ def checked_detection(
   return checked
 
 
+def require_pixels(rows: Sequence[Mapping[str, Any]], name: str) -> None:
+  """Raises ValueError where most boxes lie within 0..1 without being empty: fractions, and not pixels."""
+  boxes = [row["bbox"] for row in rows if "bbox" in row]
+  within = [(x, y, w, h) for x, y, w, h in boxes if w > 0 and h > 0 and max(x + w, y + h) <= 1.001]
+  if len(within) > len(boxes) / 2:
+    raise ValueError(
+      f"{name}: {len(within)} of {len(boxes)} boxes lie within 0..1, such as {within[0]}; expected x, y, "
+      "width and height in pixels of the image."
+    )
+
+
 def match(
   truth: GroundTruth,
   detections: Sequence[Mapping[str, Any]],

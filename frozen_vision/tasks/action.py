@@ -17,7 +17,7 @@ import optax
 
 from frozen_vision import config as config_lib
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.data import pipeline
+from frozen_vision.data import batches, pipeline
 from frozen_vision.data.classification import augment
 from frozen_vision.data.generated import motion_clips
 from frozen_vision.data.video import clips, lists, prepared_videos, sources, survey
@@ -85,7 +85,7 @@ class ActionTask(base.Task):
   def train_batches(self, start_example: int) -> pipeline.BatchIterator:
     return common.train_batches(self._config, self._train, self._train_transform(), start_example)
 
-  def blank_example(self) -> dict[str, np.ndarray]:
+  def blank_example(self) -> batches.ClipTrainBatch:
     side = self._options.image_size
     record = dict(frames=np.zeros((self._sampler.frames, side, side, 3), np.uint8), label=0)
     return self._train_transform()(record, np.random.default_rng(0))
@@ -135,7 +135,9 @@ class ActionTask(base.Task):
       "levels": list(options.head.levels),
     }
 
-  def features(self, model: Recogniser, batch: base.Batch, rng: jax.Array | None) -> base.Features:
+  def features(
+    self, model: Recogniser, batch: batches.ClipTrainBatch | batches.ClipEvalBatch, rng: jax.Array | None
+  ) -> base.Features:
     """A map [clips, t, h, w, c] for each level that the head reads; every view of a video is a clip."""
     frames = batch["clip"]
     time = frames.shape[-4]
@@ -149,7 +151,12 @@ class ActionTask(base.Task):
     return tuple(x.reshape(-1, time, *x.shape[1:]) for x in maps)
 
   def loss(
-    self, model: Recogniser, batch: base.Batch, features: base.Features, rng: jax.Array, state: None
+    self,
+    model: Recogniser,
+    batch: batches.ClipTrainBatch,
+    features: base.Features,
+    rng: jax.Array,
+    state: None,
   ) -> base.Losses:
     logits = model.head(features, rng)
     labels = optax.smooth_labels(
@@ -164,7 +171,9 @@ class ActionTask(base.Task):
     top1 = mean(jnp.argmax(logits, axis=-1) == batch["label"])
     return base.Losses({"cross_entropy": loss}, {"top1": top1, "unreadable": 1 - jnp.mean(weights)})
 
-  def predict(self, model: Recogniser, batch: base.Batch, features: base.Features) -> dict[str, jax.Array]:
+  def predict(
+    self, model: Recogniser, batch: batches.ClipEvalBatch, features: base.Features
+  ) -> dict[str, jax.Array]:
     """Probabilities [b, classes], averaged over the views of each video."""
     probabilities = jax.nn.softmax(model.head(features), axis=-1)
     views = probabilities.reshape(batch["clip"].shape[0], -1, probabilities.shape[-1])
@@ -182,7 +191,7 @@ class ActionTask(base.Task):
     return action_metrics.ActionEvaluator(self._names, top_k=sorted({1, min(5, len(self._names))}))
 
   def pictures(
-    self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
+    self, predictions: dict[str, np.ndarray], batch: batches.ClipEvalBatch, count: int
   ) -> dict[str, np.ndarray]:
     chosen = np.flatnonzero(batch["example_valid"] & batch["readable"])[:count]
     examples = [

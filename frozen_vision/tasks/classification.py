@@ -12,7 +12,7 @@ import optax
 
 from frozen_vision import config as config_lib
 from frozen_vision.backbones import families
-from frozen_vision.data import pipeline
+from frozen_vision.data import batches, pipeline
 from frozen_vision.data.classification import augment, folders
 from frozen_vision.metrics import accuracy
 from frozen_vision.ops import mixup
@@ -81,7 +81,7 @@ class ClassificationTask(base.Task):
   def train_batches(self, start_example: int) -> pipeline.BatchIterator:
     return common.train_batches(self._config, self._train, self._train_transform(), start_example)
 
-  def blank_example(self) -> dict[str, np.ndarray]:
+  def blank_example(self) -> batches.ClassificationBatch:
     side = self._options.image_size
     record = dict(image=np.zeros((side, side, 3), np.uint8), label=0)
     return self._train_transform()(record, np.random.default_rng(0))
@@ -110,7 +110,9 @@ class ClassificationTask(base.Task):
     side = self._options.image_size
     return {"central square": side, "resized to": self.phases[-1] or side, "pooled": True}
 
-  def prepare(self, batch: base.Batch, rng: jax.Array | None, phase: int | None) -> base.Batch:
+  def prepare(
+    self, batch: batches.ClassificationBatch, rng: jax.Array | None, phase: int | None
+  ) -> base.Batch:
     """Images at the side of the phase; in training mixed, with `target`, a distribution over classes."""
     images, options = batch["image"].astype(jnp.float32), self._options
     if phase is not None and images.shape[1:3] != (phase, phase):
@@ -128,18 +130,27 @@ class ClassificationTask(base.Task):
     )
     return batch | {"image": images, "target": target}
 
-  def features(self, model: Classifier, batch: base.Batch, rng: jax.Array | None) -> base.Features:
+  def features(
+    self, model: Classifier, batch: batches.ClassificationBatch, rng: jax.Array | None
+  ) -> base.Features:
     return (model.backbone.embed(families.normalise(batch["image"]), rng=rng),)
 
   def loss(
-    self, model: Classifier, batch: base.Batch, features: base.Features, rng: jax.Array, state: None
+    self,
+    model: Classifier,
+    batch: batches.ClassificationBatch,
+    features: base.Features,
+    rng: jax.Array,
+    state: None,
   ) -> base.Losses:
     logits = model.head(features[0]).astype(jnp.float32)
     loss = jnp.mean(optax.softmax_cross_entropy(logits, batch["target"]))
     top1 = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
     return base.Losses({"cross_entropy": loss}, {"top1": top1})
 
-  def predict(self, model: Classifier, batch: base.Batch, features: base.Features) -> dict[str, jax.Array]:
+  def predict(
+    self, model: Classifier, batch: batches.ClassificationBatch, features: base.Features
+  ) -> dict[str, jax.Array]:
     logits = model.head(features[0]).astype(jnp.float32)
     return {"logits": logits, "probabilities": jax.nn.softmax(logits, axis=-1)}
 

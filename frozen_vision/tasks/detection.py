@@ -13,7 +13,7 @@ import numpy as np
 
 from frozen_vision import config as config_lib
 from frozen_vision.backbones import families
-from frozen_vision.data import pipeline
+from frozen_vision.data import batches, pipeline
 from frozen_vision.data.detection import (
   coco,
   copy_paste,
@@ -149,7 +149,7 @@ class DetectionTask(base.Task):
       transform = copy_paste.CopyPasteTrain(transform, self._train, self._options.copy_paste)
     return common.train_batches(self._config, self._train, transform, start_example)
 
-  def blank_example(self) -> dict[str, np.ndarray]:
+  def blank_example(self) -> batches.DetectionTrainBatch:
     size = tuple(self._options.frame)
     record = dict(
       image=np.zeros((*size, 3), np.uint8),
@@ -201,15 +201,27 @@ class DetectionTask(base.Task):
     test = dict(short_sides=(), frames=(), sizes=(), flip=False)
     return config.replace({"detection": dict(eval_frame=size, eval_short_side=0, test=test)})
 
-  def features(self, model: Detector, batch: base.Batch, rng: jax.Array | None) -> base.Features:
+  def features(
+    self,
+    model: Detector,
+    batch: batches.DetectionTrainBatch | batches.DetectionEvalBatch,
+    rng: jax.Array | None,
+  ) -> base.Features:
     return model.backbone(families.normalise(batch["image"], batch["image_size"]), rng=rng)
 
   def loss(
-    self, model: Detector, batch: base.Batch, features: base.Features, rng: jax.Array, state: None
+    self,
+    model: Detector,
+    batch: batches.DetectionTrainBatch,
+    features: base.Features,
+    rng: jax.Array,
+    state: None,
   ) -> base.Losses:
     return base.Losses(*model.head.losses(model.neck(features), batch, rng))
 
-  def predict(self, model: Detector, batch: base.Batch, features: base.Features) -> dict[str, jax.Array]:
+  def predict(
+    self, model: Detector, batch: batches.DetectionEvalBatch, features: base.Features
+  ) -> dict[str, jax.Array]:
     views = []
     for scale, sizes in enumerate(self._sizes):
       image, image_size = (batch[f"{name}.{scale}" if scale else name] for name in ("image", "image_size"))
@@ -235,7 +247,7 @@ class DetectionTask(base.Task):
     return coco_ap.CocoEvaluator(self._validation.ground_truth, kinds)
 
   def pictures(
-    self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
+    self, predictions: dict[str, np.ndarray], batch: batches.DetectionEvalBatch, count: int
   ) -> dict[str, np.ndarray]:
     first = self._scales[0]
     place = transforms.DetectionTrain(

@@ -13,7 +13,7 @@ import numpy as np
 
 from frozen_vision import config as config_lib
 from frozen_vision.backbones import families
-from frozen_vision.data import pipeline
+from frozen_vision.data import batches, pipeline
 from frozen_vision.data.detection import transforms
 from frozen_vision.data.generated import semantic_scenes
 from frozen_vision.data.segmentation import (
@@ -95,7 +95,7 @@ class SegmentationTask(base.Task):
   def train_batches(self, start_example: int) -> pipeline.BatchIterator:
     return common.train_batches(self._config, self._train, self._train_transform(), start_example)
 
-  def blank_example(self) -> dict[str, np.ndarray]:
+  def blank_example(self) -> batches.SegmentationTrainBatch:
     size = tuple(self._options.frame)
     record = dict(image=np.zeros((*size, 3), np.uint8), label=np.zeros(size, np.uint8), name="blank")
     return self._train_transform()(record, np.random.default_rng(0))
@@ -144,16 +144,26 @@ class SegmentationTask(base.Task):
       {"segmentation": dict(eval_frame=size, eval_short_side=0, eval_long_side=0, test=test)}
     )
 
-  def features(self, model: Segmenter, batch: base.Batch, rng: jax.Array | None) -> base.Features:
+  def features(
+    self,
+    model: Segmenter,
+    batch: batches.SegmentationTrainBatch | batches.SegmentationEvalBatch,
+    rng: jax.Array | None,
+  ) -> base.Features:
     return model.backbone(families.normalise(batch["image"], batch["image_size"]), rng=rng)
 
   def loss(
-    self, model: Segmenter, batch: base.Batch, features: base.Features, rng: jax.Array, state: None
+    self,
+    model: Segmenter,
+    batch: batches.SegmentationTrainBatch,
+    features: base.Features,
+    rng: jax.Array,
+    state: None,
   ) -> base.Losses:
     return base.Losses(*model.head.losses(features, batch, rng))
 
   def predict(
-    self, model: Segmenter, batch: base.Batch, features: base.Features
+    self, model: Segmenter, batch: batches.SegmentationEvalBatch, features: base.Features
   ) -> list[semantic_inference.View]:
     """Class scores of every view of testing, each at the size of its own frame."""
     test = self._options.test
@@ -213,7 +223,7 @@ class SegmentationTask(base.Task):
     )
 
   def pictures(
-    self, predictions: dict[str, np.ndarray], batch: base.Batch, count: int
+    self, predictions: dict[str, np.ndarray], batch: batches.SegmentationEvalBatch, count: int
   ) -> dict[str, np.ndarray]:
     examples = []
     for row in range(min(count, int(np.sum(batch["example_valid"])))):

@@ -207,6 +207,10 @@ def test_ids_above_2_to_53(files):
   (folder / "found.json").write_text(json.dumps(perfect))
   result = coco_ap.evaluate_files(annotations, folder / "found.json")
   assert result["box_AP"] == 1.0 and result["box_AR_100"] == 1.0
+  fractions = [row | dict(bbox=[0.1, 0.2, 0.3, 0.4]) for row in perfect]
+  (folder / "found.json").write_text(json.dumps(fractions))
+  with pytest.raises(ValueError, match="found.json.*12 of 12 boxes lie within 0..1"):
+    coco_ap.evaluate_files(annotations, folder / "found.json")
 
 
 @pytest.mark.parametrize(
