@@ -215,6 +215,32 @@ def test_what_is_no_parameter_stays_with_the_frozen_part():
   assert merged.body.layers[1].deterministic
 
 
+@pytest.mark.parametrize(
+  "policy, mutable",
+  [(("norm/.*", "head/.*"), {"norm/mean", "norm/var"}), (("head/.*",), set()), (("body/.*",), set())],
+)
+def test_statistics_change_where_their_norm_trains(policy, mutable):
+  graphdef, trainable, rest = freeze.partition(_Layers(), policy)
+  found, frozen = freeze.split_mutable(trainable, rest)
+  assert set(freeze.flatten(found)) == mutable
+  assert set(freeze.flatten(frozen)) == set(freeze.flatten(rest)) - mutable
+  merged = nnx.merge(graphdef, trainable, found, frozen)
+  assert merged.norm.use_running_average is (not mutable)
+
+
+def test_a_teacher_never_trains():
+  model = _Layers()
+  model.teacher = _Layers()
+  graphdef, trainable, frozen = freeze.partition(model, (".*",))
+  assert not [path for path in freeze.flatten(trainable) if path.startswith("teacher/")]
+  assert "teacher/head/kernel" in freeze.flatten(frozen)
+  mutable, _ = freeze.split_mutable(trainable, frozen)
+  assert set(freeze.flatten(mutable)) == {"norm/mean", "norm/var"}
+  assert nnx.merge(graphdef, trainable, frozen).teacher.norm.use_running_average
+  with pytest.raises(ValueError, match="matches no parameter"):
+    freeze.partition(model, ("teacher/.*",))
+
+
 def test_cast_and_size():
   state = nnx.state(_Layers(), nnx.Param)
   half = freeze.cast(state, jnp.bfloat16)
