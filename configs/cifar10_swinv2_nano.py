@@ -3,7 +3,8 @@
   python -m frozen_vision.main --config=configs/cifar10_swinv2_nano.py --workdir=/tmp/nano \
     --config.classification.train=DATA/train.tar.xz --config.classification.validation=DATA/test.tar.xz
 
-It made the shipped file, see frozen_vision/backbones/weights/swinv2_nano.md.
+It made the shipped file, one run: 24 epochs in 112 minutes on two CPU cores (AMD EPYC) that small jobs
+shared, test top-1 85.2% at 64 px, of the written file (frozen_vision/backbones/weights/swinv2_nano.md).
 Positions are normalised by the windows that 64-pixel images have: 8, 8, 4 and 2.
 """
 

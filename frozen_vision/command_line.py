@@ -1,6 +1,7 @@
 """What programs with a config share: `--config=FILE[:ARGUMENTS]` and `--config.OPTION=VALUE`."""
 
 from collections.abc import Callable, Mapping, Sequence
+import os
 import re
 import sys
 from typing import Any
@@ -79,6 +80,14 @@ def split(argv: Sequence[str]) -> tuple[list[str], dict[str, Text]]:
     changes.pop(option, None)  # the last one counts, also for the order
     changes[option] = Text(text)
   return rest, changes
+
+
+def path(text: str | None) -> str | None:
+  """A path of the command line with `~` as the home folder, also in NAME=PATH."""
+  if text is None:
+    return None
+  name, equals, found = text.rpartition("=")
+  return name + equals + os.path.expanduser(found)
 
 
 def run(main: Callable[[list[str]], Any]) -> None:

@@ -11,6 +11,7 @@ The last one is for --config.detection.init.path=htc_r50.safetensors; for a back
 
 import argparse
 from collections.abc import Sequence
+import os
 import pathlib
 import sys
 from typing import Any
@@ -19,6 +20,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from frozen_vision import output
 from frozen_vision.backbones import families
 from frozen_vision.backbones.swinv2 import checkpoint_windows as windows
 from frozen_vision.backbones.swinv2 import checkpoints as swinv2
@@ -37,9 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
-    "source", help=".pth or .safetensors of Microsoft, SimMIM, timm, transformers or torchvision; or of mmdet"
+    "source",
+    type=os.path.expanduser,
+    help=".pth or .safetensors of Microsoft, SimMIM, timm, transformers or torchvision; or of mmdet",
   )
-  parser.add_argument("destination", help="the .safetensors file to write")
+  parser.add_argument("destination", type=os.path.expanduser, help="the .safetensors file to write")
   parser.add_argument(
     "--head-of",
     choices=["mmdet"],
@@ -58,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--pretrained-window", help="window of the pretraining, if it was another")
   parser.add_argument("--pretrained-image-size", type=int, help="image side of the pretraining")
   parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the weights in the file")
-  parser.add_argument("--head", help="also write the classifier, to this .safetensors file")
+  parser.add_argument(
+    "--head", type=os.path.expanduser, help="also write the classifier, to this .safetensors file"
+  )
   parser.add_argument(
     "--head-classes",
     help=(
@@ -151,4 +157,5 @@ def _windows(parser: argparse.ArgumentParser, text: str, image_size: int | None)
 
 
 if __name__ == "__main__":
+  output.protect()
   main()

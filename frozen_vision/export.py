@@ -30,6 +30,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 import json
 import logging
+import os
 import pathlib
 import sys
 from typing import Any
@@ -38,6 +39,7 @@ import jax
 import numpy as np
 import safetensors.flax
 
+from frozen_vision import command_line, output
 from frozen_vision.files import atomic
 from frozen_vision.prediction import predictor as predict
 from frozen_vision.prediction import trained_head
@@ -153,13 +155,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prog="python -m frozen_vision.export",
     description="Writes a backbone with its heads as a program that runs without this package.",
   )
-  parser.add_argument("--workdir", action="append", required=True, metavar="[NAME=]RUN",
-                      help="workdir of a run; several heads may share a backbone")  # fmt: skip
-  parser.add_argument("--out", required=True, help="the program; its weights go to OUT.safetensors")
+  parser.add_argument(
+    "--workdir",
+    type=command_line.path,
+    action="append",
+    required=True,
+    metavar="[NAME=]RUN",
+    help="workdir of a run; several heads may share a backbone",
+  )
+  parser.add_argument(
+    "--out", type=os.path.expanduser, required=True, help="the program; its weights go to OUT.safetensors"
+  )
   parser.add_argument("--platforms", default=",".join(PLATFORMS), help="default: %(default)s")
   parser.add_argument("--batch_size", type=int, default=1, help="images of one call; default: %(default)s")
   parser.add_argument("--image_size", default="", metavar="HEIGHT,WIDTH", help="default: as evaluated")
-  parser.add_argument("--backbone", default=None, help="weights in place of those of the configs")
+  parser.add_argument(
+    "--backbone", type=os.path.expanduser, default=None, help="weights in place of those of the configs"
+  )
   parser.add_argument("--best", action="store_true", help="read the best checkpoints instead of the newest")
   options = parser.parse_args(arguments)
   logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
@@ -189,4 +201,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+  output.protect()
   main()

@@ -7,13 +7,12 @@ if __name__ == "__main__":
 
 # pylint: disable=wrong-import-position
 import logging
-import os
 import sys
 
 from absl import app, flags
 import jax
 
-from frozen_vision import command_line, config_files, failures
+from frozen_vision import command_line, config_files, failures, output
 from frozen_vision.devices import processes as distributed
 from frozen_vision.planning import plan
 from frozen_vision.prediction import files as predict_files
@@ -78,28 +77,22 @@ def _run(argv: list[str]) -> None:
   """Does what the flags say."""
   match _MODE.value:
     case "train":
-      loop.train(_CONFIG.value, _path(_WORKDIR.value))
+      loop.train(_CONFIG.value, command_line.path(_WORKDIR.value))
     case "evaluate":
-      loop.evaluate(_CONFIG.value, _path(_WORKDIR.value))
+      loop.evaluate(_CONFIG.value, command_line.path(_WORKDIR.value))
     case "predict":
       predict_files.predict(
         _INPUTS.value + argv[1:],
-        workdir=_path(_WORKDIR.value),
-        heads=[_path(head) for head in _HEADS.value],
-        out=_path(_OUT.value),
-        backbone=_path(_BACKBONE.value),
+        workdir=command_line.path(_WORKDIR.value),
+        heads=[command_line.path(head) for head in _HEADS.value],
+        out=command_line.path(_OUT.value),
+        backbone=command_line.path(_BACKBONE.value),
         image_size=[int(side) for side in _IMAGE_SIZE.value],
       )
     case "plan":
-      plan.plan(_CONFIG.value, _path(_WORKDIR.value), _TOPOLOGY.value, mfu=_MFU.value, name=_CONFIG.source)
-
-
-def _path(text: str | None) -> str | None:
-  """The path with `~` replaced, also behind NAME=."""
-  if text is None:
-    return None
-  name, equals, path = text.rpartition("=")
-  return name + equals + os.path.expanduser(path)
+      plan.plan(
+        _CONFIG.value, command_line.path(_WORKDIR.value), _TOPOLOGY.value, mfu=_MFU.value, name=_CONFIG.source
+      )
 
 
 def _main(argv: list[str]) -> None:
@@ -130,7 +123,7 @@ def _main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  failures.protect_output()
+  output.protect()
   if len(sys.argv) == 1:
     print(usage())
   else:

@@ -276,7 +276,13 @@ def _read_choice(field: dataclasses.Field, values: Any, path: str, problems: lis
   """The section of a field `choice`: the defaults of its name, what is set for that name, what is set."""
   if dataclasses.is_dataclass(values):
     return values
-  table, values = field.metadata["choice"], dict(values)
+  table = field.metadata["choice"]
+  if not hasattr(values, "items"):
+    problems.append(
+      f"{path} is {_shown(values)}; expected a section whose name is one of {', '.join(table)}."
+    )
+    return None
+  values = dict(values)
   name = values.pop("name", None) or field.default_factory().name
   for other in [key for key in values if key in table and key != name]:
     _read_onto(table[other](), values.pop(other), f"{path}.{other}", table, problems)

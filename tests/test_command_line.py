@@ -177,6 +177,8 @@ def test_paths_of_every_kind_know_the_home_folder(monkeypatch, tmp_path):
   assert config.detection.init.path == f"{tmp_path}/head.safetensors"
   (tmp_path / "mine.py").write_text((_ROOT / "configs" / "coco_htc.py").read_text())
   assert config_files.load_config("~/mine.py:recipe=files").detection.data == "files"
+  for text, wanted in (("~/run", f"{tmp_path}/run"), ("act=~/run", f"act={tmp_path}/run"), (None, None)):
+    assert command_line.path(text) == wanted
   lists = _load("configs/kinetics_video_swin.py", "--config.action.lists=('~/a.csv', 'b.csv')").action.lists
   assert lists == (f"{tmp_path}/a.csv", "b.csv")
 

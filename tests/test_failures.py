@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from frozen_vision import failures
+from frozen_vision import failures, output
 from frozen_vision.data import pipeline
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -110,8 +110,8 @@ def test_a_traceback_only_where_it_is_asked_for_or_there_is_no_sentence():
 
 _PRINTS = """
 import sys
-from frozen_vision import failures
-failures.protect_output()
+from frozen_vision import output
+output.protect()
 for number in range(3000):
   print("a line that says déjà vu", number, flush=number % 2)
 print("done", file=sys.stderr)
@@ -143,6 +143,6 @@ def test_printing_never_ends_a_program(how):
 def test_the_output_in_this_process(monkeypatch):
   stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
   monkeypatch.setattr(sys, "stdout", stream)
-  failures.protect_output()
+  output.protect()
   print("é")
   assert sys.stdout is not stream and stream.buffer.getvalue() == b"\\xe9\n"

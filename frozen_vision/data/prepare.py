@@ -20,9 +20,11 @@ import argparse
 from collections.abc import Iterator, Sequence
 import functools
 import importlib.util
+import os
 import pathlib
 import sys
 
+from frozen_vision import output
 from frozen_vision.data import images as image_io
 from frozen_vision.data import prepare_checks as checks
 from frozen_vision.data import prepared
@@ -225,29 +227,35 @@ def _parser() -> argparse.ArgumentParser:
   )
   commands = parser.add_subparsers(dest="command", required=True)
   check = commands.add_parser("images", help="check every image below a folder")
-  check.add_argument("--images", required=True, help="folder, searched recursively")
+  check.add_argument("--images", type=os.path.expanduser, required=True, help="folder, searched recursively")
   write = commands.add_parser("coco", help="check COCO-format data and write it as shards")
-  write.add_argument("--images", help="folder of the images")
-  write.add_argument("--annotations", help="annotation JSON")
-  write.add_argument("--root", help="instead: holds {split}2017/ and annotations/")
+  write.add_argument("--images", type=os.path.expanduser, help="folder of the images")
+  write.add_argument("--annotations", type=os.path.expanduser, help="annotation JSON")
+  write.add_argument("--root", type=os.path.expanduser, help="instead: holds {split}2017/ and annotations/")
   write.add_argument("--split", nargs="+", help="default: train; with --root: train val")
   write.add_argument("--boxes-only", action="store_true", help="keep annotations that have no usable mask")
   scenes = commands.add_parser("ade20k", help="check ADE20K and write it as shards")
-  scenes.add_argument("--root", required=True, help="holds images/ and annotations/")
+  scenes.add_argument("--root", type=os.path.expanduser, required=True, help="holds images/ and annotations/")
   scenes.add_argument("--split", nargs="+", help="default: training validation")
   pixels = commands.add_parser("segmentation", help="check images with label images and write them as shards")
-  pixels.add_argument("--images", required=True, help="folder of the images")
-  pixels.add_argument("--labels", required=True, help="folder of the label images")
-  pixels.add_argument("--classes", required=True, help="class list, .txt or .json")
-  pixels.add_argument("--segments", help="COCO panoptic JSON, if the label images are of that format")
+  pixels.add_argument("--images", type=os.path.expanduser, required=True, help="folder of the images")
+  pixels.add_argument("--labels", type=os.path.expanduser, required=True, help="folder of the label images")
+  pixels.add_argument("--classes", type=os.path.expanduser, required=True, help="class list, .txt or .json")
+  pixels.add_argument(
+    "--segments", type=os.path.expanduser, help="COCO panoptic JSON, if the label images are of that format"
+  )
   pixels.add_argument("--ignore", type=int, nargs="*", default=[], help="more pixel values without a class")
   pixels.add_argument("--unknown", default="error", help="what any other value is: error or ignore")
   pixels.add_argument("--image-suffix", default="", help="end of the image names before their ending")
   pixels.add_argument("--label-suffix", default="", help="the same of the label images")
   pixels.add_argument("--split", required=True, help="name of what is written: training or validation")
   clips = commands.add_parser("videos", help="check labelled videos and write their frames as shards")
-  clips.add_argument("--videos", required=True, help="folder of class folders, or .csv or .txt list")
-  clips.add_argument("--root", default="", help="what paths in the list are relative to")
+  clips.add_argument(
+    "--videos", type=os.path.expanduser, required=True, help="folder of class folders, or .csv or .txt list"
+  )
+  clips.add_argument(
+    "--root", type=os.path.expanduser, default="", help="what paths in the list are relative to"
+  )
   clips.add_argument("--group-column", default="", help="column of the list that says what belongs together")
   clips.add_argument("--split", required=True, help="name of what is written: train or validation")
   encoding = jpegs.Encoding()
@@ -273,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
       help="take file names that are absolute or lead out of the folder",
     )
   for command in (write, scenes, pixels, clips):
-    command.add_argument("--out", help="folder to write to")
+    command.add_argument("--out", type=os.path.expanduser, help="folder to write to")
     command.add_argument("--check", action="store_true", help="only check, write nothing")
     command.add_argument("--overwrite", action="store_true", help="replace shards that are there")
   for command in (check, write, scenes, pixels, clips):
@@ -300,5 +308,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no valid text
+  output.protect()  # file names may be no valid text
   sys.exit(main())

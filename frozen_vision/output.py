@@ -1,0 +1,52 @@
+"""Standard output that never ends a program: no reader, closed from the start, or ASCII only."""
+
+import os
+import sys
+from typing import Any
+
+
+class _Output:
+  """Standard output that goes on without a reader: what is written after that is dropped, said once."""
+
+  def __init__(self, stream: Any):
+    self._stream = stream
+
+  def write(self, text: str) -> int:
+    try:
+      self._stream.write(text)
+      self._stream.flush()
+    except (BrokenPipeError, ValueError):  # ValueError: it was closed here
+      self._leave()
+    return len(text)
+
+  def flush(self) -> None:
+    try:
+      self._stream.flush()
+    except (BrokenPipeError, ValueError):
+      self._leave()
+
+  def _leave(self) -> None:
+    # What is left in the stream's buffer would fail again at exit: its file becomes one that takes all.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+      os.dup2(nowhere, self._stream.fileno())
+      os.close(nowhere)
+    except (OSError, ValueError):
+      self._stream = os.fdopen(nowhere, "w")
+    try:
+      print("Nobody reads the output any more; the program goes on without it.", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+      pass
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+
+def protect() -> None:
+  """Makes printing safe for the rest of the program; to be called once, at its start."""
+  if sys.stdout is None:  # closed when the program was started
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 open as long as the program runs
+    return
+  if hasattr(sys.stdout, "reconfigure"):
+    sys.stdout.reconfigure(errors="backslashreplace")
+  sys.stdout = _Output(sys.stdout)
