@@ -16,9 +16,9 @@ import optax
 
 from experiments.benchmarks.gpu import models
 from frozen_vision.freezing import partition
-from frozen_vision.heads import linear, video_swin
+from frozen_vision.heads import linear, video_swin, views
 from frozen_vision.heads.htc import config as htc_config
-from frozen_vision.heads.htc import htc, views
+from frozen_vision.heads.htc import htc
 from frozen_vision.heads.mask2former import config as mask2former_config
 from frozen_vision.heads.mask2former import mask2former
 from frozen_vision.necks.build import build_neck
