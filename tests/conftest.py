@@ -1,9 +1,11 @@
 """Type checks of the package in tests, fixtures of several test modules, and which skips are allowed."""
 
 import os
+import pathlib
+import shutil
+import tempfile
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache as jax_cache
 import jaxtyping
 import pytest
 
@@ -15,32 +17,45 @@ if os.environ.get("FROZEN_VISION_TEST_TYPES", "0") != "0":
   jaxtyping.install_import_hook("frozen_vision", f"{type_check.__name__}.check")
 
 
-# Compiling dominates the time of runs at toy size: half of it is LLVM's optimisation, which toy sizes do not
-# need, and most programs of a module are the same.
-_OPTIONS = dict(
-  jax_disable_most_optimizations=True,
+# Compiling dominates the time of tests at toy size, and most programs of a test are those of another, in this
+# process, in other workers and in child processes: all of them share one folder of compiled programs.
+_CACHE = "FROZEN_VISION_TEST_CACHE"
+_CACHING = dict(
   jax_persistent_cache_min_compile_time_secs=0.0,
   jax_persistent_cache_min_entry_size_bytes=-1,
 )
 
 
+def pytest_configure(config):
+  """Keeps compiled programs in the folder $FROZEN_VISION_TEST_CACHE, or in one that goes with the run."""
+  if not os.environ.get(_CACHE):  # workers of pytest-xdist inherit what their controller sets
+    folder = tempfile.mkdtemp(prefix="frozen_vision_tests.")
+    os.environ[_CACHE] = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+  options = dict(_CACHING, jax_compilation_cache_dir=os.environ[_CACHE])
+  for name, value in options.items():
+    jax.config.update(name, value)
+  os.environ.update({name.upper(): str(value) for name, value in options.items()})
+
+
 @pytest.fixture(scope="session")
-def cache_folder(tmp_path_factory):
-  return tmp_path_factory.mktemp("jax_cache")
+def cache_folder() -> pathlib.Path:
+  """Where compiled programs are kept."""
+  return pathlib.Path(os.environ[_CACHE])
 
 
 @pytest.fixture
-def quick_compilation(cache_folder):
-  """Compiles with few optimisations, and reads what an earlier test compiled from disk."""
-  options = dict(_OPTIONS, jax_compilation_cache_dir=str(cache_folder))
-  before = {name: jax.config.values[name] for name in options}
-  jax_cache.reset_cache()
-  for name, value in options.items():
-    jax.config.update(name, value)
+def quick_compilation():
+  """Compiles without most of LLVM's optimisations, half of the time, which toy sizes do not need."""
+  jax.config.update("jax_disable_most_optimizations", True)
   yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  jax_cache.reset_cache()
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def quick_environment():
+  """Variables with which child processes do the same."""
+  return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}
 
 
 @pytest.fixture
@@ -50,14 +65,6 @@ def without_type_checks():
   jaxtyping.config.update("jaxtyping_disable", True)
   yield
   jaxtyping.config.update("jaxtyping_disable", before)
-
-
-@pytest.fixture
-def quick_environment(cache_folder):
-  """Environment variables that do the same for child processes."""
-  return {name.upper(): str(value) for name, value in _OPTIONS.items()} | {
-    "JAX_COMPILATION_CACHE_DIR": str(cache_folder)
-  }
 
 
 def _skip_message(report: pytest.TestReport | pytest.CollectReport) -> str:
