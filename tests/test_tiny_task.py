@@ -166,13 +166,14 @@ def test_it_predicts_with_pictures_and_is_exported(trained, tmp_path):
 
 
 @_quick
+@pytest.mark.slow
 def test_it_is_planned_with_its_teacher(tmp_path):
   report = plan.plan(_colour(), str(tmp_path), "cpu:1")
   assert report["fits"] and report["bytes_per_device"]["frozen_weights"] > 0
 
 
 @_quick
-@pytest.mark.parametrize("kind", ["detection", "segmentation"])
+@pytest.mark.parametrize("kind", [pytest.param("detection", marks=pytest.mark.slow), "segmentation"])
 def test_a_second_head_goes_through_everything(tmp_path, kind):
   config = {"detection": tiny.detection, "segmentation": tiny.segmentation}[kind]()
   head = {"detection": "centre", "segmentation": "two_layer"}[kind]
