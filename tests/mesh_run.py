@@ -22,6 +22,10 @@ from frozen_vision.training import step as step_lib
 from tests import tiny, tiny_family
 
 MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
+_OVERRIDES = {
+  "tiny_conv": dict(channels=(16, 32, 64, 64)),
+  "dinov3_vits16": dict(embed_dim=64, depth=4, num_heads=2, mlp_dim=128, registers=2),
+}
 
 
 def main(task_name: str, head: str = "", backbone: str = "") -> None:
@@ -37,7 +41,7 @@ def main(task_name: str, head: str = "", backbone: str = "") -> None:
   if backbone:
     families.FAMILIES["tiny_family"] = tiny_family.FAMILY
     config.backbone.name = backbone
-    config.backbone.overrides = dict(channels=(16, 32, 64, 64))
+    config.backbone.overrides = _OVERRIDES[backbone]
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   tx = optax.sgd(1.0, momentum=0.0)  # its state is the gradient itself, unlike a difference of parameters

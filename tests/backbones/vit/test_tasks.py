@@ -1,0 +1,72 @@
+"""A small ViT under the tasks: read from its file block by block, frozen, under a pyramid, on 8 devices."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from flax import nnx
+import jax
+import numpy as np
+import pytest
+
+from frozen_vision.backbones import families
+from frozen_vision.freezing import prepare
+from frozen_vision.layers import storage
+from frozen_vision.training import loop
+from tests import tiny
+
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
+_SMALL = dict(embed_dim=16, depth=4, num_heads=2, mlp_dim=32, registers=2)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture
+def path(tmp_path):
+  backbone = families.build_backbone("dinov3_vits16", rngs=nnx.Rngs(0), layer_scale_init=1.0, **_SMALL)
+  families.save_backbone(backbone, tmp_path / "vit.safetensors", name="dinov3_vits16")
+  return tmp_path / "vit.safetensors"
+
+
+@pytest.mark.parametrize("kind", storage.KINDS)
+def test_read_from_its_file_block_by_block_it_is_the_same_program(path, kind):
+  file = families.open_backbone(path)
+  found, wanted = prepare.freeze(file, storage=kind), prepare.freeze(file.load(), storage=kind)
+  assert found.key == wanted.key and found.key["family"] == "vit"
+  for one, other in zip(*map(jax.tree.leaves, (found.program, wanted.program)), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def _config(task, path):
+  config = tiny.get_config(task)
+  config.backbone.update(dict(name="dinov3_vits16", weights=str(path)))
+  config.backbone.overrides = _SMALL
+  config.update(dict(steps=2, checkpoint_every=2))
+  return config
+
+
+def test_linear_segmentation(path, tmp_path):
+  metrics = loop.train(_config("segmentation", path), str(tmp_path / "run"))
+  assert 0 <= metrics["mIoU"] <= 1
+
+
+def test_detection_on_a_pyramid(path, tmp_path):
+  config = _config("detection", path)
+  config.detection.neck.update(dict(name="simple_pyramid", channels=8, levels=4))
+  metrics = loop.train(config, str(tmp_path / "run"))
+  assert all(np.isfinite(value) for value in metrics.values() if isinstance(value, float))
+
+
+@pytest.mark.slow
+def test_on_8_devices_a_step_is_that_of_one(quick_environment):
+  command = [sys.executable, "-m", "tests.mesh_run", "segmentation", "linear", "dinov3_vits16"]
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", **quick_environment}
+  process = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=600)
+  assert process.returncode == 0, process.stdout + process.stderr
+  report = json.loads(process.stdout.splitlines()[-1])
+  assert len(report) == 4
+  for mesh, row in report.items():
+    assert max(row[part] for part in ("scalars", "updated", "gradients", "predictions")) < 1e-4, (mesh, row)
+    pieces = 4 if mesh == "2x4" else 8
+    assert 1 / pieces <= row["frozen_share"] < 0.5, (mesh, row)
