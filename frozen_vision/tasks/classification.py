@@ -11,7 +11,6 @@ import numpy as np
 import optax
 
 from frozen_vision import config as config_lib
-from frozen_vision.backbones import families
 from frozen_vision.data import batches, pipeline
 from frozen_vision.data.classification import augment, folders
 from frozen_vision.metrics import accuracy
@@ -133,7 +132,7 @@ class ClassificationTask(base.Task):
   def features(
     self, model: Classifier, batch: batches.ClassificationBatch, rng: jax.Array | None
   ) -> base.Features:
-    return (model.backbone.embed(families.normalise(batch["image"]), rng=rng),)
+    return (model.backbone.embed(model.backbone.preprocessing.normalise(batch["image"]), rng=rng),)
 
   def loss(
     self,

@@ -12,7 +12,6 @@ import ml_collections
 import numpy as np
 
 from frozen_vision import config as config_lib
-from frozen_vision.backbones import families
 from frozen_vision.data import batches, pipeline
 from frozen_vision.data.detection import (
   coco,
@@ -207,7 +206,8 @@ class DetectionTask(base.Task):
     batch: batches.DetectionTrainBatch | batches.DetectionEvalBatch,
     rng: jax.Array | None,
   ) -> base.Features:
-    return model.backbone(families.normalise(batch["image"], batch["image_size"]), rng=rng)
+    images = model.backbone.preprocessing.normalise(batch["image"], batch["image_size"])
+    return model.backbone(images, rng=rng)
 
   def loss(
     self,

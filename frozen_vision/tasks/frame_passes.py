@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, UInt8
 
-from frozen_vision.backbones import families
 from frozen_vision.devices import sharding
 from frozen_vision.ops.arrays import Array
 
@@ -50,7 +49,7 @@ def frame_features(
   def run(indexed: tuple[Array, Array]) -> tuple[jax.Array, ...]:
     index, part = indexed
     key = None if rng is None else jax.random.fold_in(rng, index)
-    features = backbone(families.normalise(part), rng=key)
+    features = backbone(backbone.preprocessing.normalise(part), rng=key)
     return tuple(features[level] for level in levels)
 
   if layout.passes == 1:

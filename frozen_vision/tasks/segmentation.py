@@ -12,7 +12,6 @@ import ml_collections
 import numpy as np
 
 from frozen_vision import config as config_lib
-from frozen_vision.backbones import families
 from frozen_vision.data import batches, pipeline
 from frozen_vision.data.detection import transforms
 from frozen_vision.data.generated import semantic_scenes
@@ -150,7 +149,8 @@ class SegmentationTask(base.Task):
     batch: batches.SegmentationTrainBatch | batches.SegmentationEvalBatch,
     rng: jax.Array | None,
   ) -> base.Features:
-    return model.backbone(families.normalise(batch["image"], batch["image_size"]), rng=rng)
+    images = model.backbone.preprocessing.normalise(batch["image"], batch["image_size"])
+    return model.backbone(images, rng=rng)
 
   def loss(
     self,

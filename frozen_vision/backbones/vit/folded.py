@@ -39,7 +39,7 @@ class FoldedViT(base.FoldedBackbone):
     stages: the blocks up to the last tap, and those that follow, which only `embed` needs.
     norm: the final norm.
     pool: SigLIP's attention pooling, or None.
-    remat: of a backbone that trains (`StackedViT`): blocks are computed again on the way back.
+    remat: of a backbone that trains (`stacked`): blocks are computed again on the way back.
   """
 
   stem: Tree
@@ -49,8 +49,11 @@ class FoldedViT(base.FoldedBackbone):
   pool: Tree
   remat: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
-  def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _h _w c"], ...]:
+  def __call__(
+    self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None
+  ) -> tuple[Float[Array, "b _h _w c"], ...]:
     """Maps of the tapped blocks; see `model.ViT.__call__`."""
+    del rng
     config = self.config
     _, taps, size = self._run(images, self.stages[:1])
     norm = sharding.gathered(stored.arrays(self.norm))
@@ -62,8 +65,9 @@ class FoldedViT(base.FoldedBackbone):
     x, _, _ = self._run(images, self.stages)
     return stored.norm(x, sharding.gathered(stored.arrays(self.norm)), self.config.norm_epsilon)
 
-  def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b c"]:
+  def embed(self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None) -> Float[Array, "b c"]:
     """See `model.ViT.embed`."""
+    del rng
     x = self.token_sequence(images)
     if self.pool is None:
       return x[:, 0]
@@ -148,26 +152,6 @@ class FoldedViT(base.FoldedBackbone):
     return stored.linear(ACTIVATIONS[self.config.activation](stored.linear(x, mlp["fc1"])), mlp["fc2"])
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class StackedViT(FoldedViT):
-  """A backbone that trains at the least cost: blocks are scanned, and computed again on the way back.
-
-  Its weights are float32. LayerScale is in the weights and stochastic depth is left out: neither changes
-  memory or FLOPs by anything that shows.
-  """
-
-  def __call__(
-    self, images: Float[Array, "b h w 3"], *, rng: Array | None = None
-  ) -> tuple[Float[Array, "b _h _w c"], ...]:
-    del rng
-    return super().__call__(images)
-
-  def embed(self, images: Float[Array, "b h w 3"], *, rng: Array | None = None) -> Float[Array, "b c"]:
-    del rng
-    return super().embed(images)
-
-
 def fold(
   backbone: base.Backbone,
   *,
@@ -225,13 +209,16 @@ def fold(
   )
 
 
-def stacked(backbone: base.Backbone, *, remat: bool) -> StackedViT:
-  """See `Backbone.stacked`."""
+def stacked(backbone: base.Backbone, *, remat: bool) -> FoldedViT:
+  """See `Backbone.stacked`.
+
+  LayerScale is in the weights and stochastic depth is left out: neither changes memory or FLOPs by anything
+  that shows.
+  """
   folded = fold(backbone, storage="float32")
-  fields = {field.name: getattr(folded, field.name) for field in dataclasses.fields(folded)}
   trees = ("stem", "positions", "stages", "norm", "pool")
-  fields |= {name: stored.parameters(fields[name]) for name in trees}
-  return StackedViT(**fields | dict(remat=remat))
+  trained = {name: stored.parameters(getattr(folded, name)) for name in trees}
+  return dataclasses.replace(folded, remat=remat, **trained)
 
 
 class _Tables(nnx.Module):

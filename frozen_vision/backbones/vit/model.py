@@ -262,5 +262,5 @@ class ViT(Backbone):
   ) -> folded.FoldedViT:
     return folded.fold(self, storage=storage, dtype=dtype, scan=scan, read=read, shardings=shardings)
 
-  def stacked(self, *, remat: bool = True) -> folded.StackedViT:
+  def stacked(self, *, remat: bool = True) -> folded.FoldedViT:
     return folded.stacked(self, remat=remat)

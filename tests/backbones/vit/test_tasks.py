@@ -14,6 +14,7 @@ import pytest
 from frozen_vision.backbones import families
 from frozen_vision.freezing import prepare
 from frozen_vision.layers import storage
+from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 from tests import tiny
 
@@ -51,6 +52,20 @@ def test_linear_segmentation(path, tmp_path):
   assert 0 <= metrics["mIoU"] <= 1
 
 
+def test_images_are_normalised_as_the_weights_want():
+  config = tiny.segmentation()
+  config.backbone.update(dict(name="augreg_vits16", weights="random"))
+  config.backbone.overrides = {key: value for key, value in _SMALL.items() if key != "registers"}
+  task = tasks_build.build_task(config)
+  model = loop.build_model(task, config)
+  module = nnx.merge(model.graphdef, model.trainable, model.mutable, model.frozen)
+  images = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), np.uint8)
+  found = task.features(module, dict(image=images, image_size=np.array([[32, 48]], np.int32)), None)[-1]
+  wanted = module.backbone((images.astype(np.float32) / 255 - 0.5) / 0.5)[-1]
+  np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_detection_on_a_pyramid(path, tmp_path):
   config = _config("detection", path)
   config.detection.neck.update(dict(name="simple_pyramid", channels=8, levels=4))
