@@ -135,12 +135,10 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   """The frozen recipe at full scale."""
   config.backbone.update(dict(name=name, weights=f"weights/{name}.safetensors", dtype="bfloat16"))
   config.frozen_dtype = "bfloat16"
-  # Window 40 on 640-pixel crops, positions normalised by the pretraining's windows (192 px, window 12)
-  # [paper]. T was never pretrained at 192; its public weights are 256 px with window 16 or 8 [ours], and its
-  # window on ADE20K is 16 at 512 px [paper, A1].
+  # Window 40 on 640-pixel crops, positions normalised by the windows of the pretraining [paper]: those that
+  # the weights or the backbone's row say. T's window on ADE20K is 16 at 512 px [paper, A1].
   crop, window = (512, 16) if name == "swinv2_t" else (640, 40)
-  pretrained = (16, 16, 16, 8) if name == "swinv2_t" else (12, 12, 12, 6)
-  config.backbone.overrides = dict(window_sizes=(window,) * 4, pretrained_window_sizes=pretrained)
+  config.backbone.overrides = dict(window_sizes=(window,) * 4)
   options = config.segmentation
   options.frame = (crop, crop)
   options.colour_jitter = True  # [m2f]

@@ -185,10 +185,9 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   """The frozen recipe at full scale."""
   config.backbone.update(dict(name=name, weights=f"weights/{name}.safetensors", dtype="bfloat16"))
   config.frozen_dtype = "bfloat16"
-  # Window 32 on 1536-pixel crops, positions normalised by the pretraining's windows (192 px, window 12)
-  # [paper]. T was never pretrained at 192; its public weights are 256 px with window 16 or 8 [ours].
-  pretrained = (16, 16, 16, 8) if name == "swinv2_t" else (12, 12, 12, 6)
-  config.backbone.overrides = dict(window_sizes=(32, 32, 32, 32), pretrained_window_sizes=pretrained)
+  # Window 32 on 1536-pixel crops, positions normalised by the windows of the pretraining [paper]: those that
+  # the weights or the backbone's row say.
+  config.backbone.overrides = dict(window_sizes=(32, 32, 32, 32))
   config.batch_size = 64  # [paper] for B and L; 96 for G
   config.steps = 118_287 * 36 // 64  # 3x: 36 epochs of train2017 [paper]
   rate = 4e-4  # [paper], of the fine-tuned B and L at batch 64

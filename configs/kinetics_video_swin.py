@@ -155,9 +155,7 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   side, windows, width = _SIZES[name]
   config.backbone.update(dict(name=name, weights=f"weights/{name}.safetensors", dtype="bfloat16"))
   config.frozen_dtype = "bfloat16"
-  # Positions are normalised by the windows of the pretraining, 12 at 192 px; T's public weights are of 256.
-  pretrained = (16, 16, 16, 8) if name == "swinv2_t" else (12, 12, 12, 6)
-  config.backbone.overrides = dict(window_sizes=windows, pretrained_window_sizes=pretrained)
+  config.backbone.overrides = dict(window_sizes=windows)
   config.batch_size = 64  # [ours]; the released configs of [vswin] multiply out to 256 and 512
   epoch = 240_000 // config.batch_size  # about: videos of Kinetics-400 are withdrawn all the time
   config.steps = 30 * epoch  # [vswin]

@@ -18,7 +18,6 @@ from PIL import Image
 
 from frozen_vision import config as config_lib
 from frozen_vision import options
-from frozen_vision.backbones import families
 from frozen_vision.data import pipeline
 from frozen_vision.files import atomic
 from frozen_vision.heads import base as heads
@@ -171,7 +170,7 @@ class ColourTask(base.Task):
     return batch | {"image": image, "target": batch["target"] * brightness}
 
   def features(self, model: Model, batch: base.Batch, rng: jax.Array | None) -> base.Features:
-    return model.backbone(families.normalise(batch["image"]), rng=rng)[-1:]
+    return model.backbone(model.backbone.preprocessing.normalise(batch["image"]), rng=rng)[-1:]
 
   def loss(
     self, model: Model, batch: base.Batch, features: base.Features, rng: jax.Array, state: Any

@@ -31,7 +31,6 @@ from frozen_vision.backbones.vit import model as vit
 from frozen_vision.backbones.vit import published as vit_published
 from frozen_vision.files import checkpoint_file, formats, messages, tensors, trees
 
-normalise = base.normalise
 PublicWeights = NamedWeights | PackagedWeights | HubWeights
 _SHIPPED = pathlib.Path(__file__).resolve().parent / "weights"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 from typing import Literal
 
 from flax import nnx
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import pixel_classification
 from frozen_vision.heads.base import SegmentationHead
+from frozen_vision.layers import norms
 from frozen_vision.ops import resize
 from frozen_vision.options import from_data, Natural
 
@@ -67,8 +69,10 @@ class LinearHead(SegmentationHead):
     specs = [feature_specs[level] for level in self.levels]
     self.stride = specs[0].stride
     self.factors = tuple(spec.stride // self.stride for spec in specs)
-    self.norms = nnx.List(
-      [nnx.LayerNorm(spec.channels, dtype=dtype, rngs=rngs) for spec in specs] if config.input_norm else []
+    self.norms = norms.level_norms(
+      [spec.channels for spec in specs],
+      functools.partial(nnx.LayerNorm, dtype=dtype, rngs=rngs),
+      enabled=config.input_norm,
     )
     # As one layer on the concatenation would be initialised.
     width = sum(spec.channels for spec in specs)
@@ -86,8 +90,7 @@ class LinearHead(SegmentationHead):
     """Feature levels, fine to coarse -> float32 logits at `stride`."""
     features = [features[level] for level in self.levels]
     finest = features[0].shape[1:3]
-    if self.norms:
-      features = [norm(x) for norm, x in zip(self.norms, features)]
+    features = norms.normed(self.norms, features)
     logits = [
       resize.upsample(layer(x).astype(jnp.float32), factor, finest)
       for x, factor, layer in zip(features, self.factors, self.layers)

@@ -7,6 +7,7 @@ gradient reaches.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import math
 from typing import Literal
 
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import pixel_classification
 from frozen_vision.heads.base import SegmentationHead
+from frozen_vision.layers import norms
 from frozen_vision.ops import resize
 from frozen_vision.options import Count, Fraction, from_data, NonNegative
 
@@ -103,8 +105,10 @@ class UPerNet(SegmentationHead):
     self.config = config
     self.dtype = dtype
     self.strides = tuple(spec.stride for spec in specs)
-    self.norms = nnx.List(
-      [nnx.LayerNorm(spec.channels, dtype=dtype, rngs=rngs) for spec in specs] if config.input_norm else []
+    self.norms = norms.level_norms(
+      [spec.channels for spec in specs],
+      functools.partial(nnx.LayerNorm, dtype=dtype, rngs=rngs),
+      enabled=config.input_norm,
     )
     width, count = config.channels, len(config.pool_scales)
 
@@ -151,7 +155,7 @@ class UPerNet(SegmentationHead):
 
   def _normed(self, features: Sequence[jax.Array]) -> list[jax.Array]:
     features = [jnp.asarray(x, self.dtype) for x in features]
-    return [norm(x) for norm, x in zip(self.norms, features)] if self.norms else features
+    return norms.normed(self.norms, features)
 
   def _pool(self, x: jax.Array) -> jax.Array:
     pooled = [

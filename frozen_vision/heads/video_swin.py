@@ -8,6 +8,7 @@ backbone, so each head norms them first.
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 from flax import nnx
@@ -20,7 +21,7 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.backbones.video_swin import model as video_swin
 from frozen_vision.heads.base import ClipHead
 from frozen_vision.layers.mlp import gelu, linear, Mlp
-from frozen_vision.layers.norms import LayerNorm
+from frozen_vision.layers.norms import LayerNorm, level_norms
 from frozen_vision.ops import self_similarity
 from frozen_vision.options import Count, Fraction, Natural
 
@@ -32,7 +33,8 @@ class VideoSwinHeadConfig:
   """Where blocks of Video Swin stand on a frozen feature pyramid.
 
   Attributes:
-    levels: which of the backbone's levels are read, fine to coarse; neighbours, such as (2, 3).
+    levels: which of the backbone's levels are read, fine to coarse; neighbours, such as (2, 3); -1 is
+      the last.
     channels: width at each of these levels.
     depths: blocks at each of these levels.
     head_channels: channels per attention head.
@@ -45,7 +47,7 @@ class VideoSwinHeadConfig:
   """
 
   name: Literal["video_swin"] = "video_swin"
-  levels: tuple[Natural, ...] = (3,)
+  levels: tuple[int, ...] = (-1,)
   channels: tuple[Count, ...] = (512,)
   depths: tuple[Count, ...] = (4,)
   head_channels: Count = 32
@@ -88,7 +90,7 @@ class AttentiveHeadConfig:
   """
 
   name: Literal["attentive"] = "attentive"
-  levels: tuple[Natural, ...] = (3,)
+  levels: tuple[int, ...] = (-1,)
   channels: Count = 512
   num_heads: Count = 8
   dropout: Fraction = 0.0
@@ -104,7 +106,7 @@ class AverageHeadConfig:
   """
 
   name: Literal["average"] = "average"
-  levels: tuple[Natural, ...] = (3,)
+  levels: tuple[int, ...] = (-1,)
   dropout: Fraction = 0.0
 
 
@@ -255,12 +257,12 @@ class AverageHead(ClipHead):
     feature_specs: tuple[FeatureSpec, ...],
     num_classes: int,
     *,
-    levels: tuple[int, ...] = (3,),
+    levels: tuple[int, ...] = (-1,),
     dropout: float = 0.0,
     rngs: nnx.Rngs,
   ):
     self.levels = check_levels(levels, feature_specs)
-    self.norms = nnx.List([LayerNorm(feature_specs[level].channels, rngs=rngs) for level in self.levels])
+    self.norms = _level_norms(feature_specs, self.levels, rngs)
     self.classifier = Classifier(
       sum(feature_specs[level].channels for level in self.levels), num_classes, dropout, rngs=rngs
     )
@@ -285,7 +287,7 @@ class AttentiveHead(ClipHead):
     feature_specs: tuple[FeatureSpec, ...],
     num_classes: int,
     *,
-    levels: tuple[int, ...] = (3,),
+    levels: tuple[int, ...] = (-1,),
     channels: int = 512,
     num_heads: int = 8,
     dropout: float = 0.0,
@@ -299,7 +301,7 @@ class AttentiveHead(ClipHead):
     self.dtype = dtype
     self.num_heads = num_heads
     self.levels = check_levels(levels, feature_specs)
-    self.norms = nnx.List([LayerNorm(feature_specs[level].channels, rngs=rngs) for level in self.levels])
+    self.norms = _level_norms(feature_specs, self.levels, rngs)
     self.projs = nnx.List(
       [linear(feature_specs[level].channels, channels, dtype=dtype, rngs=rngs) for level in self.levels]
     )
@@ -331,6 +333,12 @@ class AttentiveHead(ClipHead):
     return self.classifier(self.norm(pooled), rng)
 
 
+def _level_norms(feature_specs: tuple[FeatureSpec, ...], levels: tuple[int, ...], rngs: nnx.Rngs) -> nnx.List:
+  return level_norms(
+    [feature_specs[level].channels for level in levels], functools.partial(LayerNorm, rngs=rngs)
+  )
+
+
 def _checked(features: Features, levels: tuple[int, ...]) -> Features:
   """The maps, if there is one [b, t, h, w, c] for each level; raises ValueError."""
   if len(features) != len(levels) or any(feature.ndim != 5 for feature in features):
@@ -349,10 +357,11 @@ def _sines(frames: int, channels: int) -> Float[Array, "t c"]:
 
 
 def check_levels(levels: tuple[int, ...], feature_specs: tuple[FeatureSpec, ...]) -> tuple[int, ...]:
-  """The levels, if the backbone has them; raises ValueError."""
-  if not levels or min(levels) < 0 or max(levels) >= len(feature_specs):
+  """The levels as numbers from 0, if the backbone has them; -1 is its last. Raises ValueError."""
+  count = len(feature_specs)
+  if not levels or not all(-count <= level < count for level in levels):
     raise ValueError(
-      f"levels = {tuple(levels)} of a backbone with {len(feature_specs)} levels; expected numbers from 0 "
-      f"to {len(feature_specs) - 1}."
+      f"levels = {tuple(levels)} of a backbone with {count} levels; expected numbers from 0 to {count - 1}, "
+      f"or from -{count} to -1 to count from the last."
     )
-  return tuple(levels)
+  return tuple(range(count)[level] for level in levels)

@@ -1,6 +1,7 @@
 """What every neck does with the levels of a backbone first."""
 
 from collections.abc import Sequence
+import functools
 
 from flax import nnx
 import jax
@@ -9,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from frozen_vision.backbones.base import FeatureSpec
+from frozen_vision.layers import norms
 from frozen_vision.necks.extra_attention import ExtraAttention
 from frozen_vision.ops.arrays import Array
 
@@ -43,8 +45,10 @@ class Neck(nnx.Module):
     """
     self.in_specs = tuple(feature_specs)
     self.dtype = dtype
-    self.norms = nnx.List(
-      [nnx.LayerNorm(s.channels, dtype=dtype, rngs=rngs) for s in self.in_specs] if input_norm else []
+    self.norms = norms.level_norms(
+      [spec.channels for spec in self.in_specs],
+      functools.partial(nnx.LayerNorm, dtype=dtype, rngs=rngs),
+      enabled=input_norm,
     )
     last = self.in_specs[-1].channels
     self.attention = (
@@ -63,8 +67,7 @@ class Neck(nnx.Module):
       name = type(self).__name__
       raise ValueError(f"{name}: got levels with channels {found}, was built for {expected}.")
     maps = [jnp.asarray(x, self.dtype) for x in features]
-    if self.norms:
-      maps = [norm(x) for norm, x in zip(self.norms, maps)]
+    maps = norms.normed(self.norms, maps)
     if self.attention is not None:
       maps[-1] = self.attention(maps[-1])
     return maps

@@ -132,7 +132,7 @@ class ActionTask(base.Task):
       "crops": test.crops,
       "size": options.image_size,
       **dataclasses.asdict(self._sampler),
-      "levels": list(options.head.levels),
+      "levels": list(video_swin.check_levels(options.head.levels, common.feature_specs(self._config))),
     }
 
   def features(

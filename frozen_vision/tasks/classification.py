@@ -30,7 +30,7 @@ class Classifier(nnx.Module):
   def __init__(self, backbone: nnx.Module, num_classes: int, *, rngs: nnx.Rngs):
     self.backbone = backbone
     self.head = nnx.Linear(
-      backbone.feature_specs[-1].channels,
+      backbone.embed_dim,
       num_classes,
       rngs=rngs,
       kernel_init=nnx.initializers.truncated_normal(0.02),

@@ -8,6 +8,7 @@ from flax import nnx
 import jax
 
 from frozen_vision.backbones import families
+from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.config import Config
 from frozen_vision.data import pipeline
 from frozen_vision.files.paths import existing_path
@@ -21,6 +22,12 @@ def build_backbone(config: Config) -> nnx.Module:
   """The backbone that `config.backbone` names, with its weights. Raises as `prepare.open_source` does."""
   found = prepare.open_source(config.backbone, config.seed)
   return found.load() if isinstance(found, families.BackboneFile) else found
+
+
+def feature_specs(config: Config) -> tuple[FeatureSpec, ...]:
+  """The levels of the backbone that `config.backbone` names; nothing is built or read."""
+  options = config.backbone
+  return families.backbone_config(options.name, **options.overrides).feature_specs
 
 
 def start_head(module: nnx.Module, init: InitOptions, option: str) -> None:

@@ -113,8 +113,7 @@ class DetectionTask(base.Task):
           num_classes=semantic_classes,
           ignored=tuple(semantic.ignored),
         )
-      # Of the level it works on: the finest of the backbones here has stride 4.
-      self._semantic_stride = 4 * 2**self._head_config.semantic_level
+      self._semantic_stride = self._pyramid_strides()[self._head_config.semantic_level]
     pasting = self._options.copy_paste
     if pasting and not with_masks:
       raise ValueError(
@@ -127,6 +126,14 @@ class DetectionTask(base.Task):
     if self._head_config.with_masks == config.detection.head.with_masks:
       return config
     return config.replace({"detection": {"head": {"with_masks": self._head_config.with_masks}}})
+
+  def _pyramid_strides(self) -> list[int]:
+    """Pixels per cell of every level of the neck."""
+    specs = common.feature_specs(self._config)
+    neck = nnx.eval_shape(
+      lambda: necks.from_options(self._options.neck, specs, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    )
+    return [spec.stride for spec in neck.feature_specs]
 
   @property
   def best_metric(self) -> str:

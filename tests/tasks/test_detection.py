@@ -85,7 +85,7 @@ def test_one_scale_is_plain_prediction():
   @jax.jit
   def plain(state, image, image_size):
     model = nnx.merge(graphdef, state)
-    pyramid = model.neck(model.backbone(families.normalise(image, image_size)))
+    pyramid = model.neck(model.backbone(model.backbone.preprocessing.normalise(image, image_size)))
     detections = model.head.predict_boxes(pyramid, image_size)
     masks = model.head.predict_masks(pyramid, detections["boxes"], detections["labels"])
     return detections | {"masks": masks}

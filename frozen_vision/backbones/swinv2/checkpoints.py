@@ -267,8 +267,9 @@ def _config(
       f"{path} does not tell its windows, neither in its keys nor in its name or a config.json beside it. "
       "Give window_sizes=(...), one per stage, and pretrained_window_sizes=(...) if they differ."
     )
-  if windows is not None:
-    config = dataclasses.replace(config, **dict(zip(_WINDOWS, windows)))
+  # The window in use, and not that of the row: nothing says that these weights have seen another.
+  windows = windows or (config.window_sizes, (0,) * stages)
+  config = dataclasses.replace(config, **dict(zip(_WINDOWS, windows)))
   return name, config.replace(**overrides)
 
 

@@ -85,14 +85,17 @@ class SwinV2Config(base.BackboneConfig):
 # from SwinTransformer/MIM-Depth-Estimation, G's heads by their common size of 32 (the paper gives none).
 # nano is ours, for 8 MB of weights: a third of T's width, and one block at stride 4, where a block costs as
 # much as three at stride 16 on small images.
+# Then windows, and the windows of the pretraining: 12 at 192 px; T and S were trained at 256 px only, with
+# window 8 or 16. What a weights file says of its windows goes before its row.
+_WINDOWS, _AT_192, _AT_256 = (8, 8, 8, 8), (12, 12, 12, 6), (16, 16, 16, 8)
 VARIANTS: dict[str, SwinV2Config] = {
   "swinv2_nano": SwinV2Config(32, (1, 2, 6, 2), (1, 2, 4, 8)),
-  "swinv2_t": SwinV2Config(96, (2, 2, 6, 2), (3, 6, 12, 24), drop_path_rate=0.2),
-  "swinv2_s": SwinV2Config(96, (2, 2, 18, 2), (3, 6, 12, 24), drop_path_rate=0.3),
-  "swinv2_b": SwinV2Config(128, (2, 2, 18, 2), (4, 8, 16, 32), drop_path_rate=0.5),
-  "swinv2_l": SwinV2Config(192, (2, 2, 18, 2), (6, 12, 24, 48), drop_path_rate=0.2),
-  "swinv2_h": SwinV2Config(352, (2, 2, 18, 2), (11, 22, 44, 88), extra_norm_interval=6),
-  "swinv2_g": SwinV2Config(512, (2, 2, 42, 4), (16, 32, 64, 128), extra_norm_interval=6),
+  "swinv2_t": SwinV2Config(96, (2, 2, 6, 2), (3, 6, 12, 24), _WINDOWS, _AT_256, drop_path_rate=0.2),
+  "swinv2_s": SwinV2Config(96, (2, 2, 18, 2), (3, 6, 12, 24), _WINDOWS, _AT_256, drop_path_rate=0.3),
+  "swinv2_b": SwinV2Config(128, (2, 2, 18, 2), (4, 8, 16, 32), _WINDOWS, _AT_192, drop_path_rate=0.5),
+  "swinv2_l": SwinV2Config(192, (2, 2, 18, 2), (6, 12, 24, 48), _WINDOWS, _AT_192, drop_path_rate=0.2),
+  "swinv2_h": SwinV2Config(352, (2, 2, 18, 2), (11, 22, 44, 88), _WINDOWS, _AT_192, extra_norm_interval=6),
+  "swinv2_g": SwinV2Config(512, (2, 2, 42, 4), (16, 32, 64, 128), _WINDOWS, _AT_192, extra_norm_interval=6),
 }
 
 

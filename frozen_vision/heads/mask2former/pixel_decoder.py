@@ -1,6 +1,7 @@
 """Pixel decoder of Mask2Former (Cheng et al. 2022): deformable attention over coarse levels, then an FPN."""
 
 from collections.abc import Sequence
+import functools
 from typing import NamedTuple
 
 from flax import nnx
@@ -14,6 +15,7 @@ import numpy as np
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads.mask2former import layers
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
+from frozen_vision.layers import norms
 from frozen_vision.ops.deformable_attention import deformable_attention
 from frozen_vision.ops.resize import resize_bilinear
 
@@ -129,10 +131,10 @@ class PixelDecoder(nnx.Module):
   ):
     self.config, self.dtype = config, dtype
     channels, groups = config.hidden_dim, config.norm_groups
-    self.norms = nnx.List(
-      [layers.layer_norm(spec.channels, dtype=dtype, rngs=rngs) for spec in feature_specs]
-      if config.input_norm
-      else []
+    self.norms = norms.level_norms(
+      [spec.channels for spec in feature_specs],
+      functools.partial(layers.layer_norm, dtype=dtype, rngs=rngs),
+      enabled=config.input_norm,
     )
     coarse, fine = feature_specs[-config.encoder_levels :], feature_specs[: -config.encoder_levels]
     # Coarse to fine, as the source has them.
@@ -161,8 +163,7 @@ class PixelDecoder(nnx.Module):
   def __call__(self, features: Sequence[Float[Array, "b _h _w _c"]]) -> PixelFeatures:
     """Backbone levels, fine to coarse, of any sizes -> see PixelFeatures."""
     features = [jnp.asarray(x, self.dtype) for x in features]
-    if self.norms:
-      features = [norm(x) for norm, x in zip(self.norms, features, strict=True)]
+    features = norms.normed(self.norms, features)
     levels = [project(x) for project, x in zip(self.inputs, features[::-1])]
     levels = self._encode(levels)
     fine = levels[-1]
