@@ -1,178 +1,21 @@
 """Small files that nobody vouches for: mutated by a seeded generator, each is read or refused by name."""
 
-import contextlib
-import copy
-import io
-import json
+import collections
 import random
-import re
-import time
-import tracemalloc
 
-import numpy as np
-from PIL import Image
 import pytest
 
-from frozen_vision.data import classes, images, names, text_files
-from frozen_vision.data.detection import coco
-from frozen_vision.data.segmentation import class_lists
-from frozen_vision.data.video import lists
-from frozen_vision.metrics import coco_ap
+from tests.data import hostile
 
 _CASES = 60
-_SECONDS = 5.0
-_MOST_BYTES = 2**27
-# Errors whose text is ours. A bare ValueError is checked for the name of the file too.
-_ERRORS = (text_files.TextError, coco.CocoError, names.OutsideError, FileNotFoundError, ValueError)
-_FOREIGN = (UnicodeError, json.JSONDecodeError)
-_NUMBERS = [-1, 0, 255, 65536, 99_999_999, 2**53 + 1, 2**63, 10**400, 1e308, float("nan"), float("inf"), 0.5]
-_TEXTS = ["", "x" * 3000, "../../x", "/etc/passwd", "a\0b", "#12345", "\ud800"]
-_VALUES = [None, True, False, *_NUMBERS, *_TEXTS, [], [[]], {}, [1, 2, 3], {"a": 1}]
-_MARKS = (b'"', b",", b"\n", b"\r", b"\t", b"\0", b"\xff\xfe", b"{", b"]", b"-")
 
 
-def _mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-  content = bytearray(data)
-  for _ in range(rng.randint(1, 4)):
-    start = rng.randrange(len(content) + 1)
-    end = min(len(content), start + rng.choice((1, 1, 2, 8, 64)))
-    match rng.randrange(6):
-      case 0:
-        content[start:end] = rng.randbytes(end - start)
-      case 1:
-        del content[start:end]
-      case 2:
-        content[start:start] = content[start:end] * rng.choice((1, 2, 50))
-      case 3:
-        content[start:start] = rng.choice(_MARKS)
-      case 4:
-        digits = [match.span() for match in re.finditer(rb"[0-9]+", content)]
-        if digits:
-          start, end = rng.choice(digits)
-          content[start:end] = rng.choice((b"-1", b"99999999", b"9" * 400, b"1e999", b"NaN", b"0x10", b""))
-      case _:
-        del content[start:]
-  return bytes(content)
-
-
-def _mutate_json(content, rng: random.Random) -> bytes:
-  """Replaces, removes or repeats some values anywhere in a document."""
-  content = json.loads(json.dumps(content))
-  for _ in range(rng.randint(1, 3)):
-    places = []
-
-    def collect(node):
-      keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
-      for key in keys:
-        places.append((node, key))
-        collect(node[key])
-
-    collect(content)
-    if not places:
-      break
-    node, key = rng.choice(places)
-    match rng.randrange(4):
-      case 0:
-        del node[key]
-      case 1 if isinstance(node, list):
-        node.append(copy.deepcopy(node[key]))
-      case _:
-        node[key] = copy.deepcopy(rng.choice(_VALUES))
-  return json.dumps(content).encode("utf-8", "surrogatepass")
-
-
-def _annotations():
-  square = [[2.0, 3.0, 14.0, 3.0, 14.0, 16.0, 2.0, 16.0]]
-  runs = {"size": [40, 50], "counts": [100, 30, 40 * 50 - 130]}
-  common = dict(image_id=1, bbox=[2, 3, 12, 13], area=156)
-  return dict(
-    images=[dict(id=i, file_name=f"{i}.png", height=40, width=50) for i in (1, 2)],
-    annotations=[
-      dict(id=1, category_id=1, iscrowd=0, segmentation=square, **common),
-      dict(id=2, category_id=2, iscrowd=1, segmentation=runs, **common),
-    ],
-    categories=[dict(id=1, name="a"), dict(id=2, name="b")],
-  )
-
-
-def _read_coco(path):
-  source = coco.load_coco(path, path.parent, require_masks=None, check_images=True)
-  for index in range(len(source)):
-    record = source[index]
-    if source.has_masks:
-      coco.masks(record)
-  truth = source.ground_truth
-  json.dumps(truth)
-  if truth["categories"]:
-    coco_ap.CocoEvaluator(truth, ("bbox",))
-
-
-def _evaluate(path):
-  """Detections are a list, a ground truth is an object: each is tried with a sound one of the other."""
-  truth, found = path.with_name("truth.json"), path.with_name("found.json")
-  truth.write_text(json.dumps(_annotations()))
-  found.write_text(json.dumps(_DETECTIONS))
-  with contextlib.redirect_stdout(io.StringIO()):
-    if b'"score"' in path.read_bytes():
-      coco_ap.evaluate_files(truth, path)
-    else:
-      coco_ap.evaluate_files(path, found)
-
-
-_DETECTIONS = [
-  dict(image_id=1, category_id=1, bbox=[2, 3, 12, 13], score=0.9, segmentation=s)
-  for s in ({"size": [40, 50], "counts": [100, 30, 1870]}, [[2, 3, 14, 3, 14, 16]])
-]
-_PANOPTIC = {"annotations": [{"file_name": "a.png", "segments_info": [{"id": 7, "category_id": 1}]}]}
-_COLOURS = [{"name": "a", "value": 1, "color": [1, 2, 3]}, {"name": "b", "value": 255, "color": "#00ff00"}]
-# Name: (the file, its content, the reader); content that is no bytes is JSON, mutated as such too.
-READERS = {
-  "names": ("a.txt", "straße\nhaus, klein\n".encode(), class_lists.read_format),
-  "utf-16": ("a.txt", "straße\nhaus\n".encode("utf-16"), class_lists.read_format),
-  "colour table": ("a.csv", b"name,r,g,b\nroad,1,2,3\nsky,4,5,6\n", class_lists.read_format),
-  "classes": ("a.json", {"classes": _COLOURS, "ignore_index": 9}, class_lists.read_format),
-  "categories": ("a.json", {"categories": _annotations()["categories"]}, class_lists.read_format),
-  "panoptic": ("a.json", _PANOPTIC, class_lists.read_segments),
-  "class names": ("a.json", ["a", "b"], classes.read_classes),
-  "video table": ("a.csv", b'path,label,scene\n"1.png",x,1\n2.png,"y, z",2\n', lists.open_videos),
-  "video lines": ("a.txt", b'1.png 0\n"2.png" 1\n', lists.open_videos),
-  "kinetics": (
-    "a.csv",
-    b"label,youtube_id,time_start,time_end,split\nx,-a_B,10,20,train\n",
-    lists.open_videos,
-  ),
-  "coco": ("a.json", _annotations(), _read_coco),
-  "detections": ("a.json", _DETECTIONS, _evaluate),
-  "ground truth": ("a.json", _annotations(), _evaluate),
-}
-
-
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", hostile.READERS)
 def test_mutated_files_are_read_or_refused_by_name(tmp_path, reader):
-  name, content, read = READERS[reader]
-  for i in (1, 2):
-    Image.fromarray(np.full((40, 50, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
-  (tmp_path / "-a_B_000010_000020.mp4").write_bytes(b"x")
-  original = content if isinstance(content, bytes) else json.dumps(content).encode()
-  rng, path = random.Random(f"{reader} 0"), tmp_path / name
-  refused = 0
+  hostile.make_files(tmp_path)
+  rng, kinds = random.Random(f"{reader} 0"), collections.Counter()
   for case in range(_CASES):
-    by_value = not isinstance(content, bytes) and case % 3
-    data = _mutate_json(content, rng) if by_value else _mutate_bytes(original, rng)
-    path.write_bytes(data)
-    started = time.perf_counter()
-    tracemalloc.start()
-    try:
-      read(path)
-    except _ERRORS as error:
-      refused += 1
-      assert not isinstance(error, _FOREIGN), (data, error)
-      names_file = name in str(error) or "ground truth" in str(error) or isinstance(error, images.ImageError)
-      assert names_file, (data, error)
-    except Exception as error:
-      raise AssertionError(f"{type(error).__name__} on {data!r}") from error
-    finally:
-      _, peak = tracemalloc.get_traced_memory()
-      tracemalloc.stop()
-    assert time.perf_counter() - started < _SECONDS and peak < _MOST_BYTES, data
-  assert 0 < refused < _CASES  # mutations are neither harmless nor all fatal
+    outcome = hostile.try_one(reader, case, tmp_path, rng)
+    assert outcome.kind != "fault", (outcome.said, outcome.data)
+    kinds[outcome.kind] += 1
+  assert kinds["read"] and kinds["refused"]  # mutations are neither harmless nor all fatal
