@@ -25,6 +25,8 @@ import types
 import typing
 from typing import Annotated, Any, Literal
 
+from frozen_vision import annotations
+
 _LISTED = 12  # names that a message lists
 
 
@@ -97,8 +99,8 @@ def check_values(cls: type, values: Mapping[str, Any], path: str) -> dict[str, A
     OptionError: one line for each value that is not of its field's type.
   """
   problems: list[str] = []
-  types_, checked = _types(cls), dict(values)
-  for key in set(values) & set(_names(cls)):
+  types_, checked = annotations.types_of(cls), dict(values)
+  for key in set(values) & set(annotations.names(cls)):
     checked[key] = _check(values[key], types_[key], f"{path}.{key}", problems)
   if problems:
     raise OptionError("\n".join(problems))
@@ -107,7 +109,7 @@ def check_values(cls: type, values: Mapping[str, Any], path: str) -> dict[str, A
 
 def to_dict(section: Any) -> dict[str, Any]:
   """All options of a section with their values, as nested dicts."""
-  values = {field.name: getattr(section, field.name) for field in _fields(section)}
+  values = {field.name: getattr(section, field.name) for field in annotations.fields(section)}
   return {key: to_dict(value) if dataclasses.is_dataclass(value) else value for key, value in values.items()}
 
 
@@ -172,12 +174,12 @@ def _set(
     table, name: of a section that depends on a name.
   """
   key, rest, option = parts[0], parts[1:], ".".join([path, *parts])
-  field = {field.name: field for field in _fields(cls)}.get(key)
+  field = {field.name: field for field in annotations.fields(cls)}.get(key)
   if field is None:
     raise OptionError(_unknown(option, path, key, cls, table, name))
-  annotation, section = _types(cls)[key], f"{path}.{key}"
+  annotation, section = annotations.types_of(cls)[key], f"{path}.{key}"
   is_named = "choice" in field.metadata
-  if not (is_named or dataclasses.is_dataclass(annotation) or _is_mapping(annotation)):
+  if not (is_named or dataclasses.is_dataclass(annotation) or annotations.is_mapping(annotation)):
     if rest:
       raise OptionError(f"{option}: there is no such option; {section} is {_expected(annotation)}.")
     values[key] = parse(value.text, annotation, option) if isinstance(value, Text) else value
@@ -185,7 +187,7 @@ def _set(
     raise OptionError(f"{option} is a section of options; set one of them, such as --{option}.OPTION=VALUE.")
   elif is_named:
     _set_named(field, values.setdefault(key, {}), rest, value, section)
-  elif _is_mapping(annotation):
+  elif annotations.is_mapping(annotation):
     values.setdefault(key, {})[".".join(rest)] = _guess(value.text) if isinstance(value, Text) else value
   else:
     _set(annotation, values.setdefault(key, {}), rest, value, section)
@@ -213,17 +215,17 @@ def _set_named(
 
 def parse(text: str, annotation: Any, option: str) -> Any:
   """The value that a text of the command line means for an option of a type. Raises OptionError."""
-  kind = _base(annotation)
+  kind = annotations.base(annotation)
   if kind is str:
     return text
-  if _is_optional(kind) and text.lower() in ("none", "null"):
+  if annotations.is_optional(kind) and text.lower() in ("none", "null"):
     return None
   if kind is bool:
     if text.lower() in ("true", "t", "1", "false", "f", "0"):
       return text.lower() in ("true", "t", "1")
     raise OptionError(f"{option} is {text!r}; expected True or False.")
   if typing.get_origin(kind) is tuple:
-    if str in _element_types(kind) and not text.lstrip().startswith(("(", "[", "'", '"')):
+    if str in annotations.element_types(kind) and not text.lstrip().startswith(("(", "[", "'", '"')):
       if "," in text and text.strip():
         raise OptionError(
           f"{option} is {text!r}; put each text of several in quotes: --{option}=\"('a', 'b')\"."
@@ -256,9 +258,11 @@ def _read(cls: type, values: Any, path: str, problems: list[str]) -> Any:
   if dataclasses.is_dataclass(values) and isinstance(values, cls):
     return values
   if not isinstance(values, Mapping) and not hasattr(values, "items"):
-    problems.append(f"{path} is {values!r}; expected a section with options, such as {_names(cls)[:3]}.")
+    problems.append(
+      f"{path} is {values!r}; expected a section with options, such as {annotations.names(cls)[:3]}."
+    )
     return None
-  fields, found, count = {field.name: field for field in _fields(cls)}, {}, len(problems)
+  fields, found, count = {field.name: field for field in annotations.fields(cls)}, {}, len(problems)
   for key, value in values.items():
     name = f"{path}.{key}"
     if key not in fields:
@@ -266,7 +270,7 @@ def _read(cls: type, values: Any, path: str, problems: list[str]) -> Any:
     elif fields[key].metadata.get("choice"):
       found[key] = _read_choice(fields[key], value, name, problems)
     else:
-      found[key] = _check(value, _types(cls)[key], name, problems)
+      found[key] = _check(value, annotations.types_of(cls)[key], name, problems)
   if len(problems) > count:
     return None
   return _make(functools.partial(cls, **found), cls, path, problems)
@@ -299,10 +303,10 @@ def _read_onto(
   """The section `defaults` with some of its values replaced."""
   cls, found, count = type(defaults), {}, len(problems)
   for key, value in values.items():
-    if key not in _names(cls):
+    if key not in annotations.names(cls):
       problems.append(_unknown(f"{path}.{key}", path, key, cls, table, defaults.name))
     else:
-      found[key] = _check(value, _types(cls)[key], f"{path}.{key}", problems)
+      found[key] = _check(value, annotations.types_of(cls)[key], f"{path}.{key}", problems)
   if len(problems) > count:
     return None
   return _make(lambda: dataclasses.replace(defaults, **found), cls, path, problems)
@@ -324,7 +328,7 @@ def _check(value: Any, annotation: Any, path: str, problems: list[str]) -> Any:
   """The value as its type has it: lists as tuples, whole numbers as floats where those are expected."""
   if dataclasses.is_dataclass(annotation):
     return _read(annotation, value, path, problems)
-  if _is_mapping(annotation):
+  if annotations.is_mapping(annotation):
     if hasattr(value, "items"):
       return {key: _tuples(part) for key, part in value.items()}
   else:
@@ -384,8 +388,8 @@ def _expected(annotation: Any) -> str:
   """What an annotation admits, in words."""
   origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
   if dataclasses.is_dataclass(annotation):
-    return f"a section with options, such as {', '.join(_names(annotation)[:3])}"
-  if _is_mapping(annotation):
+    return f"a section with options, such as {', '.join(annotations.names(annotation)[:3])}"
+  if annotations.is_mapping(annotation):
     return "a section of options"
   if origin is Annotated:
     ranges = [str(mark) for mark in arguments[1:] if isinstance(mark, Range)]
@@ -409,8 +413,8 @@ def _expected(annotation: Any) -> str:
 
 def _unknown(option: str, section: str, key: str, cls: type, table: Any = None, name: str = "") -> str:
   """The sentence about an option that does not exist; `table` and `name` are of a section that has a name."""
-  known = _names(cls)
-  having = [other for other in table or () if key in _names(type(table[other]()))]
+  known = annotations.names(cls)
+  having = [other for other in table or () if key in annotations.names(type(table[other]()))]
   if having:
     return f"{option}: {name} has no such option; --{section}.name={having[0]} has it."
   close = difflib.get_close_matches(key, known, n=1)
@@ -428,37 +432,6 @@ def _unknown_choice(option: str, name: Any, table: Mapping[str, Any]) -> str:
 def _shown(value: Any) -> str:
   text = repr(value)
   return text if len(text) < 200 else text[:200] + "..."
-
-
-def _fields(cls: Any) -> list[dataclasses.Field]:
-  """The fields that are options."""
-  return [field for field in dataclasses.fields(cls) if field.metadata.get("option", True)]
-
-
-def _names(cls: type) -> list[str]:
-  return [field.name for field in _fields(cls)]
-
-
-@functools.cache
-def _types(cls: type) -> dict[str, Any]:
-  return typing.get_type_hints(cls, include_extras=True)
-
-
-def _base(annotation: Any) -> Any:
-  """The type without its marks."""
-  return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
-
-
-def _is_mapping(annotation: Any) -> bool:
-  return typing.get_origin(annotation) is Mapping or annotation is Mapping
-
-
-def _is_optional(annotation: Any) -> bool:
-  return type(None) in typing.get_args(annotation)
-
-
-def _element_types(annotation: Any) -> list[Any]:
-  return [_base(kind) for kind in typing.get_args(annotation)]
 
 
 def _copy(values: Any) -> Any:
