@@ -11,10 +11,23 @@ import pytest
 
 from tests import skips, type_check
 
-# Every call of a function of the package checks its arguments and its result, shapes of arrays included.
-# Child processes run without the checks. FROZEN_VISION_TEST_TYPES is 1 with them and 0 without.
-if os.environ.get("FROZEN_VISION_TEST_TYPES", "0") != "0":
-  jaxtyping.install_import_hook("frozen_vision", f"{type_check.__name__}.check")
+# Every call of a function of these rooms checks its arguments and its result, shapes of arrays included.
+# Child processes run without the checks. FROZEN_VISION_TEST_TYPES=0 leaves them out here too, and
+# FROZEN_VISION_TEST_TYPES=all adds those of every other room.
+_CHECKED = (
+  "frozen_vision.backbones.swinv2",
+  "frozen_vision.backbones.video_swin",
+  "frozen_vision.data",
+  "frozen_vision.files",
+  "frozen_vision.metrics",
+  "frozen_vision.necks",
+  "frozen_vision.ops",
+  "frozen_vision.visualization",
+)
+_TYPES = os.environ.get("FROZEN_VISION_TEST_TYPES", "1")
+if _TYPES != "0":
+  rooms = ["frozen_vision"] if _TYPES == "all" else _CHECKED
+  jaxtyping.install_import_hook(rooms, f"{type_check.__name__}.check")
 
 
 # Compiling dominates the time of tests at toy size, and most programs of a test are those of another, in this

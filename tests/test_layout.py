@@ -14,7 +14,7 @@ _PACKAGE = _ROOT / "frozen_vision"
 # Rooms, folders and modules of the package, from those that know nothing of it to those that know all of it.
 # A room imports rooms of earlier rows only; two rooms of one row do not know each other.
 _ROWS = (
-  ("annotations",),
+  ("annotations", "output"),
   ("files", "ops", "devices", "options", "failures"),
   ("layers", "data", "runs", "config"),
   ("backbones", "metrics", "visualization"),
@@ -22,8 +22,8 @@ _ROWS = (
   ("freezing",),
   ("tasks", "probes", "diagnostics"),
   ("training", "config_files"),
-  ("prediction", "planning"),
-  ("report", "export", "convert", "command_line", "distributed"),
+  ("prediction", "planning", "command_line"),
+  ("report", "export", "convert", "distributed"),
   ("main", "__init__"),
 )
 

@@ -52,7 +52,7 @@ def open_aside(path: str | os.PathLike, *, sync: bool = True) -> Iterator[Binary
     yield file
 
 
-def write_bytes(path: str | os.PathLike, data: bytes, *, sync: bool = True) -> None:
+def write_bytes(path: str | os.PathLike, data: bytes | bytearray, *, sync: bool = True) -> None:
   """Writes a whole file at once; see `open_aside`."""
   with open_aside(path, sync=sync) as file:
     file.write(data)

@@ -4,7 +4,7 @@ import importlib
 import json
 import pathlib
 import re
-from types import ModuleType
+from typing import Any
 
 from frozen_vision.files import download
 from frozen_vision.files.checkpoint_file import WEIGHTS_IN_FOLDERS
@@ -58,7 +58,7 @@ def fetch_weights(repository: str) -> pathlib.Path:
     ) from error
 
 
-def _client() -> ModuleType:
+def _client() -> Any:
   try:
     return importlib.import_module("huggingface_hub")
   except ModuleNotFoundError as error:
@@ -68,7 +68,7 @@ def _client() -> ModuleType:
     ) from error
 
 
-def _fetch(client: ModuleType, repository: str, name: str) -> pathlib.Path | None:
+def _fetch(client: Any, repository: str, name: str) -> pathlib.Path | None:
   """A file of a repository in the cache; None if the repository has no file of this name."""
   cached = client.try_to_load_from_cache(repository, name)
   if isinstance(cached, str):

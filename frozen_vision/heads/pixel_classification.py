@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 import optax
 
 from frozen_vision.devices import sharding
@@ -12,7 +12,7 @@ IGNORE = 255  # label of a pixel without a class
 
 
 def cross_entropy(
-  logits: Float[Array, "b h w k"], labels: Int[Array, "b y x"], *, stride: int
+  logits: Float[Array, "b h w k"], labels: Integer[Array, "b y x"], *, stride: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Mean cross entropy of the labelled pixels at full resolution, and the share of them that is right.
 
