@@ -9,7 +9,7 @@ every restore compares: a damaged checkpoint is named and the one before it is t
     workdir/checkpoints/<step>/   the latest few
     workdir/best/<step>/          the best by a metric; retention of one never touches the other
 
-Callers find `make_meta`, `check_feature_key` and `claim_workdir` here too; they live in `workdir`.
+Callers find what a workdir and the record of a checkpoint are compared with here too; it lives in `workdir`.
 """
 
 from collections.abc import Mapping
@@ -24,9 +24,24 @@ import jax
 from frozen_vision.files import keys
 from frozen_vision.runs import state_leaves
 from frozen_vision.runs.checkpoint_store import CheckpointStore, NothingReadableError
-from frozen_vision.runs.workdir import check_feature_key, claim_workdir, make_meta
+from frozen_vision.runs.workdir import (
+  check_classes,
+  check_feature_key,
+  check_resumed,
+  claim_workdir,
+  hold,
+  make_meta,
+)
 
-__all__ = ["Checkpoints", "check_feature_key", "claim_workdir", "make_meta"]
+__all__ = [
+  "Checkpoints",
+  "check_classes",
+  "check_feature_key",
+  "check_resumed",
+  "claim_workdir",
+  "hold",
+  "make_meta",
+]
 
 PyTree = Any
 

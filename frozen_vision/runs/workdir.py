@@ -39,12 +39,15 @@ def library_version() -> str:
     return "unknown"
 
 
-def check_feature_key(found: Mapping[str, Any] | str | None, wanted: Mapping[str, Any] | str | None) -> None:
+def check_feature_key(
+  found: Mapping[str, Any] | str | None, wanted: Mapping[str, Any] | str | None, *, hint: str = ""
+) -> None:
   """Refuses a head that was trained on other features than it would now receive.
 
   Args:
     found: the key in the checkpoint.
     wanted: the key of the backbone at hand.
+    hint: a sentence to add to the error.
 
   Raises:
     ValueError: they differ; shows both keys and the fields that differ.
@@ -60,6 +63,7 @@ def check_feature_key(found: Mapping[str, Any] | str | None, wanted: Mapping[str
         f"\n    {k}: {_shown(a)} in the checkpoint, {_shown(b)} in the backbone"
         for k, (a, b) in differing.items()
       )
+      + (f"\n{hint}" if hint else "")
     )
 
 

@@ -66,8 +66,9 @@ def evaluate_all(
   *,
   at_end: bool,
   num_pictures: int,
+  keep: Callable[[Mapping[str, float]], None] | None = None,
 ) -> dict[str, float]:
-  """Runs the task's evaluations, writes results and pictures, and logs the metrics.
+  """Runs the task's evaluations, writes results, logs the metrics, and draws pictures.
 
   Metrics and results of "val" stand as they are; those of another evaluation have its name before them.
 
@@ -76,8 +77,10 @@ def evaluate_all(
     folder: of the results.
     at_end: whether evaluations that wait for the end are run.
     num_pictures: how many examples of each evaluation are drawn, by the first process.
+    keep: called with all metrics before they are logged: a step whose metrics are in the log is done with.
   """
   metrics: dict[str, float] = {}
+  images: dict[str, np.ndarray] = {}
   for name, evaluation in task.evaluations.items():
     if evaluation.at_end_only and not at_end:
       continue
@@ -87,10 +90,16 @@ def evaluate_all(
     is_main = name == "val"
     evaluation.write(evaluator, folder if is_main else folder / name)
     own = own if is_main else {f"{name}/{metric}": value for metric, value in own.items()}
-    log.scalars(step, {f"eval/{metric}": value for metric, value in own.items()})
-    log.images(step, pictures if is_main else {f"{name}_{key}": image for key, image in pictures.items()})
+    images |= pictures if is_main else {f"{name}_{key}": image for key, image in pictures.items()}
     _logger.info(
       "Evaluation at step %d: %s", step, "  ".join(f"{metric} {value:.4g}" for metric, value in own.items())
     )
     metrics |= own
+  if keep is not None:
+    keep(metrics)
+  log.scalars(step, {f"eval/{metric}": value for metric, value in metrics.items()})
+  try:
+    log.images(step, images)
+  except OSError as error:  # a run does not end for its pictures
+    _logger.warning("The pictures of step %d could not be written: %s.", step, error)
   return metrics

@@ -84,13 +84,20 @@ def train(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, floa
     The last evaluation's metrics; empty if the run was interrupted before one.
 
   Raises:
-    ValueError: a config that does not fit, a workdir of another config.
+    ValueError: a config that does not fit, a workdir or checkpoint of another config or other classes.
+    LockedError: another process is writing to the workdir.
     FloatingPointError: a loss that is not finite.
   """
   config = tasks_build.read_config(config)
+  folder, is_writer = pathlib.Path(workdir), jax.process_index() == 0
+  with checkpoint.hold(folder, is_writer=is_writer):
+    return _train(config, folder, is_writer)
+
+
+def _train(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, float]:
+  """`train`, in a workdir that nobody else writes to."""
   task, config, report, mesh = _open(config)
   sharding.check_batch(config.batch_size, mesh, "batch_size", config.accumulate)
-  folder, is_writer = pathlib.Path(workdir), jax.process_index() == 0
   _claim(folder, config, is_writer=False)
   model = build_model(task, config, mesh, with_teacher=True)
   tx = optimizer_lib.build(
@@ -110,38 +117,48 @@ def train(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, floa
     run_log.compile_counter() as compilations,
     run_log.StopSignal() as stop,
   ):
-    state, start = _restore(checkpoints, state, model, folder)
-    if start >= config.steps:
-      # Without them the run was killed just before it drew them; without metrics only checkpoints were kept.
-      if is_writer and (folder / "metrics.jsonl").exists() and not (folder / "curves_train.png").exists():
-        curves.plot_curves(folder / "metrics.jsonl", folder / "curves.png")
-      _logger.info("All %d steps are done; --mode=evaluate evaluates again.", config.steps)
-      return {}
+    state, start, pending = _restore(checkpoints, state, task, model, config, folder)
     log.resume_from(start or None)
+    run = run_lib.Run(task, config, model, mesh, folder, checkpoints, log, compilations, pending=pending)
+    if start >= config.steps:
+      run.predictions = programs.compile_predictions(task, model, state, mesh)
+      metrics = run.evaluate_missed(state, start)
+      checkpoints.wait()
+      _draw_curves(folder, is_writer, again=bool(metrics))
+      _logger.info("All %d steps are done; --mode=evaluate evaluates again.", config.steps)
+      return metrics
     with task.train_batches(start * config.batch_size) as batches:
       batch = next(batches)
-      steps = programs.compile_steps(task, model, tx, config, state, layout, batch, mesh)
-      predictions = programs.compile_predictions(task, model, state, mesh)
-      rate = jax.jit(optimizer_lib.schedule(config.optimizer, config.steps))
-      rate(start)  # compiled now too, though logged later
+      run.steps = programs.compile_steps(task, model, tx, config, state, layout, batch, mesh)
+      run.predictions = programs.compile_predictions(task, model, state, mesh)
+      run.rate = jax.jit(optimizer_lib.schedule(config.optimizer, config.steps))
+      run.rate(start)  # compiled now too, though logged later
       distributed.wait_for_all("training")
       # Only now, so that a config that cannot run does not keep the workdir from the one that can.
       _claim(folder, config, is_writer=is_writer)
       if is_writer:
         reports.write(report, folder)
-      progress = run_log.Progress(config.steps, config.batch_size, start_step=start)
-      run = run_lib.Run(
-        task, config, model, mesh, folder, checkpoints, log, compilations, progress, steps, predictions, rate
-      )
+      run.progress = run_log.Progress(config.steps, config.batch_size, start_step=start)
       metrics, finished = run.train(state, start, batch, batches, stop)
     if not finished:
       return metrics
     run.report_compilations()
     checkpoints.wait()
-  if is_writer:
-    curves.plot_curves(folder / "metrics.jsonl", folder / "curves.png")
+  _draw_curves(folder, is_writer, again=True)
   _logger.info("Everything is in %s.", folder)
   return metrics
+
+
+def _draw_curves(folder: pathlib.Path, is_writer: bool, *, again: bool) -> None:
+  """Draws the curves of a finished run, if they are absent or damaged, or `again`."""
+  path = folder / "curves.png"
+  # Without metrics only the checkpoints were kept, and there is nothing to draw.
+  if not is_writer or not (folder / "metrics.jsonl").exists() or (not again and curves.are_whole(path)):
+    return
+  try:
+    curves.plot_curves(folder / "metrics.jsonl", path)
+  except OSError as error:  # a run does not end for its pictures
+    _logger.warning("The curves could not be written: %s. The same command draws them again.", error)
 
 
 def evaluate(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, float]:
@@ -149,20 +166,28 @@ def evaluate(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, f
 
   Raises:
     FileNotFoundError: no checkpoint there.
-    ValueError: a checkpoint of other features or of another model.
+    LockedError: another process is writing to the workdir.
+    ValueError: a checkpoint of other features, of other classes or of another model.
   """
   config = tasks_build.read_config(config)
+  folder, is_writer = pathlib.Path(workdir), jax.process_index() == 0
+  with checkpoint.hold(folder, is_writer=is_writer):
+    return _evaluate(config, folder, is_writer)
+
+
+def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, float]:
+  """`evaluate`, in a workdir that nobody else writes to."""
   task, config, _, mesh = _open(config)
-  folder = pathlib.Path(workdir)
   model = build_model(task, config, mesh)
   weights = "ema" if config.ema_decay > 0 else "trainable"
   with (
     jax.set_mesh(mesh),
     checkpoint.Checkpoints(folder) as checkpoints,
-    run_log.RunLog(folder, tensorboard=config.tensorboard, is_writer=jax.process_index() == 0) as log,
+    run_log.RunLog(folder, tensorboard=config.tensorboard, is_writer=is_writer) as log,
   ):
     meta = checkpoints.read_meta()
-    checkpoint.check_feature_key(feature_key.current(meta["feature_key"]), model.feature_key)
+    _check_features(meta, model, config)
+    checkpoint.check_classes(meta.get("classes"), task.classes, where=str(folder))
     wanted = {weights: model.trainable, "mutable": model.mutable}
     state, meta = checkpoints.restore(wanted, partial=True)
     _logger.info("Evaluating step %d of %s.", meta["step"], folder)
@@ -219,41 +244,74 @@ def _initial_state(
 
 
 def _restore(
-  checkpoints: checkpoint.Checkpoints, state: step_lib.State, model: prepare.Model, folder: pathlib.Path
-) -> tuple[step_lib.State, int]:
-  """(the newest state of a workdir, its step), or the given state and 0 where there is none.
+  checkpoints: checkpoint.Checkpoints,
+  state: step_lib.State,
+  task: base.Task,
+  model: prepare.Model,
+  config: Config,
+  folder: pathlib.Path,
+) -> tuple[step_lib.State, int, list[dict[str, float]]]:
+  """(the newest state of a workdir, its step, scalars of steps that no line of the log averages yet).
+
+  Where there is none, the given state, 0 and nothing.
 
   Raises:
-    ValueError: a checkpoint of other frozen networks, or of another model.
+    ValueError: a checkpoint of another run: of other frozen networks, another config, other classes, or
+      another model.
   """
   if checkpoints.latest_step() is None:
-    return state, 0
-  meta = checkpoints.read_meta()
-  checkpoint.check_feature_key(feature_key.current(meta["feature_key"]), model.feature_key)
-  if meta.get("teacher") != model.teacher:
-    raise ValueError(
-      f"The run in {folder} had the teacher {meta.get('teacher')}, this one has {model.teacher} "
-      "(fingerprints of their weights). Give the teacher that it began with, or use another --workdir."
+    return state, 0, []
+
+  def check(meta: Mapping[str, Any]) -> None:
+    _check_features(meta, model, config)
+    if "config" in meta:
+      meta = {**meta, "config": _upgraded(meta["config"], folder)}
+    checkpoint.check_resumed(
+      meta, config.to_dict(), task.classes, config.batch_size, where=str(folder), ignore=_FREE_OPTIONS
     )
+    if meta.get("teacher") != model.teacher:
+      raise ValueError(
+        f"The run in {folder} had the teacher {meta.get('teacher')}, this one has {model.teacher} "
+        "(fingerprints of their weights). Give the teacher that it began with, or use another --workdir."
+      )
+
+  check(checkpoints.read_meta())
   state, meta = checkpoints.restore(state)
+  check(meta)  # of an older one, if the arrays of the newest are damaged
   _logger.info("Continuing from step %d in %s.", meta["step"], folder)
-  return state, meta["step"]
+  return state, meta["step"], meta.get("pending", [])
+
+
+def _check_features(meta: Mapping[str, Any], model: prepare.Model, config: Config) -> None:
+  """Raises a ValueError if a checkpoint was trained on other features than the model has."""
+  hint = ""
+  if config.backbone.weights == "random":
+    hint = (
+      "Random weights are the same on every machine now, which those of runs from before were not; such a "
+      "run cannot be continued: train it anew in another --workdir."
+    )
+  checkpoint.check_feature_key(feature_key.current(meta.get("feature_key")), model.feature_key, hint=hint)
 
 
 def _claim(folder: pathlib.Path, config: Config, *, is_writer: bool) -> None:
-  """Makes the workdir this run's; an older run's config is read with the names that options have now."""
-
-  def upgrade(found: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-      return tasks_build.read_config(found, quiet=True).to_dict()
-    except ValueError as error:
-      raise ValueError(
-        f"The run in {folder} has options that this version does not read; use another --workdir. {error}"
-      ) from error
-
+  """Makes the workdir this run's."""
   checkpoint.claim_workdir(
-    folder, config.to_dict(), ignore=_FREE_OPTIONS, is_writer=is_writer, upgrade=upgrade
+    folder,
+    config.to_dict(),
+    ignore=_FREE_OPTIONS,
+    is_writer=is_writer,
+    upgrade=functools.partial(_upgraded, folder=folder),
   )
+
+
+def _upgraded(found: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+  """The config of an older run with the names that options have now."""
+  try:
+    return tasks_build.read_config(found, quiet=True).to_dict()
+  except ValueError as error:
+    raise ValueError(
+      f"The run in {folder} has options that this version does not read; use another --workdir. {error}"
+    ) from error
 
 
 def _describe(model: prepare.Model, state: step_lib.State, mesh: jax.sharding.Mesh) -> None:

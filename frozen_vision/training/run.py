@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -16,6 +17,7 @@ from frozen_vision.config import Config
 from frozen_vision.data import batch_iterator
 from frozen_vision.devices import sharding
 from frozen_vision.freezing import prepare
+from frozen_vision.metrics import gather
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import log as run_log
 from frozen_vision.tasks import base
@@ -23,6 +25,7 @@ from frozen_vision.training import evaluation, programs
 from frozen_vision.training import step as step_lib
 
 _logger = logging.getLogger(__name__)
+_IN_FLIGHT = 2  # steps that are dispatched and not known to be done
 
 
 @dataclasses.dataclass
@@ -31,9 +34,12 @@ class Run:
 
   Attributes:
     compilations: of the whole process.
+    progress: times the steps; None for a run that only evaluates.
     steps, predictions: compiled, by phase and by evaluation.
     rate: step -> learning rate.
-    pending: scalars of the steps since the last log line, on the devices.
+    pending: scalars of the steps since the last log line, on the devices; those of steps before a restart are
+      numbers.
+    in_flight: scalars of steps that the devices may still be working on.
     first_evaluation: mark in `compilations` after which nothing should compile.
   """
 
@@ -45,11 +51,14 @@ class Run:
   checkpoints: checkpoint.Checkpoints
   log: run_log.RunLog
   compilations: run_log.CompileCounter
-  progress: run_log.Progress
-  steps: Mapping[Any, Callable[..., tuple[step_lib.State, step_lib.Scalars]]]
-  predictions: Mapping[str, programs.Predict]
-  rate: Callable[[int], jax.Array]
+  progress: run_log.Progress | None = None
+  steps: Mapping[Any, Callable[..., tuple[step_lib.State, step_lib.Scalars]]] = dataclasses.field(
+    default_factory=dict
+  )
+  predictions: Mapping[str, programs.Predict] = dataclasses.field(default_factory=dict)
+  rate: Callable[[int], jax.Array] | None = None
   pending: list[step_lib.Scalars] = dataclasses.field(default_factory=list)
+  in_flight: collections.deque[step_lib.Scalars] = dataclasses.field(default_factory=collections.deque)
   first_evaluation: Any = None
 
   def train(
@@ -62,15 +71,24 @@ class Run:
   ) -> tuple[dict[str, float], bool]:
     """Runs all steps from `start` on, the first one on `batch`.
 
+    At a step's end its line is logged, its state is saved, and only then comes what can fail for reasons of
+    its own: evaluation, pictures, a full disk.
+
     Returns:
       (metrics of the last evaluation, whether the run came to its end).
     """
-    config, metrics = self.config, {}
+    config = self.config
+    metrics = self.evaluate_missed(state, start)
+    self.first_evaluation = None  # before the first step, not everything is compiled
     for step in range(start, config.steps):
+      # A signal is answered between two steps: with more of them dispatched, only once all of those are done.
+      if len(self.in_flight) == _IN_FLIGHT:
+        jax.block_until_ready(self.in_flight.popleft())
       placed = sharding.put_batch(step_lib.device_batch(batch), self.mesh)
       with jax.transfer_guard("disallow"):  # nothing else moves between host and devices in a step
         state, scalars = self.steps[self.task.phase_at(step)](state, self.model.frozen, placed)
       self.pending.append(scalars)
+      self.in_flight.append(scalars)
       done = step + 1
       if done < config.steps:
         with self.progress.waiting():
@@ -81,22 +99,41 @@ class Run:
       finished = done == config.steps
       if finished or done % config.log_every == 0:
         self._log(done)
-      evaluates = finished or (config.eval_every and done % config.eval_every == 0)
+      evaluates = self._is_evaluated(done)
       stops = stop.agreed(done)
       saves = finished or stops or done % config.checkpoint_every == 0
       if evaluates or saves:
         jax.block_until_ready(scalars)  # so that no pause holds a step's time
-      if evaluates:
-        metrics = self._evaluate(state, done)
       if saves:
         with self.progress.pause():
           self._save(state, done)
+      if evaluates:
+        metrics = self._evaluate(state, done)
       if stops and not finished:
         _logger.warning(
           "Stopped by %s; step %d is saved and the same command continues.", stop.signal_name, done
         )
         return metrics, False
     return metrics, True
+
+  def evaluate_missed(self, state: step_lib.State, done: int) -> dict[str, float]:
+    """Evaluates a restored step that was saved but not evaluated, because the run ended in between.
+
+    Returns:
+      The metrics; empty if there was nothing to do.
+    """
+    if not done or not self._is_evaluated(done):
+      return {}
+    has_log = jax.process_index() == 0 and (self.folder / "metrics.jsonl").exists()
+    missed = has_log and not self.log.has(done, "eval/")
+    if not any(gather.gather_objects(missed)):  # the first process has the log
+      return {}
+    _logger.info("Step %d was saved and not evaluated; it is evaluated now.", done)
+    return self._evaluate(state, done)
+
+  def _is_evaluated(self, done: int) -> bool:
+    every = self.config.eval_every
+    return done == self.config.steps or bool(every and done % every == 0)
 
   def report_compilations(self) -> None:
     """Logs how many programs were compiled after the first evaluation, and warns if there are any."""
@@ -128,7 +165,7 @@ class Run:
 
   def _evaluate(self, state: step_lib.State, done: int) -> dict[str, float]:
     """Evaluates, and keeps the state if it is the best so far."""
-    with self.progress.pause():
+    with self.progress.pause() if self.progress else contextlib.nullcontext():
       at_end = done == self.config.steps
       metrics = evaluation.evaluate_all(
         self.task,
@@ -138,18 +175,26 @@ class Run:
         done,
         at_end=at_end,
         num_pictures=self.config.pictures,
+        keep=functools.partial(self._keep_best, state, done),
       )
-      _check_finite(jax.device_get(self.pending), done)
-      if self.task.best_metric in metrics:
-        kept = {name: state[name] for name in ("trainable", "ema", "mutable") if name in state}
-        self.checkpoints.save_best(done, kept, self._meta(done), metrics)
     if self.first_evaluation is None:
       self.first_evaluation = self.compilations.mark()
     return metrics
 
-  def _save(self, state: step_lib.State, done: int) -> None:
+  def _keep_best(self, state: step_lib.State, done: int, metrics: Mapping[str, float]) -> None:
+    """Saves what is evaluated, if it is the best so far."""
     _check_finite(jax.device_get(self.pending), done)
-    self.checkpoints.save(done, state, self._meta(done))
+    if self.task.best_metric in metrics:
+      kept = {name: state[name] for name in ("trainable", "ema", "mutable") if name in state}
+      self.checkpoints.save_best(done, kept, self._meta(done), metrics)
+
+  def _save(self, state: step_lib.State, done: int) -> None:
+    """Saves everything, and the scalars of the steps since the last log line, which the next one averages."""
+    pending = jax.device_get(self.pending)
+    _check_finite(pending, done)
+    meta = self._meta(done)
+    meta["pending"] = [{name: float(value) for name, value in scalars.items()} for scalars in pending]
+    self.checkpoints.save(done, state, meta)
 
   def _meta(self, done: int) -> dict[str, Any]:
     """What a checkpoint remembers beside its arrays."""

@@ -1,0 +1,229 @@
+"""What a run does not lose, and what it refuses to continue."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import pytest
+
+from frozen_vision.files import lock
+from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.runs import curves, digests, workdir
+from frozen_vision.tasks import classification
+from frozen_vision.training import evaluation
+from frozen_vision.training import loop as train
+from frozen_vision.training import run as run_lib
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  return tiny.image_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+  """(config, folder, metrics) of a run that nothing interrupted; nobody writes there."""
+  config = tiny.classification(images, images)
+  config.steps, config.log_every, config.eval_every, config.checkpoint_every = 4, 2, 2, 2
+  folder = tmp_path_factory.mktemp("whole")
+  return config, folder, train.train(config, folder)
+
+
+def _arrays(folder):
+  """{path: bytes} of the newest checkpoint."""
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    step = checkpoints.latest_step()
+  record = json.loads((folder / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+  return step, record["digests"]
+
+
+def _without_times(folder):
+  """Lines of the log without what a clock says."""
+  rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  return [
+    {key: value for key, value in row.items() if "speed" not in key and "second" not in key and key != "time"}
+    for row in rows
+    if not any(key.startswith("compilations") for key in row)
+  ]
+
+
+def _fails_once(monkeypatch, at):
+  """Makes the evaluation of a step fail, as a truncated image does."""
+  original = evaluation.evaluate_all
+
+  def evaluate_all(task, predictions, folder, log, step, **options):
+    if step == at:
+      raise ValueError("image 7 is truncated")
+    return original(task, predictions, folder, log, step, **options)
+
+  monkeypatch.setattr(evaluation, "evaluate_all", evaluate_all)
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_failed_evaluation_loses_no_step_and_is_made_up_for(whole, tmp_path, monkeypatch, caplog, at):
+  config, folder, metrics = whole
+  with monkeypatch.context() as patch:
+    _fails_once(patch, at)
+    with pytest.raises(ValueError, match="truncated"):
+      train.train(config, tmp_path)
+  assert checkpoint.Checkpoints(tmp_path).latest_step() == at
+  with caplog.at_level("INFO"):
+    found = train.train(config, tmp_path)
+  assert f"Step {at} was saved and not evaluated; it is evaluated now." in caplog.text
+  assert {**found, "examples_per_second": 0} == {**metrics, "examples_per_second": 0}
+  assert _arrays(tmp_path) == _arrays(folder)
+  assert _without_times(tmp_path) == _without_times(folder)
+  for kept in (folder, tmp_path):
+    assert curves.are_whole(kept / "curves.png")
+  assert checkpoint.Checkpoints(tmp_path, best_metric="top1").best_step() == (
+    checkpoint.Checkpoints(folder, best_metric="top1").best_step()
+  )
+
+
+def test_the_first_line_after_a_restart_averages_the_same_steps(whole, tmp_path, monkeypatch):
+  config, folder, _ = whole
+  original = classification.ClassificationTask.phase_at
+
+  def phase_at(self, at):
+    if at == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return original(self, at)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(classification.ClassificationTask, "phase_at", phase_at)
+    train.train(config, tmp_path)
+  assert checkpoint.Checkpoints(tmp_path).latest_step() == 3  # between two lines of the log
+  train.train(config, tmp_path)
+  assert _arrays(tmp_path) == _arrays(folder)
+  assert _without_times(tmp_path) == _without_times(folder)
+
+
+def _copy(whole, folder):
+  config, source, _ = whole
+  shutil.copytree(source, folder, dirs_exist_ok=True)
+  return config.copy_and_resolve_references()
+
+
+@pytest.mark.parametrize("damage", ["half", "absent", "empty"])
+def test_damaged_curves_are_drawn_again(whole, tmp_path, damage):
+  config = _copy(whole, tmp_path)
+  path = tmp_path / "curves_train.png"
+  data = path.read_bytes()
+  match damage:
+    case "half":
+      path.write_bytes(data[: len(data) // 2])
+    case "absent":
+      path.unlink()
+    case "empty":
+      path.write_bytes(b"")
+  assert train.train(config, tmp_path) == {}
+  assert curves.are_whole(tmp_path / "curves.png")
+
+
+def test_the_second_run_in_a_workdir_touches_nothing(whole, tmp_path):
+  config = _copy(whole, tmp_path)
+  with workdir.hold(tmp_path):
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for call in (train.train, train.evaluate):
+      with pytest.raises(lock.LockedError, match=f"process {os.getpid()} on .* is writing the run in "):
+        call(config, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+  assert not (tmp_path / ".lock").exists()
+
+
+def test_the_checkpoint_decides_what_continues(whole, tmp_path):
+  config = _copy(whole, tmp_path)
+  (tmp_path / "config.json").unlink()
+  config.steps, config.batch_size, config.optimizer.learning_rate = 8, 2, 0.5
+  with pytest.raises(ValueError) as error:
+    train.train(config, tmp_path)
+  for part in ("was saved with another config", "batch_size: 4 there, 2 now", "optimizer.learning_rate: "):
+    assert part in str(error.value)
+  assert not (tmp_path / "config.json").exists()
+
+
+def test_a_renamed_checkpoint_is_no_place_to_continue(whole, tmp_path):
+  config = _copy(whole, tmp_path)
+  folder = tmp_path / "checkpoints"
+  shutil.rmtree(folder / "2")
+  (folder / "4").rename(folder / "3")
+  with (
+    pytest.raises(ValueError, match="checkpoints/3: meta: it was saved as step 4"),
+    pytest.warns(RuntimeWarning),
+  ):
+    train.train(config, tmp_path)
+
+
+@pytest.mark.parametrize("change", ["exchanged", "one more", "renamed"])
+def test_other_classes_are_not_evaluated_or_continued(whole, images, tmp_path, change):
+  config = _copy(whole, tmp_path / "run")
+  data = tmp_path / "data"
+  shutil.copytree(images, data)
+  for split in {path.parent for path in data.rglob("class0")}:
+    match change:
+      case "exchanged":  # names in the file are in another order, which sorting names again would hide
+        (split / "class0").rename(split / "zebra")
+      case "one more":
+        shutil.copytree(split / "class0", split / "another")
+      case "renamed":
+        (split / "class1").rename(split / "class1b")
+  config.classification.train = config.classification.validation = str(data)
+  for file in (tmp_path / "run" / "config.json", *(tmp_path / "run").rglob("meta/metadata")):
+    text = file.read_text().replace(str(images), str(data))
+    if file.name == "metadata":
+      record = json.loads(text)
+      del record["digest"]
+      record["digest"] = digests.of_record(record)
+      text = json.dumps(record)
+    file.write_text(text)
+  for call in (train.train, train.evaluate):
+    with pytest.raises(ValueError, match="on 3 classes, the data have [34]: .*The first to differ is"):
+      call(config, tmp_path / "run")
+
+
+def test_at_most_two_steps_are_in_flight(whole, tmp_path, monkeypatch):
+  config = whole[0].copy_and_resolve_references()
+  config.steps, config.eval_every, config.log_every, config.checkpoint_every = 8, 0, 100, 100
+  events, original = [], jax.block_until_ready
+
+  def block_until_ready(x):
+    if isinstance(x, dict) and "loss" in x:
+      events.append(("done", id(x["loss"])))
+    return original(x)
+
+  class Recorded(dict):
+    def __getitem__(self, phase):
+      step = super().__getitem__(phase)
+
+      def run(*arguments):
+        state, scalars = step(*arguments)
+        kept.append(scalars)
+        events.append(("sent", id(scalars["loss"])))
+        return state, scalars
+
+      return run
+
+  kept = []
+  original_train = run_lib.Run.train
+
+  def recorded(self, *arguments):
+    self.steps = Recorded(self.steps)
+    return original_train(self, *arguments)
+
+  monkeypatch.setattr(run_lib.Run, "train", recorded)
+  monkeypatch.setattr(run_lib.jax, "block_until_ready", block_until_ready)
+  train.train(config, tmp_path)
+  in_flight, most, sent = set(), 0, 0
+  for what, name in events:
+    if what == "sent":
+      in_flight.add(name)
+      sent += 1
+    else:
+      in_flight.discard(name)
+    most = max(most, len(in_flight))
+  assert sent == 8 and most == 2
