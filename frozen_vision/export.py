@@ -40,7 +40,7 @@ import numpy as np
 import safetensors.flax
 
 from frozen_vision import command_line, output
-from frozen_vision.files import atomic
+from frozen_vision.files import atomic, lock
 from frozen_vision.prediction import predictor as predict
 from frozen_vision.prediction import trained_head
 from frozen_vision.runs import state_leaves
@@ -84,9 +84,10 @@ def export(
   exported = jax.export.export(jax.jit(function, keep_unused=True), platforms=tuple(platforms))(*abstract)
   path = pathlib.Path(path)
   meta |= {"images": list(shape), "platforms": list(platforms)}
-  with atomic.path_aside(f"{path}.safetensors") as aside:
-    safetensors.flax.save_file(weights, aside, metadata={"frozen_vision": json.dumps(meta)})
-  atomic.write_bytes(path, exported.serialize())
+  with lock.hold(f"{path}.lock", f"the program {path}"):
+    with atomic.path_aside(f"{path}.safetensors") as aside:
+      safetensors.flax.save_file(weights, aside, metadata={"frozen_vision": json.dumps(meta)})
+    atomic.write_bytes(path, exported.serialize())
   return meta
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from frozen_vision.data import prepared
+from frozen_vision.files import lock
 
 _KEYS = 2**128  # TFDS's keys are smaller
 # TFDS holds a thousand files open while it writes, which is about the usual limit.
@@ -77,6 +78,13 @@ def write(builder: type[Builder], source: Any, split: str, out: pathlib.Path) ->
   It is complete when its index has been added, see `prepared.Kind.complete`.
   """
   target = builder.KIND.folder(out, split)
+  with lock.hold(target.parent.with_name(f".{split}.lock"), f"prepared data in {target}"):
+    _write(builder, source, split, out, target)
+  return target
+
+
+def _write(builder: type[Builder], source: Any, split: str, out: pathlib.Path, target: pathlib.Path) -> None:
+  """`write`, where nobody else writes."""
   # Also what an interrupted run left beside it; TFDS would take shards that are there as done.
   shutil.rmtree(target.parent, ignore_errors=True)
   _allow_open_files()
@@ -84,7 +92,6 @@ def write(builder: type[Builder], source: Any, split: str, out: pathlib.Path) ->
   with tempfile.TemporaryDirectory() as unused:  # TFDS insists on a folder for downloads
     built = builder(source=source, split=split, data_dir=str(out))
     built.download_and_prepare(download_dir=unused)
-  return target
 
 
 def _allow_open_files() -> None:

@@ -1,5 +1,10 @@
-"""Reads tensors from NumPy's `.npz`, as Google's JAX code publishes weights; nothing in one is executed."""
+"""Reads tensors from NumPy's `.npz`, as Google's JAX code publishes weights; nothing in one is executed.
 
+What a header says of an array is compared with the bytes of its member, and those with the bytes they take in
+the file, before anything is unpacked.
+"""
+
+import math
 import pathlib
 import zipfile
 
@@ -8,6 +13,9 @@ import numpy as np
 
 from frozen_vision.files.formats import FileFormatError
 from frozen_vision.files.tensors import LazyTensor
+
+_MOST_RATIO = 64
+_SMALL = 16 << 20
 
 
 def open_npz(path: pathlib.Path) -> dict[str, LazyTensor]:
@@ -21,27 +29,45 @@ def open_npz(path: pathlib.Path) -> dict[str, LazyTensor]:
   if not zipfile.is_zipfile(path):
     raise FileFormatError(path, "is not a complete .npz file; fetch or copy it again.")
   found = {}
-  with zipfile.ZipFile(path) as archive:
-    for member in archive.namelist():
+  try:
+    archive = zipfile.ZipFile(path)
+  except Exception as error:  # whatever a crafted directory makes its reader raise
+    raise FileFormatError(path, f"is not a complete .npz file: {error}.") from error
+  with archive:
+    for member in archive.infolist():
+      if member.file_size > _MOST_RATIO * member.compress_size + _SMALL:
+        raise FileFormatError(
+          path,
+          f"has {member.compress_size:,} bytes for {member.filename!r:.60}, which would become "
+          f"{member.file_size:,}; no weights are packed so well.",
+        )
       shape, dtype = _header(path, archive, member)
-      name = member.removesuffix(".npy")
+      name = member.filename.removesuffix(".npy")
       found[name] = LazyTensor(shape, dtype, lambda name=name, dtype=dtype: _read(path, name, dtype))
   return found
 
 
-def _header(path: pathlib.Path, archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype]:
-  """Shape and dtype of a member."""
+def _header(
+  path: pathlib.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo
+) -> tuple[tuple[int, ...], np.dtype]:
+  """Shape and dtype of a member, which has the bytes for them."""
+  member = info.filename
   try:
-    with archive.open(member) as file:
+    with archive.open(info) as file:
       version = np.lib.format.read_magic(file)
       if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
       else:
         shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-  except (ValueError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-    raise FileFormatError(path, f"holds {member}, which is no array of NumPy: {error}.") from error
+      start = file.tell()
+  except Exception as error:  # whatever a crafted header makes its reader raise
+    raise FileFormatError(path, f"holds {member!r:.60}, which is no array of NumPy: {error}.") from error
   if dtype.hasobject:
     raise FileFormatError(path, f"holds Python objects in {member}; they are never loaded.")
+  if min(shape, default=0) < 0 or start + math.prod(shape) * dtype.itemsize != info.file_size:
+    raise FileFormatError(
+      path, f"has {info.file_size - start:,} bytes for {member!r:.60}, expected {dtype} of shape {shape}."
+    )
   return shape, np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype("V2") else dtype
 
 
@@ -49,6 +75,6 @@ def _read(path: pathlib.Path, name: str, dtype: np.dtype) -> np.ndarray:
   try:
     with np.load(path, allow_pickle=False) as arrays:
       array = arrays[name]
-  except (ValueError, zipfile.BadZipFile, OSError) as error:
+  except Exception as error:  # zlib and zipfile raise many types for a damaged member
     raise FileFormatError(path, f"cannot be read at {name}: {error}.") from error
   return array if array.dtype == dtype else array.view(dtype)

@@ -27,10 +27,11 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 from PIL import Image
 
 from frozen_vision.data import images
-from frozen_vision.files import atomic
+from frozen_vision.files import atomic, lock
 from frozen_vision.prediction import inputs as inputs_lib
 from frozen_vision.prediction import predictor as predict_lib
 from frozen_vision.prediction import trained_head
@@ -106,8 +107,22 @@ def predict_files(
     What `summary.json` holds: `inputs` and `done` (numbers), `skipped` ({file, reason} of each), `heads`,
     `passes`, `seconds`.
   """
-  started = time.perf_counter()
   out = pathlib.Path(out)
+  if jax.process_index() != 0:
+    return _predict_files(predictor, inputs, out, pictures, score_threshold)
+  with lock.hold(out / ".lock", f"predictions in {out}"):
+    return _predict_files(predictor, inputs, out, pictures, score_threshold)
+
+
+def _predict_files(
+  predictor: predict_lib.Predictor,
+  inputs: Sequence[inputs_lib.Input | str | os.PathLike],
+  out: pathlib.Path,
+  pictures: bool,
+  score_threshold: float,
+) -> dict[str, Any]:
+  """`predict_files`, in a folder that nobody else writes to."""
+  started = time.perf_counter()
   if not all(isinstance(entry, inputs_lib.Input) for entry in inputs):
     inputs = inputs_lib.find_inputs(inputs, exclude=out)
   writers = {

@@ -26,7 +26,7 @@ for name in json.loads(sys.stdin.read()):
 """
 
 
-def read_all(paths: list[pathlib.Path], *, seconds: float = 60) -> dict[str, tuple[str, float, int]]:
+def read_all(paths: list[pathlib.Path], *, seconds: float = 280) -> dict[str, tuple[str, float, int]]:
   """{path: (what came of it, seconds of processor time, peak of the process in MiB)}.
 
   Raises:

@@ -1,5 +1,6 @@
 """Files whose sizes, offsets, strides and counts lie: refused by name, without memory, time or a crash."""
 
+import io
 import json
 import pathlib
 import random
@@ -55,6 +56,13 @@ def _short(path: pathlib.Path, claimed: int = 1 << 24, there: int = 16) -> pathl
   return path
 
 
+def _npy(shape: tuple[int, ...]) -> bytes:
+  """The header of an array of float32."""
+  file = io.BytesIO()
+  np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+  return file.getvalue()
+
+
 def _crafted(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   """{situation: file}, each as small as it can be."""
   one = (_storage("0", _int(1)), np.ones(1, np.float32).tobytes())
@@ -104,6 +112,9 @@ def _crafted(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     "safetensors header": folder / "header.safetensors",
     "safetensors offsets": folder / "offsets.safetensors",
     "safetensors overflow": folder / "overflow.safetensors",
+    "npz shape": folder / "shape.npz",
+    "npz bomb": folder / "bomb.npz",
+    "npz objects": folder / "objects.npz",
     "index outside": folder / "outside.safetensors.index.json",
     "index too deep": folder / "deep.safetensors.index.json",
     "shard count": folder / "model-00001-of-99999.safetensors",
@@ -112,6 +123,11 @@ def _crafted(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   data = files["legacy count"].read_bytes()
   files["legacy count"].write_bytes(data[:-24] + struct.pack("<q", 1 << 40) + data[-16:])
   files["safetensors header"].write_bytes(struct.pack("<Q", 1 << 40) + b"{}" + b" " * 20)
+  with zipfile.ZipFile(files["npz shape"], "w") as archive:
+    archive.writestr("w.npy", _npy((1 << 40, 1 << 20)))
+  with zipfile.ZipFile(files["npz bomb"], "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("w.npy", _npy((1 << 24,)) + bytes(4 << 24))
+  np.savez(files["npz objects"], w=np.array([{}], dtype=object))
   for name, entry in (
     ("safetensors offsets", {"dtype": "F32", "shape": [1 << 20], "data_offsets": [0, 4 << 20]}),
     ("safetensors overflow", {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 4]}),
@@ -146,10 +162,12 @@ def _good_files(folder: pathlib.Path) -> list[tuple[str, bytes]]:
     "epoch": 3,
   }
   safetensors.numpy.save_file(arrays, folder / "a.safetensors", metadata={"format": "pt"})
+  np.savez(folder / "a.npz", **arrays)
   made = [
     pth_file.write(folder / "a.pth", content),
     pth_file.write_legacy(folder / "b.pth", content),
     folder / "a.safetensors",
+    folder / "a.npz",
   ]
   return [(path.suffix, path.read_bytes()) for path in made]
 
