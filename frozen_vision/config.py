@@ -15,9 +15,10 @@ class BackboneOptions:
   """Which backbone, and its weights."""
 
   name: str = "swinv2_nano"
-  # shipped: the weights inside the package; init: as initialised for training; random: the same with the
-  # norms that end residual branches at one, since a SwinV2 as initialised is the identity in every block; a
-  # name of published weights, fetched once; or a file, ours or a public checkpoint.
+  # shipped: the weights inside the package; init: as initialised for training; random: drawn alike on every
+  # machine, with the norms that end residual branches at one, since a SwinV2 as initialised is the identity
+  # in every block; a name of published weights, fetched once; or a file, ours or a public checkpoint, with
+  # `:PART` for one of several state dicts in it, such as dino.pth:teacher.
   weights: options.Path = "shipped"
   dtype: DType = "float32"
   # Where nothing of it trains: position biases, logit scales and biases are computed once, blocks scanned.
