@@ -151,7 +151,7 @@ def test_sizes_that_lie_are_refused_by_name(tmp_path):
     assert seconds < 10 and peak < 2048, (situation, seconds, peak)
 
 
-def _good_files(folder: pathlib.Path) -> list[tuple[str, bytes]]:
+def good_files(folder: pathlib.Path) -> list[tuple[str, bytes]]:
   """(ending, content) of a file of each format."""
   rng = np.random.default_rng(0)
   arrays = {f"layers.{i}.weight": rng.standard_normal((4, 3)).astype(np.float32) for i in range(3)}
@@ -172,7 +172,7 @@ def _good_files(folder: pathlib.Path) -> list[tuple[str, bytes]]:
   return [(path.suffix, path.read_bytes()) for path in made]
 
 
-def _mutate(data: bytes, rng: random.Random) -> bytes:
+def mutate(data: bytes, rng: random.Random) -> bytes:
   """A few bytes changed, removed, repeated or replaced by numbers that programs are wrong about."""
   found = bytearray(data)
   for _ in range(rng.randint(1, 4)):
@@ -198,12 +198,12 @@ def _mutate(data: bytes, rng: random.Random) -> bytes:
 @pytest.mark.parametrize("seed", [0])
 def test_mutated_files_are_read_or_refused(tmp_path, seed, count=300):
   rng = random.Random(seed)
-  good = _good_files(tmp_path)
+  good = good_files(tmp_path)
   files = []
   for index in range(count):
     suffix, data = good[index % len(good)]
     path = tmp_path / f"mutant{index}{suffix}"
-    path.write_bytes(_mutate(data, rng))
+    path.write_bytes(mutate(data, rng))
     files.append(path)
   found = hostile.read_all(files)
   outcomes = [found[str(path)][0].split()[0] for path in files]
