@@ -2,9 +2,9 @@
 
   JAX_PLATFORMS=cpu PYTHONPATH=. python experiments/reliability/damaged_checkpoints.py --count=500 --seed=0
 
-A damage is a flipped bit, a byte that is another, a truncation, a repeated block, zeros, or a removed file, in
-any file of the newer of two checkpoints. A restore must give the newer state unchanged, or name the damage and
-give the older one. Anything else is silent damage or a raw exception, and a fault.
+A damage is a flipped bit, a byte that is another, a truncation, a repeated block, zeros, or a removed file,
+in any file of the newer of two checkpoints. A restore must give the newer state unchanged, or name the
+damage and give the older one. Anything else is silent damage or a raw exception, and a fault.
 """
 
 import collections

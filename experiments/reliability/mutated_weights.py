@@ -3,8 +3,8 @@
   PYTHONPATH=. python experiments/reliability/mutated_weights.py --count=10000 --seed=0
 
 Every file must be read or refused with an error that names it: no crash, no other exception, no ten seconds
-of processor time, no two gigabytes. The files are made of small good ones by `tests.files.test_hostile_files`,
-and are read by a process of their own with a limit on its memory.
+of processor time, no two gigabytes. The files are made of small good ones by
+`tests.files.test_hostile_files`, and are read by a process of their own with a limit on its memory.
 """
 
 import collections
