@@ -17,8 +17,6 @@ from frozen_vision.training import loop as train
 from frozen_vision.training import run as run_lib
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
