@@ -13,7 +13,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from frozen_vision.backbones import base, families
+from frozen_vision.backbones import base, families, random_weights
 from frozen_vision.config import BackboneOptions, Config
 from frozen_vision.devices import sharding
 from frozen_vision.files import paths, trees
@@ -287,7 +287,8 @@ def open_source(options: BackboneOptions, seed: int) -> Source:
   if options.weights in ("random", "init"):
     if options.weights == "random":
       overrides = {**families.family_of(options.name).random, **overrides}
-    return families.build_backbone(options.name, dtype=dtype, rngs=nnx.Rngs(seed), **overrides)
+    backbone = families.build_backbone(options.name, dtype=dtype, rngs=nnx.Rngs(seed), **overrides)
+    return random_weights.redraw(backbone, seed) if options.weights == "random" else backbone
   source = options.name if options.weights == "shipped" else options.weights
   if options.weights != "shipped" and source not in families.published_weights():
     source = paths.existing_path(source, "backbone.weights", _HOW_TO_GET_WEIGHTS)
