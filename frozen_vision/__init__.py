@@ -17,7 +17,7 @@ import importlib
 import importlib.util
 from typing import Any, TYPE_CHECKING
 
-from frozen_vision.files import messages
+from frozen_vision import messages
 
 if TYPE_CHECKING:
   from frozen_vision.backbones.base import FeatureSpec, normalise

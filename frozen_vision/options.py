@@ -15,7 +15,6 @@ wants for it, and that dataclass's defaults for everything else:
 import ast
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-import difflib
 import functools
 import math
 import numbers
@@ -25,7 +24,7 @@ import types
 import typing
 from typing import Annotated, Any, Literal
 
-from frozen_vision import annotations
+from frozen_vision import annotations, messages
 
 _LISTED = 12  # names that a message lists
 
@@ -417,10 +416,10 @@ def _unknown(option: str, section: str, key: str, cls: type, table: Any = None, 
   having = [other for other in table or () if key in annotations.names(type(table[other]()))]
   if having:
     return f"{option}: {name} has no such option; --{section}.name={having[0]} has it."
-  close = difflib.get_close_matches(key, known, n=1)
+  close = messages.closest(key, known)
   what = f"{name} has no such option" if table else "there is no such option"
   if close:
-    return f"{option}: {what}; did you mean {section}.{close[0]}?"
+    return f"{option}: {what}; did you mean {section}.{close}?"
   listed = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
   return f"{option}: {what}; {section} has {listed}."
 

@@ -14,7 +14,7 @@ _PACKAGE = _ROOT / "frozen_vision"
 # Rooms, folders and modules of the package, from those that know nothing of it to those that know all of it.
 # A room imports rooms of earlier rows only; two rooms of one row do not know each other.
 _ROWS = (
-  ("annotations", "output"),
+  ("annotations", "messages", "output"),
   ("files", "ops", "devices", "options", "failures"),
   ("layers", "data", "runs", "config"),
   ("backbones", "metrics", "visualization"),

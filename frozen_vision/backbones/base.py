@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Num
 
+from frozen_vision import messages
 from frozen_vision.devices import sharding
-from frozen_vision.files import messages
 from frozen_vision.ops.arrays import Array
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -11,6 +11,7 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
+from frozen_vision import messages
 from frozen_vision.backbones import base
 from frozen_vision.backbones.convnext import architecture as convnext_architecture
 from frozen_vision.backbones.convnext import checkpoints as convnext_checkpoints
@@ -29,7 +30,7 @@ from frozen_vision.backbones.vit import checkpoints as vit_checkpoints
 from frozen_vision.backbones.vit import config as vit_config
 from frozen_vision.backbones.vit import model as vit
 from frozen_vision.backbones.vit import published as vit_published
-from frozen_vision.files import checkpoint_file, formats, messages, tensors, trees
+from frozen_vision.files import checkpoint_file, formats, tensors, trees
 
 PublicWeights = NamedWeights | PackagedWeights | HubWeights
 _SHIPPED = pathlib.Path(__file__).resolve().parent / "weights"

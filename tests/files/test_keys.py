@@ -2,7 +2,8 @@
 
 import pytest
 
-from frozen_vision.files import keys, messages
+from frozen_vision import messages
+from frozen_vision.files import keys
 
 
 def test_every_fault_is_listed_once():

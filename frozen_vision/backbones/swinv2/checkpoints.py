@@ -12,12 +12,13 @@ from typing import Any
 from flax import nnx
 import numpy as np
 
+from frozen_vision import messages
 from frozen_vision.backbones.swinv2 import checkpoint_keys
 from frozen_vision.backbones.swinv2 import checkpoint_windows as windows_lib
 from frozen_vision.backbones.swinv2 import config as swinv2_config
 from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.swinv2 import published as named_weights
-from frozen_vision.files import checkpoint_file, messages, trees
+from frozen_vision.files import checkpoint_file, trees
 from frozen_vision.files import keys as key_reports
 from frozen_vision.files import tensors as weights
 from frozen_vision.files.tensors import LazyTensor

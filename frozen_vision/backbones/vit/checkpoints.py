@@ -10,11 +10,12 @@ from typing import Any
 
 from flax import nnx
 
+from frozen_vision import messages
 from frozen_vision.backbones.checkpoint import Checkpoint
 from frozen_vision.backbones.vit import checkpoint_keys, model
 from frozen_vision.backbones.vit.checkpoint_layout import grid_of, Layout, num_blocks, Shape, Transform
 from frozen_vision.backbones.vit.config import VARIANTS, ViTConfig
-from frozen_vision.files import checkpoint_file, keys, messages
+from frozen_vision.files import checkpoint_file, keys
 from frozen_vision.files.tensors import LazyTensor
 
 # What shapes and names of a checkpoint tell, and by what a row is found.

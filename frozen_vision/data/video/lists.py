@@ -16,11 +16,11 @@ import os
 import pathlib
 import re
 
+from frozen_vision import messages
 from frozen_vision.data import classes as class_names
 from frozen_vision.data import names as data_names
 from frozen_vision.data import text_files
 from frozen_vision.data.video import decoding, sources
-from frozen_vision.files import messages
 
 _LISTS = (".csv", ".tsv", ".txt")
 _KINETICS = ("youtube_id", "time_start", "time_end")
