@@ -40,7 +40,7 @@ def test_a_program_starts_again_once_as_the_same_process(tmp_path):
     pytest.skip("this kernel gives huge pages always or never")
   script = tmp_path / "script.py"
   script.write_text(
-    "import os, sys\nfrom frozen_vision import huge_pages\nprint('start', os.getpid())\n"
+    "import os, sys\nfrom frozen_vision.devices import huge_pages\nprint('start', os.getpid())\n"
     "huge_pages.restart()\nprint('end', os.getpid(), os.environ['GLIBC_TUNABLES'], sys.argv[1:])\n"
   )
   environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}

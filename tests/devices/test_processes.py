@@ -145,7 +145,8 @@ def test_two_processes_equal_one(tmp_path, quick_environment):
 # What a run does after an evaluation, many times: keeps the best, and saves.
 _SAVES = """
 import faulthandler, sys
-from frozen_vision import checkpoint, distributed, sharding
+from frozen_vision.devices import processes as distributed, sharding
+from frozen_vision.runs import checkpoints as checkpoint
 faulthandler.dump_traceback_later(240, exit=True)  # processes that wait for each other say where
 distributed.initialize()
 import jax, numpy as np
