@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 import re
@@ -23,6 +24,7 @@ from frozen_vision.files import keys as key_reports
 from frozen_vision.files import tensors as weights
 from frozen_vision.files.tensors import LazyTensor
 
+_logger = logging.getLogger(__name__)
 _WINDOWS = ("window_sizes", "pretrained_window_sizes")
 
 
@@ -268,8 +270,18 @@ def _config(
       f"{path} does not tell its windows, neither in its keys nor in its name or a config.json beside it. "
       "Give window_sizes=(...), one per stage, and pretrained_window_sizes=(...) if they differ."
     )
-  # The window in use, and not that of the row: nothing says that these weights have seen another.
-  windows = windows or (config.window_sizes, (0,) * stages)
+  if windows is None:
+    # The window in use, and not that of the row: nothing says that these weights have seen another.
+    windows = (config.window_sizes, (0,) * stages)
+    if "pretrained_window_sizes" not in overrides:
+      _logger.warning(
+        "%s does not tell the windows of its pretraining, so positions are normalised by the windows in use, "
+        "%s. If it was trained at others, give pretrained_window_sizes; the released weights of %s have %s.",
+        path,
+        tuple(overrides["window_sizes"]),
+        name or "this shape",
+        config.pretrained_window_sizes,
+      )
   config = dataclasses.replace(config, **dict(zip(_WINDOWS, windows)))
   return name, config.replace(**overrides)
 

@@ -179,6 +179,15 @@ def test_windows_of_names(name, window_sizes, pretrained):
   assert (config.window_sizes, config.pretrained_window_sizes) == (window_sizes, pretrained)
 
 
+def test_untold_windows_of_the_pretraining_are_warned_of(caplog):
+  state = sources.timm(96, (2, 2, 6, 2), (3, 6, 12, 24))
+  _map(state, window_sizes=(32, 32, 32, 32), pretrained_window_sizes=(16, 16, 16, 8))
+  assert not caplog.text
+  _map(state, window_sizes=(32, 32, 32, 32))
+  assert "does not tell the windows of its pretraining" in caplog.text
+  assert "the released weights of swinv2_t have (16, 16, 16, 8)" in caplog.text
+
+
 def test_windows_of_keys_configs_and_arguments(tmp_path):
   state = sources.timm(96, (2, 2, 6, 2), (3, 6, 12, 24))
   windows, pretrained = (24, 24, 24, 12), (12, 12, 12, 6)
