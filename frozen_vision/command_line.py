@@ -1,4 +1,4 @@
-"""What programs with a config share: `--config=FILE[:ARGUMENTS]` and `--config.OPTION=VALUE`."""
+"""Flags of programs with a config: `--config=FILE[:ARGUMENTS]` and `--config.OPTION=VALUE`."""
 
 from collections.abc import Callable, Mapping, Sequence
 import os
@@ -84,9 +84,9 @@ def split(argv: Sequence[str]) -> tuple[list[str], dict[str, Text]]:
 
 def path(text: str | None) -> str | None:
   """A path of the command line with `~` as the home folder, also in NAME=PATH."""
-  if text is None:
-    return None
-  name, equals, found = text.rpartition("=")
+  if text is None or text.startswith("~"):
+    return None if text is None else os.path.expanduser(text)
+  name, equals, found = text.partition("=")
   return name + equals + os.path.expanduser(found)
 
 

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Mapping
 import importlib.util
+import inspect
 import os
 import pathlib
 import re
@@ -36,8 +37,11 @@ def load_config(source: str | os.PathLike, changes: Mapping[str, Any] | None = N
   spec.loader.exec_module(module)
   if not hasattr(module, "get_config"):
     raise ValueError(f"Config {path}: expected a function get_config in it.")
+  takes_arguments = bool(inspect.signature(module.get_config).parameters)
+  if arguments and not takes_arguments:
+    raise ValueError(f"Config {path} takes no arguments; found {arguments!r} after the colon.")
   try:
-    values = module.get_config() if arguments is None else module.get_config(arguments)
+    values = module.get_config(*([arguments] if takes_arguments and arguments is not None else []))
   except AttributeError as error:
     sentence = old_options.now_called(
       str(getattr(error, "name", "") or str(error).strip("'\"").split(" ")[0])
@@ -47,7 +51,8 @@ def load_config(source: str | os.PathLike, changes: Mapping[str, Any] | None = N
     raise options.OptionError(f"Config {path}: {sentence}") from error
   values = old_options.translate(values if not isinstance(values, config_lib.Config) else values.to_dict())
   if changes:
-    cls = tasks_build.config_type(changes.get("task", values.get("task", "")))
+    task = changes.get("task", values.get("task", ""))
+    cls = tasks_build.config_type(task.text if isinstance(task, options.Text) else task)
     values = options.apply(cls, values, old_options.translate_changes(changes))
   return tasks_build.read_config(values)
 
@@ -63,8 +68,8 @@ def find(source: str | os.PathLike) -> tuple[pathlib.Path, str | None]:
   match = re.fullmatch(r"(.+?\.py)(?::(.*))?|([^:/\\]+)(?::(.*))?", text, re.DOTALL)
   name, arguments = (match[1] or match[3], match[2] if match[1] else match[4]) if match else (text, None)
   path = pathlib.Path(name)
-  if not path.exists():
-    path = shipped().get(path.stem, path) if path.name == name or path.parent.name == "configs" else path
+  if not path.is_file() and path.parent in (pathlib.Path(), pathlib.Path("configs")):
+    path = shipped().get(path.stem, path)
   if not path.is_file():
     raise FileNotFoundError(f"Config {path.absolute()}: no such file. Shipped: {', '.join(shipped())}.")
   if path.suffix != ".py":
@@ -82,7 +87,7 @@ def shipped() -> dict[str, pathlib.Path]:
 
 
 def describe() -> dict[str, str]:
-  """What each of `shipped()` is, by the first line of its docstring."""
+  """{name: first line of the docstring} of the configs that are shipped."""
   found = {}
   for name, path in shipped().items():
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

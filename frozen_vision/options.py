@@ -147,7 +147,7 @@ def apply(
 def _flattened(
   cls: type, values: dict[str, Any], changes: Mapping[str, Any], path: str
 ) -> Iterator[tuple[str, Any]]:
-  """Changes of single options; a change of a section, a dict or the text of one, is one for each of its."""
+  """Yields changes of single options: a dict for a section, or the text of one, is taken apart."""
   for option, value in changes.items():
     if isinstance(value, Text) and value.text.lstrip().startswith("{"):
       value = _literal(value.text, f"{path}.{option}", "a dict of options, such as \"{'name': 'x'}\"")
@@ -183,7 +183,8 @@ def _set(
       raise OptionError(f"{option}: there is no such option; {section} is {_expected(annotation)}.")
     values[key] = parse(value.text, annotation, option) if isinstance(value, Text) else value
   elif not rest:
-    raise OptionError(f"{option} is a section of options; set one of them, such as --{option}.OPTION=VALUE.")
+    example = "name=NAME" if is_named else "OPTION=VALUE"
+    raise OptionError(f"{option} is a section of options; set one of them, such as --{option}.{example}.")
   elif is_named:
     _set_named(field, values.setdefault(key, {}), rest, value, section)
   elif annotations.is_mapping(annotation):
@@ -312,7 +313,7 @@ def _read_onto(
 
 
 def _make(make: Callable[[], Any], cls: type, path: str, problems: list[str]) -> Any:
-  """What `make` makes, unless the dataclass refuses values that do not go together."""
+  """Calls `make`; a dataclass that refuses values which do not go together is a problem, and None."""
   try:
     return make()
   except ValueError as error:
@@ -384,7 +385,7 @@ def _converted(value: Any, annotation: Any) -> Any:
 
 
 def _expected(annotation: Any) -> str:
-  """What an annotation admits, in words."""
+  """The values that an annotation admits, in words."""
   origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
   if dataclasses.is_dataclass(annotation):
     return f"a section with options, such as {', '.join(annotations.names(annotation)[:3])}"

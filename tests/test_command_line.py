@@ -177,7 +177,13 @@ def test_paths_of_every_kind_know_the_home_folder(monkeypatch, tmp_path):
   assert config.detection.init.path == f"{tmp_path}/head.safetensors"
   (tmp_path / "mine.py").write_text((_ROOT / "configs" / "coco_htc.py").read_text())
   assert config_files.load_config("~/mine.py:recipe=files").detection.data == "files"
-  for text, wanted in (("~/run", f"{tmp_path}/run"), ("act=~/run", f"act={tmp_path}/run"), (None, None)):
+  for text, wanted in (
+    ("~/run", f"{tmp_path}/run"),
+    ("~/rate=0.1", f"{tmp_path}/rate=0.1"),
+    ("act=~/run", f"act={tmp_path}/run"),
+    ("act=~/rate=0.1", f"act={tmp_path}/rate=0.1"),
+    (None, None),
+  ):
     assert command_line.path(text) == wanted
   lists = _load("configs/kinetics_video_swin.py", "--config.action.lists=('~/a.csv', 'b.csv')").action.lists
   assert lists == (f"{tmp_path}/a.csv", "b.csv")
@@ -233,6 +239,12 @@ def test_the_config_of_an_old_run_is_read():
   assert config.action.head.levels == (1, 2) and config.action.head.motion_radius == 2
   assert tasks_build.read_config(config.to_dict()) == config
   assert tasks_build.read_config(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_task_can_be_named_on_the_command_line():
+  assert _load("configs/coco_htc.py", "--config.task=detection").task == "detection"
+  with pytest.raises(ValueError, match="config.task is 'detect'; known: action, "):
+    _load("configs/coco_htc.py", "--config.task=detect")
 
 
 def test_an_old_config_file_is_translated_or_says_what_is_new(tmp_path):

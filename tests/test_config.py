@@ -203,6 +203,8 @@ def test_a_config_file_is_read_as_by_the_command_line():
   "source, changes, error, message",
   [
     ("absent.py", {}, FileNotFoundError, "absent.py: no such file"),
+    ("/absent/configs/coco_htc.py", {}, FileNotFoundError, "/absent/configs/coco_htc.py: no such file"),
+    ("configs/cifar10_swinv2_nano.py:large", {}, ValueError, "takes no arguments; found 'large'"),
     ("README.md", {}, ValueError, "README.md: expected a Python file"),
     ("frozen_vision/ops/mirror.py", {}, ValueError, "expected a function get_config"),
     ("configs/coco_htc.py:photo", {}, ValueError, "no variant 'photo'"),

@@ -61,7 +61,7 @@ def translate_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
     if (
       option in NAMES
       and not isinstance(value, Mapping)
-      and not str(getattr(value, "text", "")).startswith("{")
+      and not str(getattr(value, "text", "")).lstrip().startswith("{")
     ):
       name = f"{option}.name"
     for old, new in RENAMED.items():
