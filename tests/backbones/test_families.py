@@ -11,7 +11,9 @@ import safetensors.numpy
 
 from frozen_vision.backbones import base, families
 from frozen_vision.backbones.swinv2 import config as swinv2_config
+from frozen_vision.devices import sharding
 from frozen_vision.freezing import feature_key, partition
+from frozen_vision.layers import storage
 from frozen_vision.tasks import common
 from tests import tiny
 
@@ -193,6 +195,29 @@ def test_normalise():
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found, wanted, atol=1e-5)
   np.testing.assert_array_equal(np.asarray(found)[1, 3:], 0)
+
+
+def _shallow(row):
+  """A backbone of the row's widths, as shapes."""
+  config = families.backbone_config(row)
+  if hasattr(config, "depths"):
+    few = dict(depths=tuple(min(depth, 2) for depth in config.depths))
+  else:
+    few = dict(depth=1) if hasattr(config, "mlp_dim") else {}
+  return nnx.eval_shape(lambda: families.build_backbone(row, rngs=nnx.Rngs(0), **few))
+
+
+@pytest.mark.parametrize(
+  "row",
+  ["swinv2_g", "resnet50_x4", "efficientnet_lite0", "convnext_xlarge"]
+  + ["dinov2_vits14", "dinov2_vitg14", "siglip_vitso400m14", "mae_vith14", "clip_vitl14", "dinov3_vit7b16"],
+)
+def test_a_rule_says_how_every_large_leaf_is_split(row, monkeypatch):
+  monkeypatch.setattr(sharding, "_REPLICATED_PART", 0.0)
+  mesh, backbone = sharding.make_mesh(), _shallow(row)
+  for network in (backbone, storage.shapes(backbone, storage="float32")):
+    holder = nnx.Dict(backbone=network if isinstance(network, nnx.Module) else nnx.data(network))
+    sharding.frozen_shardings(nnx.state(holder), mesh, rules={"backbone": backbone.sharding_rules})
 
 
 def test_one_contract_for_every_variant():

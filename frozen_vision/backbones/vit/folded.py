@@ -34,8 +34,8 @@ class FoldedViT(base.FoldedBackbone):
 
   Attributes:
     stem: patch embedding, tokens before the patches, and the norm before the blocks.
-    positions: what depends on the size of the image: `grid`, the stored table or the rotary periods, and
-      `sizes`, what `at_sizes` has made of it: {"rows x columns": table, or cosine and sine}.
+    positions: the stored table of patches, or the rotary periods; resized or turned into angles for the size
+      of the image at hand.
     stages: the blocks up to the last tap, and those that follow, which only `embed` needs.
     norm: the final norm.
     pool: SigLIP's attention pooling, or None.
@@ -43,7 +43,7 @@ class FoldedViT(base.FoldedBackbone):
   """
 
   stem: Tree
-  positions: Tree
+  positions: Any
   stages: tuple[Tree, Tree]
   norm: Tree
   pool: Tree
@@ -78,20 +78,6 @@ class FoldedViT(base.FoldedBackbone):
     x = stored.linear(attention(*parts, scale=1.0).reshape(x.shape[0], -1), pool["proj"])
     return x + self._mlp(stored.norm(x, pool["norm"], config.norm_epsilon), pool["mlp"])
 
-  def at_sizes(self, sizes: Sequence[tuple[int, int]]) -> "FoldedViT":
-    """A copy that has the positions of these image sizes (height, width) as tables.
-
-    Images of other sizes keep working: the program then resizes or computes positions at each call.
-    """
-    arrays = stored.arrays(self.positions)
-    made = {}
-    for size in sizes:
-      grid = tuple(-(-side // self.config.cell_size) for side in size)
-      made[_name(grid)] = stored.variables(self._positions_of(arrays["grid"], grid))
-    return dataclasses.replace(
-      self, positions=dict(self.positions, sizes=dict(self.positions["sizes"]) | made)
-    )
-
   def _run(
     self, images: Float[Array, "b h w 3"], stages: Sequence[Tree]
   ) -> tuple[Array, list[Array], tuple[int, int]]:
@@ -102,11 +88,13 @@ class FoldedViT(base.FoldedBackbone):
     x = stored.linear(patches(images, config.patch_size), stem["proj"])
     size = x.shape[1:3]
     x = x.reshape(x.shape[0], -1, config.embed_dim)
-    found = table["sizes"].get(_name(size))
-    found = self._positions_of(table["grid"], size) if found is None else found
-    rotary = found if config.positions == "rotary" else None
-    if rotary is None:
-      x = x + found.astype(x.dtype)
+    rotary = None
+    if config.positions == "rotary":
+      angles = positions.rotary_angles(table, size)
+      rotary = jnp.cos(angles), jnp.sin(angles)
+    else:
+      resized = positions.resize_table(table, config.position_grid, size, config.position_resize)
+      x = x + resized.astype(x.dtype)
     if stem["prefix"] is not None:
       x = tokens.with_prefix(x, stem["prefix"])
     if stem["pre_norm"] is not None:
@@ -128,14 +116,6 @@ class FoldedViT(base.FoldedBackbone):
     if len(stages) > 1:
       x = stored.run_blocks(x, after, plain, remat=self.remat)
     return x, list(taps), size
-
-  def _positions_of(self, grid: Array, size: tuple[int, int]) -> Array | tuple[Array, Array]:
-    """Positions of the patches of a map: a table to add, or cosine and sine to turn by."""
-    config = self.config
-    if config.positions == "rotary":
-      angles = positions.rotary_angles(grid, size)
-      return jnp.cos(angles), jnp.sin(angles)
-    return positions.resize_table(grid, config.position_grid, size, config.position_resize)
 
   def _block(self, x: Float[Array, "b n c"], block: Tree, rotary: tuple[Array, Array] | None):
     config = self.config
@@ -186,9 +166,9 @@ def fold(
     pre_norm=None if pre_norm is None else stored.norm_leaves(pre_norm),
   )
   if own.periods is not None:
-    grid = own.periods[...]
+    table = own.periods[...]
   else:
-    grid = own.positions[...][int(config.class_token) :]
+    table = own.positions[...][int(config.class_token) :]
 
   def blocks(index, start, count):
     def fold_block(number):
@@ -201,7 +181,7 @@ def fold(
   stages = (blocks(0, 0, last), blocks(1, last, config.depth - last))
   return FoldedViT(
     stem=stored.variables(put("stem", stem)),
-    positions=stored.variables(put("positions", dict(grid=jnp.asarray(grid, jnp.float32), sizes={}))),
+    positions=stored.variables(put("positions", jnp.asarray(table, jnp.float32))),
     stages=stored.variables(stages),
     norm=stored.variables(put("norm", stored.norm_leaves(part("norm")))),
     pool=None if pool is None else stored.variables(put("pool", _pool(pool, kind))),
@@ -288,7 +268,3 @@ def _pool(pool: nnx.Module, kind: Storage) -> dict[str, Tree]:
     norm=stored.norm_leaves(pool.norm),
     mlp=_mlp(pool.mlp, None, kind),
   )
-
-
-def _name(size: tuple[int, int]) -> str:
-  return f"{size[0]}x{size[1]}"

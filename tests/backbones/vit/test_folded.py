@@ -79,24 +79,6 @@ def test_stride_16_of_patches_of_14():
   _assert_close(_run(backbone.fold(), images), wanted)
 
 
-@pytest.mark.parametrize("row", ["dinov2_vits14", "dinov3_vits16"])
-def test_positions_are_made_once_per_size(row):
-  backbone = _backbone(row)
-  size = (70, 98) if row.startswith("dinov2") else (80, 112)
-  images = _images(*size)
-  folded = backbone.fold()
-  fixed = folded.at_sizes([size])
-  _assert_close(_run(fixed, images), _run(folded, images), 1e-6)
-
-  def operations(module):
-    text = str(jax.make_jaxpr(lambda m, x: m(x))(module, images))
-    return len(re.findall(r"= dot_general\[|= cos ", text))
-
-  assert operations(fixed) < operations(folded)
-  other = _images(42, 56) if row.startswith("dinov2") else _images(48, 64)
-  _assert_close(_run(fixed, other), _run(backbone, other))
-
-
 @pytest.mark.parametrize("row", ["dinov2_vits14", "dinov3_vits16plus"])
 def test_long_sequences_never_hold_all_scores(row, monkeypatch):
   backbone, images = _backbone(row), _images(64, 80)
