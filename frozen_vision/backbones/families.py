@@ -59,7 +59,7 @@ class Family:
       `others` are names in the file that are no tensors. Raises a ValueError that lists every key at fault.
     published: {name of public weights: where they are}.
     shapes_tell: shapes and names of a public checkpoint tell its row; where they do not, rows that are alike
-      differ in what no checkpoint holds, such as activations.
+      differ in what no checkpoint holds, such as activations or padding.
   """
 
   variants: Mapping[str, base.BackboneConfig]
@@ -97,6 +97,7 @@ FAMILIES: dict[str, Family] = {
     recognises=efficientnet_checkpoints.recognises,
     map_checkpoint=efficientnet_checkpoints.map_tensors,
     published=efficientnet_published.TABLE,
+    shapes_tell=False,
   ),
   "convnext": Family(
     variants=convnext_architecture.VARIANTS,
@@ -105,6 +106,7 @@ FAMILIES: dict[str, Family] = {
     random=dict(layer_scale=1.0),
     recognises=convnext_checkpoints.recognises,
     map_checkpoint=convnext_checkpoints.map_tensors,
+    shapes_tell=False,
   ),
   "vit": Family(
     variants=vit_config.VARIANTS,

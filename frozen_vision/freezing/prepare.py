@@ -257,7 +257,8 @@ class Backbones:
     if isinstance(self._given, nnx.Module):
       return self._given
     options = config.backbone
-    return families.open_backbone(self._given, dtype=jnp.dtype(options.dtype), **options.overrides)
+    dtype = jnp.dtype(options.dtype)
+    return families.open_backbone(self._given, prefer=options.name, dtype=dtype, **options.overrides)
 
 
 _HOW_TO_GET_WEIGHTS = (

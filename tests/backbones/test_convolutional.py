@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
+import safetensors.numpy
 
 from frozen_vision.backbones import checkpoint, families
 from frozen_vision.backbones.convnext import checkpoints as convnext
 from frozen_vision.backbones.efficientnet import checkpoints as efficientnet
 from frozen_vision.backbones.resnet import checkpoints as resnet
+from frozen_vision.config import BackboneOptions
 from frozen_vision.files import checkpoint_file, tensors, trees
-from frozen_vision.freezing import partition
+from frozen_vision.freezing import feature_key, partition, prepare
 from tests import golden_values, paths
 
 # Golden file: (row, what the golden network has of its own, our names of timm's).
@@ -155,13 +157,43 @@ def test_folded_equals_unfolded_and_an_image_alone_is_as_in_a_batch(row, changes
 
   wanted = unfolded(state, images)
   folded = frozen.fold(storage="float32")
-  run = jax.jit(lambda folded, x: (*folded(x), folded.embed(x)))
+  key = jax.random.key(0)  # tasks pass one on in training; it has no effect
+  run = jax.jit(lambda folded, x: (*folded(x, rng=key), folded.embed(x, rng=key)))
   for spec, found, expected in zip((*frozen.feature_specs, None), run(folded, images), wanted, strict=True):
     if spec is not None:
       assert found.shape == (2, -(-45 // spec.stride), -(-70 // spec.stride), spec.channels)
     np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()), rtol=0)
   for alone, expected in zip(run(folded, images[:1]), wanted, strict=True):
     np.testing.assert_allclose(alone[0], expected[0], atol=1e-5 * float(jnp.abs(expected).max()), rtol=0)
+
+
+@pytest.mark.parametrize(
+  "changes", [dict(pooled_shortcut=True), dict(activation="swish"), dict(same_padding=True)]
+)
+def test_what_changes_features_and_no_weight_changes_the_key_of_a_resnet(changes):
+  keys = [
+    feature_key.feature_key(nnx.eval_shape(lambda options=options: _small(**options)), "abc")
+    for options in ({}, changes)
+  ]
+  assert keys[0] != keys[1]
+
+
+def test_the_named_row_decides_where_shapes_fit_several(tmp_path):
+  config = families.backbone_config("efficientnet_b0")
+  module = nnx.eval_shape(lambda: families.build_backbone("efficientnet_b0", rngs=nnx.Rngs(0)))
+  state = {
+    efficientnet.timm_name(ours, config): np.zeros(
+      [shape[axis] for axis in (3, 2, 0, 1)] if len(shape) == 4 else shape, np.float16
+    )
+    for ours, shape in trees.shapes(trees.weights(module)).items()
+  }
+  path = tmp_path / "timm.safetensors"
+  safetensors.numpy.save_file(state, path)
+  for row in ("efficientnet_b0", "tf_efficientnet_b0"):
+    found = prepare.open_source(BackboneOptions(name=row, weights=str(path)), 0)
+    assert found.module.config == families.backbone_config(row)
+  with pytest.raises(ValueError, match="has the sizes of tf_efficientnet_b0, efficientnet_b0; give the name"):
+    families.open_backbone(path)
 
 
 _IMAGENET = dict(broccoli=937, refrigerator=760)

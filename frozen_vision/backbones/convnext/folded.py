@@ -34,8 +34,11 @@ class FoldedConvNeXt(base.FoldedBackbone):
   stages: tuple[Tree, ...]
   norm: Tree
 
-  def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _h _w _c"], ...]:
+  def __call__(
+    self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None
+  ) -> tuple[Float[Array, "b _h _w _c"], ...]:
     """Features of every stage; see `Backbone.__call__`."""
+    del rng
     x = patches.pad_to_multiple(images.astype(self.dtype), self.feature_specs[-1].stride)
     features = []
     for index, stage in enumerate(stored.arrays(self.stages)):
@@ -50,8 +53,9 @@ class FoldedConvNeXt(base.FoldedBackbone):
       features.append(x)
     return architecture.cropped(features, images.shape[1:3], self.feature_specs)
 
-  def embed(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+  def embed(self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None) -> Float[Array, "b d"]:
     """The last map, averaged over positions, after the final norm."""
+    del rng
     return _norm(jnp.mean(self(images)[-1], axis=(1, 2)), stored.arrays(self.norm))
 
 

@@ -180,4 +180,9 @@ class ResNet(convolutional.ConvBackbone):
   config: ResNetConfig
 
   def feature_options(self) -> Mapping[str, Any]:
-    return {**super().feature_options(), "activation": self.config.activation}
+    config = self.config  # what else changes features changes the shapes of weights too
+    return {
+      **super().feature_options(),
+      "activation": config.activation,
+      "pooled_shortcut": config.pooled_shortcut,
+    }

@@ -114,7 +114,7 @@ def open_checkpoint(path: str | os.PathLike, name: str | None = None, **override
   the window in use, as in the released code: right at the image size of the training only.
 
   Args:
-    path: a file or several (`files.checkpoint_file`), or a name of published weights (`named_weights.TABLE`),
+    path: a file or several (`files.checkpoint_file`), or a name of published weights (`published.TABLE`),
       which are fetched.
     name: the row of `swinv2_config.VARIANTS` that the weights must fit; inferred from the shapes if None.
     overrides: fields of `SwinV2Config`. With `embed_dim`, `depths` or `num_heads`, a shape that is no row of
