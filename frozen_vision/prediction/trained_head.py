@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import json
+import logging
 import os
 import pathlib
 from typing import Any
@@ -10,6 +11,7 @@ from flax import nnx
 import jax
 import numpy as np
 
+from frozen_vision.backbones import families
 from frozen_vision.config import Config
 from frozen_vision.freezing import feature_key, prepare
 from frozen_vision.freezing import partition as freeze
@@ -19,6 +21,7 @@ from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import step as train_step
 
 Example = dict[str, np.ndarray]
+_logger = logging.getLogger(__name__)
 
 
 class TrainedHead:
@@ -246,16 +249,35 @@ def _fitting_backbone(
 
 
 def _trained_with_backbone(task: base.Task, config: Config) -> prepare.Model:
-  """A model some of whose backbone is in the checkpoint; pretrained weights are read if it is not all."""
+  """A model some of whose backbone is in the checkpoint; pretrained weights are read if it is not all.
 
-  def model(config: Config) -> prepare.Model:
-    source = prepare.open_source(config.backbone, config.seed)
+  Their file says the sizes too: windows or normalisation of weights can be others than those of their row.
+  """
+
+  def model(source: prepare.Source) -> prepare.Model:
     return prepare.prepare(task.build_model, source, trainable=config.trainable, storage=config.frozen_dtype)
 
-  started = model(config.replace({"backbone.weights": "init"}))
-  if any(path.startswith("backbone/") for path in freeze.flatten(started.frozen)):
-    return model(config)
-  return started
+  def needs_weights(found: prepare.Model) -> bool:
+    return any(path.startswith("backbone/") for path in freeze.flatten(found.frozen))
+
+  try:
+    source = prepare.open_source(config.backbone, config.seed)
+  except (FileNotFoundError, ConnectionError) as error:
+    row = config.replace({"backbone.weights": "init"}).backbone
+    found = model(prepare.open_source(row, config.seed))
+    if needs_weights(found):
+      raise
+    _logger.warning(
+      "The weights that the backbone began with are not there; its options are taken from %s. %s",
+      row.name,
+      error,
+    )
+    return found
+  if isinstance(source, families.BackboneFile):
+    found = model(source.module)
+    if not needs_weights(found):
+      return found
+  return model(source)
 
 
 def _has_frozen_head(frozen: nnx.State) -> bool:

@@ -109,6 +109,23 @@ def test_views_of_their_own_and_a_trained_backbone_are_said(tmp_path):
   assert [[head.name for head in one.heads] for one in predictor.passes] == [["scales", "window"], ["tuned"]]
 
 
+def test_a_backbone_that_trained_keeps_the_options_of_its_weights(tmp_path, caplog):
+  config = _segmentation()
+  sizes = dict(config.backbone.overrides)
+  weights = tmp_path / "weights.safetensors"
+  wide = families.build_backbone(config.backbone.name, rngs=nnx.Rngs(0), **sizes | dict(window_size=2))
+  families.save_backbone(wide, weights, name=config.backbone.name)
+  config.backbone.update(dict(weights=str(weights)))
+  config.backbone.overrides = {key: value for key, value in sizes.items() if not key.startswith("window")}
+  config.trainable = (".*",)
+  run = _run(tmp_path / "run", config)
+  head = predict.Predictor(None, {"segment": run}).heads["segment"]
+  assert nnx.merge(head.graphdef, *head.parts).backbone.config == wide.config
+  weights.unlink()  # the checkpoint has all of them
+  predict.Predictor(None, {"segment": run})
+  assert "its options are taken from swinv2_nano" in caplog.text
+
+
 def test_one_pass_gives_what_each_head_gives_alone(tmp_path, monkeypatch):
   heads = {}
   for name, levels in (("all", ()), ("coarse", (2, 3)), ("fine", (0,))):
