@@ -107,7 +107,7 @@ class Config:
   loader: LoaderOptions = LoaderOptions()
   log_every: Count = 20
   eval_every: Natural = 0  # steps; 0: at the end only
-  checkpoint_every: Count = 500
+  checkpoint_every: Count = 500  # steps; every evaluation is preceded by a checkpoint too
   keep_checkpoints: Count = 2
   pictures: Natural = 8  # examples shown after each evaluation
   tensorboard: bool = True  # also write TensorBoard events, if TensorFlow is installed

@@ -1,7 +1,6 @@
 """What tasks share: the backbone of a config, and paths that must exist."""
 
 from collections.abc import Sequence, Sized
-import itertools
 from typing import Any
 
 from flax import nnx
@@ -10,6 +9,7 @@ import jax
 from frozen_vision.backbones import families
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.config import Config
+from frozen_vision.data import classes as class_lists
 from frozen_vision.data import pipeline
 from frozen_vision.files.paths import existing_path
 from frozen_vision.freezing import prepare
@@ -89,14 +89,10 @@ def shared_classes(
   Raises:
     ValueError: they differ.
   """
-  if list(train) != list(validation):
-    found = [
-      f"{name} has the {len(classes)} classes {list(classes[:5])}{'...' if len(classes) > 5 else ''}"
-      for name, classes in zip(names, (train, validation))
-    ]
-    first = next(pair for pair in itertools.zip_longest(train, validation) if pair[0] != pair[1])
+  differs = class_lists.difference(train, validation)
+  if differs:
     raise ValueError(
-      f"{', but '.join(found)}; the first to differ is {first[0]!r} against {first[1]!r}. Both must have "
+      f"{names[1]} does not have the classes of {names[0]}, but {differs}. Both must have "
       f"the same ones in the same order. {how}".strip()
     )
   return base.named_classes(train)

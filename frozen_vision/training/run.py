@@ -101,7 +101,7 @@ class Run:
         self._log(done)
       evaluates = self._is_evaluated(done)
       stops = stop.agreed(done)
-      saves = finished or stops or done % config.checkpoint_every == 0
+      saves = evaluates or stops or done % config.checkpoint_every == 0
       if evaluates or saves:
         jax.block_until_ready(scalars)  # so that no pause holds a step's time
       if saves:

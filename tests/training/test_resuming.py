@@ -83,6 +83,18 @@ def test_a_failed_evaluation_loses_no_step_and_is_made_up_for(whole, tmp_path, m
   )
 
 
+def test_what_is_evaluated_is_saved_first_whatever_the_steps_between_checkpoints(
+  images, tmp_path, monkeypatch
+):
+  config = tiny.classification(images, images)
+  config.update(dict(steps=4, eval_every=2, checkpoint_every=100))
+  with monkeypatch.context() as patch:
+    _fails_once(patch, 2)
+    with pytest.raises(ValueError, match="truncated"):
+      train.train(config, tmp_path)
+  assert checkpoint.Checkpoints(tmp_path).latest_step() == 2
+
+
 def test_the_first_line_after_a_restart_averages_the_same_steps(whole, tmp_path, monkeypatch):
   config, folder, _ = whole
   original = classification.ClassificationTask.phase_at
