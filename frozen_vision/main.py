@@ -107,7 +107,7 @@ def _main(argv: list[str]) -> None:
     if _DISTRIBUTED.value:
       distributed.initialize()
     # The devices must not be looked at before it is known which ones are to be planned for.
-    prefix = distributed.speaker() if _DISTRIBUTED.value else ""
+    prefix = distributed.log_prefix() if _DISTRIBUTED.value else ""
     logging.basicConfig(
       level=logging.WARNING,
       stream=sys.stdout,

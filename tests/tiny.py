@@ -170,7 +170,7 @@ def classification(
   train: pathlib.Path | str = ".",
   validation: pathlib.Path | str = ".",
 ) -> ml_collections.ConfigDict:
-  """An image folder at 16 px, all parameters training, no mixing and no augmentation by chance."""
+  """An image folder at 16 px, all parameters training, no mixing and no random augmentation."""
   config = _base()
   config.update(
     dict(

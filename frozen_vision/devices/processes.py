@@ -93,8 +93,8 @@ def leave(message: str) -> NoReturn:
   os._exit(1)
 
 
-def speaker() -> str:
-  """What a log line begins with: which process of how many it is. The first alone says more than warnings."""
+def log_prefix() -> str:
+  """Which process of how many this is, for the start of a log line."""
   return f" [{jax.process_index()}/{jax.process_count()}]"
 
 

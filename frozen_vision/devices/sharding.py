@@ -1,12 +1,12 @@
-"""Where arrays live: a mesh of devices, visible rules for frozen weights, batches cut over all devices.
+"""Where arrays live: a mesh of devices, sharding rules for frozen weights, batches split over all devices.
 
-Every device works on its own examples. Frozen weights are spread over the devices and gathered one block at a
-time while they are used (`gathered`), heads and their optimizer state are small and whole everywhere, and
-sums over the batch are sums over all devices, because the compiled program is that of the whole batch.
+Every device works on its own examples. Frozen weights are sharded over the devices and gathered one block at
+a time while they are used (`gathered`), heads and their optimizer state are small and replicated, and sums
+over the batch are sums over all devices, because the compiled program is that of the global batch.
 
   mesh axis   what it is
   data        groups of devices that each hold all frozen weights, where `over="model"`
-  model       the devices of a group, among which frozen weights are spread; `over="all"` spreads them over
+  model       the devices of a group, over which frozen weights are sharded; `over="all"` shards them over
               both axes
 """
 
@@ -62,12 +62,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The first axis of every array of a batch, cut over all devices."""
+  """The first axis of every array of a batch, split over all devices."""
   return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def check_batch(size: int, mesh: Mesh, option: str, parts: int = 1) -> None:
-  """Raises a ValueError unless a batch can be cut into `parts` micro-batches and over all devices."""
+  """Raises a ValueError unless a batch can be split into `parts` micro-batches and over all devices."""
   pieces = mesh.size * parts
   if size % pieces or not size:
     raise ValueError(
@@ -126,8 +126,8 @@ def state_shardings(
   """How what changes in training is sharded: heads are replicated, networks that train as if frozen.
 
   Args:
-    state: of `train_step.init_state`, arrays or shapes. Leaves of `opt_state` and `ema` are laid out as the
-      parameters they belong to.
+    state: of `training.step.init_state`, arrays or shapes. Leaves of `opt_state` and `ema` are laid out as
+      the parameters they belong to.
     rules: as for `frozen_shardings`.
   """
   trainable = state["trainable"]
@@ -166,12 +166,12 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def of_row(sharding: NamedSharding) -> NamedSharding:
-  """How one row of a stack is spread, given how the stack is."""
+  """The sharding of one row of a stack, given that of the stack."""
   return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """This process's share of a batch, as part of the whole on all devices."""
+  """This process's part of a batch, as part of the global batch on all devices."""
   sharding = batch_sharding(mesh)
   return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
@@ -189,7 +189,7 @@ def local_rows(tree: Any) -> Any:
 
 
 def gathered(tree: Any) -> Any:
-  """Leaves of one block, whole on every device: inside a scan, only while that block is at work.
+  """Leaves of one block, replicated on every device: inside a scan, only while that block is at work.
 
   Without a mesh (`jax.set_mesh`) nothing is done.
   """

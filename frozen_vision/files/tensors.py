@@ -1,7 +1,7 @@
 """The file format of backbone weights, read and written one tensor at a time.
 
 A file is `.safetensors` with our parameter paths as keys and, in its header, the shape of the network and the
-fingerprint of the weights (`freeze.fingerprint` of the backbone that loading gives).
+fingerprint of the weights (`files.trees.fingerprint` of the backbone that loading gives).
 """
 
 from collections.abc import Callable, Mapping

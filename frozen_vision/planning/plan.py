@@ -66,7 +66,7 @@ def plan(
   Args:
     config: as for training; neither weights nor data need to exist.
     topology: as `machines.describe` has it.
-    mfu: share of the chip's peak FLOPs that the step time is computed with.
+    mfu: fraction of the chip's peak FLOPs that the step time is computed with.
     name: of the config, to be found again in `plan.json`.
 
   Returns:
@@ -78,7 +78,7 @@ def plan(
     ValueError: an unknown topology, libtpu is not installed, or a config that cannot run on so many devices.
   """
   if not 0 < mfu <= 1:
-    raise ValueError(f"--mfu={mfu}: expected a share of the peak, above 0 and at most 1.")
+    raise ValueError(f"--mfu={mfu}: expected a fraction of the peak, above 0 and at most 1.")
   machine = machines.describe(topology)
   config = without_files(config)
   task = build_task(config)
@@ -162,7 +162,7 @@ def make_program(
   stacked: bool = False,
   remat: bool = True,
 ) -> Program:
-  """The train step of a config as `train.train` runs it, on shapes.
+  """The train step of a config as `training.loop.train` runs it, on shapes.
 
   Args:
     task: that of the config.
@@ -360,15 +360,15 @@ def _advice(report: Report, setting: Report) -> str:
       )
     case "trained_parameters" | "optimizer":
       return (
-        "Heads are whole on every device: train fewer parameters (config.trainable), or without an average "
-        "(config.ema_decay=0); what trains of a backbone is spread over all devices, so more of them help."
+        "Heads are replicated: train fewer parameters (config.trainable), or without an average "
+        "(config.ema_decay=0); what trains of a backbone is sharded over all devices, so more of them help."
       )
     case "batch":
       return "Take fewer examples a device (config.batch_size, config.accumulate), or smaller frames."
   if setting["examples_per_device"] > 1:
     return (
       f"Of {setting['examples_per_device']} examples at a time on a device fewer need less: lower "
-      "config.batch_size, or cut it into micro-batches with config.accumulate."
+      "config.batch_size, or split it into micro-batches with config.accumulate."
     )
   return (
     "There is one example on a device already: take smaller frames or windows, or a chip with more memory."

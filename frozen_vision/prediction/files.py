@@ -59,7 +59,7 @@ def predict(
     workdir: of a run whose head predicts, if there is one head.
     heads: several of them, each a workdir or NAME=WORKDIR.
     out: folder of results; None: `predictions` in the (first) workdir.
-    backbone, image_size, best: see `predict.Predictor`; image_size is (), (side,) or (height, width).
+    backbone, image_size, best: see `predictor.Predictor`; image_size is (), (side,) or (height, width).
 
   Returns:
     The summary; see `predict_files`.

@@ -72,7 +72,7 @@ class Predictor:
 
   A head is the workdir of its run: the config, the classes and the identity of the frozen features come from
   its checkpoint; averaged parameters are taken where there are some. Heads whose features are the same share
-  one backbone pass: the same weights, windows, dtype and so on (`build.feature_key`), and the same view of an
+  one backbone pass: the same weights, windows, dtype and so on (`feature_key`), and the same view of an
   input (frame and resizing). Every other head gets a pass of its own, and `describe` says why. Images go to
   the heads for images, videos to those for videos.
 

@@ -330,7 +330,7 @@ def _describe(model: prepare.Model, state: step_lib.State, mesh: jax.sharding.Me
   )
   if mesh.size > 1:
     first = mesh.devices.flat[0]
-    held = sum(
+    local_bytes = sum(
       math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
       for leaf in jax.tree.leaves(model.frozen)
     )
@@ -339,5 +339,5 @@ def _describe(model: prepare.Model, state: step_lib.State, mesh: jax.sharding.Me
       *mesh.devices.shape,
       jax.process_count(),
       first.device_kind,
-      held / 1e6,
+      local_bytes / 1e6,
     )
