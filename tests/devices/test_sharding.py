@@ -1,4 +1,4 @@
-"""How leaves are spread over meshes; meshes at work are in test_distributed.py."""
+"""How leaves are sharded over meshes; meshes at work are in test_processes.py and tests/mesh_run.py."""
 
 import math
 

@@ -1,7 +1,7 @@
 """Converted checkpoints against timm, transformers and torchvision themselves.
 
 They run in this interpreter if it has them, or in $FROZEN_VISION_REFERENCE_PYTHON; otherwise these tests are
-skipped, and those of golden outputs and of names (`test_swinv2.py`) remain.
+skipped, and those of golden outputs and of names (`test_model.py`) remain.
 """
 
 import importlib.util
