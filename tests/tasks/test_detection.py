@@ -129,7 +129,7 @@ def test_testing_a_mirrored_image_gives_the_mirrored_result():
     ({"test.sizes": ("s", "l")}, "1 short_sides, 1 frames and 2 sizes"),
     ({"test.sizes": ("xl",)}, "'xl'; expected some of the letters 'sml'"),
     ({"copy_paste": 1.5}, "copy_paste is 1.5"),
-    ({"copy_paste": 0.5, "head.with_masks": False}, "with_masks of the head is False"),
+    ({"copy_paste": 0.5, "head.with_masks": False}, "copy_paste is 0.5, and only boxes are trained"),
   ],
 )
 def test_options_that_do_not_fit(changes, message):
@@ -241,16 +241,14 @@ def _boxes_only(tmp_path):
   return path
 
 
-def test_training_without_masks_needs_none(tmp_path):
+def test_annotations_without_masks_train_boxes_by_themselves(tmp_path):
   config = tiny.detection()
   path = str(_boxes_only(tmp_path))
   for split in ("train", "validation"):
     config.detection[split].update(dict(annotations=path, images=str(tmp_path)))
   config.detection.data = "files"
-  with pytest.raises(ValueError, match="none of its 2 annotations is usable"):
-    tasks_build.build_task(config)
-  config.detection.head.with_masks = False
   task = tasks_build.build_task(config)
+  assert "Boxes only" in task.headline
   with task.train_batches(0) as batches:
     batch = train_step.device_batch(next(batches))
   assert "masks" not in batch and batch["valid"].sum(1).tolist() == [1, 1]
@@ -262,7 +260,8 @@ def test_training_without_masks_needs_none(tmp_path):
 
   losses = jax.eval_shape(loss, state, batch)
   assert not [name for name in {**losses.terms, **losses.metrics} if "mask" in name]
-  with task.eval_batches() as batches:
+  evaluation = task.evaluations["val"]
+  with evaluation.batches() as batches:
     batch = next(batches)
 
   def predict(state, batch):
@@ -271,11 +270,11 @@ def test_training_without_masks_needs_none(tmp_path):
 
   found = jax.eval_shape(predict, state, train_step.device_batch(batch))
   assert set(found) == {"boxes", "scores", "labels", "valid"}
-  evaluator = task.evaluator()
+  evaluator = evaluation.evaluator()
   zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), found)
   evaluator.update(zeros, batch)
   assert evaluator.result()["box_AP"] == 0 and "mask_AP" not in evaluator.result()
-  assert task.pictures(zeros, batch, 2)["predictions"].ndim == 3
+  assert evaluation.pictures(zeros, batch, 2)["predictions"].ndim == 3
   assert task.best_metric == "box_AP"
 
 
