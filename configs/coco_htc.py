@@ -19,8 +19,8 @@ detection.validation.annotations and .images are given too:
 
 The largest backbone learns to detect on Objects365 first, without a mask branch, stage=objects365, which
 needs a COCO JSON and a folder of images of each split (config.detection.train.annotations, .images, and
-.validation); its batch, steps and rate are the paper's for G. COCO then starts from what that run has
-learnt:
+.validation); its batch, steps and rate are the paper's for G. COCO then starts from that run's neck and
+head:
 
   PYTHONPATH=. python experiments/export_head.py --workdir=O365 --out=o365.safetensors \
     --config=configs/coco_htc.py:backbone=swinv2_g,stage=objects365
@@ -220,7 +220,7 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   # [paper] says soft-NMS; its kind is mmcv's default. The rest [mmdet], but for two points each of
   # sampling_ratio, Detectron's, where mmdet adapts their number.
   config_lib.set_for(options.head, HEADS, nms_kind="soft_linear")
-  # Of a head that learnt on Objects365: it has no masks [paper], and other classes.
+  # Not taken from a head trained on Objects365, which has no masks [paper] and other classes.
   options.init.keep = ("head/mask_heads/.*", "head/box_heads/.*/classes/.*")
 
 

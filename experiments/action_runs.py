@@ -14,7 +14,7 @@ With --data=SHARDS the clips of `fights` are decoded once before, for both lists
 
 `motion` is the demo on generated clips in seeds 0, 1, 2 with three heads, and a linear layer on one frame.
 `fights` is a five-fold cross-validation by scene over real clips: every clip is predicted once, by a head
-that saw none of its scene. The interval is the 95% one of a share of that many clips (Wilson); clips of a
+that saw none of its scene. The interval is the 95% one of a fraction of that many clips (Wilson); clips of a
 scene are not independent, so it is rather too narrow.
 """
 
@@ -59,10 +59,10 @@ def run(folder: pathlib.Path, config: str, options: Sequence[str]) -> tuple[dict
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
-  """The 95% interval of a share (Wilson 1927)."""
-  z, share = 1.959964, correct / count
-  middle = share + z * z / (2 * count)
-  half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+  """The 95% interval of a fraction (Wilson 1927)."""
+  z, fraction = 1.959964, correct / count
+  middle = fraction + z * z / (2 * count)
+  half = z * math.sqrt(fraction * (1 - fraction) / count + z * z / (4 * count * count))
   return (middle - half) / (1 + z * z / count), (middle + half) / (1 + z * z / count)
 
 

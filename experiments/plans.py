@@ -59,7 +59,7 @@ _SMALL = ("htc", "v5e:2x2")
 
 
 def command(name: str, topology: str, folder: pathlib.Path) -> list[str]:
-  """What plans one row."""
+  """The command that plans one row."""
   devices = math.prod(int(side) for side in topology.split(":")[1].split("x"))
   return [
     "python",
@@ -87,7 +87,7 @@ def plans() -> None:
 
 
 def table() -> str:
-  """Of all plans in --workdir: made with what, rows, commands."""
+  """(versions, rows, commands) of all plans in --workdir."""
   rows = [
     "| slice | head and input | what trains | frozen | trained | optimizer | batch | temporaries | other "
     "| total | of | fits | TFLOP a step | step at 40% MFU | compiled in |",
@@ -138,7 +138,7 @@ def table() -> str:
       f"Made by `experiments/plans.py` with {', '.join(' '.join(pair) for pair in sorted(versions))}; "
       "compiled on a CPU, never run.",
       "",
-      f"GiB per chip, {_PER_CHIP.value} image or clip a chip, bfloat16 frozen weights spread over all chips. "
+      f"GiB per chip, {_PER_CHIP.value} image or clip a chip, bfloat16 frozen weights sharded over all. "
       "`everything`: the same step with all parameters training in float32, blocks scanned and computed "
       "again on the way back. Of a step that does not fit the compiler says the total only: what the "
       "arguments do not explain stands under temporaries.",

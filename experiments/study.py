@@ -1,4 +1,4 @@
-"""What the scripts share that run one config several times and write a table: flags, one run, the file."""
+"""Shared by scripts that run one config several times and write a table: flags, one run, the file."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import json

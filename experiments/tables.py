@@ -1,4 +1,4 @@
-"""Where the tables of the scripts go."""
+"""Prints and writes the tables of the scripts."""
 
 import os
 import pathlib
@@ -13,12 +13,12 @@ def publish(text: str, out: str | os.PathLike | None) -> None:
 
 
 def write(text: str, out: str | os.PathLike | None) -> None:
-  """Only writes."""
+  """Writes a table to the file `out`, if there is one."""
   if out:
     pathlib.Path(out).parent.mkdir(parents=True, exist_ok=True)
     pathlib.Path(out).write_text(text, encoding="utf-8")
 
 
 def versions() -> str:
-  """Of what compiles, in words: `jax 0.10.2, libtpu 0.0.52`."""
+  """Versions of what compiles: `jax 0.10.2, libtpu 0.0.52`."""
   return ", ".join(f"{name} {version}" for name, version in machines.versions().items())

@@ -1,4 +1,4 @@
-"""What the fields of a dataclass of options say about their options."""
+"""Reads the annotations of a dataclass of options: its fields, their types, whether None is allowed."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -13,7 +13,7 @@ def fields(cls: Any) -> list[dataclasses.Field]:
 
 
 def names(cls: type) -> list[str]:
-  """Their names."""
+  """Names of the fields that are options."""
   return [field.name for field in fields(cls)]
 
 

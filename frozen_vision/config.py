@@ -21,7 +21,7 @@ class BackboneOptions:
   # `:PART` for one of several state dicts in it, such as dino.pth:teacher.
   weights: options.Path = "shipped"
   dtype: DType = "float32"
-  # Where nothing of it trains: position biases, logit scales and biases are computed once, blocks scanned.
+  # If nothing of it trains: position biases, logit scales and biases are computed once, blocks scanned.
   fold: bool = True
   # Fields of the backbone's own config, such as window_sizes or drop_path_rate.
   overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -75,7 +75,7 @@ class LoaderOptions:
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-  """What is done with data in files before a run begins, and what is accepted of them."""
+  """Checks of data in files before a run begins, and which faults are accepted."""
 
   check: bool = True  # look at all images, and at label maps and videos; leave out what cannot be read
   allow_drops: bool = False  # go on where more than a tenth of anything is left out
@@ -129,7 +129,7 @@ class Config:
     return options.replace(self, changes)
 
 
-# What functions that are called from outside take: a config, or values that `tasks.build.read_config` reads.
+# The argument of public functions: a config, or values that `tasks.build.read_config` reads.
 ConfigLike = Config | Mapping[str, Any] | ml_collections.ConfigDict
 
 
@@ -146,7 +146,7 @@ def config_dict(section: Any) -> ml_collections.ConfigDict:
   """
 
   def values(section: Any) -> ml_collections.ConfigDict:
-    found = ml_collections.ConfigDict(type_safe=False)  # `options.read` checks types, and says which option
+    found = ml_collections.ConfigDict(type_safe=False)  # `options.read` checks types, and names the option
     for field in dataclasses.fields(section):
       value = getattr(section, field.name)
       if field.metadata.get("choice"):

@@ -1,4 +1,4 @@
-"""What ends a program, in one sentence to a person, also where a library ended it."""
+"""Errors that end a program, in one sentence to a person, errors of libraries included."""
 
 import os
 import re
@@ -12,7 +12,7 @@ _SHARED_MEMORY = "/dev/shm"
 
 
 def sentence(error: BaseException) -> str | None:
-  """What went wrong and what to do; None where only a traceback says it."""
+  """Says what went wrong and what to do; None where only a traceback does."""
   match error:
     case OSError() if error.errno is not None and error.filename is not None:
       names = [str(name) for name in (error.filename, error.filename2) if name is not None]
@@ -38,14 +38,14 @@ def sentence(error: BaseException) -> str | None:
 
 
 def report(error: BaseException, *, debug: bool = False) -> str:
-  """What a program prints before it ends: the sentence, or a traceback where there is none or `debug`."""
+  """The text that a program prints before it ends: the sentence, a traceback without one or with `debug`."""
   found = sentence(error)
   text = "".join(traceback.format_exception(error)) if debug or found is None else ""
   return text + (f"Error: {found}" if found is not None else "")
 
 
 def dead_worker(exit_code: int) -> str:
-  """Why a loader's process may have ended, by its exit code; negative ones are signals."""
+  """Explains why a loader's process may have ended, by its exit code; negative ones are signals."""
   if exit_code >= 0:
     return f"A loader process ended with status {exit_code}; --config.loader.workers=0 shows its error here."
   name = signal.Signals(-exit_code).name

@@ -48,7 +48,7 @@ _MFU = flags.DEFINE_float(
   "mfu", 0.4, "Of planning: the fraction of the peak FLOPs that the step time is computed with."
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Print the traceback of an error, too.")
-# What a mode cannot do without.
+# Flags that a mode needs.
 _NEEDED = {
   "train": ("config", "workdir"),
   "evaluate": ("config", "workdir"),
@@ -58,7 +58,7 @@ _NEEDED = {
 
 
 def usage() -> str:
-  """What can be run: the modes, and the configs that are shipped."""
+  """The modes and the shipped configs, as text."""
   configs = "\n".join(f"  {name:<22} {line}" for name, line in config_files.describe().items())
   return f"""python -m frozen_vision.main --config=CONFIG[:ARGUMENTS] --workdir=FOLDER [--config.OPTION=VALUE]
 

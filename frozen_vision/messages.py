@@ -1,4 +1,4 @@
-"""Sentences that several rooms say in the same words."""
+"""Phrases of error messages that several modules use."""
 
 from collections.abc import Iterable
 import difflib

@@ -26,7 +26,7 @@ class _Output:
       self._leave()
 
   def _leave(self) -> None:
-    # What is left in the stream's buffer would fail again at exit: its file becomes one that takes all.
+    # The rest of the stream's buffer would fail again at exit: its file becomes the null device.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
       os.dup2(nowhere, self._stream.fileno())

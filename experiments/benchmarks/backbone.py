@@ -133,7 +133,7 @@ def _ours(folder: pathlib.Path, folded: bool) -> _Prepared:
 
 
 def _flops(folder: pathlib.Path) -> int:
-  """Of the matrix products of one image: model FLOPs, whatever an implementation computes besides."""
+  """FLOPs of the matrix products of one image, whatever an implementation computes besides."""
   import jax
   import jax.numpy as jnp
 

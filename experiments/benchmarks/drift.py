@@ -1,4 +1,4 @@
-"""How far features move when frozen weights are held in bfloat16 or int8: per stage, against float32.
+"""How far features move when frozen weights are stored as bfloat16 or int8: per stage, against float32.
 
   PYTHONPATH=. python experiments/benchmarks/drift.py --out=experiments/results/drift.md
 

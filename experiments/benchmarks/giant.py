@@ -4,9 +4,9 @@
   PYTHONPATH=. python experiments/benchmarks/giant.py --weights=/tmp/swinv2_g_random.safetensors \
     --out=experiments/results/giant.md
 
-The recipe is configs/coco_htc.py:swinv2_g at 256 px, window 16, one image with twenty boxes. Weights are held
-as bfloat16 and as int8, each in a process of its own: peak resident memory is the process's, from its start
-through reading the file, compiling and two steps.
+The recipe is configs/coco_htc.py:swinv2_g at 256 px, window 16, one image with twenty boxes. Weights are
+stored as bfloat16 and as int8, each in a process of its own: peak resident memory is that of the process,
+from its start through reading the file, compiling and two steps.
 """
 
 import json
@@ -97,7 +97,7 @@ def measure(storage: str) -> dict[str, float]:
 def _checkpoint_bytes(
   state: train_step.State, config: ml_collections.ConfigDict, task: base.Task, model: prepare.Model
 ) -> int:
-  """What a checkpoint takes on disk, as a run saves it."""
+  """Bytes of a checkpoint on disk, as a run saves it."""
   meta = checkpoint.make_meta(
     config=config.to_dict(), feature_key=model.feature_key, examples=2, classes=list(task.classes)
   )
@@ -108,7 +108,7 @@ def _checkpoint_bytes(
 
 
 def _example(task: base.Task, side: int) -> dict[str, np.ndarray]:
-  """Noise, and boxes with whole masks at random places."""
+  """Noise, and boxes with full masks at random positions."""
   example = task.blank_example()
   rng = np.random.default_rng(0)
   example["image"] = rng.integers(0, 256, example["image"].shape, np.uint8)
@@ -142,7 +142,7 @@ def main(argv: list[str]) -> None:
     f"batch 1 at {_SIDE.value} px, on {machines.processor()} with {jax.device_count()} device; "
     f"jax {jax.__version__}.",
     "",
-    "| held as | frozen GiB | trained state GiB | checkpoint / trained state | temporaries GiB | "
+    "| stored as | frozen GiB | trained state GiB | checkpoint / trained state | temporaries GiB | "
     "peak resident GiB, loading | peak resident GiB, all | load s | compile s | step s |",
     "|---" * 10 + "|",
   ]

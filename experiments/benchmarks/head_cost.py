@@ -57,7 +57,7 @@ _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, i
 
 
 class NeckAndHead(nnx.Module):
-  """What trains."""
+  """The modules that train."""
 
   def __init__(self, specs: Any, neck: str, head: htc_config.HTCConfig, dtype: Any, rngs: nnx.Rngs):
     match = re.fullmatch(r"(fpn|bifpn)(\d*)(s?)", neck)

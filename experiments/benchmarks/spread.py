@@ -3,9 +3,9 @@
   PYTHONPATH=. python experiments/benchmarks/spread.py --out=experiments/results/spread.md
 
 Compiles a plain and a shifted block of the third stage of SwinV2-G, forward, with one image a chip, for TPU
-slices that nobody has to own (libtpu). `gathered` is what the library does: images are cut over all chips,
+slices that nobody has to own (libtpu). `gathered` is what the library does: images are split over all chips,
 weights too, and every block's are gathered before it works. `tensor parallel` leaves weights in parts, as
-Megatron-LM does (arXiv 1909.08053): heads and hidden units are cut over the chips of a group, all of which
+Megatron-LM does (arXiv 1909.08053): heads and hidden units are split over the chips of a group, all of which
 work on all images of the group, and two sums over the group a block put the parts together.
 
 What a chip receives is counted in the compiled program.
@@ -33,12 +33,12 @@ _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, i
 
 _GIANT, _STAGE = swinv2_config.VARIANTS["swinv2_g"], 2
 _BYTES = {"bf16": 2, "f32": 4}
-# What is cut over the chips of a group: outputs of what comes first, inputs of what comes second.
+# Axes that are split over the chips of a group: outputs of the first matrix, inputs of the second.
 _PARTS = {"q": -1, "k": -1, "v": -1, "fc1": -1, "proj": -2, "fc2": -2}
 
 
 def shapes(channels: int) -> dict[str, tuple[int, int]]:
-  """Of a block's matrices; its vectors are left out."""
+  """Shapes of a block's matrices; its vectors are left out."""
   return {
     **{name: (channels, channels) for name in ("q", "k", "v", "proj")},
     "fc1": (channels, 4 * channels),
@@ -80,12 +80,12 @@ def compiled(devices: Any, layout: str, model: int) -> tuple[jax.stages.Compiled
 
     batch = PartitionSpec("data")
 
-  def place(shape, spec):
+  def leaf(shape, spec):
     return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
 
-  weights = [{name: place(shape, where(name)) for name, shape in shapes(channels).items()} for _ in range(2)]
+  weights = [{name: leaf(shape, where(name)) for name, shape in shapes(channels).items()} for _ in range(2)]
   side = _IMAGE.value // 16
-  image = place((len(devices), side, side, channels), batch)
+  image = leaf((len(devices), side, side, channels), batch)
 
   def forward(x, weights):
     for number, leaves in enumerate(weights):

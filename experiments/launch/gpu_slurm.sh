@@ -5,7 +5,7 @@
 #     --config=configs/coco_htc.py:swinv2_g --workdir=/shared/coco_g --config.mesh.model=8
 #
 # mesh.model=8 with mesh.frozen=model keeps one copy of the frozen weights in every machine of 8 GPUs, so that their
-# gathering stays inside of it; mesh.frozen=all (the default) spreads them over all GPUs and takes the least memory. The
+# gathering stays inside of it; mesh.frozen=all (the default) shards them over all GPUs and takes the least memory. The
 # environment with frozen_vision and jax[cuda12] is found at VENV. Slurm's SIGTERM before the time limit saves first;
 # the same command continues.
 #SBATCH --job-name=frozen_vision

@@ -2,12 +2,13 @@
 # Trains a config on a Cloud TPU slice, from your own machine, with gcloud (https://cloud.google.com/sdk) set up:
 #
 #   NAME=fv ZONE=us-west4-a TYPE=v5litepod-64 VERSION=v2-alpha-tpuv5-lite REPOSITORY=https://... \
-#     experiments/launch/tpu_vm.sh --config=configs/coco_htc.py:swinv2_g --workdir=gs://my-bucket/coco_g \
+#     experiments/launch/tpu_vm.sh --config=configs/coco_htc.py:swinv2_g --workdir=/mnt/runs/coco_g \
 #     --config.detection.root=/mnt/data/coco --config.backbone.weights=/mnt/data/swinv2_g.safetensors
 #
 # What it takes can be seen before anything is rented: --mode=plan --topology=v5e:8x8 with the same options.
-# The data must be readable on every host at the same path (a read-only disk, Filestore, or gcsfuse). Running the same
-# command again continues the run. Delete the slice when done: it costs money while it exists.
+# The data must be readable and the workdir writable on every host at the same path (Filestore or gcsfuse; a
+# read-only disk for the data). Running the same command again continues the run. Delete the slice when done: it
+# costs money while it exists.
 #
 #   gcloud compute tpus tpu-vm delete "$NAME" --zone="$ZONE"
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, synced, and renamed into it."""
+"""Files that are complete or absent: written under a temporary name, synced, and renamed."""
 
 from collections.abc import Iterator
 import contextlib

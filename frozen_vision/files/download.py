@@ -2,8 +2,8 @@
 
 A server may close early, continue at the wrong place, change the file, or send a byte a second: what it sent
 is kept only where it fits, and no call lasts longer than its attempts, each of which ends once a minute has
-passed below 1 kB/s. A file whose digest nobody published is pinned: that of the first use is kept beside
-it and compared from then on.
+passed below 1 kB/s. A file whose publisher gives no digest is pinned: the digest of its first use is kept
+beside it and compared from then on.
 """
 
 from collections.abc import Iterator
@@ -54,8 +54,8 @@ def fetch(
 
   Args:
     url: `https:`, `http:` or `file:`.
-    sha256: of the whole file, as hexadecimals; None if nobody published it. Then the server must tell the
-      file's length, and the digest of what came is pinned beside it (`check`).
+    sha256: of the whole file, as hexadecimals; None if its publisher gives none. Then the server must tell
+      the file's length, and the digest of what came is pinned beside it (`check`).
     least_bytes: a file smaller than this is refused, whatever the server says.
     attempts: how often a transfer that breaks is taken up again.
 
@@ -141,7 +141,7 @@ def check(path: pathlib.Path, url: str, *, sha256: str | None = None, least_byte
 
 
 def _pin(path: pathlib.Path) -> pathlib.Path:
-  """Beside a file that nobody published a digest of: that of its first use."""
+  """The file with the digest of the first use, for one whose publisher gives none."""
   return path.with_name(path.name + ".sha256")
 
 
@@ -160,7 +160,7 @@ def _transfer(url: str, partial: pathlib.Path, *, needs_length: bool) -> None:
   start = partial.stat().st_size if partial.exists() else 0
   with contextlib.closing(_open(url, partial, start)) as body:
     if needs_length and body.total is None:
-      raise ConnectionError("the server does not tell how long the file is, and nobody published its digest")
+      raise ConnectionError("the server does not tell the file's length, and its publisher gives no digest")
     position = body.start
     with open(partial, "r+b" if partial.exists() else "w+b") as file:
       _compare(body, file, start, partial)
@@ -216,7 +216,7 @@ class _SpeedWatch:
 
 
 class _Deadline:
-  """A connection whose answer's head must come within a time: a byte now and then keeps no timeout away."""
+  """A connection with a deadline for response headers: a byte now and then does not extend it."""
 
   def getresponse(self):
     timer = threading.Timer(_HEADERS_S, self._give_up)
@@ -253,7 +253,7 @@ class _Body:
   """The bytes of a file from `start` on; `total` is its whole length, None if the server does not tell."""
 
   def __init__(self, stream, start: int, total: int | None):
-    # What has come, not what was asked for: else a slow server is noticed after a whole chunk only.
+    # Reads what has arrived: waiting for a whole chunk would notice a slow server only after it.
     self.read = getattr(stream, "read1", stream.read)
     self.close, self.start, self.total = stream.close, start, total
 
@@ -278,7 +278,7 @@ def _open(url: str, partial: pathlib.Path, start: int) -> _Body:
     if error.code != 416:
       raise
     error.close()
-    partial.unlink()  # it is as long as the file, so nothing follows; whether it is the file nobody says
+    partial.unlink()  # it is as long as the file, but may be another one
     raise ConnectionError(f"the server has nothing after byte {start:,}; beginning anew") from error
   length = response.headers.get("Content-Length")
   if response.headers.get("Content-Encoding", "identity") != "identity":

@@ -1,4 +1,4 @@
-"""What every reader of a file that nobody vouches for shares: one error, and JSON with bounds."""
+"""Shared by every reader of untrusted files: one error, and JSON with bounds."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def parse_json(text: str | bytes, path: str | os.PathLike, what: str) -> Any:
     what: the part of it that the text is, such as `its header`.
 
   Raises:
-    FileFormatError: no JSON, or nested so deeply that nobody wrote it.
+    FileFormatError: no JSON, or nested too deeply.
   """
   try:
     return json.loads(text)

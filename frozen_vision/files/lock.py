@@ -57,7 +57,7 @@ def hold(path: str | os.PathLike, what: str) -> Iterator[None]:
     stop.set()
     renewing.join()
     with contextlib.suppress(OSError):
-      path.unlink()  # while it is held, so that nobody waits for a file that is gone
+      path.unlink()  # while it is held, so that no one waits for a file that is gone
     os.close(descriptor)
     _remove_folders(created)
 

@@ -1,6 +1,6 @@
 """Reads tensors from NumPy's `.npz`, as Google's JAX code publishes weights; nothing in one is executed.
 
-What a header says of an array is compared with the bytes of its member, and those with the bytes they take in
+The shape in an array's header is compared with the bytes of its member, and those with the bytes they take in
 the file, before anything is unpacked.
 """
 

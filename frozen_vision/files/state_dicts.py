@@ -27,7 +27,7 @@ WRAPPERS = (
   "teacher",
   "student",
 )
-# What DistributedDataParallel and torch.compile put before every key.
+# Prefixes that DistributedDataParallel and torch.compile put before every key.
 _PREFIXES = ("module.", "_orig_mod.")
 _MAX_NESTING = 16
 _MAX_MODULES = 100_000
@@ -119,7 +119,7 @@ def _is_module(value: Any) -> bool:
 
 
 def _module_tensors(module: Unknown, path: pathlib.Path) -> dict[str, Any]:
-  """What `state_dict()` of a pickled module would give, read from its attributes."""
+  """The state dict of a pickled module, read from its attributes."""
   tensors: dict[str, Any] = {}
   waiting = [("", module, 0)]
   seen = 0

@@ -213,7 +213,7 @@ def read(
   prefix: str = "",
   path: str | os.PathLike = "weights",
   digests: dict[str, tuple[tuple[int, ...], str]] | None = None,
-  place: Callable[[np.ndarray], Any] = lambda array: array,
+  to_device: Callable[[np.ndarray], Any] = lambda array: array,
 ) -> nnx.State:
   """Reads the tensors of a network or of a part of it, one after the other, as float32.
 
@@ -222,7 +222,7 @@ def read(
     prefix: path of the part, such as `stages/2/blocks/5`; empty for the whole network.
     path: of the file, for the error.
     digests: filled with what `check_fingerprint` takes, if given.
-    place: called with each array before the next one is read; arrays stay on the host by default.
+    to_device: called with each array before the next one is read; arrays stay on the host by default.
 
   Raises:
     ValueError: a weight that is not finite.
@@ -233,14 +233,14 @@ def read(
     array = check_finite(name, np.asarray(leaves[name].read()).astype(np.float32), path)
     if digests is not None:
       digests[name] = (array.shape, trees.leaf_digest(array))
-    filled.append((key, variable.replace(place(array))))
+    filled.append((key, variable.replace(to_device(array))))
   return nnx.from_flat_state(filled)
 
 
 def fill(
   state: nnx.State, leaves: Mapping[str, LazyTensor], path: pathlib.Path, *, fingerprint: str | None = None
 ) -> nnx.State:
-  """Puts every tensor of a file into its place on the device, as float32.
+  """Fills a network with the tensors of a file, on the device, as float32.
 
   Args:
     state: abstract; every leaf is filled.
@@ -252,7 +252,7 @@ def fill(
   """
   check_shapes(state, leaves, path)
   digests = None if fingerprint is None else {}
-  filled = read(state, leaves, path=path, digests=digests, place=jnp.asarray)
+  filled = read(state, leaves, path=path, digests=digests, to_device=jnp.asarray)
   if fingerprint is not None:
     check_fingerprint(digests, fingerprint, path)
   return filled

@@ -41,7 +41,7 @@ _LEGACY_PROTOCOL = 1001
 
 
 class _Problem(Exception):
-  """What is wrong with a file, as the rest of a sentence."""
+  """A fault of a file, as the rest of a sentence."""
 
 
 @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""Leaves of a model by path, and the fingerprint that says what weights they are."""
+"""Leaves of a model by path, and the fingerprint that identifies weights."""
 
 from collections.abc import Mapping, Sequence
 import hashlib

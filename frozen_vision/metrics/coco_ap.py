@@ -145,7 +145,7 @@ class CocoEvaluator:
     scale = (original_size / image_size)[[1, 0, 1, 0]]
     boxes = np.clip(boxes * scale, 0, (width, height, width, height))
     xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    # What is written is what is evaluated. A thousandth of a pixel is below float32 at 1024 px; the
+    # Written files and evaluation agree. A thousandth of a pixel is below float32 at 1024 px; the
     # shortest decimal of a float32 score keeps the order of scores, and creates no ties.
     detections = [
       {

@@ -1,4 +1,4 @@
-"""COCO ground truth, matching and run-length encoding: what `coco_ap` is built from."""
+"""COCO ground truth, matching and run-length encoding: the parts of `coco_ap`."""
 
 from collections.abc import Mapping, Sequence
 import logging
@@ -64,7 +64,7 @@ def encode_mask(
     rows = y2 - y1
     columns = np.zeros((x2 - x1, rows + 2), bool)  # With a zero before and after each column.
     columns[:, 1:-1] = inside.T
-    # Where the mask begins and ends, alternating; first within the columns, then in the image.
+    # Starts and ends of the mask's runs, alternating; first within the columns, then in the image.
     column, row = np.divmod(np.flatnonzero(columns[:, 1:] != columns[:, :-1]), rows + 1)
     edges = (x1 + column) * height + y1 + row
     # A run over the image's lower border goes on at the top of the next column.

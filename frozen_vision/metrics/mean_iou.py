@@ -54,7 +54,7 @@ def class_iou(counts: Int[np.ndarray, "k k"]) -> Float[np.ndarray, " k"]:
 
 
 def class_accuracy(counts: Int[np.ndarray, "k k"]) -> Float[np.ndarray, " k"]:
-  """Share of a class's pixels that were found, NaN for those that do not occur in the truth."""
+  """Fraction of a class's pixels that were found, NaN for those that do not occur in the truth."""
   return _ratio(np.diag(counts), counts.sum(axis=1))
 
 

@@ -1,1 +1,1 @@
-"""What a run leaves in its workdir: checkpoints, metrics, curves."""
+"""The workdir of a run: checkpoints, metrics, curves."""

@@ -1,7 +1,7 @@
 """Checkpoints of what trains.
 
 A checkpoint is one Orbax step directory with two items: `state`, the arrays, as nested dicts named
-by path, and `meta`, JSON: what the caller wants to remember (config, feature key, examples
+by path, and `meta`, JSON: the caller's record (config, feature key, examples
 consumed) and a table of every leaf's path, shape and dtype. The table is read and compared before
 any array is, so that a mismatch is one error that lists every key. Arrays and record have checksums, which
 every restore compares: a damaged checkpoint is named and the one before it is taken.
@@ -9,7 +9,7 @@ every restore compares: a damaged checkpoint is named and the one before it is t
     workdir/checkpoints/<step>/   the latest few
     workdir/best/<step>/          the best by a metric; retention of one never touches the other
 
-Callers find what a workdir and the record of a checkpoint are compared with here too; it lives in `workdir`.
+The checks of a workdir and of a checkpoint's record are offered here too; they are in `workdir`.
 """
 
 from collections.abc import Mapping

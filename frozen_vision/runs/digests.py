@@ -94,8 +94,8 @@ def _runs(
   strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
   outer = sides[: max(0, whole - 1)]
   length = math.prod(sides[max(0, whole - 1) :])
-  for row, place in enumerate(np.ndindex(*outer)):
-    position = sum((start + at) * stride for start, at, stride in zip(starts, place, strides))
+  for row, outer_index in enumerate(np.ndindex(*outer)):
+    position = sum((start + at) * stride for start, at, stride in zip(starts, outer_index, strides))
     position += sum(start * stride for start, stride in zip(starts[len(outer) :], strides[len(outer) :]))
     numbers = bits[row * length * per_number : (row + 1) * length * per_number]
     yield position * per_number, numbers

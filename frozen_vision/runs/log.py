@@ -1,4 +1,4 @@
-"""What a run writes and prints while it goes: metrics, pictures, progress, compilations; its end.
+"""Records of a run while it goes: metrics, pictures, progress, compilations, stop signals.
 
 `metrics.jsonl` in the workdir is the record of a run: one JSON object per line with `step`, `time`
 (seconds since 1970) and metrics such as `train/loss`. TensorBoard gets the same numbers.

@@ -1,4 +1,4 @@
-"""What a run is: its config, the features it was trained on, and the workdir that belongs to it."""
+"""The identity of a run: its config, the features it was trained on, and the workdir that belongs to it."""
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
@@ -105,8 +105,18 @@ def claim_workdir(
 
 
 def config_path(workdir: str | os.PathLike) -> pathlib.Path:
-  """Where a workdir keeps the config that it belongs to."""
+  """The file of the config that a workdir belongs to."""
   return pathlib.Path(workdir) / "config.json"
+
+
+def local_folder(workdir: str | os.PathLike) -> pathlib.Path:
+  """The workdir as a path of this machine; raises a ValueError for an address such as `gs://bucket/run`."""
+  if "://" in os.fspath(workdir):
+    raise ValueError(
+      f"The workdir {workdir} is an address, expected a folder. Mount it (gcsfuse for gs://) and give the "
+      "path that it has on every host."
+    )
+  return pathlib.Path(workdir)
 
 
 def hold(workdir: str | os.PathLike, *, is_writer: bool = True) -> contextlib.AbstractContextManager[None]:

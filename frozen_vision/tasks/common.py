@@ -1,4 +1,4 @@
-"""What tasks share: the backbone of a config, and paths that must exist."""
+"""Helpers of all tasks: the backbone of a config, and paths that must exist."""
 
 from collections.abc import Sequence, Sized
 from typing import Any

@@ -49,7 +49,7 @@ class SegmentationOptions:
   label_suffix: str = ""  # the same of the label images
   ignore: tuple[Natural, ...] = ()  # more pixel values without a class
   unknown_labels: Literal["error", "ignore"] = "error"  # what a value outside of the class list is
-  # What an image without a label image is; keep (of validation): predicted and not scored.
+  # How an image without a label image is treated; keep (of validation): predicted and not scored.
   unlabelled: Literal["error", "skip", "keep"] = "error"
   frame: Size = (512, 512)  # (height, width) of training crops, padded
   short_sides: tuple[Count, ...] = tuple(

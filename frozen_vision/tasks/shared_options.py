@@ -16,7 +16,7 @@ class ScenesOptions:
 
 @dataclasses.dataclass(frozen=True)
 class InitOptions:
-  """Where neck and head start, in place of random numbers."""
+  """Initial weights of neck and head from a file, in place of random ones."""
 
   path: Path = ""  # a file of frozen_vision.convert or of experiments/export_head.py
   keep: tuple[str, ...] = ()  # regular expressions of the paths that start at random all the same

@@ -21,6 +21,7 @@ from frozen_vision.freezing import partition as freeze
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import curves
 from frozen_vision.runs import log as run_log
+from frozen_vision.runs import workdir as workdir_lib
 from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import evaluation as evaluation_lib
@@ -84,12 +85,13 @@ def train(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, floa
     The last evaluation's metrics; empty if the run was interrupted before one.
 
   Raises:
-    ValueError: a config that does not fit, a workdir or checkpoint of another config or other classes.
+    ValueError: a config that does not fit, a workdir or checkpoint of another config or other classes, or a
+      workdir that is no path.
     LockedError: another process is writing to the workdir.
     FloatingPointError: a loss that is not finite.
   """
   config = tasks_build.read_config(config)
-  folder, is_writer = pathlib.Path(workdir), jax.process_index() == 0
+  folder, is_writer = workdir_lib.local_folder(workdir), jax.process_index() == 0
   with checkpoint.hold(folder, is_writer=is_writer):
     return _train(config, folder, is_writer)
 
@@ -170,7 +172,7 @@ def evaluate(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, f
     ValueError: a checkpoint of other features, of other classes or of another model.
   """
   config = tasks_build.read_config(config)
-  folder, is_writer = pathlib.Path(workdir), jax.process_index() == 0
+  folder, is_writer = workdir_lib.local_folder(workdir), jax.process_index() == 0
   with checkpoint.hold(folder, is_writer=is_writer):
     return _evaluate(config, folder, is_writer)
 

@@ -19,7 +19,7 @@ _MAX_NAMED = 40
 
 @dataclasses.dataclass(frozen=True)
 class ClipPrediction:
-  """A clip with what was predicted for it.
+  """A clip with its prediction.
 
   Attributes:
     clip: frames, RGB.
@@ -80,15 +80,15 @@ def _panel(frame: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
 def draw_confusion(
   confusion: Int[np.ndarray, "c c"], class_names: Sequence[str]
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """The confusion matrix: true classes downwards, predicted to the right; colours are shares of a row."""
+  """The confusion matrix: true classes downwards, predicted to the right; colours are fractions of a row."""
   count = len(class_names)
-  shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+  fractions = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
   named = count <= _MAX_NAMED
   side = 2.6 + (0.42 * count if named else 9.0)
   figure = mpl_figure.Figure(figsize=(side, side), dpi=110, layout="constrained")
   canvas = backend_agg.FigureCanvasAgg(figure)
   axes = figure.add_subplot()
-  axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+  axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
   axes.set_xlabel("predicted")
   axes.set_ylabel("true")
   correct = np.trace(confusion) / max(confusion.sum(), 1)
@@ -104,7 +104,7 @@ def draw_confusion(
         ha="center",
         va="center",
         fontsize=7,
-        color="white" if shares[row, column] > 0.5 else "black",
+        color="white" if fractions[row, column] > 0.5 else "black",
       )
   canvas.draw()
   return np.asarray(canvas.buffer_rgba())[..., :3].copy()

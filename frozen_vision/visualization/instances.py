@@ -20,7 +20,7 @@ INK, GRAY = (32, 33, 36), (110, 113, 119)
 
 @dataclasses.dataclass(frozen=True)
 class Instances:
-  """What is drawn on one image.
+  """The objects that are drawn on one image.
 
   Attributes:
     boxes: xyxy in pixels of the image.
@@ -205,7 +205,7 @@ def _draw_mask(canvas: Image.Image, mask: np.ndarray, color: tuple[int, int, int
 
 
 def _draw_labels(draw, boxes, instances, colors, class_names, size) -> None:
-  """Puts a tag at each box: above it if that place is free, else at the free place next to it.
+  """Puts a tag at each box: above it if there is room, else at the nearest free position.
 
   A tag that would cover more than a third of itself with others is left out: its box has the colour
   of the class, and two texts on top of each other cannot be read.
@@ -216,7 +216,7 @@ def _draw_labels(draw, boxes, instances, colors, class_names, size) -> None:
   height = sum(font.getmetrics()) + pad
   scores = instances.scores
   placed = np.zeros((0, 4))
-  # The most confident ones (the largest, for the truth) choose their place first.
+  # The most confident ones (the largest, for the truth) are placed first.
   priority = scores if scores is not None else np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
   for i in np.argsort(-np.asarray(priority), kind="stable"):
     label = int(instances.labels[i])

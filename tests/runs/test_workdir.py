@@ -10,6 +10,8 @@ import pytest
 from frozen_vision.files import lock
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import workdir as workdir_lib
+from frozen_vision.training import loop
+from tests import tiny
 
 
 def test_feature_keys():
@@ -133,3 +135,10 @@ def test_one_process_writes_a_workdir(tmp_path):
     with workdir_lib.hold(folder, is_writer=False):
       pass
   assert not folder.exists()
+
+
+def test_an_address_is_no_workdir():
+  with pytest.raises(ValueError, match="gs://bucket/run is an address, expected a folder. Mount it"):
+    workdir_lib.local_folder("gs://bucket/run")
+  with pytest.raises(ValueError, match="gs://bucket/run is an address"):
+    loop.train(tiny.segmentation(), "gs://bucket/run")
