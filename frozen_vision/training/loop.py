@@ -34,6 +34,7 @@ _logger = logging.getLogger(__name__)
 
 # Options that may differ between a run and its continuation: they change no number.
 _FREE_OPTIONS = (
+  "headline",
   "log_every",
   "eval_every",
   "eval_batch_size",

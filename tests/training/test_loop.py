@@ -381,6 +381,7 @@ def test_options_that_change_no_number_may_change(tmp_path, images, monkeypatch)
     dict(log_every=3, eval_every=4, checkpoint_every=5, keep_checkpoints=3, pictures=1, eval_batch_size=2)
   )
   config.loader.threads = 2
+  config.headline = "The same run in other words."
   assert train.train(config, tmp_path)["top1"] >= 0
   assert json.loads((tmp_path / "config.json").read_text())["log_every"] == 3
 
