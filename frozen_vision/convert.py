@@ -1,6 +1,7 @@
-"""Writes a public checkpoint in our own format: a SwinV2, or the neck and head of a detector.
+"""Writes a public checkpoint in our own format: a backbone, or the neck and head of a detector.
 
   python -m frozen_vision.convert swinv2_tiny_patch4_window8_256.pth swinv2_t.safetensors
+  python -m frozen_vision.convert --name=dinov2_vits14 dinov2_vits14_pretrain.pth dinov2_vits14.safetensors
   python -m frozen_vision.convert model.safetensors out.safetensors --window 16 --image-size 256 \
       --pretrained-window 12 --pretrained-image-size 192
   python -m frozen_vision.convert --head-of=mmdet htc_r50_fpn_1x_coco.pth htc_r50.safetensors
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "source",
     type=os.path.expanduser,
-    help=".pth or .safetensors of Microsoft, SimMIM, timm, transformers or torchvision; or of mmdet",
+    help="a public checkpoint that backbone.weights takes, or one of mmdet",
   )
   parser.add_argument("destination", type=os.path.expanduser, help="the .safetensors file to write")
   parser.add_argument(
@@ -112,10 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _convert(options: argparse.Namespace, destination: pathlib.Path, overrides: dict[str, Any]) -> None:
-  checkpoint = swinv2.open_checkpoint(options.source, options.name, **overrides)
+  checkpoint = families.open_public(options.source, options.name, **overrides)
   print(checkpoint.summary())
-  head = checkpoint.head() if options.head else None
+  head = None
   if options.head:
+    if not isinstance(checkpoint, swinv2.Checkpoint):
+      raise ValueError(f"--head reads classifiers of SwinV2 only; {options.source} is {checkpoint.name}.")
+    head = checkpoint.head()
     if head is None:
       raise ValueError(f"{options.source} has no classifier for --head.")
     if options.head_classes:

@@ -38,10 +38,20 @@ _SHIPPED = pathlib.Path(__file__).resolve().parent / "weights"
 
 @runtime_checkable
 class Checkpoint(Protocol):
-  """A public checkpoint, mapped onto our variables and not read yet."""
+  """A public checkpoint, mapped onto our variables and not read yet.
 
+  Attributes:
+    name: the row of its family's table; None for sizes that are no row.
+    config: sizes.
+    leaves: {path of our variable: array in our layout}.
+  """
+
+  name: str | None
   config: base.BackboneConfig
   leaves: Mapping[str, tensors.LazyTensor]
+
+  def summary(self) -> str:
+    """What became of every key, in words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,10 +204,9 @@ def write_leaves(
   dtype: Any = np.float32,
 ) -> str:
   """`save_backbone` of weights that are read one at a time, under the paths of our variables."""
-  family = next(key for key, family in FAMILIES.items() if isinstance(config, family.config))
   metadata = {
     "format": tensors.FORMAT,
-    "family": family,
+    "family": _key_of(config),
     "name": name,
     "config": json.dumps(dataclasses.asdict(config)),
   }
@@ -290,14 +299,43 @@ def open_backbone(
     family, config = _described(header, name, path)
     config = config.replace(**overrides)
   else:
-    family = _recognised(leaves, name, path)
-    if not family.shapes_tell and prefer in family.variants:
-      name = name or prefer
-    checkpoint = family.map_checkpoint(leaves, file.path, name=name, others=file.others, **overrides)
+    checkpoint = _mapped(file, path, name, prefer, overrides)
     leaves, config = checkpoint.leaves, checkpoint.config
+    family = FAMILIES[_key_of(config)]
   module = nnx.eval_shape(lambda: family.module(config, dtype=dtype, rngs=nnx.Rngs(0)))
   tensors.check_shapes(trees.weights(module), leaves, path)
   return BackboneFile(module, leaves, path, header.get("fingerprint"))
+
+
+def open_public(source: str | os.PathLike, name: str | None = None, **overrides: Any) -> Checkpoint:
+  """A public checkpoint of some family, mapped onto our variables, without reading a weight yet.
+
+  Arguments and errors are those of `load_backbone`; a file that `save_backbone` wrote is an error too.
+  """
+  path, name, options = _find(source, name)
+  file = checkpoint_file.open_checkpoint(path)
+  if file.metadata.get("format") == tensors.FORMAT:
+    raise ValueError(f"{path} is a file of frozen_vision already, not a public checkpoint.")
+  return _mapped(file, path, name, None, {**options, **overrides})
+
+
+def _mapped(
+  file: checkpoint_file.CheckpointFile,
+  path: pathlib.Path,
+  name: str | None,
+  prefer: str | None,
+  overrides: Mapping[str, Any],
+) -> Checkpoint:
+  """The checkpoint in an open file; `prefer` is the variant where its shapes fit several."""
+  family = _recognised(file.tensors, name, path)
+  if not family.shapes_tell and prefer in family.variants:
+    name = name or prefer
+  return family.map_checkpoint(file.tensors, file.path, name=name, others=file.others, **overrides)
+
+
+def _key_of(config: base.BackboneConfig) -> str:
+  """The key of the family that has such sizes."""
+  return next(key for key, family in FAMILIES.items() if isinstance(config, family.config))
 
 
 def _find(source: str | os.PathLike, name: str | None) -> tuple[pathlib.Path, str | None, Mapping[str, Any]]:

@@ -11,6 +11,7 @@ from PIL import Image
 import pytest
 import safetensors.numpy
 
+from frozen_vision import convert
 from frozen_vision.backbones import checkpoint, families
 from frozen_vision.backbones.convnext import checkpoints as convnext
 from frozen_vision.backbones.efficientnet import checkpoints as efficientnet
@@ -178,7 +179,14 @@ def test_what_changes_features_and_no_weight_changes_the_key_of_a_resnet(changes
   assert keys[0] != keys[1]
 
 
-def test_the_named_row_decides_where_shapes_fit_several(tmp_path):
+def test_images_of_simclrs_wide_resnets_are_rgb_in_0_to_1():
+  for row in ("resnet50_x2", "resnet50_x4"):
+    backbone = nnx.eval_shape(lambda row=row: families.build_backbone(row, rngs=nnx.Rngs(0), depths=(1,) * 4))
+    images = np.full((1, 2, 2, 3), 51, np.uint8)
+    np.testing.assert_allclose(backbone.preprocessing.normalise(images), 0.2, rtol=1e-6)
+
+
+def test_the_named_row_decides_where_shapes_fit_several(tmp_path, capsys):
   config = families.backbone_config("efficientnet_b0")
   module = nnx.eval_shape(lambda: families.build_backbone("efficientnet_b0", rngs=nnx.Rngs(0)))
   state = {
@@ -194,6 +202,17 @@ def test_the_named_row_decides_where_shapes_fit_several(tmp_path):
     assert found.module.config == families.backbone_config(row)
   with pytest.raises(ValueError, match="has the sizes of tf_efficientnet_b0, efficientnet_b0; give the name"):
     families.open_backbone(path)
+  ours = tmp_path / "ours.safetensors"
+  convert.main([str(path), str(ours), "--name=tf_efficientnet_b0", "--dtype=float16"])
+  assert "tf_efficientnet_b0, as saved by timm" in capsys.readouterr().out
+  assert families.open_backbone(ours).module.config == families.backbone_config("tf_efficientnet_b0")
+  for arguments, message in (
+    ([str(path), "--head=head.safetensors", "--name=efficientnet_b0"], "classifiers of SwinV2 only"),
+    ([str(path), "--window=8", "--name=efficientnet_b0"], "backbone option 'window_sizes'"),
+    ([str(ours)], "is a file of frozen_vision already"),
+  ):
+    with pytest.raises(SystemExit, match=message):
+      convert.main([*arguments, str(tmp_path / "other.safetensors")])
 
 
 _IMAGENET = dict(broccoli=937, refrigerator=760)
