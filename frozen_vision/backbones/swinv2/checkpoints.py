@@ -229,7 +229,7 @@ def _config(
     overrides["window_sizes"] = (overrides.pop("window_size"),) * stages
   if name is not None:
     if name not in swinv2_config.VARIANTS:
-      raise ValueError(messages.unknown("SwinV2", name, swinv2_config.VARIANTS))
+      raise ValueError(messages.unknown("backbone", name, swinv2_config.VARIANTS))
     config = swinv2_config.VARIANTS[name]
   else:
     rows = [
