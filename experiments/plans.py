@@ -154,7 +154,7 @@ def table() -> str:
 
 
 def shares() -> str:
-  """What the compiled forward pass takes as arguments on one of N chips, beside an N-th of all."""
+  """A table of the arguments' bytes of the compiled forward pass on one of N chips, beside an N-th of all."""
   rows = ["| slice | chips | MiB per chip | an N-th of all | ratio |", "|---" * 5 + "|"]
   # Before anything else uses jax.
   slices = [machines.describe(f"v5e:{size}") for size in machines.CHIPS["v5e"].slices]

@@ -1,4 +1,4 @@
-"""What checksums cost a save and a restore of a checkpoint.
+"""Measures the cost of checksums in a save and a restore of a checkpoint.
 
   PYTHONPATH=. python experiments/benchmarks/checkpoint_checksums.py --gigabytes=1 --folder=/tmp
 

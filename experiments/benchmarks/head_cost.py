@@ -1,4 +1,4 @@
-"""What head capacity costs on a frozen backbone: {FPN, BiFPN x 1..9} x {Mask R-CNN, Cascade, HTC} on T, B and
+"""Cost of head capacity on a frozen backbone: {FPN, BiFPN x 1..9} x {Mask R-CNN, Cascade, HTC} on T, B and
 G shapes.
 
   PYTHONPATH=. python experiments/benchmarks/head_cost.py

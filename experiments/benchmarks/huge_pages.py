@@ -1,4 +1,4 @@
-"""What huge pages are worth to a train step on a CPU, as `frozen_vision.main` asks the C library for them.
+"""Gain of huge pages for a train step on a CPU, as `frozen_vision.main` asks the C library for them.
 
   PYTHONPATH=. python experiments/benchmarks/huge_pages.py --config=configs/coco_htc.py \
     --out=experiments/results/huge_pages.md

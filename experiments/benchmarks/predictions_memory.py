@@ -1,4 +1,4 @@
-"""What deep supervision costs in memory: Mask2Former's train step with 5 and with 10 predictions in the loss.
+"""Memory cost of deep supervision: Mask2Former's train step with 5 and with 10 predictions in the loss.
 
   PYTHONPATH=. python experiments/benchmarks/predictions_memory.py \
     --out=experiments/results/predictions_memory.md

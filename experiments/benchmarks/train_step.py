@@ -1,4 +1,4 @@
-"""What freezing saves: the train step of a config as it is, and with everything training, in one run.
+"""Savings of freezing: the train step of a config as it is, and with everything training, in one run.
 
   PYTHONPATH=. python experiments/benchmarks/train_step.py --config=configs/coco_htc.py \
     --out=experiments/results/train_step.md

@@ -40,7 +40,7 @@ class FeatureSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """What images must look like for a backbone's weights.
+  """The preprocessing of images that a backbone's weights expect.
 
   Attributes:
     mean, std: of RGB values in 0..1, subtracted and divided by.

@@ -42,7 +42,7 @@ class Checkpoint:
   ignored: Mapping[str, str]
 
   def summary(self) -> str:
-    """What became of every key."""
+    """A report of the use of every key."""
     numbers = sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in self.leaves.values())
     kinds = Counter(re.sub(r"\d+", "*", f"{key}: {why}") for key, why in self.ignored.items())
     return "\n".join(

@@ -1,4 +1,4 @@
-"""What backbones of a stem, stages of named convolutions, and perhaps a last convolution have in common.
+"""Shared base of backbones of a stem, stages of named convolutions, and perhaps a last convolution.
 
 A config says which convolutions a stem and a block consist of, and what they compute; the canonical module
 and its folded program are made from it alone. ResNet and EfficientNet are such configs.

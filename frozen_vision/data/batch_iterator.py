@@ -1,4 +1,4 @@
-"""What a loader gives and takes, as types: importing them loads no data library."""
+"""Types of a loader's inputs and outputs; importing them loads no data library."""
 
 from collections.abc import Callable, Iterable, Iterator
 import time

@@ -34,7 +34,7 @@ _SCALES = re.compile(r"(image|image_size)\.[1-9][0-9]*")
 
 
 class Batch(TypedDict, total=False):
-  """What the pipeline adds to every example.
+  """Keys that the pipeline adds to every example.
 
   Attributes:
     index: of training, the number of the example in the run, from 0, over all passes and processes; of
@@ -161,7 +161,7 @@ class ClassificationBatch(Batch):
 
 
 def mismatches(batch: Mapping[str, Any], kind: type) -> list[str]:
-  """What of an example or batch differs from its description, one sentence each; empty where it fits.
+  """Differences of an example or batch from its description, one sentence each; empty where it fits.
 
   Axes of one name have one length within a batch.
 

@@ -1,4 +1,4 @@
-"""What checks of data found: counted by kind, with examples, and compared with how much there was.
+"""Findings of checks of data: counted by kind, with examples, and compared with the totals.
 
 Nothing is left out in silence: a source counts in its `Findings` what it repaired and what it dropped. A run
 prints them first, writes them to `data.json`, and stops where more than a tenth of anything was dropped,
@@ -101,7 +101,7 @@ class Findings:
     return sentences
 
   def as_dict(self) -> dict[str, Any]:
-    """What JSON holds of it."""
+    """The findings as JSON can hold them."""
     return {
       "totals": dict(self.totals),
       "dropped": {unit: count for unit, (count, _) in self.dropped().items()},

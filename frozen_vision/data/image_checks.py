@@ -30,7 +30,7 @@ def check_files(
 
 
 def check_file(path: str | os.PathLike[str], name: str) -> images.ImageError | None:
-  """What is wrong with an image file, or None where nothing seems to be."""
+  """The fault of an image file, or None where there seems to be none."""
   try:
     if not _seems_complete(pathlib.Path(path), name):
       with warnings.catch_warnings():

@@ -96,7 +96,7 @@ class ImageError(FileError):
 
 @dataclasses.dataclass(frozen=True)
 class ImageInfo:
-  """What a decoded file was.
+  """Properties of a decoded file.
 
   Attributes:
     format: Pillow's name of the file format.

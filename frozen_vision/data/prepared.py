@@ -42,7 +42,7 @@ class Kind:
   version: str = "1.0.0"
 
   def folder(self, out: str | os.PathLike[str], split: str) -> pathlib.Path:
-    """Where the shards of `split` lie below the folder given to `prepare`."""
+    """The folder of the shards of `split`, below the one given to `prepare`."""
     return pathlib.Path(out) / self.builder / split / self.version
 
   def is_complete(self, out: str | os.PathLike[str], split: str) -> bool:
@@ -107,7 +107,7 @@ class Shards:
     )
 
   def metadata(self, **fields: type | tuple[type, ...]) -> dict[str, Any]:
-    """What the builder has stored beside the shards.
+    """The metadata that the builder has stored beside the shards.
 
     Args:
       fields: names and types of what it must hold.

@@ -1,4 +1,4 @@
-"""What the TFDS builders share that write prepared data as ArrayRecord shards. Needs TensorFlow."""
+"""Shared base of the TFDS builders that write prepared data as ArrayRecord shards. Needs TensorFlow."""
 
 import abc
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   @abc.abstractmethod
   def metadata(self) -> dict[str, Any]:
-    """What is stored beside the shards."""
+    """The metadata that is stored beside the shards."""
 
   @abc.abstractmethod
   def examples(self) -> Iterator[tuple[fractions.Fraction, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""What a run says of its data before it begins, and writes to `data.json`."""
+"""The report of a run's data, printed before it begins and written to `data.json`."""
 
 from collections.abc import Mapping
 import logging

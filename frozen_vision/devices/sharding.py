@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of devices, sharding rules for frozen weights, batches split over all devices.
+"""Placement of arrays: a mesh of devices, sharding rules for frozen weights, batches split over all devices.
 
 Every device works on its own examples. Frozen weights are sharded over the devices and gathered one block at
 a time while they are used (`gathered`), heads and their optimizer state are small and replicated, and sums
@@ -177,7 +177,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def local_rows(tree: Any) -> Any:
-  """What this process's devices hold of arrays that are cut along their first axis, as numpy arrays."""
+  """This process's part of arrays that are sharded along their first axis, as numpy arrays."""
 
   def rows(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:

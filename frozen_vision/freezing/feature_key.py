@@ -1,4 +1,4 @@
-"""What identifies the features of a frozen backbone: a head fits no others."""
+"""The identity of a frozen backbone's features: a head fits no others."""
 
 from collections.abc import Mapping
 import dataclasses

@@ -366,7 +366,7 @@ def _fold_from_disk(
 
 
 def _rules(module: nnx.Module, backbone: base.Backbone) -> dict[str, Any]:
-  """What a model takes from its canonical backbone, without keeping its weights alive."""
+  """Rules by path that a model takes from its canonical backbone, without keeping its weights alive."""
   graphdef, state = nnx.split(backbone)
   shapes = nnx.merge(graphdef, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state))
 

@@ -12,7 +12,7 @@ Scalars = dict[str, Float[Array, ""]]
 
 
 class DetectionHeadConfig:
-  """What the detection task reads of a head's options; the dataclass of a head's options inherits it.
+  """Options that the detection task reads; the dataclass of a head's options inherits it.
 
   Attributes:
     num_classes: classes, without background.

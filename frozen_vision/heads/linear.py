@@ -21,7 +21,7 @@ from frozen_vision.options import from_data, Natural
 
 @dataclasses.dataclass(frozen=True)
 class LinearConfig:
-  """What a linear head looks like.
+  """Options of a linear head.
 
   Attributes:
     num_classes: classes.

@@ -1,4 +1,4 @@
-"""What heads that classify every pixel by itself share: their loss and their probabilities."""
+"""Loss and probabilities of heads that classify every pixel by itself."""
 
 import jax
 import jax.numpy as jnp

@@ -30,7 +30,7 @@ _CLASSIFIER = nnx.initializers.normal(0.01)  # mmseg's, so that training starts 
 
 @dataclasses.dataclass(frozen=True)
 class UPerNetConfig:
-  """What the head looks like; the values are mmseg's, `input_norm` is ours.
+  """Options of the head; the values are mmseg's, `input_norm` is ours.
 
   Attributes:
     num_classes: classes.

@@ -30,7 +30,7 @@ Features = tuple[Float[Array, "b t _h _w _c"], ...]
 
 @dataclasses.dataclass(frozen=True)
 class VideoSwinHeadConfig:
-  """Where blocks of Video Swin stand on a frozen feature pyramid.
+  """Options of a head of Video Swin blocks on a frozen feature pyramid.
 
   Attributes:
     levels: which of the backbone's levels are read, fine to coarse; neighbours, such as (2, 3); -1 is
@@ -80,7 +80,7 @@ class VideoSwinHeadConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AttentiveHeadConfig:
-  """What an attentive probe looks like.
+  """Options of an attentive probe.
 
   Attributes:
     levels: which of the backbone's levels are read.
@@ -98,7 +98,7 @@ class AttentiveHeadConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AverageHeadConfig:
-  """What a head on averaged features looks like.
+  """Options of a head on averaged features.
 
   Attributes:
     levels: which of the backbone's levels are read.
@@ -128,7 +128,7 @@ class Classifier(nnx.Module):
 
 
 class Motion(nnx.Module):
-  """Where each cell is found again in later frames, by similarity, as `channels` numbers per cell.
+  """Motion of each cell to later frames, found by similarity, as `channels` numbers per cell.
 
   Blocks of attention move what cells hold. Which way something went is in no frozen frame's cell, only in
   which cell of a later frame resembles it, and that is what the similarities say; a convolution over

@@ -132,7 +132,7 @@ class Convolutions(nnx.Module):
     return lambda name, x: getattr(self, name)(x, inference=inference)
 
   def fold(self, storage: storage_lib.Storage) -> dict[str, Any]:
-    """What `folded` computes with."""
+    """The arrays that `folded` computes with."""
     return {name: fold(getattr(self, name), storage) for name in self.names}
 
 
@@ -190,7 +190,7 @@ def fold_stages(
 
 
 def fold(module: Conv, storage: storage_lib.Storage) -> dict[str, Any]:
-  """What `run` computes with: the kernel with its BatchNorm multiplied in, and a bias."""
+  """The arrays that `run` computes with: the kernel with its BatchNorm multiplied in, and a bias."""
   return storage.module(module) if module.norm is None else storage.normed(module, module.norm)
 
 

@@ -1,4 +1,4 @@
-"""What ends a residual branch: stochastic depth and LayerScale."""
+"""The end of a residual branch: stochastic depth and LayerScale."""
 
 from flax import nnx
 import jax

@@ -54,7 +54,7 @@ class Storage:
   def layer(
     self, kernel: Float[Array, "*inputs outputs"], bias: Float[Array, "outputs"] | None
   ) -> dict[str, Any]:
-    """What `linear` and `convolution` compute with, of arrays."""
+    """The stored form of a kernel and bias, as `linear` and `convolution` take it."""
     return dict(kernel=self.matrix(kernel), bias=None if bias is None else bias.astype(self.dtype))
 
   def module(self, module: nnx.Module) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def merge_batch_norm(
 
 
 def norm_leaves(module: nnx.LayerNorm) -> dict[str, Array]:
-  """What `norm` computes with, float32."""
+  """The arrays that `norm` computes with, float32."""
   return dict(scale=module.scale[...].astype(jnp.float32), bias=module.bias[...].astype(jnp.float32))
 
 
@@ -253,7 +253,7 @@ def is_variable(leaf: Any) -> bool:
 
 
 def shapes(module: nnx.Module, method: str = "fold", **options: Any) -> Tree:
-  """What a method, such as `fold` or `stacked`, would make, as shapes; the module may have shapes only."""
+  """Shapes of the result of a method, such as `fold` or `stacked`; the module may have shapes only."""
   graphdef, state = nnx.split(module)
   return jax.eval_shape(lambda state: getattr(nnx.merge(graphdef, state), method)(**options), state)
 

@@ -1,4 +1,4 @@
-"""What every neck does with the levels of a backbone first."""
+"""The input stage of every neck."""
 
 from collections.abc import Sequence
 import functools

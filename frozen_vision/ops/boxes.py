@@ -63,7 +63,7 @@ def encode_deltas(
   targets: Float[Array, "*shape 4"],
   stds: Sequence[float],
 ) -> Float[Array, "*shape 4"]:
-  """What a regressor must predict to move `rois` onto `targets`: (dx, dy, dw, dh) / stds.
+  """Regression targets that move `rois` onto `targets`: (dx, dy, dw, dh) / stds.
 
   Centre offsets are relative to the roi's sides, sizes are log ratios (R-CNN, appendix C; as mmdet
   3.x `DeltaXYWHBBoxCoder` with zero means). Empty rois or targets give large finite values instead

@@ -214,7 +214,7 @@ def from_chunks(values: Array, inverse: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-  """What is static about one call: sizes and strides of the levels, and how they are sampled."""
+  """The static part of one call: sizes and strides of the levels, and how they are sampled."""
 
   sizes: tuple[tuple[int, int], ...]
   strides: tuple[int, ...]

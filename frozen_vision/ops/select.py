@@ -54,7 +54,7 @@ def _bits(values: Float[Array, "*s n"]) -> Int[Array, "*s n"]:
 
 
 def _smallest(keys: Int[Array, "*s n"], k: Int[Array, "*s"] | int) -> Bool[Array, "*s n"]:
-  """Of integers >= 0: the k-th is found by bisection over its bits, in 31 passes."""
+  """Finds the k-th of integers >= 0 by bisection over its bits, in 31 passes."""
 
   def halve(step, threshold):
     candidate = threshold | (1 << (30 - step))

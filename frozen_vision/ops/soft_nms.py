@@ -19,7 +19,7 @@ from frozen_vision.ops.arrays import Array
 def _weight(
   overlaps: Float[Array, " n"], kind: str, iou_threshold: float, sigma: float
 ) -> Float[Array, " n"]:
-  """What a score is multiplied by; linear: 1 - IoU from the threshold on, gaussian: everywhere."""
+  """Factors of the scores; linear: 1 - IoU from the threshold on, gaussian: everywhere."""
   match kind:
     case "linear":
       return jnp.where(overlaps >= iou_threshold, 1.0 - overlaps, 1.0)

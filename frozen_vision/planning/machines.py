@@ -83,7 +83,7 @@ def describe(name: str) -> Machine:
 
 
 def processor() -> str:
-  """What this machine's CPU is called; its architecture where nothing says more."""
+  """The name of this machine's CPU; its architecture where no name is known."""
   try:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:  # no Linux
@@ -93,7 +93,7 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-  """Of what compiles: a plan is theirs."""
+  """Versions of the packages that compile, on which a plan depends."""
   found = {"jax": jax.__version__}
   try:
     found["libtpu"] = importlib.metadata.version("libtpu")

@@ -351,7 +351,7 @@ def _measure(program: Program, machine: machines.Machine, step_flops: int, setti
 
 
 def _advice(report: Report, setting: Report) -> str:
-  """What makes the largest part smaller."""
+  """Advice that makes the largest part smaller."""
   match report["limited_by"]:
     case "frozen_weights":
       return (

@@ -52,7 +52,7 @@ def predict(
   image_size: Sequence[int] = (),
   best: bool = False,
 ) -> dict[str, Any]:
-  """What `--mode=predict` does.
+  """Predicts on files, as `--mode=predict` does.
 
   Args:
     inputs: folders, files, or patterns such as `photos/*.jpg`.

@@ -114,7 +114,7 @@ class TrainedHead:
 
 
 def read_meta(workdir: str | os.PathLike, *, best: bool = False) -> dict[str, Any]:
-  """What the newest (or best) checkpoint of a run remembers.
+  """The record of the newest (or best) checkpoint of a run.
 
   Raises:
     FileNotFoundError: no checkpoint there.

@@ -317,7 +317,7 @@ def _fitting(
 
 
 def _data_names(options: ActionOptions) -> tuple[str, str]:
-  """What errors call the training and the validation data."""
+  """Names of the training and the validation data, for errors."""
   if options.data == "prepared":
     return tuple(f"{options.root}, split {split}," for split in _SPLITS)
   return options.train, options.validation

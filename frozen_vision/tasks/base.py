@@ -161,7 +161,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def blank_example(self) -> dict[str, np.ndarray]:
-    """What the training transform makes of a record without content; needs no data, and has every shape."""
+    """A training example of an empty record; needs no data, and has every shape."""
 
   def phase_at(self, step: int) -> Any:
     """Which of `phases` an optimizer step runs under."""
@@ -180,7 +180,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def features(self, model: Any, batch: Batch, rng: jax.Array | None) -> Features:
-    """What the backbone says of a prepared batch.
+    """The backbone's features of a prepared batch.
 
     The train step calls it outside of the gradient where the backbone is frozen, inside where some of it
     trains.
@@ -209,7 +209,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def predict(self, model: Any, batch: Batch, features: Features) -> Outputs:
-    """What the model says of a prepared batch, with static shapes."""
+    """Predictions for a prepared batch, with static shapes."""
 
   def to_source(self, outputs: Outputs, batch: Batch, largest_size: tuple[int, int] | None) -> Outputs:
     """The last step of predicting, which depends on the size of source images; nothing by default.
@@ -226,7 +226,7 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def eval_transform(self) -> batch_iterator.EvalTransform:
-    """What makes an example of a record for evaluation and prediction; needs no data."""
+    """The transform from a record to an example for evaluation and prediction; needs no data."""
 
   def read_input(self, source: pixels.Source) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """(the pixels that results are drawn on, the example) of one input of prediction.
@@ -241,7 +241,7 @@ class Task(abc.ABC):
   @property
   @abc.abstractmethod
   def view(self) -> Mapping[str, Any]:
-    """What becomes of an input before the backbone sees it, as JSON: heads of one view share its features."""
+    """The input transform before the backbone, as JSON: heads of one view share its features."""
 
   @property
   def extra_views(self) -> int:

@@ -1,4 +1,4 @@
-"""What the compiled steps ask of a task: importing it brings neither data nor metrics, as a task does."""
+"""The part of a task that compiled steps use; importing it loads neither data libraries nor metrics."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ Outputs = Any  # a pytree of arrays, examples along the first axis
 
 
 class Losses(NamedTuple):
-  """What `Task.loss` gives.
+  """The result of `Task.loss`.
 
   Attributes:
     terms: parts of the loss by name, already weighted; their sum is minimised.

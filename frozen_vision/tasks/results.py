@@ -58,7 +58,7 @@ class ResultWriter(abc.ABC):
 
 
 class Result(abc.ABC):
-  """What a head says about one input.
+  """The prediction of a head for one input.
 
   Attributes:
     exported: names of those outputs of a task's model that an exported program gives.

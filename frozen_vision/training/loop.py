@@ -232,7 +232,7 @@ def _initial_state(
   config: Config,
   mesh: jax.sharding.Mesh,
 ) -> tuple[step_lib.State, Any]:
-  """What changes while training, before the first step, and its shardings."""
+  """The training state before the first step, and its shardings."""
   module = nnx.merge(model.graphdef, model.trainable, model.mutable, model.frozen)
   state = step_lib.init_state(
     model.trainable,

@@ -197,7 +197,7 @@ class Run:
     self.checkpoints.save(done, state, meta)
 
   def _meta(self, done: int) -> dict[str, Any]:
-    """What a checkpoint remembers beside its arrays."""
+    """The record that a checkpoint keeps beside its arrays."""
     teacher = {} if self.model.teacher is None else {"teacher": self.model.teacher}
     return checkpoint.make_meta(
       config=self.config.to_dict(),

@@ -35,7 +35,7 @@ _PRECISIONS = {
 
 
 def golden_folder() -> pathlib.Path | None:
-  """Where the golden files are: in the tests, at $FROZEN_VISION_GOLDEN, or beside the checkout."""
+  """The folder of golden files: in the tests, at $FROZEN_VISION_GOLDEN, or beside the checkout."""
   variable = os.environ.get("FROZEN_VISION_GOLDEN")
   folders = [_ROOT / "tests" / "golden", _ROOT.parent / "shared" / "golden"]
   for folder in ([pathlib.Path(variable)] if variable else []) + folders:

@@ -11,7 +11,7 @@ _STORAGE = ("bfloat16", "int8")
 
 
 def forward(folded: Any, images: jax.Array) -> tuple[jax.Array, ...]:
-  """What is measured: images on the device to the features of every level."""
+  """The measured program: images on the device to the features of every level."""
   return folded(images)
 
 

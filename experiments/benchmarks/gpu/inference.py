@@ -45,7 +45,7 @@ def cases(*, tiny: bool) -> tuple[Case, ...]:
 
 
 def embed(folded: Any, images: jax.Array) -> jax.Array:
-  """What is measured: images on the device to pooled vectors."""
+  """The measured program: images on the device to pooled vectors."""
   return folded.embed(images)
 
 

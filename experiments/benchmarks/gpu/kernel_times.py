@@ -11,7 +11,7 @@ from jax.profiler import ProfileData
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-  """What all calls of one kernel took.
+  """Time of all calls of one kernel.
 
   Attributes:
     operation: of the compiled program, or of the source if the trace says it: the one with most of the time.

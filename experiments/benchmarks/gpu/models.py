@@ -92,13 +92,13 @@ def _drawer(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Any:
 
 
 def initialised(make: Any) -> Any:
-  """What `make()` builds, its weights initialised by one compiled program."""
+  """The module that `make()` builds, its weights initialised by one compiled program."""
   graphdef, _ = nnx.split(nnx.eval_shape(make))
   return nnx.merge(graphdef, jax.jit(lambda: nnx.split(make())[1])())
 
 
 def image_shape(batch: int, side: int) -> jax.ShapeDtypeStruct:
-  """Of `random_images`, to compile for."""
+  """Shape and dtype of `random_images`, to compile for."""
   return jax.ShapeDtypeStruct((batch, side, side, 3), jnp.bfloat16)
 
 

@@ -116,7 +116,7 @@ class Timm:
       return apply(images).float().cpu().numpy()
 
   def peak_bytes(self, run: Run) -> int | None:
-    """Of the device's memory while it runs, weights included; None on CPU."""
+    """Peak bytes of the device's memory while it runs, weights included; None on CPU."""
     import torch
 
     if self.device == "cpu":

@@ -31,7 +31,7 @@ _OBJECTS, _ROWS = 20, 100  # real objects of an image, and rows of boxes and mas
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """What makes a workload large: the configs' numbers, or toys."""
+  """Sizes of a workload: the configs' numbers, or toys."""
 
   neck_channels: int = 256
   htc: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -250,7 +250,7 @@ class TrainStep:
 
 
 def build_head(workload: Workload, feature_specs: Any) -> dict[str, nnx.Module]:
-  """What trains, initialised."""
+  """The trainable modules, initialised."""
   return models.initialised(lambda: nnx.Dict(workload.head(feature_specs, nnx.Rngs(0))))
 
 

@@ -193,7 +193,7 @@ class ClockMonitor:
 
 
 def describe_machine() -> dict[str, str]:
-  """What the numbers depend on: device, driver, limits, versions, the state of the source."""
+  """Conditions of the numbers: device, driver, limits, versions, the state of the source."""
   device = jax.devices()[0]
   fields = dict(Device=f"{device.device_kind} ({device.platform}, {jax.device_count()} in all)")
   query = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit"

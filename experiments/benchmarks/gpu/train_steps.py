@@ -100,7 +100,7 @@ def run(table: report.Report) -> None:
 
 
 def arguments(case: Case, step: programs.TrainStep) -> tuple[Any, ...]:
-  """What the step is compiled for."""
+  """Shapes and dtypes that the step is compiled for."""
   return jax.eval_shape(step.make_state), step.frozen, case.workload.batch(case.batch, case.side)
 
 

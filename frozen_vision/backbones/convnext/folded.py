@@ -24,7 +24,7 @@ Tree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class FoldedConvNeXt(base.FoldedBackbone):
-  """What `fold` makes.
+  """The inference program that `fold` makes.
 
   Attributes:
     stages: for each `downsample` and what `storage.fold_blocks` makes of its blocks.

@@ -51,7 +51,7 @@ class Downsample(nnx.Module):
 
 
 class Stage(nnx.Module):
-  """What leads to a stride, and the blocks at it."""
+  """A downsampling layer, and the blocks after it."""
 
   def __init__(
     self, config: ConvNeXtConfig, stage: int, drop_paths: list[float], *, dtype: Any, rngs: nnx.Rngs

@@ -31,7 +31,7 @@ _STRIP_NUMBERS = 192 * 1024
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class FoldedSwinV2(base.FoldedBackbone):
-  """What `fold` makes.
+  """The inference program that `fold` makes.
 
   Attributes:
     stem, norm: patch embedding, and the final norm that `embed` uses.

@@ -58,7 +58,7 @@ class PositionBias(nnx.Module):
     return {name: leaf[...].astype(jnp.float32) for name, leaf in leaves.items()}
 
   def __call__(self, window: tuple[int, int], pretrained: int) -> Float[Array, "heads _ _"]:
-    """What `cosine_attention` adds to its logits, float32; see `pair_bias`."""
+    """The bias that `cosine_attention` adds to its logits, float32; see `pair_bias`."""
     return pair_bias(self.table(window, pretrained), window)
 
 

@@ -81,7 +81,7 @@ def pair_bias(
 
 
 def _pairs_of_table(table: Float[Array, "heads y x"]) -> Float[Array, "heads n n"]:
-  """What `position_index` would gather, by slices."""
+  """Gathers as `position_index` would, by slices."""
   pairs = _differences(_differences(table, 2), 1)  # by head, query's and key's row, query's and key's column
   pairs = pairs.transpose(0, 1, 3, 2, 4)
   return pairs.reshape(table.shape[0], pairs.shape[1] * pairs.shape[2], -1)
@@ -102,7 +102,7 @@ def _differences(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
 def shift_regions(
   size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
 ) -> np.ndarray | None:
-  """What keeps pixels apart that only the cyclic shift made neighbours: they see those of their region.
+  """Regions of pixels that were neighbours before the cyclic shift: each pixel attends to its own region.
 
   Args:
     size: (height, width) of the padded map, multiples of the window.

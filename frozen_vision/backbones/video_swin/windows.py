@@ -40,7 +40,7 @@ def effective_window(size: Size, window: Size, shifted: bool) -> tuple[Size, Siz
 
 @functools.cache
 def shift_regions(size: Size, window: Size, shift: Size) -> Int[np.ndarray, "windows n"] | None:
-  """What were neighbours before the cyclic shift: cells of a window attend to those of their own region.
+  """Regions of cells that were neighbours before the cyclic shift: each cell attends to its own region.
 
   Regions instead of a mask per pair: at 16 frames of 224 pixels the mask would be 39 MB.
 

@@ -1,4 +1,4 @@
-"""What a table of a checkpoint's names is made of: transforms of arrays, and alternatives of names.
+"""The entries of a table of checkpoint names: transforms of arrays, and alternatives of names.
 
 Every name of ours has one or more alternatives, each a tuple of names there and the transform of their
 arrays. The first alternative that fits a checkpoint is taken; the others are of other families or years.

@@ -30,7 +30,7 @@ Tree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class FoldedViT(base.FoldedBackbone):
-  """What `fold` makes.
+  """The inference program that `fold` makes.
 
   Attributes:
     stem: patch embedding, tokens before the patches, and the norm before the blocks.

@@ -104,7 +104,7 @@ def _without_objects(count: int, total: int) -> list[str]:
 
 
 def nothing_to_train_on(path: pathlib.Path, problems: findings.Findings) -> CocoError:
-  """What to say of a file without a single object that is no crowd."""
+  """The error about a file whose objects are all crowds, or that has none."""
   if "crowd_only" in problems.counts:
     return CocoError(
       f"{path}: every annotation is a crowd (iscrowd 1), a region of many objects that is not trained on, so "

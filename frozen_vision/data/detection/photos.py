@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class SamplePhotos(NamedTuple):
-  """Where the sample lies: a COCO instances JSON, and the folder of the files that it names."""
+  """Paths of the sample: a COCO instances JSON, and the folder of the files that it names."""
 
   annotations: pathlib.Path
   images: pathlib.Path

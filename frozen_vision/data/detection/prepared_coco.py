@@ -25,7 +25,7 @@ _GROUND_TRUTH_FILE = "ground_truth.json"
 
 
 def metadata(source: coco.CocoSource) -> dict[str, Any]:
-  """What the builder stores beside the shards."""
+  """The metadata that the builder stores beside the shards."""
   return {
     "categories": list(source.categories),
     "labelled": source.labelled,

@@ -16,11 +16,11 @@ from frozen_vision.data.generated import painting
 
 CLASS_NAMES = ("left", "right", "up", "down", "growing", "shrinking")
 MIN_IMAGE_SIDE = 32
-# What a phase runs through in a whole clip, in turns.
+# The least and the most that the phase moves during a clip, in cycles.
 _TRAVEL = (0.4, 0.8)
 _SPLITS = {"train": 0, "validation": 1}
 _SHAPES = ("disc", "rectangle", "triangle", "star", "ring", "cross")
-# Of the image's side: the shape's radius at phase 0 and just before phase 1.
+# The shape's radius at phase 0 and just before phase 1, as a fraction of the image's side.
 _RADIUS = (0.10, 0.28)
 
 

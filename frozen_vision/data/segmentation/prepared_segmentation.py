@@ -18,7 +18,7 @@ KIND = prepared.Kind(
 
 
 def metadata(source: sources.SegmentationSource) -> dict[str, Any]:
-  """What the builder stores beside the shards."""
+  """The metadata that the builder stores beside the shards."""
   return {"class_names": list(source.class_names), "source": repr(source)}
 
 

@@ -60,7 +60,7 @@ class SegmentationSource(abc.ABC):
 
 
 class EncodedSource(SegmentationSource):
-  """What keeps an image as the bytes of a file: decoded here, and checked against its label map."""
+  """Base of sources that keep images as the bytes of a file: decoded here, and checked against its labels."""
 
   @abc.abstractmethod
   def image_bytes(self, index: int) -> bytes: ...
@@ -156,7 +156,7 @@ class LabelledImages(EncodedSource):
     self._labels = [labels.get(stem) for stem in self._names]
 
   def _unlabelled(self, found: Mapping[str, str], without: Sequence[str]) -> ValueError:
-    """What to say of images without label images; `found` has the files of all."""
+    """The message about images without label images; `found` has the files of all."""
     listed = ", ".join(found[stem] for stem in without[:_SHOWN])
     return ValueError(
       f"{len(without)} of {len(found)} images of {self.image_dir} have no label image in {self.label_dir}: "

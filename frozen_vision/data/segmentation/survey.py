@@ -32,7 +32,7 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-  """What is known of one label map; `counts` are the pixels of every class index."""
+  """The statistics of one label map; `counts` are the pixels of every class index."""
 
   index: int
   counts: Int[np.ndarray, "256"]

@@ -43,7 +43,7 @@ class Encoding:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedVideo:
-  """What became of a video.
+  """The properties of a video that was encoded as JPEG frames.
 
   Attributes:
     format: the codec.

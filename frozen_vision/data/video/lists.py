@@ -166,7 +166,7 @@ def _read_table(path: pathlib.Path, group_column: str) -> list[_Row] | None:
 
 
 def _kinetics_names(path: pathlib.Path, row: text_files.Row) -> tuple[str, ...]:
-  """Where a video of Kinetics may lie: alone, below its class, or below its split."""
+  """Possible paths of a video of Kinetics: alone, below its class, or below its split."""
   identity, label, split = row.cells["youtube_id"], row.cells["label"], row.cells.get("split", "")
   seconds = [text_files.whole_number(row.cells[key], 0, 999_999) for key in ("time_start", "time_end")]
   if not identity or None in seconds:

@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 
 
 def metadata(source: sources.VideoList, encoding: video_jpegs.Encoding) -> dict[str, Any]:
-  """What the builder stores beside the shards."""
+  """The metadata that the builder stores beside the shards."""
   return {
     "class_names": source.classes,
     "short_side": encoding.short_side,

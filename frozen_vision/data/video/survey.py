@@ -32,7 +32,7 @@ def survey(source: sources.VideoList | sources.Selection) -> sources.Selection:
 
 
 def _error(path: str) -> decoding.VideoError | None:
-  """What is wrong with a video as far as its first frame says."""
+  """The fault of a video, as far as its first frame shows one."""
   try:
     with decoding.Video(path) as video:
       video.read([0])

@@ -32,7 +32,7 @@ class Proposals(NamedTuple):
 
 
 class RPNOutput(NamedTuple):
-  """Of one level, in the head's dtype: logits [b, h, w, a], deltas [b, h, w, 4a]; a anchors."""
+  """Outputs of one level, in the head's dtype: logits [b, h, w, a], deltas [b, h, w, 4a]; a anchors."""
 
   logits: Float[Array, "b h w a"]
   deltas: Float[Array, "b h w d"]

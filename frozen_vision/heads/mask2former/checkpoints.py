@@ -242,7 +242,7 @@ def _places(name: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray | No
 
 
 def _hints(report: keys.KeyReport) -> Iterator[str]:
-  """What to do about norms per level, the most frequent difference."""
+  """A hint about norms per level, the most frequent difference."""
   if any(line.startswith("missing pixel_decoder/norms/") for line in report.missing):
     yield "The backbone of the source ends without norms per level: build the head with input_norm=False."
   if any(re.match(rf"unexpected (backbone\.norm|{_NORMS})", line) for line in report.unexpected):

@@ -124,7 +124,7 @@ def matching_cost(
   points: Float[Array, "b n 2"],
   config: Mask2FormerConfig,
 ) -> Float[Array, "b s q"]:
-  """What it costs to give each segment each query: class (minus its probability), cross-entropy and dice."""
+  """Costs of matching each segment to each query: class (minus its probability), cross-entropy and dice."""
   labels = jnp.clip(targets.segment_labels, 0, class_logits.shape[-1] - 1)
   probabilities = jnp.swapaxes(jax.nn.softmax(class_logits, axis=-1), 1, 2)
   class_cost = -jnp.take_along_axis(probabilities, labels[..., None], axis=1)

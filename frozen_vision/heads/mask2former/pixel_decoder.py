@@ -24,7 +24,7 @@ _SAMPLED = "mask2former_sampled"
 
 
 class PixelFeatures(NamedTuple):
-  """What the transformer decoder works on."""
+  """Inputs of the transformer decoder."""
 
   levels: tuple[Array, ...]  # [b, h, w, hidden_dim], coarse to fine
   masks: Array  # [b, h, w, mask_dim], of the finest backbone level's size

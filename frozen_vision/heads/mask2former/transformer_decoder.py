@@ -118,7 +118,7 @@ class TransformerDecoder(nnx.Module):
   def _blocked(
     self, x: Float[Array, "b q c"], coarse_features: Float[Array, "b h w c"]
   ) -> Bool[Array, "b q h*w"]:
-    """Where the mask of a query's present state is off; nowhere for a query whose mask is off everywhere."""
+    """Cells where the mask of a query's state is off; none for a query whose mask is off everywhere."""
     embeddings = jax.lax.stop_gradient(self._mask_embeddings(self.norm(x)))
     logits = mask_logits(embeddings.astype(jnp.float32), coarse_features)
     blocked = jax.nn.sigmoid(logits.reshape(*logits.shape[:2], -1)) < 0.5
