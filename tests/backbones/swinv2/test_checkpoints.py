@@ -153,7 +153,7 @@ def test_wrong_variants_and_no_variants(small):
     _map({"a": np.zeros(1)})
   with pytest.raises(ValueError, match="is no SwinV2: 0 stages"):
     _map({"patch_embed.proj.weight": np.zeros((8, 3, 4, 4))})
-  with pytest.raises(ValueError, match="Unknown SwinV2 'swinv2_x'; known: "):
+  with pytest.raises(ValueError, match="Unknown backbone 'swinv2_x'; known: "):
     _map(state, "swinv2_x")
 
 
