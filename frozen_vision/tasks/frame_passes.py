@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, UInt8
@@ -43,6 +44,9 @@ def frame_features(
     frames: RGB.
     frames_per_pass: most frames of a pass on each device; passes are of equal size.
     rng: key of stochastic depth while the backbone trains.
+
+  Raises:
+    ValueError: several passes of a backbone whose BatchNorm trains: statistics are of one batch.
   """
   layout = _layout(frames.shape[0], frames_per_pass)
 
@@ -54,9 +58,23 @@ def frame_features(
 
   if layout.passes == 1:
     return run((jnp.zeros((), jnp.int32), frames))
+  if rng is not None and _updates_statistics(backbone):
+    raise ValueError(
+      f"config.action.frames_per_pass is {frames_per_pass}, and {layout.count} frames of each device go "
+      "through a backbone whose BatchNorm trains, which takes all of them in one pass. Set "
+      f"--config.action.frames_per_pass={layout.count} or more, or train the head alone."
+    )
   run = run if rng is None else jax.checkpoint(run)
   maps = jax.lax.map(run, (jnp.arange(layout.passes), _split(frames, layout)))
   return tuple(_join(x, layout) for x in maps)
+
+
+def _updates_statistics(backbone: Any) -> bool:
+  """Whether a forward pass in training changes running statistics of some BatchNorm."""
+  return isinstance(backbone, nnx.Module) and any(
+    isinstance(module, nnx.BatchNorm) and not module.use_running_average
+    for _, module in nnx.iter_modules(backbone)
+  )
 
 
 def _layout(num_frames: int, frames_per_pass: int) -> _Layout:

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frozen_vision.backbones import families
 from frozen_vision.data import prepare
 from frozen_vision.data.video import clips, prepared_videos
+from frozen_vision.freezing import partition
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.tasks import frame_passes
 from frozen_vision.training import loop, step
@@ -80,6 +82,16 @@ def test_memory_is_that_of_one_pass(built):
     return jax.jit(run).lower(state, frames).compile().memory_analysis().temp_size_in_bytes
 
   assert temporary(32) < 2 * temporary(4) + 32 * 64 * 64 * 3 * 2
+
+
+def test_a_batchnorm_that_trains_takes_all_frames_in_one_pass():
+  backbone = families.build_backbone("resnet18", rngs=nnx.Rngs(0), depths=(1, 1, 1, 1), width=8)
+  frames, key = jnp.zeros((4, 8, 8, 3), jnp.uint8), jax.random.key(0)
+  with pytest.raises(ValueError, match="frames_per_pass is 3, .*BatchNorm trains.*frames_per_pass=4 or more"):
+    frame_passes.frame_features(backbone, frames, (3,), frames_per_pass=3, rng=key)
+  partition.inference_mode(backbone, set())  # a frozen one is like any other
+  [found] = frame_passes.frame_features(backbone, frames, (3,), frames_per_pass=3, rng=key)
+  assert found.shape == (4, 1, 1, 64)
 
 
 def test_one_view_is_no_averaging_and_more_are_the_mean_of_probabilities(built, batch):
