@@ -82,7 +82,7 @@ def test_held_out_images_stay_held_out_as_the_file_grows(own_data):
 
 def test_what_cannot_be_held_out(own_data):
   source = coco.load_coco(*own_data)
-  with pytest.raises(ValueError, match="share is 1.5; expected a number between 0 and 1"):
+  with pytest.raises(ValueError, match="held out is 1.5; expected a number between 0 and 1"):
     coco.hold_out(source, 1.5, seed=0)
   with pytest.raises(coco.CocoError, match="of 1 images 1 are held out, and no other"):
     coco.hold_out(source.take([0]), 0.2, seed=0)

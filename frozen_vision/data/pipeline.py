@@ -116,7 +116,7 @@ def train_batches(
       to start. With 0, threads of this process do, which overlaps with the device's work.
     num_threads: threads per worker (or of this process, without workers).
     prefetch_batches: finished batches that each worker (or this process) keeps ready.
-    process_index: which share of each batch to yield: rows
+    process_index: which part of each batch to yield: rows
       [process_index, process_index + 1) * batch_size / process_count of the global batch.
     process_count: number of processes that share each batch.
 

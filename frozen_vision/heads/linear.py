@@ -40,7 +40,7 @@ class LinearHead(SegmentationHead):
   """Logits of the finest chosen level's stride from all chosen levels, upsampled and concatenated.
 
   The levels' layers are applied before upsampling and their results added: both are linear, so it is the same
-  function of the same parameters, at a share of the work.
+  function of the same parameters, at a fraction of the work.
 
   Attributes:
     stride: input pixels per cell of the logits.

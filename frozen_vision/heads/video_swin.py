@@ -276,7 +276,7 @@ class AverageHead(ClipHead):
 
 
 class AttentiveHead(ClipHead):
-  """A learnt query attends to every cell of every frame; then MLP, norm, linear (an attentive probe).
+  """A learned query attends to every cell of every frame; then MLP, norm, linear (an attentive probe).
 
   Frames pass an image backbone one by one, so nothing in their features says when they were: sines of the
   frame's number are added (our choice), or the probe would see a bag of frames.

@@ -75,7 +75,7 @@ VARIANTS: dict[str, VideoSwinConfig] = {
 
 
 class WindowAttention(nnx.Module):
-  """Multi-head attention inside windows with a learnt bias per relative position."""
+  """Multi-head attention inside windows with a learned bias per relative position."""
 
   def __init__(
     self, channels: int, num_heads: int, window_size: windows3d.Size, *, dtype: Any, rngs: nnx.Rngs

@@ -142,26 +142,26 @@ def coco_root(
   return load_coco(annotation_file, root / f"{folder}{year}", **options)
 
 
-def hold_out(source: "CocoSource", share: float, *, seed: int) -> tuple["CocoSource", "CocoSource"]:
+def hold_out(source: "CocoSource", fraction: float, *, seed: int) -> tuple["CocoSource", "CocoSource"]:
   """Splits a source into images to train on and images to evaluate on.
 
   Which images are held out depends on `seed` and their ids: hardly any changes sides when the file grows.
 
   Args:
-    share: of the images, between 0 and 1; at least one is held out.
+    fraction: of the images, between 0 and 1; at least one is held out.
 
   Returns:
     (training, validation). Training images have an object that is no crowd.
 
   Raises:
-    ValueError: a share that is no share.
+    ValueError: a fraction that is not between 0 and 1.
     CocoError: nothing is left to train on.
   """
-  if not 0 < share < 1:
-    raise ValueError(f"validation share is {share}; expected a number between 0 and 1.")
+  if not 0 < fraction < 1:
+    raise ValueError(f"The fraction of images held out is {fraction}; expected a number between 0 and 1.")
   draw = [hashlib.sha256(f"{seed} {image_id}".encode()).digest() for image_id in source.image_ids]
   order = sorted(range(len(source)), key=draw.__getitem__)
-  held_out = sorted(order[: max(1, round(share * len(source)))])
+  held_out = sorted(order[: max(1, round(fraction * len(source)))])
   with_objects = np.flatnonzero(source.objects_per_image())
   kept = sorted(set(with_objects.tolist()) - set(held_out))
   if not with_objects.size:

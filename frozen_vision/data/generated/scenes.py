@@ -37,7 +37,7 @@ class Scene:
     image: RGB.
     labels: index into `CLASS_NAMES`.
     masks: visible pixels; no two masks share a pixel.
-    visible: visible share of each object's area, in [MIN_VISIBLE, 1]; what lies outside of the
+    visible: visible fraction of each object's area, in [MIN_VISIBLE, 1]; what lies outside of the
       image counts as not visible.
     overlapping: whether the object hides a part of another one or is partly hidden by one.
   """
@@ -167,10 +167,10 @@ def statistics(source: SceneSource) -> dict[str, float]:
   """Figures about the objects of all scenes of `source`.
 
   Returns:
-    objects: their number; per_image_{min,mean,max}: objects per image; overlapping: share of the
+    objects: their number; per_image_{min,mean,max}: objects per image; overlapping: fraction of the
     objects that hide a part of another one or are partly hidden; side_min, side_median, side_max:
     shortest side, median longer side and longest side of the visible boxes, in pixels;
-    visible_{min,mean}: visible share of an object's area; class_{min,max}: share of the rarest and
+    visible_{min,mean}: visible fraction of an object's area; class_{min,max}: fraction of the rarest and
     of the most frequent class.
   """
   scenes = [source.scene(i) for i in range(len(source))]
@@ -281,7 +281,7 @@ def _hidden_objects(
 
 
 def _fair(mask: Bool[np.ndarray, "h w"], full_area: int) -> bool:
-  """Whether enough of an object is visible: by share of its area, and by the sides of its box."""
+  """Whether enough of an object is visible: by the fraction of its area, and by the sides of its box."""
   if np.count_nonzero(mask) < MIN_VISIBLE * full_area:
     return False
   rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

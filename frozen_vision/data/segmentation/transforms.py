@@ -32,7 +32,7 @@ class RandomShortSide:
   Attributes:
     short_sides: pixels; one of them is drawn for each image.
     long_side: most pixels of the longer side.
-    category_max_area: the largest share of a crop's labelled pixels that one class may have; 1 for no limit.
+    category_max_area: the largest fraction of a crop's labelled pixels of one class; 1 for no limit.
   """
 
   short_sides: tuple[int, ...]

@@ -101,7 +101,7 @@ class Leaves(NamedTuple):
     arrays: {our path: array}; None where the shape is none of such a layer.
     sources: {our path: the source's key}.
     ignored: keys that are not for the neck and head (`IGNORED`).
-    unexpected: keys that the table has no place for, or has filled already.
+    unexpected: keys that the table does not know, or has filled already.
   """
 
   arrays: dict[str, np.ndarray | None]
@@ -130,7 +130,7 @@ def head_arrays(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndar
   """({our path: array} of the whole neck and head, keys that were ignored).
 
   Raises:
-    ValueError: keys without a place, or of a shape that no such layer has; all are listed.
+    ValueError: keys without a counterpart, or of a shape that no such layer has; all are listed.
   """
   found = leaves(state_dict)
 
@@ -170,7 +170,7 @@ def convert(
     A state of the same structure, neck and head in the dtypes of `detector_state`.
 
   Raises:
-    ValueError: lists all parameters of ours without a source, all keys without a place, and all
+    ValueError: lists all parameters of ours without a source, all keys without a counterpart, and all
       shapes that do not fit. Or the state is not of such a detector.
   """
   flat = nnx.to_flat_state(detector_state)
@@ -247,7 +247,7 @@ def _roi_channels(state_dict: Mapping[str, np.ndarray], head: str) -> int:
 
 
 def _unplaced(found: Leaves, state_dict: Mapping[str, np.ndarray]) -> keys.KeyReport:
-  """A report of the keys that the table has no place for."""
+  """A report of the keys that the table does not know."""
   report = keys.KeyReport()
   for name in found.unexpected:
     report.add_unexpected(name, np.shape(state_dict[name]))

@@ -24,7 +24,7 @@ class HTCConfig(DetectionHeadConfig):
     rpn_positive_iou, rpn_negative_iou: anchors at or above are positive, below negative, between
       ignored.
     rpn_min_positive_iou: an object's best anchors are positive too if they overlap it this much.
-    rpn_samples, rpn_positive_fraction: anchors per image in the RPN loss, and the largest share of
+    rpn_samples, rpn_positive_fraction: anchors per image in the RPN loss, and the largest fraction of
       positives.
     rpn_box_beta: where SmoothL1 turns linear; 0 is L1.
     allowed_border: pixels by which a training anchor may leave the image; negative: no limit.
@@ -38,7 +38,7 @@ class HTCConfig(DetectionHeadConfig):
     stage_loss_weights: weight of all losses of a stage.
     match_low_quality: an object's best rois become its own even where they overlap another object
       more.
-    roi_samples, roi_positive_fraction: rois per image and stage in training, and the largest share
+    roi_samples, roi_positive_fraction: rois per image and stage in training, and the largest fraction
       of positives.
     class_specific_boxes: regress one box per class (Mask R-CNN) and not one for all.
     box_beta: as rpn_box_beta, for the stages.

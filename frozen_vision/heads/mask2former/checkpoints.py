@@ -166,8 +166,8 @@ def convert(
     A state of the same structure and dtypes.
 
   Raises:
-    ValueError: lists all parameters of ours without a source, all keys without a place, and all shapes that
-      do not fit. Or the state is not of such a head.
+    ValueError: lists all parameters of ours without a source, all keys without a counterpart, and all
+      shapes that do not fit. Or the state is not of such a head.
   """
   flat = nnx.to_flat_state(head_state)
   leaves = {trees.path_string(path): leaf for path, leaf in flat}

@@ -279,9 +279,13 @@ def test_reading_files(tmp_path):
     np.testing.assert_array_equal(checkpoints.read_state_dict(file)[name], source[name])
   with pytest.raises(FileNotFoundError, match="nothing.pth does not exist"):
     checkpoints.read_state_dict(tmp_path / "nothing.pth")
-  (tmp_path / "head.npz").write_bytes(b"1")
-  with pytest.raises(ValueError, match="head.npz cannot be read as a .pth file"):
-    checkpoints.read_state_dict(tmp_path / "head.npz")
+  for name_of_file, message in (
+    ("head.npz", "head.npz is not a complete .npz file"),
+    ("head.bin", "head.bin cannot be read as a .pth file"),
+  ):
+    (tmp_path / name_of_file).write_bytes(b"1")
+    with pytest.raises(ValueError, match=message):
+      checkpoints.read_state_dict(tmp_path / name_of_file)
   old = pth_file.write_legacy(tmp_path / "old.pth", {"meta": {"epoch": 12}, "state_dict": source})
   found = checkpoints.read_state_dict(old)
   assert set(found) == set(source)
