@@ -39,7 +39,7 @@ import jax
 import numpy as np
 import safetensors.flax
 
-from frozen_vision import command_line, output
+from frozen_vision import command_line, failures, output
 from frozen_vision.files import atomic, lock
 from frozen_vision.prediction import predictor as predict
 from frozen_vision.prediction import trained_head
@@ -187,8 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     meta = export(
       predictor, options.out, batch_size=options.batch_size, platforms=options.platforms.split(",")
     )
-  except (OSError, ValueError) as error:
-    parser.exit(1, f"Error: {error}\n")
+  except Exception as error:
+    parser.exit(1, failures.report(error) + "\n")
   _logger.info("%s", predictor.describe())
   size = pathlib.Path(options.out).stat().st_size
   _logger.info(

@@ -1,6 +1,6 @@
 """The identity of a run: its config, the features it was trained on, and the workdir that belongs to it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import fnmatch
 import importlib.metadata
@@ -119,8 +119,9 @@ def local_folder(workdir: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(workdir)
 
 
-def hold(workdir: str | os.PathLike, *, is_writer: bool = True) -> contextlib.AbstractContextManager[None]:
-  """Holds the lock of a workdir, `.lock`, while something is written there.
+@contextlib.contextmanager
+def hold(workdir: str | os.PathLike, *, is_writer: bool = True) -> Iterator[None]:
+  """Holds the lock of a workdir, `.lock`, while something is written there; removes leftovers of killed runs.
 
   Args:
     is_writer: False on all processes but one, which do nothing.
@@ -129,8 +130,13 @@ def hold(workdir: str | os.PathLike, *, is_writer: bool = True) -> contextlib.Ab
     LockedError: another run holds it; says which.
   """
   if not is_writer:
-    return contextlib.nullcontext()
-  return lock.hold(pathlib.Path(workdir) / ".lock", f"the run in {workdir}")
+    yield
+    return
+  folder = pathlib.Path(workdir)
+  with lock.hold(folder / ".lock", f"the run in {workdir}"):
+    for written in (folder, folder / "pictures", folder / "texts"):
+      atomic.remove_leftovers(written)
+    yield
 
 
 def check_config(

@@ -39,5 +39,5 @@ def test_files_that_are_none(tmp_path):
   with pytest.raises(ValueError, match="cannot be read at a"):
     found["a"].read()
   path.write_bytes(content.replace(b"\x93NUMPY", b"\x93BUMPY", 1))
-  with pytest.raises(ValueError, match="holds a.npy, which is no array of NumPy"):
+  with pytest.raises(ValueError, match="holds 'a.npy', which is no array of NumPy"):
     numpy_file.open_npz(path)

@@ -135,6 +135,14 @@ def test_one_process_writes_a_workdir(tmp_path):
     with workdir_lib.hold(folder, is_writer=False):
       pass
   assert not folder.exists()
+  (folder / "pictures").mkdir(parents=True)
+  leftovers = [folder / ".metrics.0123.partial", folder / "pictures" / ".8_val.4567.partial"]
+  for path in leftovers:
+    path.touch()
+  with workdir_lib.hold(folder, is_writer=False):
+    assert all(path.exists() for path in leftovers)
+  with workdir_lib.hold(folder):
+    assert not any(path.exists() for path in leftovers)
 
 
 def test_an_address_is_no_workdir():
