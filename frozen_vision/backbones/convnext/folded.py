@@ -70,10 +70,10 @@ def fold(
 ) -> FoldedConvNeXt:
   """The program of a ConvNeXt; see `Backbone.fold`."""
   store, read = stored.choose(storage, dtype, backbone.dtype), stored.reader(read)
-  where = stored.values(shardings)
+  leaf_shardings = stored.values(shardings)
   stages = []
   for index, stage in enumerate(backbone.stages):
-    sharded = where and where.stages[index]
+    sharded = leaf_shardings and leaf_shardings.stages[index]
 
     def fold_block(number, index=index, blocks=stage.blocks):
       return _fold_block(read(f"stages/{index}/blocks/{number}", blocks[number]), store)
@@ -89,7 +89,7 @@ def fold(
   norm = stored.norm_leaves(read("norm", backbone.norm))
   folded = FoldedConvNeXt(
     stages=tuple(stages),
-    norm=stored.put(norm, where and where.norm),
+    norm=stored.put(norm, leaf_shardings and leaf_shardings.norm),
     **base.static_fields(backbone, dtype=store.dtype, storage=store.kind),
   )
   return stored.variables(folded)

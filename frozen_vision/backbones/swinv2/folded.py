@@ -137,11 +137,11 @@ def fold(
   equal periods: a plain and a shifted block, or six blocks where every sixth has an extra norm.
   """
   config, store, read = backbone.config, stored.choose(storage, dtype, backbone.dtype), stored.reader(read)
-  where = stored.values(shardings)
+  leaf_shardings = stored.values(shardings)
   period = math.lcm(2, config.extra_norm_interval or 1)
   stages = []
   for index, stage in enumerate(backbone.stages):
-    sharded = where and where.stages[index]
+    sharded = leaf_shardings and leaf_shardings.stages[index]
 
     def fold_block(number, index=index, stage=stage):
       module = read(f"stages/{index}/blocks/{number}", stage.blocks[number])
@@ -157,9 +157,9 @@ def fold(
   stem, norm = read("patch_embed", backbone.patch_embed), read("norm", backbone.norm)
   stem = dict(proj=store.module(stem.proj), norm=stored.norm_leaves(stem.norm))
   folded = FoldedSwinV2(
-    stem=stored.put(stem, where and where.stem),
+    stem=stored.put(stem, leaf_shardings and leaf_shardings.stem),
     stages=tuple(stages),
-    norm=stored.put(stored.norm_leaves(norm), where and where.norm),
+    norm=stored.put(stored.norm_leaves(norm), leaf_shardings and leaf_shardings.norm),
     **base.static_fields(backbone, dtype=store.dtype, storage=store.kind),
   )
   return stored.variables(folded)

@@ -149,10 +149,10 @@ def fold(
   """
   kind = stored.choose(storage, dtype, backbone.dtype)
   config, read = backbone.config, stored.reader(read)
-  places = stored.values(shardings)
+  leaf_shardings = stored.values(shardings)
 
   def put(name, tree):
-    return stored.put(tree, places and getattr(places, name))
+    return stored.put(tree, leaf_shardings and getattr(leaf_shardings, name))
 
   def part(name):
     module = getattr(backbone, name)
@@ -175,7 +175,9 @@ def fold(
       module = read(f"blocks/{start + number}", backbone.blocks[start + number])
       return _block(module, config.positions == "rotary", kind)
 
-    return stored.fold_blocks(count, fold_block, scan=scan, shardings=places and places.stages[index])
+    return stored.fold_blocks(
+      count, fold_block, scan=scan, shardings=leaf_shardings and leaf_shardings.stages[index]
+    )
 
   last = config.tapped_blocks[-1] + 1
   stages = (blocks(0, 0, last), blocks(1, last, config.depth - last))
