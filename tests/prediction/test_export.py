@@ -66,7 +66,7 @@ def test_program_without_the_package_gives_our_numbers(tmp_path, quick_environme
     config.backbone.dtype = "bfloat16"
   coarse = tiny.segmentation()
   coarse.frozen_dtype, coarse.backbone.dtype = config.frozen_dtype, config.backbone.dtype
-  coarse.segmentation.linear.levels = (2, 3)
+  coarse.segmentation.head.levels = (2, 3)
   predictor = _predictor(tmp_path, segment=config, coarse=coarse)
   path = tmp_path / "program.jaxexport"
   meta = export.export(predictor, path, batch_size=2)

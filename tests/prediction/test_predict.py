@@ -130,7 +130,7 @@ def test_one_pass_gives_what_each_head_gives_alone(tmp_path, monkeypatch):
   heads = {}
   for name, levels in (("all", ()), ("coarse", (2, 3)), ("fine", (0,))):
     config = _segmentation()
-    config.segmentation.linear.levels = levels
+    config.segmentation.head.levels = levels
     heads[name] = _run(tmp_path / name, config)
   pictures = [_picture(50, 80), _picture(90, 30, seed=1), _picture(7, 9, seed=2)]
   together = predict.Predictor(None, heads, batch_size=2)

@@ -142,7 +142,9 @@ def test_testing_at_several_scales_mirrored_and_in_windows_runs():
 def test_options_that_do_not_fit_are_named(tmp_path):
   config = tiny.segmentation("linear")
   config.segmentation.head.level = (0,)
-  with pytest.raises(ValueError, match="head.level: there is no such option.*did you mean .*head.levels"):
+  with pytest.raises(
+    ValueError, match="segmentation.head.level: linear has no such option; did you mean .*head.levels"
+  ):
     tasks_build.build_task(config)
   for key, value, message in (
     ("segmentation.data", "cityscapes", "'cityscapes'; expected scenes, ade20k, files or prepared"),

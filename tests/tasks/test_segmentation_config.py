@@ -29,7 +29,7 @@ def test_every_variant_and_head(variant):
   for head in ("mask2former", "upernet", "linear"):
     chosen = tasks_build.read_config(_load().get_config(f"{_load().VARIANTS[variant]},head={head}"))
     assert chosen.segmentation.head.name == head
-    assert dataclasses.is_dataclass(chosen.segmentation.head) and head in segmentation._HEADS
+    assert dataclasses.is_dataclass(chosen.segmentation.head) and head in segmentation.HEADS
   built_in = variant in ("", "camvid")
   assert built_in == (config.backbone.weights == "shipped") == (options.data != "ade20k")
   assert config.headline.startswith("DEMO") == (variant == "")
