@@ -319,7 +319,7 @@ def _fitting(
 def _data_names(options: ActionOptions) -> tuple[str, str]:
   """Names of the training and the validation data, for errors."""
   if options.data == "prepared":
-    return tuple(f"{options.root}, split {split}," for split in _SPLITS)
+    return tuple(f"{options.root}, split {split}" for split in _SPLITS)
   return options.train, options.validation
 
 

@@ -92,9 +92,10 @@ class DetectionTask(base.Task):
         self.headline += " Only boxes are evaluated: the validation annotations have no masks."
     self.classes = tuple(classes)
     self._names = tuple(category["name"] for category in self.classes)
-    self._head_config = dataclasses.replace(
-      self._options.head, num_classes=len(self._names), with_masks=with_masks
-    )
+    head = dataclasses.replace(self._options.head, num_classes=len(self._names))
+    if with_masks != head.with_masks:
+      head = dataclasses.replace(head, with_masks=with_masks)
+    self._head_config = head
     self._semantic_stride = 0
     if self._train is not None:
       lost_objects.count(self._train, self._train_transform())

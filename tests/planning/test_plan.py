@@ -206,7 +206,7 @@ def test_refusals_are_read():
 
 def test_settings_that_cannot_be(tmp_path):
   config = tiny.segmentation()
-  with pytest.raises(ValueError, match="mfu=0: expected a share"):
+  with pytest.raises(ValueError, match="mfu=0: expected a fraction"):
     plan.plan(config, str(tmp_path), "cpu:1", mfu=0)
   config.accumulate = 4
   with pytest.raises(ValueError, match="config.batch_size is 2"):

@@ -282,7 +282,9 @@ def test_prepared_videos_that_do_not_fit(prepared, tmp_path):
   metadata = prepared_videos.KIND.folder(tmp_path, "validation") / "metadata.json"
   stored = json.loads(metadata.read_text())
   metadata.write_text(json.dumps(stored | {"class_names": stored["class_names"][::-1]}))
-  with pytest.raises(ValueError, match="split validation, has the 2 classes .* to differ .*prepare them"):
+  with pytest.raises(
+    ValueError, match="split validation does not have the classes of .* another order .*prepare them"
+  ):
     _task(**options)
   metadata.write_text(json.dumps(stored | {"rate": 12.0}))
   with pytest.raises(ValueError, match="keeps 12 frames per second; 0 "):
