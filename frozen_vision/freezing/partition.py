@@ -108,8 +108,9 @@ def split_mutable(trainable: nnx.State, frozen: nnx.State) -> tuple[nnx.State, n
         return not around.isdisjoint(trained)
     return False
 
-  mutable = [(path, variable) for path, variable in flat if is_mutable(path, variable)]
-  rest = [(path, variable) for path, variable in flat if not is_mutable(path, variable)]
+  mutable, rest = [], []
+  for path, variable in flat:
+    (mutable if is_mutable(path, variable) else rest).append((path, variable))
   return nnx.from_flat_state(mutable), nnx.from_flat_state(rest)
 
 
