@@ -18,7 +18,6 @@ import optax
 from frozen_vision import config as config_lib
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.data import batches, pipeline
-from frozen_vision.data.classification import augment
 from frozen_vision.data.generated import motion_clips
 from frozen_vision.data.video import clips, lists, prepared_videos, sources, survey
 from frozen_vision.heads import video_swin
@@ -92,18 +91,13 @@ class ActionTask(base.Task):
 
   def _train_transform(self) -> clips.TrainTransform:
     options = self._options
-    rand_augment = (
-      augment.RandAugment(**dataclasses.asdict(options.rand_augment))
-      if options.rand_augment.num_ops
-      else None
-    )
     return clips.TrainTransform(
       self._sampler,
       options.image_size,
       short_side=options.short_side,
       crop_scale=tuple(options.crop_scale),
       flip=options.flip,
-      rand_augment=rand_augment,
+      rand_augment=common.rand_augment(options.rand_augment),
       erasing=options.erasing,
     )
 

@@ -1,6 +1,5 @@
 """Supervised classification: how the shipped backbone was pretrained, and linear probes on frozen ones."""
 
-import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -87,14 +86,11 @@ class ClassificationTask(base.Task):
 
   def _train_transform(self) -> augment.TrainTransform:
     options = self._options
-    rand_augment = None
-    if options.rand_augment.num_ops:
-      rand_augment = augment.RandAugment(**dataclasses.asdict(options.rand_augment))
     return augment.TrainTransform(
       size=options.image_size,
       padding=None if options.crop_padding < 0 else options.crop_padding,
       crop_scale=tuple(options.crop_scale),
-      rand_augment=rand_augment,
+      rand_augment=common.rand_augment(options.rand_augment),
       erasing=options.erasing,
     )
 

@@ -1,6 +1,7 @@
 """Helpers of all tasks: the backbone of a config, and paths that must exist."""
 
 from collections.abc import Sequence, Sized
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -11,11 +12,12 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.config import Config
 from frozen_vision.data import classes as class_lists
 from frozen_vision.data import pipeline
+from frozen_vision.data.classification import augment
 from frozen_vision.files.paths import existing_path
 from frozen_vision.freezing import prepare
 from frozen_vision.heads import files as head_weights
 from frozen_vision.tasks import base
-from frozen_vision.tasks.shared_options import InitOptions
+from frozen_vision.tasks.shared_options import InitOptions, RandAugmentOptions
 
 
 def build_backbone(config: Config) -> nnx.Module:
@@ -76,6 +78,11 @@ def eval_batches(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
+
+
+def rand_augment(options: RandAugmentOptions) -> augment.RandAugment | None:
+  """The RandAugment that a section of a config describes; None for no operations."""
+  return augment.RandAugment(**dataclasses.asdict(options)) if options.num_ops else None
 
 
 def shared_classes(
