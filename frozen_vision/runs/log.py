@@ -55,8 +55,9 @@ class RunLog:
 
     Call it once, before the first write, with the step of the restored checkpoint. For a step and
     the one after it to appear exactly once, what belongs to a step is logged before the checkpoint
-    of that step is saved. Pictures and texts are overwritten by their step and name. Old
-    TensorBoard events stay in their files, beside the newer ones of the same steps.
+    of that step is saved; its evaluation comes after, and `has` tells whether it is there. Pictures
+    and texts are overwritten by their step and name. Old TensorBoard events stay in their files,
+    beside the newer ones of the same steps.
 
     A line that a killed process left unfinished is dropped too.
     """

@@ -20,6 +20,7 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.data import batches, pipeline
 from frozen_vision.data.generated import motion_clips
 from frozen_vision.data.video import clips, lists, prepared_videos, sources, survey
+from frozen_vision.files import atomic
 from frozen_vision.heads import video_swin
 from frozen_vision.heads.base import ClipHead
 from frozen_vision.metrics import action as action_metrics
@@ -201,8 +202,8 @@ class ActionTask(base.Task):
     confusion = evaluator.total()
     if jax.process_index():
       return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "confusion.csv", "w", newline="", encoding="utf-8") as file:
+    path = folder / "confusion.csv"
+    with atomic.path_aside(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
       writer = csv.writer(file)
       writer.writerow(["", *evaluator.classes])
       writer.writerows([name, *row] for name, row in zip(evaluator.classes, confusion.tolist()))
