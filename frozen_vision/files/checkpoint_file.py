@@ -83,11 +83,11 @@ def open_checkpoint(source: str | os.PathLike) -> CheckpointFile:
   tensors.check_file(path)
   match = _SHARD.fullmatch(path.name)
   if path.name.endswith(_INDEX_SUFFIX):
-    return _open_index(path, path)
+    return _join(path, shards_of_index(path))
   if match:
     index = path.with_name(f"{match[1]}{match[4]}{_INDEX_SUFFIX}")
     if index.is_file():
-      return _open_index(index, path)
+      return _join(path, shards_of_index(index))
     return _open_shards(path, match)
   return _open_one(path, part)
 
@@ -118,8 +118,12 @@ def _open_shards(path: pathlib.Path, match: re.Match[str]) -> CheckpointFile:
   return _join(path, {shard: None for shard in shards})
 
 
-def _open_index(index: pathlib.Path, named: pathlib.Path) -> CheckpointFile:
-  """The shards that an index lists; what they hold must be what it says."""
+def shards_of_index(index: pathlib.Path) -> dict[pathlib.Path, set[str]]:
+  """The shards that an index lists, as files beside it, each with the tensors that it must hold.
+
+  Raises:
+    FileFormatError: no index, or one whose shards are not beside it.
+  """
   content = parse_json(index.read_bytes(), index, "it")
   places = content.get("weight_map") if isinstance(content, dict) else None
   if not isinstance(places, dict) or not places:
@@ -131,7 +135,7 @@ def _open_index(index: pathlib.Path, named: pathlib.Path) -> CheckpointFile:
     shards.setdefault(index.with_name(name), set()).add(key)
   if len(shards) > _MAX_SHARDS:
     raise FileFormatError(index, f"lists {len(shards):,} shards.")
-  return _join(named, shards)
+  return shards
 
 
 def _join(named: pathlib.Path, shards: Mapping[pathlib.Path, set[str] | None]) -> CheckpointFile:

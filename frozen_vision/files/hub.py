@@ -1,15 +1,13 @@
 """Weights from the Hugging Face Hub, through its own client: resumed, cached and checked."""
 
 import importlib
-import json
 import pathlib
 import re
 from typing import Any
 
-from frozen_vision.files import download
-from frozen_vision.files.checkpoint_file import WEIGHTS_IN_FOLDERS
+from frozen_vision.files import checkpoint_file, download
 
-_INDEX, _SINGLE = WEIGHTS_IN_FOLDERS
+_INDEX, _SINGLE = checkpoint_file.WEIGHTS_IN_FOLDERS
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -42,9 +40,9 @@ def fetch_weights(repository: str) -> pathlib.Path:
       raise FileNotFoundError(
         f"{_page(repository)} holds neither {_SINGLE} nor {_INDEX}; fetch its weights by hand."
       )
-    for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
-      if _fetch(client, repository, name) is None:
-        raise FileNotFoundError(f"{_page(repository)} lacks {name}, which its {_INDEX} lists.")
+    for shard in sorted(checkpoint_file.shards_of_index(index)):
+      if _fetch(client, repository, shard.name) is None:
+        raise FileNotFoundError(f"{_page(repository)} lacks {shard.name}, which its {_INDEX} lists.")
     return index
   except client.errors.GatedRepoError as error:
     raise PermissionError(

@@ -116,6 +116,20 @@ def test_all_shards(client):
     hub.fetch_weights("owner/large")
 
 
+@pytest.mark.parametrize(
+  ("index", "message"),
+  [
+    ({"weight_map": {"w": "../outside"}}, "places w in '../outside'; a shard is a file beside the index"),
+    ({"metadata": {}}, "is no index of shards: it holds no weight_map"),
+  ],
+)
+def test_an_index_is_checked_before_its_shards_are_fetched(client, index, message):
+  client.repositories["owner/hostile"] = {"model.safetensors.index.json": json.dumps(index).encode()}
+  with pytest.raises(ValueError, match=message):
+    hub.fetch_weights("owner/hostile")
+  assert client.fetched == ["model.safetensors.index.json"]
+
+
 def test_damaged_files_are_removed(client):
   client.damaged.add("model.safetensors")
   with pytest.raises(ValueError, match="was damaged on its way.*fetch it again"):
