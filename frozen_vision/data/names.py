@@ -8,7 +8,7 @@ for reading, unless the caller allows them, and are escaped where a name becomes
 """
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import hashlib
 import os
 import pathlib
@@ -69,6 +69,14 @@ class Files:
         return None
       path /= found
     return path
+
+
+def files_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """All files below a folder in the order of their paths, without hidden ones and those in hidden folders."""
+  for path in sorted(folder.rglob("*")):
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    if not hidden and path.is_file():
+      yield path
 
 
 def leads_outside(name: str) -> bool:

@@ -1,13 +1,13 @@
 """Finds the files to predict on: folders, files and patterns become one list, each file with a name."""
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import logging
 import os
 import pathlib
 
-from frozen_vision.data import images
+from frozen_vision.data import images, names
 from frozen_vision.data.video import decoding
 
 _logger = logging.getLogger(__name__)
@@ -52,7 +52,11 @@ def find_inputs(inputs: Iterable[str | os.PathLike], *, exclude: pathlib.Path | 
       if not path.is_dir():
         found.setdefault(path, pathlib.Path(path.name))
         continue
-      inside = list(_files_below(path, exclude))
+      inside = [
+        file
+        for file in names.files_below(path)
+        if exclude is None or not file.resolve().is_relative_to(exclude.resolve())
+      ]
       usable = [file for file in inside if file.suffix.lower() in _SUFFIXES]
       others += len(inside) - len(usable)
       for file in usable:
@@ -76,14 +80,6 @@ def _matches(entry: str | os.PathLike) -> list[pathlib.Path]:
   if not paths or not paths[0].exists():
     raise FileNotFoundError(f"--inputs={entry}: {path.absolute()} does not exist.")
   return paths
-
-
-def _files_below(folder: pathlib.Path, exclude: pathlib.Path | None) -> Iterator[pathlib.Path]:
-  """All files below a folder in order, without hidden ones and those below `exclude`."""
-  for file in sorted(folder.rglob("*")):
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    if file.is_file() and not hidden and not (exclude and file.resolve().is_relative_to(exclude.resolve())):
-      yield file
 
 
 def _named(found: Mapping[pathlib.Path, pathlib.Path]) -> list[Input]:

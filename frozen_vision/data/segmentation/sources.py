@@ -216,13 +216,10 @@ def _list(folder: pathlib.Path, endings: Any, suffix: str, what: str) -> dict[st
   if not folder.is_dir():
     raise FileNotFoundError(f"{folder} is not a folder; expected {what} in it.")
   found: dict[str, str] = {}
-  for path in sorted(folder.rglob("*")):
+  for path in data_names.files_below(folder):
+    if path.suffix.lower() not in endings or not path.stem.endswith(suffix):
+      continue
     relative = path.relative_to(folder)
-    hidden = any(part.startswith(".") for part in relative.parts)
-    if hidden or path.suffix.lower() not in endings or not relative.stem.endswith(suffix):
-      continue
-    if not path.is_file():
-      continue
     stem = data_names.normalised(relative.with_suffix("").as_posix())
     stem = stem[: len(stem) - len(suffix)]
     if stem in found:

@@ -109,13 +109,7 @@ def _find_files(rows: Sequence[_Row], path: pathlib.Path, root: pathlib.Path | N
 
 def _open_folder(path: pathlib.Path, classes: Sequence[str]) -> sources.VideoList:
   names = list(classes) or class_names.find_classes(path) or []
-  found = sorted(
-    file
-    for file in path.rglob("*")
-    if file.suffix.lower() in decoding.SUFFIXES
-    and file.is_file()
-    and not any(part.startswith(".") for part in file.relative_to(path).parts)
-  )
+  found = [file for file in data_names.files_below(path) if file.suffix.lower() in decoding.SUFFIXES]
   loose = [file for file in found if file.parent == path]
   if loose or not found:
     what = f"{loose[0]} lies outside of any class folder" if loose else "there are no videos"
