@@ -5,7 +5,7 @@ prints them first, writes them to `data.json`, and stops where more than a tenth
 unless told to go on (`reports`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 from typing import Any
 
@@ -61,6 +61,16 @@ class Findings:
     examples = self.examples.setdefault(kind, [])
     if len(examples) < EXAMPLES:
       examples.append(example)
+
+  def add_errors(self, kind: str, errors: Iterable[Exception | None]) -> list[int]:
+    """Counts the errors among results of checks, and returns the positions of those that are None."""
+    good = []
+    for position, error in enumerate(errors):
+      if error is None:
+        good.append(position)
+      else:
+        self.add(kind, str(error))
+    return good
 
   def saw(self, unit: str, count: int = 1) -> None:
     """Counts what was looked at."""

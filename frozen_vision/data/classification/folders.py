@@ -67,11 +67,9 @@ class ImageFolder:
   def check(self) -> None:
     """Looks at every file, and leaves out those that cannot be read; `findings` says which."""
     names = self.names
-    errors = list(image_checks.check_files((self._root / name for name in names), names))
-    for error in filter(None, errors):
-      self.findings.add("image_unreadable", str(error))
+    errors = image_checks.check_files((self._root / name for name in names), names)
+    kept = self.findings.add_errors("image_unreadable", errors)
     self.findings.saw("images", len(names))
-    kept = [index for index, error in enumerate(errors) if error is None]
     self.names, self.labels = [names[index] for index in kept], self.labels[kept]
 
 
@@ -132,11 +130,9 @@ class ImageTar:
 
   def check(self) -> None:
     """As `ImageFolder.check`; the bytes of what is left out stay in memory."""
-    errors = [image_checks.check_bytes(self[index]["image"], name) for index, name in enumerate(self.names)]
-    for error in filter(None, errors):
-      self.findings.add("image_unreadable", str(error))
-    self.findings.saw("images", len(errors))
-    kept = [index for index, error in enumerate(errors) if error is None]
+    errors = (image_checks.check_bytes(self[index]["image"], name) for index, name in enumerate(self.names))
+    kept = self.findings.add_errors("image_unreadable", errors)
+    self.findings.saw("images", len(self.names))
     self.names, self.labels = [self.names[index] for index in kept], self.labels[kept]
     self._starts, self._ends = self._starts[kept], self._ends[kept]
 

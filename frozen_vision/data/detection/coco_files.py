@@ -36,10 +36,8 @@ def check_files(
       kept.append(row)
   if contents:
     names = [row.file_name for row in kept]
-    errors = list(image_checks.check_files((folder / name for name in names), names))
-    for error in filter(None, errors):
-      problems.add("image_unreadable", str(error))
-    kept = [row for row, error in zip(kept, errors) if error is None]
+    errors = image_checks.check_files((folder / name for name in names), names)
+    kept = [kept[index] for index in problems.add_errors("image_unreadable", errors)]
   return kept
 
 

@@ -84,12 +84,7 @@ def _bad_images(source: sources.LabelledImages, found: findings.Findings) -> set
   """Positions of the images that cannot be read, which are counted."""
   names = [source.name(i) for i in range(len(source))]
   errors = image_checks.check_files((source.image_path(i) for i in range(len(source))), names)
-  bad = set()
-  for index, error in enumerate(errors):
-    if error is not None:
-      bad.add(index)
-      found.add("image_unreadable", str(error))
-  return bad
+  return set(range(len(source))) - set(found.add_errors("image_unreadable", errors))
 
 
 def _look(

@@ -22,11 +22,8 @@ def survey(source: sources.VideoList | sources.Selection) -> sources.Selection:
     found.notes.append(f"{len(positions):,} of {len(source):,} videos were opened")
   found.saw("videos", len(positions))
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    errors = list(pool.map(_error, (source.paths[i] for i in positions)))
-  bad = {int(position) for position, error in zip(positions, errors) if error is not None}
-  for error in filter(None, errors):
-    found.add("video_unreadable", str(error))
-  kept = sources.Selection([source], [i for i in range(len(source)) if i not in bad])
+    good = found.add_errors("video_unreadable", pool.map(_error, (source.paths[i] for i in positions)))
+  kept = sources.Selection([source], np.setdiff1d(np.arange(len(source)), np.delete(positions, good)))
   kept.findings.merge(found)
   return kept
 
