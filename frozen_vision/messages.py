@@ -1,7 +1,20 @@
 """Phrases of error messages that several modules use."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import difflib
+from typing import Any
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+  """`a, b, c and 20 more`, or `none`."""
+  more = f" and {len(names) - most:,} more" if len(names) > most else ""
+  return (", ".join(names[:most]) or "none") + more
+
+
+def short(value: Any) -> str:
+  """A value as errors show it, in at most 60 characters."""
+  text = repr(value)
+  return text if len(text) <= 60 else text[:57] + "..."
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

@@ -26,8 +26,6 @@ from typing import Annotated, Any, Literal
 
 from frozen_vision import annotations, messages
 
-_LISTED = 12  # names that a message lists
-
 
 class OptionError(ValueError):
   """An option that does not exist or whose value does not fit; the message names it."""
@@ -421,8 +419,7 @@ def _unknown(option: str, section: str, key: str, cls: type, table: Any = None, 
   what = f"{name} has no such option" if table else "there is no such option"
   if close:
     return f"{option}: {what}; did you mean {section}.{close}?"
-  listed = ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
-  return f"{option}: {what}; {section} has {listed}."
+  return f"{option}: {what}; {section} has {messages.listed(known, most=12)}."
 
 
 def _unknown_choice(option: str, name: Any, table: Mapping[str, Any]) -> str:

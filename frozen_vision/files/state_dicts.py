@@ -5,6 +5,7 @@ import logging
 import pathlib
 from typing import Any, TypeVar
 
+from frozen_vision import messages
 from frozen_vision.files.formats import FileFormatError
 from frozen_vision.files.pickle_data import Unknown
 from frozen_vision.files.tensors import LazyTensor
@@ -104,11 +105,8 @@ def strip_prefixes(tensors: Mapping[str, T]) -> dict[str, T]:
     found = {key.removeprefix(prefix): tensor for key, tensor in found.items()}
 
 
-def _listed(keys: Sequence[Any], most: int = 12) -> str:
-  """`a, b, c and 20 more`."""
-  names = [str(key)[:60] for key in keys[:most]]
-  more = f" and {len(keys) - most:,} more" if len(keys) > most else ""
-  return (", ".join(names) or "none") + more
+def _listed(keys: Sequence[Any]) -> str:
+  return messages.listed([str(key)[:60] for key in keys], 12)
 
 
 def _is_module(value: Any) -> bool:

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from frozen_vision import messages
 from frozen_vision.files import keys
 from frozen_vision.runs import records, state_leaves
 
@@ -157,9 +158,8 @@ class CheckpointStore:
         raise UnreadableError("arrays: " + "; ".join(problems))
       damaged = records.damaged(record, found)
       if damaged:
-        more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
         raise UnreadableError(
-          f"arrays: {', '.join(damaged[:5])}{more} do not add up to the checksums that they were saved with; "
+          f"arrays: {messages.listed(damaged)} do not add up to the checksums that they were saved with; "
           "they were damaged"
         )
     result = {}

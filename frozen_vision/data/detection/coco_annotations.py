@@ -20,6 +20,7 @@ from frozen_vision.data import images as image_io
 from frozen_vision.data import names as data_names
 from frozen_vision.data.detection import mask_encoding
 from frozen_vision.data.findings import Kind
+from frozen_vision.messages import short
 
 _BOXES_ONLY = "To train on boxes only, set --config.detection.head.with_masks=False."
 # Every counted kind: what was found, and what was done about it.
@@ -389,12 +390,6 @@ def integer(value: Any) -> int | None:
 def is_number(value: Any, largest: float) -> bool:
   """Whether it is a number of at most that size; NaN is none, and neither is true."""
   return isinstance(value, int | float) and not isinstance(value, bool) and -largest <= value <= largest
-
-
-def short(value: Any) -> str:
-  """A value as errors show it."""
-  text = repr(value)
-  return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _first(items: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from frozen_vision.data.detection import coco_annotations as checks
+from frozen_vision.messages import short
 
 # A box of fractions of its image ends here, but for rounding.
 _NORMALISED = 1.001
@@ -23,7 +24,7 @@ def require_pixels(raw: Mapping[str, Any], images: Sequence[checks.ImageRow], pa
     total += 1
     if max(corner) <= _NORMALISED:
       found += 1
-      box = checks.short(annotation.get("bbox") or annotation["segmentation"])
+      box = short(annotation.get("bbox") or annotation["segmentation"])
       size = f"{image.width} x {image.height} pixels"
       example = example or f"annotation {annotation.get('id')} with {box} in an image of {size}"
   if found > total / 2:

@@ -22,6 +22,7 @@ from typing import Any
 
 from frozen_vision.data import text_files
 from frozen_vision.data.segmentation import label_maps
+from frozen_vision.messages import short
 
 _MAX_VALUE = 2**16 - 1
 _MAX_SEGMENT = 2**24 - 1  # three bytes
@@ -84,7 +85,7 @@ def _json_entries(path: pathlib.Path) -> tuple[list[_Entry], set[int]]:
         value = text_files.whole_number(content["ignore_index"], -_MAX_VALUE, _MAX_VALUE)
         if value is None:
           raise text_files.TextError(
-            f"{path}: ignore_index is {_short(content['ignore_index'])}; expected a pixel value."
+            f"{path}: ignore_index is {short(content['ignore_index'])}; expected a pixel value."
           )
         ignored.add(value)
       return [_json_entry(f"class {position}", entry) for position, entry in enumerate(entries)], ignored
@@ -92,8 +93,8 @@ def _json_entries(path: pathlib.Path) -> tuple[list[_Entry], set[int]]:
       found = []
       for position, category in enumerate(categories):
         if not isinstance(category, dict) or "id" not in category:
-          raise text_files.TextError(f"{path}: category {position} is {_short(category)}; expected an `id`.")
-        where = f"category {position} (id {_short(category['id'])})"
+          raise text_files.TextError(f"{path}: category {position} is {short(category)}; expected an `id`.")
+        where = f"category {position} (id {short(category['id'])})"
         found.append(_Entry(where, category.get("name"), category["id"]))
       return found, {0} - {entry.value for entry in found if isinstance(entry.value, int)}
     case _:
@@ -159,7 +160,7 @@ def _label_format(
 def _name(entry: _Entry, path: pathlib.Path) -> str:
   name = entry.name.strip() if isinstance(entry.name, str) else None
   if not name:
-    found = "has no name" if entry.name is None or entry.name == "" else f"is {_short(entry.name)}"
+    found = "has no name" if entry.name is None or entry.name == "" else f"is {short(entry.name)}"
     raise text_files.TextError(f"{path}: {entry.where} {found}; expected a name, or an object with `name`.")
   return name
 
@@ -170,7 +171,7 @@ def _value(entry: _Entry, position: int, path: pathlib.Path) -> int:
   value = text_files.whole_number(entry.value, 0, _MAX_VALUE)
   if value is None:
     raise text_files.TextError(
-      f"{path}: {entry.where} ({_short(entry.name)}) has the pixel value {_short(entry.value)}; expected a "
+      f"{path}: {entry.where} ({short(entry.name)}) has the pixel value {short(entry.value)}; expected a "
       f"whole number from 0 to {_MAX_VALUE}."
     )
   return value
@@ -186,7 +187,7 @@ def _colour(entry: _Entry, path: pathlib.Path) -> label_maps.Rgb | None:
   numbers = [text_files.whole_number(channel, 0, 255) for channel in channels]
   if len(numbers) != 3 or None in numbers:
     raise text_files.TextError(
-      f"{path}: {entry.where} ({_short(entry.name)}) has the color {_short(entry.colour)}; expected "
+      f"{path}: {entry.where} ({short(entry.name)}) has the color {short(entry.colour)}; expected "
       '[r, g, b] of whole numbers from 0 to 255, or "#rrggbb".'
     )
   red, green, blue = numbers
@@ -227,11 +228,6 @@ def _segments_of(annotation: Any, position: int, path: pathlib.Path) -> tuple[st
       if not any(None in pair for pair in pairs):
         return name, dict(pairs)
   raise text_files.TextError(
-    f"{path} is no COCO panoptic JSON: annotation {position} is {_short(annotation)}; expected `file_name`, "
+    f"{path} is no COCO panoptic JSON: annotation {position} is {short(annotation)}; expected `file_name`, "
     "and `segments_info` with whole numbers as `id` and `category_id`."
   )
-
-
-def _short(value: Any) -> str:
-  text = repr(value)
-  return text if len(text) <= 60 else text[:57] + "..."

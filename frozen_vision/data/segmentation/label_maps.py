@@ -24,6 +24,7 @@ from jaxtyping import Int, Int16, UInt8
 import numpy as np
 from PIL import Image
 
+from frozen_vision import messages
 from frozen_vision.data import images
 from frozen_vision.data.segmentation import label_files
 
@@ -155,11 +156,10 @@ class LabelFormat:
     self, name: str, unknown: Mapping[int, int], show: Callable[[int], str]
   ) -> images.ImageError:
     worst = sorted(unknown.items(), key=lambda item: (-item[1], item[0]))
-    listed = ", ".join(f"{show(value)} ({count} pixels)" for value, count in worst[:5])
-    more = f" and {len(worst) - 5} more" if len(worst) > 5 else ""
+    listed = messages.listed([f"{show(value)} ({count} pixels)" for value, count in worst])
     return images.ImageError(
       name,
-      f"has labels outside of the class list: {listed}{more}; known are "
+      f"has labels outside of the class list: {listed}; known are "
       f"{self._describe()}. Correct the class list, name them as ignored, or set unknown labels to "
       "ignore",
       "unknown labels",
