@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from frozen_vision.data import images, text_files
-from frozen_vision.data.detection import mask_encoding
+from frozen_vision.data.detection import coco_annotations, mask_encoding
 from frozen_vision.ops import masks as mask_ops
 
 _logger = logging.getLogger(__name__)
@@ -28,8 +28,6 @@ METRIC_NAMES = (
 )  # fmt: skip
 PREFIXES: dict[IouType, str] = {"bbox": "box", "segm": "mask"}
 KEYS: dict[IouType, str] = {"bbox": "bbox", "segm": "segmentation"}
-_MAX_FILE = 2**36
-_MAX_COORDINATE = 1e5  # pycocotools allocates in proportion to a polygon's outline
 
 
 def encode_mask(
@@ -110,7 +108,7 @@ def as_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 def _is_polygon(polygon: Any) -> bool:
   if not isinstance(polygon, list) or len(polygon) < 4:
     return False
-  return all(isinstance(x, int | float) and abs(x) <= _MAX_COORDINATE for x in polygon)
+  return all(isinstance(x, int | float) and abs(x) <= coco_annotations.MAX_COORDINATE for x in polygon)
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> Any:
@@ -118,7 +116,7 @@ def read_json(path: str | os.PathLike[str], what: str) -> Any:
   if not os.path.exists(path):
     raise FileNotFoundError(f"{what} {os.fspath(path)!r} does not exist.")
   try:
-    return text_files.read_json(path, max_bytes=_MAX_FILE)
+    return text_files.read_json(path, max_bytes=coco_annotations.MAX_FILE)
   except text_files.TextError as error:
     raise ValueError(f"{what} {error}") from error
 
@@ -182,7 +180,7 @@ class GroundTruth:
       "image_id": image_id,
       "category_id": _whole(annotation["category_id"], f"{where}, category_id"),
       "bbox": checked_box(annotation["bbox"], where),
-      "iscrowd": int(annotation.get("iscrowd") in (1, True, "1")),
+      "iscrowd": int(coco_annotations.is_crowd(annotation)),
       "area": annotation.get("area"),
     }
     if kept["area"] is not None and not _is_finite(kept["area"]):
@@ -220,7 +218,7 @@ def _whole(value: Any, what: str) -> int:
 
 
 def _is_finite(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e18
+  return coco_annotations.is_number(value, 1e18)
 
 
 def checked_box(box: Any, where: str) -> list[float]:

@@ -66,11 +66,11 @@ PROBLEMS = {
   ),
 }
 _EXAMPLES = findings.EXAMPLES
-_MAX_FILE = 2**36
+MAX_FILE = 2**36
 # Pixels, far above any image; a box may lie outside of it.
 MAX_BOX = 1e9
 # pycocotools allocates in proportion to the length of a polygon's outline, in C, unchecked.
-_MAX_COORDINATE = 1e5
+MAX_COORDINATE = 1e5
 # COCO rounds boxes to 0.01 pixel; less than this outside is rounding, not worth a word.
 _CLIP_TOLERANCE = 0.5
 
@@ -120,7 +120,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     raise FileNotFoundError(f"{path}: no such annotation file.")
   try:
-    raw = text_files.read_json(path, max_bytes=_MAX_FILE)
+    raw = text_files.read_json(path, max_bytes=MAX_FILE)
   except text_files.TextError as error:
     raise CocoError(str(error)) from error
   if not isinstance(raw, dict):
@@ -375,7 +375,7 @@ def _read_segmentation(
       points = np.zeros((0, 0))
     # pycocotools would take a list of 4 numbers for a box.
     usable = points.ndim == 1 and points.size >= 6 and points.size % 2 == 0
-    if usable and np.all(np.abs(points) <= _MAX_COORDINATE):  # NaN compares as False
+    if usable and np.all(np.abs(points) <= MAX_COORDINATE):  # NaN compares as False
       polygons.append(points.tolist())
     else:
       problems.add("polygon_invalid", f"{what}: {short(polygon)}")
