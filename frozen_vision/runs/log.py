@@ -143,9 +143,10 @@ class RunLog:
   def _open(self):
     if self._file is None:
       self._workdir.mkdir(parents=True, exist_ok=True)
-      if self._metrics.exists() and not self._metrics.read_bytes().endswith(b"\n"):
-        lines = self._metrics.read_bytes().splitlines(keepends=True)  # a killed process's last one
-        os.truncate(self._metrics, sum(map(len, lines[:-1])))
+      written = self._metrics.read_bytes() if self._metrics.exists() else b""
+      whole_lines = written.rfind(b"\n") + 1  # a killed process may have left a part of one
+      if whole_lines < len(written):
+        os.truncate(self._metrics, whole_lines)
       self._file = open(self._metrics, "ab", buffering=0)  # one write call per line
     return self._file
 
@@ -361,11 +362,6 @@ class CompileCounter:
   def _listen(self, event: str, duration: float, **kwargs) -> None:
     if event == _COMPILATION:
       self.compilations.append(Compilation(str(kwargs.get("fun_name", "?")), duration))
-
-
-def compile_counter() -> CompileCounter:
-  """For `with compile_counter() as compilations:`."""
-  return CompileCounter()
 
 
 class StopSignal:

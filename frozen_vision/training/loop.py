@@ -117,7 +117,7 @@ def _train(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, f
     jax.set_mesh(mesh),
     checkpoint.Checkpoints(folder, keep=config.keep_checkpoints, best_metric=task.best_metric) as checkpoints,
     run_log.RunLog(folder, tensorboard=config.tensorboard, is_writer=is_writer) as log,
-    run_log.compile_counter() as compilations,
+    run_log.CompileCounter() as compilations,
     run_log.StopSignal() as stop,
   ):
     state, start, pending = _restore(checkpoints, state, task, model, config, folder)

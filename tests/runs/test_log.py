@@ -234,7 +234,7 @@ def test_compilations_are_counted_by_name():
 
   step = jax.jit(train_step)
   inputs = [jnp.ones(3), jnp.ones(4), jnp.ones(5)]
-  with run_log.compile_counter() as counter:
+  with run_log.CompileCounter() as counter:
     step(inputs[0])
     assert [c.name for c in counter.since(names=("train_step",))] == ["jit(train_step)"]
     assert counter.since(names=("train_step",))[0].seconds > 0

@@ -19,7 +19,6 @@ MIN_IMAGE_SIDE = 32
 # The least and the most that the phase moves during a clip, in cycles.
 _TRAVEL = (0.4, 0.8)
 _SPLITS = {"train": 0, "validation": 1}
-_SHAPES = ("disc", "rectangle", "triangle", "star", "ring", "cross")
 # The shape's radius at phase 0 and just before phase 1, as a fraction of the image's side.
 _RADIUS = (0.10, 0.28)
 
@@ -85,7 +84,7 @@ class MotionClipSource:
     side = self.image_size
     background = painting.paint_background(rng, side, side)
     phases = np.array([rng.uniform() for _ in range(3)])  # of x, y and size
-    shape, proportion = rng.integer(0, len(_SHAPES)), rng.uniform()
+    shape, proportion = rng.integer(0, len(painting.CLASS_NAMES)), rng.uniform()
     direction = rng.direction()
     colours = rng.array(8, 3)
     colour = max(colours, key=lambda c: float(np.abs(c - background.mean((0, 1))).sum()))

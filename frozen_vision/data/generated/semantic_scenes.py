@@ -8,8 +8,6 @@ import numpy as np
 from frozen_vision.data.generated import scenes
 from frozen_vision.data.segmentation import sources
 
-BACKGROUND = 0
-
 
 class SemanticScenes(sources.SegmentationSource):
   """The scenes of a `SceneSource` with exact label maps; class 0 is the background, i + 1 shape i."""
