@@ -6,6 +6,7 @@ import ml_collections
 
 from frozen_vision.freezing import prepare
 from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.runs import workdir as workdir_lib
 from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
@@ -33,6 +34,6 @@ def save_run(
     checkpoints.save(
       1,
       state,
-      checkpoint.make_meta(config=config.to_dict(), feature_key=model.feature_key, examples=0, **known),
+      workdir_lib.make_meta(config=config.to_dict(), feature_key=model.feature_key, examples=0, **known),
     )
   return model

@@ -28,6 +28,7 @@ from frozen_vision.devices import sharding
 from frozen_vision.freezing import partition, prepare
 from frozen_vision.planning import machines
 from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.runs import workdir as workdir_lib
 from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop, optimizer
@@ -98,7 +99,7 @@ def _checkpoint_bytes(
   state: train_step.State, config: ml_collections.ConfigDict, task: base.Task, model: prepare.Model
 ) -> int:
   """Bytes of a checkpoint on disk, as a run saves it."""
-  meta = checkpoint.make_meta(
+  meta = workdir_lib.make_meta(
     config=config.to_dict(), feature_key=model.feature_key, examples=2, classes=list(task.classes)
   )
   with tempfile.TemporaryDirectory() as folder:

@@ -26,6 +26,7 @@ from experiments import tables
 from frozen_vision import export
 from frozen_vision.prediction import predictor as predict
 from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.runs import workdir as workdir_lib
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 
@@ -61,7 +62,7 @@ def save_untrained(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     checkpoints.save(
       1,
       {"trainable": model.trainable, "ema": model.trainable},
-      checkpoint.make_meta(
+      workdir_lib.make_meta(
         config=config.to_dict(), feature_key=model.feature_key, examples=0, classes=list(task.classes)
       ),
     )

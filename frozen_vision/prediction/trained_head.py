@@ -16,6 +16,7 @@ from frozen_vision.config import Config
 from frozen_vision.freezing import feature_key, prepare
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.runs import workdir as workdir_lib
 from frozen_vision.tasks import base, common, results
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import step as train_step
@@ -244,7 +245,7 @@ def _fitting_backbone(
         f"{workdir} was trained on other features than the given backbone gives "
         f"({', '.join(differs)} differ), and its own backbone is not there. {error}"
       ) from error
-  checkpoint.check_feature_key(wanted, backbone.key)
+  workdir_lib.check_feature_key(wanted, backbone.key)
   return backbone, differs
 
 

@@ -1,15 +1,13 @@
 """Checkpoints of what trains.
 
 A checkpoint is one Orbax step directory with two items: `state`, the arrays, as nested dicts named
-by path, and `meta`, JSON: the caller's record (config, feature key, examples
-consumed) and a table of every leaf's path, shape and dtype. The table is read and compared before
+by path, and `meta`, JSON: the caller's record (`workdir.make_meta`: config, feature key,
+examples consumed) and a table of every leaf's path, shape and dtype. The table is read and compared before
 any array is, so that a mismatch is one error that lists every key. Arrays and record have checksums, which
 every restore compares: a damaged checkpoint is named and the one before it is taken.
 
     workdir/checkpoints/<step>/   the latest few
     workdir/best/<step>/          the best by a metric; retention of one never touches the other
-
-The checks of a workdir and of a checkpoint's record are offered here too; they are in `workdir`.
 """
 
 from collections.abc import Mapping
@@ -24,24 +22,6 @@ import jax
 from frozen_vision.files import keys
 from frozen_vision.runs import state_leaves
 from frozen_vision.runs.checkpoint_store import CheckpointStore, NothingReadableError
-from frozen_vision.runs.workdir import (
-  check_classes,
-  check_feature_key,
-  check_resumed,
-  claim_workdir,
-  hold,
-  make_meta,
-)
-
-__all__ = [
-  "Checkpoints",
-  "check_classes",
-  "check_feature_key",
-  "check_resumed",
-  "claim_workdir",
-  "hold",
-  "make_meta",
-]
 
 PyTree = Any
 
@@ -93,7 +73,7 @@ class Checkpoints:
       state: nested containers, `nnx.State`, optax states; leaves are jax arrays, typed PRNG keys,
         NumPy arrays and Python numbers. The outermost level is a dict of named parts, such as
         `trainable`, `ema`, `opt_state`.
-      meta: what JSON can hold; see `make_meta`. `step` is added.
+      meta: what JSON can hold; see `workdir.make_meta`. `step` is added.
 
     Raises:
       ValueError: `step` exists or is not after the latest, or Orbax refused for another reason.

@@ -93,7 +93,7 @@ def train(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, floa
   """
   config = tasks_build.read_config(config)
   folder, is_writer = workdir_lib.local_folder(workdir), jax.process_index() == 0
-  with checkpoint.hold(folder, is_writer=is_writer):
+  with workdir_lib.hold(folder, is_writer=is_writer):
     return _train(config, folder, is_writer)
 
 
@@ -174,7 +174,7 @@ def evaluate(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, f
   """
   config = tasks_build.read_config(config)
   folder, is_writer = workdir_lib.local_folder(workdir), jax.process_index() == 0
-  with checkpoint.hold(folder, is_writer=is_writer):
+  with workdir_lib.hold(folder, is_writer=is_writer):
     return _evaluate(config, folder, is_writer)
 
 
@@ -190,7 +190,7 @@ def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str
   ):
     meta = checkpoints.read_meta()
     _check_features(meta, model, config)
-    checkpoint.check_classes(meta.get("classes"), task.classes, where=str(folder))
+    workdir_lib.check_classes(meta.get("classes"), task.classes, where=str(folder))
     wanted = {weights: model.trainable, "mutable": model.mutable}
     state, meta = checkpoints.restore(wanted, partial=True)
     _logger.info("Evaluating step %d of %s.", meta["step"], folder)
@@ -269,7 +269,7 @@ def _restore(
     _check_features(meta, model, config)
     if "config" in meta:
       meta = {**meta, "config": _upgraded(meta["config"], folder)}
-    checkpoint.check_resumed(
+    workdir_lib.check_resumed(
       meta, config.to_dict(), task.classes, config.batch_size, where=str(folder), ignore=_FREE_OPTIONS
     )
     if meta.get("teacher") != model.teacher:
@@ -293,12 +293,12 @@ def _check_features(meta: Mapping[str, Any], model: prepare.Model, config: Confi
       "Random weights are the same on every machine now, which those of runs from before were not; such a "
       "run cannot be continued: train it anew in another --workdir."
     )
-  checkpoint.check_feature_key(feature_key.current(meta.get("feature_key")), model.feature_key, hint=hint)
+  workdir_lib.check_feature_key(feature_key.current(meta.get("feature_key")), model.feature_key, hint=hint)
 
 
 def _claim(folder: pathlib.Path, config: Config, *, is_writer: bool) -> None:
   """Makes the workdir this run's."""
-  checkpoint.claim_workdir(
+  workdir_lib.claim_workdir(
     folder,
     config.to_dict(),
     ignore=_FREE_OPTIONS,

@@ -20,6 +20,7 @@ from frozen_vision.freezing import prepare
 from frozen_vision.metrics import gather
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import log as run_log
+from frozen_vision.runs import workdir as workdir_lib
 from frozen_vision.tasks import base
 from frozen_vision.training import evaluation, programs
 from frozen_vision.training import step as step_lib
@@ -199,7 +200,7 @@ class Run:
   def _meta(self, done: int) -> dict[str, Any]:
     """The record that a checkpoint keeps beside its arrays."""
     teacher = {} if self.model.teacher is None else {"teacher": self.model.teacher}
-    return checkpoint.make_meta(
+    return workdir_lib.make_meta(
       config=self.config.to_dict(),
       feature_key=self.model.feature_key,
       examples=done * self.config.batch_size,

@@ -9,6 +9,7 @@ import pytest
 
 from frozen_vision.freezing import partition
 from frozen_vision.runs import checkpoints as checkpoint
+from frozen_vision.runs import workdir as workdir_lib
 from frozen_vision.tasks import base
 from frozen_vision.training import step as step_lib
 
@@ -74,7 +75,7 @@ def test_a_checkpoint_from_before_mutable_state_continues_where_the_model_has_no
   _, trainable, mutable, _ = _parts(("layer/.*",))
   state = step_lib.init_state(trainable, tx, seed=3, ema=True, mutable=mutable)
   old = {name: value for name, value in state.items() if name not in ("mutable", "task")}
-  meta = checkpoint.make_meta(config={}, feature_key=None, examples=0)
+  meta = workdir_lib.make_meta(config={}, feature_key=None, examples=0)
   with checkpoint.Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, old, meta)
     found, _ = checkpoints.restore(state)
