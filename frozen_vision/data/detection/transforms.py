@@ -95,6 +95,10 @@ class Geometry:
     columns = _nearest(self.left, self.size[1], self.scale[1], self.source[1])
     return masks[:, rows][:, :, columns[::-1] if self.flip else columns]
 
+  def move_label_map(self, labels: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h2 w2"]:
+    """The window of a label map; no label is invented between two others."""
+    return self.move_bitmaps(labels[None])[0]
+
   def move_polygons(self, polygons: Sequence[Sequence[float]]) -> Bool[np.ndarray, "h2 w2"]:
     """Bitmap in the window of the union of polygons [x1, y1, x2, y2, ...] in source pixels."""
     mask = np.zeros(self.size, bool)
@@ -127,7 +131,8 @@ def _nearest(first: int, count: int, scale: float, source: int) -> np.ndarray:
   return np.minimum(centres.astype(int), source - 1)
 
 
-def _resized(source: Size, scale: float) -> Size:
+def resized_size(source: Size, scale: float) -> Size:
+  """(height, width) of an image after resizing, rounded, at least one pixel each."""
   return tuple(max(1, int(side * scale + 0.5)) for side in source)
 
 
@@ -158,7 +163,7 @@ class LargeScaleJitter:
     low, high = self.scale_range
     factor = low + (high - low) * rng.random()
     fit = min(frame[0] / source[0], frame[1] / source[1])
-    resized = _resized(source, factor * fit)
+    resized = resized_size(source, factor * fit)
     size = tuple(min(r, f) for r, f in zip(resized, frame))
     top, left = (int(rng.random() * (r - s + 1)) for r, s in zip(resized, size))
     return Geometry(source, resized, top, left, size)
@@ -195,7 +200,7 @@ class ResizeToLimits:
       limits.append(self.short_side / min(source))
     if self.long_side is not None:
       limits.append(self.long_side / max(source))
-    resized = tuple(min(r, f) for r, f in zip(_resized(source, min(limits)), frame))
+    resized = tuple(min(r, f) for r, f in zip(resized_size(source, min(limits)), frame))
     return Geometry(source, resized, 0, 0, resized)
 
   def largest_scale(self, sizes: Int[np.ndarray, "m 2"], frame: Size) -> Float[np.ndarray, "m"]:
@@ -269,10 +274,8 @@ class DetectionTrain:
         bits = np.packbits(mask, axis=-1)
         row[: bits.shape[0], : bits.shape[1]] = bits
     if self.semantic_stride:
-      labels = np.full(self.frame, label_maps.IGNORE, np.uint8)
-      content = geometry.move_bitmaps(record["semantic"][None])[0]  # nearest source pixel, whatever it holds
-      labels[: content.shape[0], : content.shape[1]] = content
-      example["semantic"] = labels[:: self.semantic_stride, :: self.semantic_stride]
+      semantic = padded(geometry.move_label_map(record["semantic"]), self.frame, label_maps.IGNORE)
+      example["semantic"] = semantic[:: self.semantic_stride, :: self.semantic_stride]
     return example
 
 
@@ -335,6 +338,13 @@ def _image(record: Record) -> UInt8[np.ndarray, "h w 3"]:
 
 def _name(record: Record) -> str:
   return str(record.get("file_name", record.get("image_id", "the image")))
+
+
+def padded(content: UInt8[np.ndarray, "h w *c"], frame: Size, value: int) -> UInt8[np.ndarray, "h2 w2 *c"]:
+  """The content at the top left of a frame, `value` elsewhere."""
+  result = np.full((*frame, *content.shape[2:]), value, np.uint8)
+  result[: content.shape[0], : content.shape[1]] = content
+  return result
 
 
 def _padded_image(

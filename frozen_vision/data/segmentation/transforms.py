@@ -43,12 +43,12 @@ class RandomShortSide:
     source = label.shape
     short = self.short_sides[int(rng.random() * len(self.short_sides))]
     scale = min(short / min(source), self.long_side / max(source))
-    resized = tuple(max(1, int(side * scale + 0.5)) for side in source)
+    resized = transforms.resized_size(source, scale)
     size = tuple(min(r, f) for r, f in zip(resized, frame))
     for _ in range(_CROP_TRIES):
       top, left = (int(rng.random() * (r - s + 1)) for r, s in zip(resized, size))
       geometry = Geometry(source, resized, top, left, size)
-      if self.category_max_area >= 1.0 or self._is_varied(_move(label, geometry)):
+      if self.category_max_area >= 1.0 or self._is_varied(geometry.move_label_map(label)):
         break
     return geometry
 
@@ -151,12 +151,12 @@ class SegmentationTrain:
     image = geometry.move_image(record["image"])
     if self.jitter is not None:
       image = self.jitter(image, rng)
-    labels = _padded(_move(label, geometry), self.frame, label_maps.IGNORE)
+    labels = transforms.padded(geometry.move_label_map(label), self.frame, label_maps.IGNORE)
     present = self._segments(labels, record["name"])
     segment_labels = np.zeros(self.max_segments, np.int32)
     segment_labels[: len(present)] = present
     return {
-      "image": _padded(image, self.frame, 0),
+      "image": transforms.padded(image, self.frame, 0),
       "image_size": np.array(geometry.size, np.int32),
       "labels": labels,
       "segment_labels": segment_labels,
@@ -205,16 +205,6 @@ class SegmentationEval:
       geometry = transforms.ResizeToLimits(short, long)(source, frame)
       ending = f".{i}" if i else ""
       padded = frame if scale == 1 else tuple(-(-side // _MULTIPLE) * _MULTIPLE for side in frame)
-      example[f"image{ending}"] = _padded(geometry.move_image(record["image"]), padded, 0)
+      example[f"image{ending}"] = transforms.padded(geometry.move_image(record["image"]), padded, 0)
       example[f"image_size{ending}"] = np.array(geometry.size, np.int32)
     return example
-
-
-def _move(label: np.ndarray, geometry: Geometry) -> np.ndarray:
-  return geometry.move_bitmaps(label[None])[0]  # nearest source pixel, whatever it holds
-
-
-def _padded(content: np.ndarray, frame: Size, value: int) -> np.ndarray:
-  padded = np.full((*frame, *content.shape[2:]), value, np.uint8)
-  padded[: content.shape[0], : content.shape[1]] = content
-  return padded
