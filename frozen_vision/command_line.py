@@ -20,7 +20,7 @@ class ConfigFlag:
 
   Attributes:
     source: what `--config` is; None where it is not given.
-    changes: the options' texts by dotted path; of one that is given twice, the last.
+    changes: the options' texts by dotted path; the last one where an option is given twice.
   """
 
   def __init__(self):

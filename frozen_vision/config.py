@@ -12,7 +12,7 @@ from frozen_vision.options import Count, DType, Fraction, Natural, NonNegative, 
 
 @dataclasses.dataclass(frozen=True)
 class BackboneOptions:
-  """Which backbone, and its weights."""
+  """The backbone and its weights."""
 
   name: str = "swinv2_nano"
   # shipped: the weights inside the package; init: as initialised for training; random: drawn alike on every

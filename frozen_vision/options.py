@@ -252,7 +252,7 @@ def _literal(text: str, option: str, expected: str) -> Any:
 
 
 def _read(cls: type, values: Any, path: str, problems: list[str]) -> Any:
-  """As `read`; gathers what is wrong and then returns None."""
+  """Does what `read` does, but appends to `problems` what is wrong and then returns None."""
   if dataclasses.is_dataclass(values) and isinstance(values, cls):
     return values
   if not isinstance(values, Mapping) and not hasattr(values, "items"):

@@ -1,4 +1,4 @@
-"""Standard output that never ends a program: no reader, closed from the start, or ASCII only."""
+"""Keeps standard output from ending a program: without a reader, closed from the start, or ASCII only."""
 
 import os
 import sys

@@ -42,7 +42,7 @@ def check_file(path: str | os.PathLike[str], name: str) -> images.ImageError | N
 
 
 def check_bytes(data: bytes, name: str) -> images.ImageError | None:
-  """The same of the bytes of a file."""
+  """The fault of an image file given as its bytes, or None where there seems to be none."""
   end = _END_OF.get(_format(data[:_HEAD_BYTES]))
   try:
     if end is None or not end(data[-_TAIL_BYTES:], len(data), data[:_HEAD_BYTES]):

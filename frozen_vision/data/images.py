@@ -14,7 +14,7 @@ What is done with the less usual kinds, so that nothing is read silently wrong:
   reduced by Pillow, which keeps the upper byte: at most one level below rounding.
 * Floating point pixels must lie in [0, 1]; other values have no defined white and are an error,
   as are 32-bit and signed integers.
-* Of an animation or a multi-picture file the first frame is read.
+* The first frame of an animation or a multi-picture file is read.
 * Truncated files are refused, even where Pillow would fill what is missing on a second attempt.
 
 An image is converted in strips, so that decoding takes the memory of the decoded file and of the result and
@@ -34,7 +34,7 @@ from PIL import ExifTags, Image
 
 # Pillow's own limit for an error. Kept here because Pillow's is a global that other code may lift.
 MAX_PIXELS = 178_956_970
-# Of one image, as Pillow holds its pixels and as the result does.
+# Limit of one image: its pixels as Pillow holds them and the decoded result together.
 MAX_BYTES = 2**30
 # Pixels that are converted at a time.
 _STRIP_PIXELS = 2**20
@@ -46,7 +46,7 @@ SUFFIXES = frozenset(
   ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .tif .tiff .webp .avif .jp2 .j2k .ppm .pgm"
   " .pbm .pnm .pfm".split()
 )
-# What EXIF's orientations ask for, of [h, w, 3].
+# Turns pixels [h, w, 3] upright, by EXIF orientation.
 _TRANSPOSE: dict[int, Callable[[np.ndarray], np.ndarray]] = {
   2: lambda pixels: pixels[:, ::-1],
   3: lambda pixels: pixels[::-1, ::-1],
@@ -345,7 +345,8 @@ def _gray_to_rgb(
 ) -> UInt8[np.ndarray, "h w 3"]:
   """RGB of 16-bit or floating point gray; pixels that a PNG colour key hides become the background."""
   largest = _white(image, name, notes)
-  inverted = getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO  # Pillow: of 8 bits only
+  # Pillow inverts 8-bit images only.
+  inverted = getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO
   key = image.info.get("transparency")
   pixels = np.empty((image.height, image.width, 3), np.uint8)
   for rows, strip in strips(image):

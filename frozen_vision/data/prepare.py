@@ -83,7 +83,7 @@ def prepare_ade20k(options: argparse.Namespace) -> int:
 
 
 def prepare_segmentation(options: argparse.Namespace) -> int:
-  """The same of any folder of images and folder of label images; returns the exit code."""
+  """Checks, and unless `--check` is given writes, images and their labels; returns the exit code."""
   if not options.check:
     _require_writing(options, [options.split], prepared_segmentation.KIND)
   label_format = class_lists.read_format(options.classes, ignored=options.ignore, unknown=options.unknown)
@@ -131,7 +131,7 @@ def prepare_videos(options: argparse.Namespace) -> int:
   try:
     target = builder.write(source, encoding, encode_all, options.split, pathlib.Path(options.out))
   finally:
-    if tally.good or tally.bad:  # what was found before anything else went wrong is worth knowing
+    if tally.good or tally.bad:  # also where writing failed
       _print_videos(options, source, tally)
   frames, size = map(sum, zip(*sizes))
   print(f"  written: {target}: {frames} frames, {size / 1e6:.1f} MB, {size / frames / 1e3:.1f} kB per frame")

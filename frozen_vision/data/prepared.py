@@ -150,7 +150,7 @@ class Shards:
         index = dict(archive)
     except PreparedError:
       raise
-    except Exception as error:  # of zip files and of numpy's format: BadZipFile, KeyError, ValueError, ...
+    except Exception as error:  # zipfile and numpy raise BadZipFile, KeyError, ValueError, ...
       raise self.damaged(_INDEX_FILE, error) from error
     for name, kinds in arrays.items():
       if not isinstance(index.get(name), np.ndarray) or index[name].dtype.kind not in kinds:
@@ -160,7 +160,7 @@ class Shards:
     return index
 
   def require_length(self, expected: int, **arrays: np.ndarray) -> None:
-    """Raises PreparedError where arrays of the index, or the shards, have not the expected length."""
+    """Raises PreparedError where an array of the index does not have the expected length."""
     for name, array in arrays.items():
       if len(array) != expected:
         raise self.damaged(_INDEX_FILE, f"{name} has {len(array)} entries, expected {expected}")
@@ -170,7 +170,7 @@ class Shards:
       record = self._examples[position]
     except PreparedError:
       raise
-    except Exception as error:  # ArrayRecord's and protobuf's: RuntimeError, ParseError, IndexError, ...
+    except Exception as error:  # ArrayRecord and protobuf raise RuntimeError, ParseError, IndexError, ...
       raise self.damaged(self.shard_of(position), error) from error
     # A record of zeros is read as one without content.
     empty = [name for name in self._kind.fields if record.get(name) is None]
@@ -183,11 +183,11 @@ class Shards:
 
   @functools.cached_property
   def _examples(self) -> Any:
-    import tensorflow_datasets as tfds  # takes seconds; those who only look up paths need it not
+    import tensorflow_datasets as tfds  # takes seconds, and looking up paths does not need it
 
     try:
       return tfds.builder_from_directory(self.folder).as_data_source(self.split)
-    except Exception as error:  # of JSON, of protobuf and of TFDS
+    except Exception as error:  # JSON, protobuf and TFDS raise their own
       raise self.damaged("dataset_info.json, features.json or a shard", error) from error
 
   def shard_of(self, position: int) -> str:

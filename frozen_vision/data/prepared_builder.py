@@ -84,8 +84,8 @@ def write(builder: type[Builder], source: Any, split: str, out: pathlib.Path) ->
 
 
 def _write(builder: type[Builder], source: Any, split: str, out: pathlib.Path, target: pathlib.Path) -> None:
-  """`write`, where nobody else writes."""
-  # Also what an interrupted run left beside it; TFDS would take shards that are there as done.
+  """Does what `write` does, where nobody else writes."""
+  # With what an interrupted run left beside it: TFDS would take shards that are there as done.
   shutil.rmtree(target.parent, ignore_errors=True)
   _allow_open_files()
   tfds.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Text files that people export: one reader for class lists, lists of videos and JSON.
+"""Reads text files that people export: class lists, lists of videos and JSON.
 
 Reads UTF-8 and UTF-16 with and without a byte order mark, any line ends, tables with commas, semicolons or
 tabs, quotes, spaces around cells, and R's row names. Everything else is one `TextError` that names the file

@@ -69,10 +69,10 @@ def open_checkpoint(source: str | os.PathLike) -> CheckpointFile:
   """Opens a checkpoint without reading a tensor.
 
   Args:
-    source: a `.safetensors` file; an `.npz`; a file of PyTorch's, whatever its ending; of a checkpoint in
-      several files any shard (`model-00002-of-00005.safetensors`), the index
-      (`model.safetensors.index.json`), or the folder with it; with `:PART` at its end, the state dict of that
-      name in a file of several (`state_dicts.choose`).
+    source: a `.safetensors` file, an `.npz`, or a file of PyTorch's, whatever its ending. A checkpoint in
+      several files is named by any shard (`model-00002-of-00005.safetensors`), by its index
+      (`model.safetensors.index.json`) or by the folder with it. `:PART` at the end chooses one of several
+      state dicts in a file (`state_dicts.choose`).
 
   Raises:
     FileNotFoundError: no such file, or a shard is missing.

@@ -1,4 +1,4 @@
-"""Large files over a network that breaks: resumed, verified, and never half there under their own name.
+"""Downloads large files over networks that break: resumed, verified, named only once complete.
 
 A server may close early, continue at the wrong place, change the file, or send a byte a second: what it sent
 is kept only where it fits, and no call lasts longer than its attempts, each of which ends once a minute has
@@ -181,10 +181,10 @@ def _transfer(url: str, partial: pathlib.Path, *, needs_length: bool) -> None:
 
 
 def _compare(body: "_Body", file: BinaryIO, there: int, partial: pathlib.Path) -> None:
-  """Leaves the file after the bytes that body and file share, which must be equal.
+  """Checks that body and file agree where they overlap, and leaves the file positioned behind that.
 
   Raises:
-    ConnectionError: they are not: the server continues somewhere else than it says. All is dropped.
+    ConnectionError: they differ: the server continues somewhere else than it says. The file is removed.
   """
   file.seek(body.start)
   left = max(0, there - body.start) if body.start else 0
@@ -291,7 +291,7 @@ def _open(url: str, partial: pathlib.Path, start: int) -> _Body:
       response.close()
       raise ConnectionError(f"the server continues at {span or 'an unknown place'}, not at {start}")
     return _Body(response, start, int(total) if total.isdigit() else None)
-  # A weak ETag promises no equal bytes, so it cannot hold a file together.
+  # A weak ETag does not promise equal bytes, so no download can be resumed by it.
   validator = response.headers.get("ETag", "")
   if not validator or validator.startswith("W/"):
     validator = response.headers.get("Last-Modified", "")
@@ -300,7 +300,7 @@ def _open(url: str, partial: pathlib.Path, start: int) -> _Body:
 
 
 def _validator(partial: pathlib.Path) -> pathlib.Path:
-  """Beside a partial file: by what the server knows the version that it is of."""
+  """The file beside a partial file that holds the server's version of it: its ETag or date."""
   return partial.with_name(partial.name + ".version")
 
 

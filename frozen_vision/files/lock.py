@@ -1,4 +1,4 @@
-"""One writer at a time: a lock that goes with its process, and says who holds it.
+"""A lock for one writer at a time, which ends with its process and says who holds it.
 
 On one machine the system's lock (`flock`) decides, and ends with its process, however that ends. Across
 machines that share a disk, `flock` holds where the disk knows it (NFS since Linux 2.6.12, Lustre with its
@@ -35,7 +35,7 @@ def hold(path: str | os.PathLike, what: str) -> Iterator[None]:
   """Holds the lock whose file is `path`; the file goes when the block ends.
 
   Args:
-    path: its folder is created if absent, and removed again if nothing else came to lie there.
+    path: its folder is created if absent; a created one is removed at the end if it is empty.
     what: what is written while the lock is held, for the error: `the run in DIR`.
 
   Raises:
@@ -74,13 +74,13 @@ def _create_folder(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _remove_folders(folders: list[pathlib.Path]) -> None:
-  with contextlib.suppress(OSError):  # something lies there by now
+  with contextlib.suppress(OSError):  # it is not empty
     for folder in folders:
       folder.rmdir()
 
 
 def _acquire(path: pathlib.Path, what: str) -> int:
-  """The open file of a lock that is held now."""
+  """Opens the file of the lock, locks it, and returns its descriptor."""
   while True:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -134,7 +134,7 @@ def _sign(descriptor: int) -> None:
 
 
 def _holder(descriptor: int) -> dict[str, object]:
-  """Who signed; empty where nobody has, or where it is damaged."""
+  """The holder as the file of the lock names it; empty where it names none or is damaged."""
   try:
     found = json.loads(os.pread(descriptor, 4096, 0))
   except (ValueError, OSError):

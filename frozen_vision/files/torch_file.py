@@ -223,7 +223,7 @@ def _read_zip(path: pathlib.Path) -> tuple[Any, set[str]]:
 
 
 def _read_legacy(path: pathlib.Path) -> tuple[Any, set[str]]:
-  """As `_read_zip`, of a file that is no zip."""
+  """Does what `_read_zip` does for a file that is no zip."""
   with open(path, "rb") as file:
     start = file.read(16)
     data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -22,7 +22,7 @@ class Input:
 
   Attributes:
     path: where it is.
-    file_name: what results say which file it was: its path below the folder that was given.
+    file_name: how results name the file: its path below the folder that was given.
     name: what pictures and label maps are called, a relative path without ending.
     media: "image" or "video".
   """

@@ -211,7 +211,7 @@ class Predictor:
     count = len(examples)
     # Few sizes, so that few programs are compiled: powers of two up to the batch size.
     size = min(1 << (count - 1).bit_length(), one.batch_size)
-    batches: dict[int, dict[str, np.ndarray]] = {}  # of arrays that heads share, one
+    batches: dict[int, dict[str, np.ndarray]] = {}  # one for all heads that share arrays
     features, pending = None, []
     for head in one.heads:
       rows = [example.arrays[head.name] for example in examples]

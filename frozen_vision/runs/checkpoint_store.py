@@ -33,7 +33,7 @@ class NothingReadableError(ValueError):
 
 
 class CheckpointStore:
-  """One folder of step directories, under one Orbax manager that exists from the first need on."""
+  """One folder of step directories, under one Orbax manager, which is made when it is first needed."""
 
   def __init__(self, folder: epath.Path, asynchronous: bool, **options):
     self.folder = folder
@@ -98,7 +98,7 @@ class CheckpointStore:
       steps = [step]
     problems = {}
     for candidate, record in self._records(steps):
-      if step is None:  # what failed once stays passed over; asked for by number, it is tried again
+      if step is None:  # a checkpoint that failed is tried again only when asked for by number
         record = self._unreadable.get(candidate, record)
       try:
         if isinstance(record, UnreadableError):

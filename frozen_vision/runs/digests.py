@@ -32,7 +32,7 @@ def of_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
     sums = list(pool.map(_sums, leaves.values()))
   table = np.array(sums, np.uint64).reshape(len(sums), 2)
   if jax.process_count() > 1:
-    # As 32 bits: without x64, JAX has no more.
+    # Sent as 32-bit words: without x64, JAX would truncate 64 bits.
     parts = multihost_utils.process_allgather(np.ascontiguousarray(table).view(np.uint32))
     table = np.ascontiguousarray(parts).view(np.uint64).sum(axis=0, dtype=np.uint64)
   return {path: f"{plain:016x}{weighted:016x}" for path, (plain, weighted) in zip(leaves, table.tolist())}

@@ -186,8 +186,8 @@ def check_resumed(
     ignore: keys of the config that may differ, as for `claim_workdir`.
 
   Raises:
-    ValueError: a record that is no run's, another config, other classes, or another position in the data
-      than its step has; says what differs.
+    ValueError: a record that no training run wrote, another config, other classes, or another position in the
+      data than its step has; says what differs.
   """
   absent = [name for name in ("config", "feature_key", "examples", "step") if name not in meta]
   if absent:

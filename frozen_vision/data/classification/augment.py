@@ -207,7 +207,7 @@ def random_resized_crop(
 
   Args:
     size: (height, width) of the result.
-    scale: range of the part's share of the area.
+    scale: range of the fraction of the area that the part has.
     ratio: range of the part's width / height, uniform in its logarithm. After 10 misses the
       largest central part with an allowed ratio is taken, as torchvision does.
   """
@@ -263,7 +263,7 @@ def random_erasing(
 
   Args:
     probability: of erasing anything.
-    area: range of the rectangle's share of the image.
+    area: range of the fraction of the image that the rectangle covers.
     aspect: range of its height / width, uniform in its logarithm.
 
   Returns:
@@ -330,7 +330,7 @@ class EvalTransform:
 
   Attributes:
     size: side of the square result in pixels.
-    crop_fraction: share of the short side that the square covers; 0.875 is usual for ImageNet.
+    crop_fraction: fraction of the short side that the square covers; 0.875 is usual for ImageNet.
   """
 
   size: int

@@ -1,4 +1,4 @@
-"""Which conventions a COCO-format file follows: boxes in pixels or in fractions, with masks or without."""
+"""Finds the conventions of a COCO-format file: boxes in pixels or in fractions, with masks or without."""
 
 from collections.abc import Mapping, Sequence
 import math

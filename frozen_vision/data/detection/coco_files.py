@@ -1,4 +1,4 @@
-"""Looks for the image files of a COCO-format file, and whether they are what their records say."""
+"""Finds the image files of a COCO-format file, and checks that they are what their records say."""
 
 from collections.abc import Sequence
 import dataclasses

@@ -23,9 +23,9 @@ CLASS_NAMES = painting.CLASS_NAMES
 MIN_OBJECTS = 3
 MAX_OBJECTS = 8
 MIN_SIDE = 12  # pixels: the shorter side of every visible box
-MIN_VISIBLE = 0.4  # of the object's own area; less, and its shape cannot be told
+MIN_VISIBLE = 0.4  # fraction of the object's own area; with less of it, its shape cannot be told
 MIN_IMAGE_SIDE = 64  # in less, there may be no room for three objects of 12 pixels or more
-_NEIGHBOUR_SHARE = 0.45  # objects that are placed at another one, so that they overlap
+_NEIGHBOUR_FRACTION = 0.45  # of the objects are placed at another one, so that they overlap
 _SPLITS = {"train": 0, "validation": 1}
 
 
@@ -249,7 +249,7 @@ def _sample_object(
   # At 1.6 times the smallest radius every shape has a box of MIN_SIDE in some rotation.
   largest = max(1.6 * smallest, shrink * (min(height, width) / 4 - 0.5))
   radius = smallest * (largest / smallest) ** rng.uniform()
-  if placed and rng.uniform() < _NEIGHBOUR_SHARE:
+  if placed and rng.uniform() < _NEIGHBOUR_FRACTION:
     other = placed[rng.integer(0, len(placed))]
     dx, dy = rng.direction()
     distance = (other.radius + radius) * rng.uniform(0.4, 0.8)

@@ -59,7 +59,7 @@ def pixel_values(
       "JSON as segments",
       "unsupported pixels",
     )
-  # What Pillow made of 2 and 4 bits: 0..3 times 85, 0..15 times 17.
+  # Undoes how Pillow stretches 2 and 4 bits to 0..255: 0..3 times 85, 0..15 times 17.
   factor = {2: 85, 4: 17}.get(bits, 1)
   for rows, strip in images.strips(image):
     yield rows, np.asarray(strip).astype(np.int32) // factor

@@ -33,7 +33,7 @@ MAX_CLASSES = 255  # indices 0..254 of a uint8 map, besides IGNORE
 Rgb = tuple[int, int, int]
 
 _UNKNOWN = -1
-_NUM_VALUES = 2**16  # of up to 16 bits
+_NUM_VALUES = 2**16  # pixel values of up to 16 bits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a labelled image to a training or evaluation example of a fixed shape.
+"""Makes training and evaluation examples of a fixed shape from labelled images.
 
 A transform draws one `transforms.Geometry` and applies it to the image and the label map. Labels take the
 nearest source pixel, so that no class is invented. All randomness comes from the generator that is passed in.

@@ -1,4 +1,4 @@
-"""Clips out of videos: which frames, which part of them, and augmentation that all frames share."""
+"""Cuts clips out of videos: the choice of frames, their crops, and augmentation that all frames share."""
 
 from collections.abc import Callable
 import dataclasses
@@ -23,7 +23,7 @@ CROPS = (1, 3)
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-  """Which frames make a clip.
+  """Chooses the frames of a clip.
 
   `dense` takes frames at a fixed stride from somewhere in the video (Video Swin on Kinetics); a video that is
   too short starts again from its beginning. `uniform` divides the whole video into as many segments as frames

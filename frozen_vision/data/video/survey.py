@@ -7,7 +7,7 @@ import numpy as np
 from frozen_vision.data import findings
 from frozen_vision.data.video import decoding, sources
 
-# Opening a video reads its whole file; of more of them evenly spaced ones are opened.
+# Opening a video reads its whole file: where there are more, evenly spaced ones are opened.
 _ENOUGH = 400
 _THREADS = 16
 KINDS = {"video_unreadable": findings.Kind("videos that cannot be read: dropped", "videos")}
