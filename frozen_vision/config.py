@@ -144,22 +144,18 @@ def config_dict(section: Any) -> ml_collections.ConfigDict:
   A section that depends on a name holds the name alone: its other options are those of the name that is
   chosen in the end.
   """
-
-  def values(section: Any) -> ml_collections.ConfigDict:
-    found = ml_collections.ConfigDict(type_safe=False)  # `options.read` checks types, and names the option
-    for field in dataclasses.fields(section):
-      value = getattr(section, field.name)
-      if field.metadata.get("choice"):
-        found[field.name] = ml_collections.ConfigDict(dict(name=value.name), type_safe=False)
-      elif dataclasses.is_dataclass(value):
-        found[field.name] = values(value)
-      elif isinstance(value, Mapping):
-        found[field.name] = ml_collections.ConfigDict(dict(value), type_safe=False)
-      elif field.metadata.get("option", True):
-        found[field.name] = value
-    return found
-
-  return values(section)
+  found = ml_collections.ConfigDict(type_safe=False)  # `options.read` checks types, and names the option
+  for field in dataclasses.fields(section):
+    value = getattr(section, field.name)
+    if field.metadata.get("choice"):
+      found[field.name] = ml_collections.ConfigDict(dict(name=value.name), type_safe=False)
+    elif dataclasses.is_dataclass(value):
+      found[field.name] = config_dict(value)
+    elif isinstance(value, Mapping):
+      found[field.name] = ml_collections.ConfigDict(dict(value), type_safe=False)
+    elif field.metadata.get("option", True):
+      found[field.name] = value
+  return found
 
 
 def set_for(section: ml_collections.ConfigDict, names: str | Iterable[str], **values: Any) -> None:

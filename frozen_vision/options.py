@@ -136,21 +136,19 @@ def apply(
     OptionError: an option that does not exist, or a text that is no value of its type.
   """
   values = _copy(values)
-  flat = dict(_flattened(cls, values, changes, path))
+  flat = dict(_flattened(changes, path))
   for option, value in sorted(flat.items(), key=lambda item: not item[0].endswith(".name")):
     _set(cls, values, option.split("."), value, path)
   return values
 
 
-def _flattened(
-  cls: type, values: dict[str, Any], changes: Mapping[str, Any], path: str
-) -> Iterator[tuple[str, Any]]:
+def _flattened(changes: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
   """Yields changes of single options: a dict for a section, or the text of one, is taken apart."""
   for option, value in changes.items():
     if isinstance(value, Text) and value.text.lstrip().startswith("{"):
       value = _literal(value.text, f"{path}.{option}", "a dict of options, such as \"{'name': 'x'}\"")
     if isinstance(value, Mapping):
-      yield from _flattened(cls, values, {f"{option}.{key}": part for key, part in value.items()}, path)
+      yield from _flattened({f"{option}.{key}": part for key, part in value.items()}, path)
     else:
       yield option, value
 
