@@ -7,7 +7,6 @@ Damage in the middle of a file is found by `python -m frozen_vision.data.prepare
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import concurrent.futures
 import os
-import pathlib
 from typing import Any
 import warnings
 
@@ -32,21 +31,32 @@ def check_files(
 def check_file(path: str | os.PathLike[str], name: str) -> images.ImageError | None:
   """The fault of an image file, or None where there seems to be none."""
   try:
-    if not _seems_complete(pathlib.Path(path), name):
-      with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow comments on odd files at length
-        images.decode_image(path, name=name)
-  except images.ImageError as error:
-    return error
-  return None
+    with open(path, "rb") as file:
+      start = file.read(_HEAD_BYTES)
+      size = file.seek(0, os.SEEK_END)
+      file.seek(max(0, size - _TAIL_BYTES))
+      tail = file.read()
+  except OSError as error:
+    return images.ImageError(name, f"cannot be read ({error.strerror})", "missing")
+  return _fault(path, name, start, tail, size)
 
 
 def check_bytes(data: bytes, name: str) -> images.ImageError | None:
   """The fault of an image file given as its bytes, or None where there seems to be none."""
-  end = _END_OF.get(_format(data[:_HEAD_BYTES]))
+  return _fault(data, name, data[:_HEAD_BYTES], data[-_TAIL_BYTES:], len(data))
+
+
+def _fault(
+  source: images.ImageSource, name: str, start: bytes, tail: bytes, size: int
+) -> images.ImageError | None:
+  """The fault of an image that does not end as its format asks for, or whose format is not known here."""
+  is_complete = _END_OF.get(_format(start))
+  if is_complete is not None and is_complete(tail, size, start):
+    return None
   try:
-    if end is None or not end(data[-_TAIL_BYTES:], len(data), data[:_HEAD_BYTES]):
-      images.decode_image(data, name=name)
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # Pillow comments on odd files at length
+      images.decode_image(source, name=name)
   except images.ImageError as error:
     return error
   return None
@@ -67,22 +77,6 @@ def check_size(found: tuple[int, int], record: Mapping[str, Any], data: images.I
       " tag, or rotate the annotations"
     )
   raise images.ImageError(record["file_name"], reason, "wrong size")
-
-
-def _seems_complete(path: pathlib.Path, name: str) -> bool:
-  """Whether a file ends as its format asks for; False for formats of which that is not known."""
-  try:
-    with open(path, "rb") as file:
-      start = file.read(_HEAD_BYTES)
-      size = file.seek(0, os.SEEK_END)
-      file.seek(max(0, size - _TAIL_BYTES))
-      tail = file.read()
-  except OSError as error:
-    raise images.ImageError(name, f"cannot be read ({error.strerror})", "missing") from error
-  if not size:
-    raise images.ImageError(name, "the file is empty", "empty")
-  end = _END_OF.get(_format(start))
-  return end is not None and end(tail, size, start)
 
 
 def _format(start: bytes) -> str:
