@@ -259,6 +259,34 @@ class FoldedBackbone(abc.ABC):
     return jnp.mean(self(images)[-1], axis=(1, 2))
 
 
+class _OneKey(nnx.RngStream):
+  """A stream whose every draw is the same key."""
+
+  def __call__(self) -> jax.Array:
+    return self.key[...]
+
+
+def abstract(
+  module: Callable[..., Backbone], config: BackboneConfig, *, dtype: Any = jnp.float32
+) -> Backbone:
+  """A backbone with shapes in the place of weights.
+
+  Shapes do not depend on keys, so all parameters draw the same one. A stream that counts its draws makes
+  tracing quadratic in the number of parameters: Flax asks the traced count for its sharding at every draw,
+  and for its message that there is none JAX searches the whole program.
+
+  Args:
+    module: builds the backbone: `module(config, dtype=dtype, rngs=rngs)`.
+  """
+
+  def build() -> Backbone:
+    rngs = nnx.Rngs(0)
+    rngs.default = _OneKey(jax.random.key(0), tag="default")
+    return module(config, dtype=dtype, rngs=rngs)
+
+  return nnx.eval_shape(build)
+
+
 def static_fields(backbone: Backbone, *, dtype: Any, storage: str) -> dict[str, Any]:
   """The static fields of a `FoldedBackbone`."""
   return dict(

@@ -302,7 +302,7 @@ def open_backbone(
     checkpoint = _mapped(file, path, name, prefer, overrides)
     leaves, config = checkpoint.leaves, checkpoint.config
     family = FAMILIES[_key_of(config)]
-  module = nnx.eval_shape(lambda: family.module(config, dtype=dtype, rngs=nnx.Rngs(0)))
+  module = base.abstract(family.module, config, dtype=dtype)
   tensors.check_shapes(trees.weights(module), leaves, path)
   return BackboneFile(module, leaves, path, header.get("fingerprint"))
 

@@ -4,9 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pathlib
 from typing import Any
 
-from flax import nnx
-
-from frozen_vision.backbones import checkpoint
+from frozen_vision.backbones import base, checkpoint
 from frozen_vision.backbones.convnext.architecture import ConvNeXtConfig, VARIANTS
 from frozen_vision.backbones.convnext.model import ConvNeXt
 from frozen_vision.files.tensors import LazyTensor
@@ -46,7 +44,7 @@ def map_tensors(
     _rows(source), lambda config: _fits(config, naming, tensors), path=path, name=name
   )
   config = VARIANTS[row].replace(**overrides)
-  module = nnx.eval_shape(lambda: ConvNeXt(config, rngs=nnx.Rngs(0)))
+  module = base.abstract(ConvNeXt, config)
   return checkpoint.map_convolutional(module, tensors, naming, _IGNORED, path=path, source=source, name=row)
 
 

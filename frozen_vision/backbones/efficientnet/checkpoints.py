@@ -5,9 +5,7 @@ import functools
 import pathlib
 from typing import Any
 
-from flax import nnx
-
-from frozen_vision.backbones import checkpoint
+from frozen_vision.backbones import base, checkpoint
 from frozen_vision.backbones.efficientnet.model import EfficientNet, EfficientNetConfig, VARIANTS
 from frozen_vision.files.tensors import LazyTensor
 
@@ -50,7 +48,7 @@ def map_tensors(
     rows, functools.partial(_fits, naming=naming, shapes=shapes), path=path, name=name
   )
   config = VARIANTS[row].replace(**overrides)
-  module = nnx.eval_shape(lambda: EfficientNet(config, rngs=nnx.Rngs(0)))
+  module = base.abstract(EfficientNet, config)
   return checkpoint.map_convolutional(
     module,
     tensors,

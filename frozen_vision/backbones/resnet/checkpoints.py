@@ -9,9 +9,7 @@ import pathlib
 import re
 from typing import Any
 
-from flax import nnx
-
-from frozen_vision.backbones import checkpoint
+from frozen_vision.backbones import base, checkpoint
 from frozen_vision.backbones.resnet.model import ResNet, ResNetConfig, VARIANTS
 from frozen_vision.files.tensors import LazyTensor
 
@@ -62,7 +60,7 @@ def map_tensors(
   sizes = {key.removeprefix(prefix): tensor.shape for key, tensor in tensors.items()}
   row = checkpoint.choose_row(VARIANTS, lambda config: _fits(config, depths, sizes), path=path, name=name)
   config = VARIANTS[row].replace(**overrides)
-  module = nnx.eval_shape(lambda: ResNet(config, rngs=nnx.Rngs(0)))
+  module = base.abstract(ResNet, config)
   return checkpoint.map_convolutional(
     module,
     tensors,

@@ -14,6 +14,7 @@ from flax import nnx
 import numpy as np
 
 from frozen_vision import messages
+from frozen_vision.backbones import base
 from frozen_vision.backbones.swinv2 import checkpoint_keys
 from frozen_vision.backbones.swinv2 import checkpoint_windows as windows_lib
 from frozen_vision.backbones.swinv2 import config as swinv2_config
@@ -199,7 +200,7 @@ def _parameters(config: swinv2.SwinV2Config) -> dict[str, checkpoint_keys.Shape]
   # Blocks of a stage are alike, but for the extra norm: one period of them is traced, instead of 50 blocks.
   period = config.extra_norm_interval or 1
   short = dataclasses.replace(config, depths=tuple(min(depth, period) for depth in config.depths))
-  abstract = nnx.eval_shape(lambda: swinv2.SwinV2(short, rngs=nnx.Rngs(0)))
+  abstract = base.abstract(swinv2.SwinV2, short)
   shapes = {}
   for key, variable in nnx.to_flat_state(nnx.state(abstract, nnx.Param)):
     shape = tuple(variable.shape)

@@ -11,6 +11,7 @@ from typing import Any
 from flax import nnx
 
 from frozen_vision import messages
+from frozen_vision.backbones import base
 from frozen_vision.backbones.checkpoint import Checkpoint
 from frozen_vision.backbones.vit import checkpoint_keys, model
 from frozen_vision.backbones.vit.checkpoint_layout import grid_of, Layout, num_blocks, Shape, Transform
@@ -113,7 +114,7 @@ def _transformed(parts: list[LazyTensor], transform: Transform, shape: Shape) ->
 def variable_shapes(config: ViTConfig) -> dict[str, Shape]:
   """{path: shape} of every variable of ours. Blocks are alike, so one is traced for all."""
   short = dataclasses.replace(config, depth=1, taps=None)
-  abstract = nnx.eval_shape(lambda: model.ViT(short, rngs=nnx.Rngs(0)))
+  abstract = base.abstract(model.ViT, short)
   shapes = {}
   for key, variable in nnx.to_flat_state(nnx.state(abstract)):
     for index in range(config.depth if key[0] == "blocks" else 1):
