@@ -18,6 +18,15 @@ Naming = Callable[[str], str]
 # Kinds of keys that no variable is made of: (pattern of the whole name, why).
 Ignored = Sequence[tuple[str, str]]
 
+# {the last part of our path: the last part of PyTorch's name}
+TORCH_LEAVES = {
+  "kernel": "weight",
+  "scale": "weight",
+  "bias": "bias",
+  "mean": "running_mean",
+  "var": "running_var",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -96,6 +105,21 @@ def map_convolutional(
       reasons[key] = why
   report.check(f"{path}, read as {name} saved by {source}, does not fit")
   return Checkpoint(path, source, name, module.config, leaves, tuple(sorted(used)), reasons)
+
+
+def convolution_leaf(conv: str, norm: str, parts: Sequence[str]) -> str:
+  """PyTorch's name of a variable of a convolution, or of the BatchNorm behind it.
+
+  Args:
+    conv, norm: PyTorch's names of the two.
+    parts: the rest of our path below the convolution, such as `("norm", "scale")`.
+  """
+  match parts:
+    case ["kernel" | "bias" as leaf]:
+      return f"{conv}.{TORCH_LEAVES[leaf]}"
+    case ["norm", leaf]:
+      return f"{norm}.{TORCH_LEAVES[leaf]}"
+  raise ValueError(f"{'/'.join(parts)} is no variable of a convolution or its BatchNorm.")
 
 
 def _in_our_layout(tensor: LazyTensor, shape: tuple[int, ...]) -> LazyTensor | None:

@@ -31,7 +31,7 @@ _GOLDEN = {
   "cnn_convnext": (
     "convnext_tiny",
     dict(depths=(1, 1, 2, 1), channels=(24, 48, 96, 192)),
-    lambda ours, config: convnext._timm(ours),
+    lambda ours, config: convnext.TIMM.name(ours),
   ),
 }
 

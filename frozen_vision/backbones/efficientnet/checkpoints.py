@@ -9,7 +9,6 @@ from frozen_vision.backbones import base, checkpoint
 from frozen_vision.backbones.efficientnet.model import EfficientNet, EfficientNetConfig, VARIANTS
 from frozen_vision.files.tensors import LazyTensor
 
-_NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _IGNORED: checkpoint.Ignored = (
   (r".*num_batches_tracked", "batches counted by BatchNorm, of no use in inference"),
   (r"(classifier|classifier\.1|_fc|fc)\.(weight|bias)", "classifier"),
@@ -69,9 +68,9 @@ def timm_name(ours: str, config: EfficientNetConfig) -> str:
   """timm's name of one of our variables."""
   parts = ours.split("/")
   if parts[0] == "stem":
-    return _leaf("conv_stem", "bn1", parts[2:])
+    return checkpoint.convolution_leaf("conv_stem", "bn1", parts[2:])
   if parts[0] == "head":
-    return _leaf("conv_head", "bn2", parts[2:])
+    return checkpoint.convolution_leaf("conv_head", "bn2", parts[2:])
   stage, index, layer = int(parts[1]), parts[3], parts[4]
   block = f"blocks.{stage}.{index}"
   expands = "expand" in config.block(stage, int(index))
@@ -81,44 +80,32 @@ def timm_name(ours: str, config: EfficientNetConfig) -> str:
     else {"depthwise": ("conv_dw", "bn1"), "project": ("conv_pw", "bn2")}
   ) | {"squeeze": ("se.conv_reduce", ""), "excite": ("se.conv_expand", "")}
   conv, norm = names[layer]
-  return f"{block}.{_leaf(conv, norm, parts[5:])}"
+  return f"{block}.{checkpoint.convolution_leaf(conv, norm, parts[5:])}"
 
 
 def torchvision_name(ours: str, config: EfficientNetConfig) -> str:
   """torchvision's name of one of our variables."""
   parts = ours.split("/")
   if parts[0] == "stem":
-    return f"features.0.{_leaf('0', '1', parts[2:])}"
+    return f"features.0.{checkpoint.convolution_leaf('0', '1', parts[2:])}"
   if parts[0] == "head":
-    return f"features.{len(config.stage_depths()) + 1}.{_leaf('0', '1', parts[2:])}"
+    return f"features.{len(config.stage_depths()) + 1}.{checkpoint.convolution_leaf('0', '1', parts[2:])}"
   stage, index, layer = int(parts[1]), int(parts[3]), parts[4]
   order = ["expand"] if "expand" in config.block(stage, index) else []
   order += ["depthwise", "squeeze", "project"]
   block = f"features.{stage + 1}.{index}.block.{order.index('squeeze' if layer == 'excite' else layer)}"
   if layer in ("squeeze", "excite"):
-    return f"{block}.{_leaf('fc1' if layer == 'squeeze' else 'fc2', '', parts[5:])}"
-  return f"{block}.{_leaf('0', '1', parts[5:])}"
-
-
-def _leaf(conv: str, norm: str, parts: Sequence[str]) -> str:
-  """The name of a convolution's or its norm's variable."""
-  match parts:
-    case ["kernel"]:
-      return f"{conv}.weight"
-    case ["bias"]:
-      return f"{conv}.bias"
-    case ["norm", leaf]:
-      return f"{norm}.{_NORM[leaf]}"
-  raise ValueError(f"{'/'.join(parts)} is no variable of an EfficientNet's convolution.")
+    return f"{block}.{checkpoint.convolution_leaf('fc1' if layer == 'squeeze' else 'fc2', '', parts[5:])}"
+  return f"{block}.{checkpoint.convolution_leaf('0', '1', parts[5:])}"
 
 
 def flat_name(ours: str, config: EfficientNetConfig) -> str:
   """The name of one of our variables in ports that number all blocks, such as the Lite packages."""
   parts = ours.split("/")
   if parts[0] == "stem":
-    return _leaf("_conv_stem", "_bn0", parts[2:])
+    return checkpoint.convolution_leaf("_conv_stem", "_bn0", parts[2:])
   if parts[0] == "head":
-    return _leaf("_conv_head", "_bn1", parts[2:])
+    return checkpoint.convolution_leaf("_conv_head", "_bn1", parts[2:])
   block = f"_blocks.{sum(config.stage_depths()[: int(parts[1])]) + int(parts[3])}"
   conv, norm = {
     "expand": ("_expand_conv", "_bn0"),
@@ -127,7 +114,7 @@ def flat_name(ours: str, config: EfficientNetConfig) -> str:
     "excite": ("_se_expand", ""),
     "project": ("_project_conv", "_bn2"),
   }[parts[4]]
-  return f"{block}.{_leaf(conv, norm, parts[5:])}"
+  return f"{block}.{checkpoint.convolution_leaf(conv, norm, parts[5:])}"
 
 
 # {the name of the first depthwise kernel, by which a layout is told: (whose it is, names)}

@@ -30,7 +30,6 @@ IGNORED: checkpoint.Ignored = (
     "projection head, predictor or prototypes",
   ),
 )
-_NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 def map_tensors(
@@ -88,22 +87,13 @@ def torch_name(ours: str, config: ResNetConfig) -> str:
     parts = parts[3:]
     match parts[1]:
       case "shortcut":
-        # timm puts the average pool first in the sequence.
-        pooled = config.pooled_shortcut and not block.startswith("layer1")
-        at = 1 if pooled or config.pooled_shortcut else 0
+        at = 1 if config.pooled_shortcut else 0  # timm puts the average pool first in the sequence
         conv, norm = f"{block}.downsample.{at}", f"{block}.downsample.{at + 1}"
       case "squeeze" | "excite" as part:
         conv, norm = f"{block}.se.fc{1 if part == 'squeeze' else 2}", ""
       case part:
         conv, norm = f"{block}.{part}", f"{block}.bn{part.removeprefix('conv')}"
-  match parts[2:]:
-    case ["kernel"]:
-      return f"{conv}.weight"
-    case ["bias"]:
-      return f"{conv}.bias"
-    case [_, leaf]:
-      return f"{norm}.{_NORM[leaf]}"
-  raise ValueError(f"{ours} is no variable of a ResNet.")
+  return checkpoint.convolution_leaf(conv, norm, parts[2:])
 
 
 def _stem_names(config: ResNetConfig) -> dict[str, tuple[str, str]]:
