@@ -10,7 +10,6 @@ import pathlib
 import re
 from typing import Any
 
-from flax import nnx
 import numpy as np
 
 from frozen_vision import messages
@@ -197,20 +196,7 @@ def recognises(tensors: Mapping[str, LazyTensor]) -> bool:
 @functools.lru_cache(maxsize=8)
 def _parameters(config: swinv2.SwinV2Config) -> dict[str, checkpoint_keys.Shape]:
   """{path: shape} of every parameter of ours."""
-  # Blocks of a stage are alike, but for the extra norm: one period of them is traced, instead of 50 blocks.
-  period = config.extra_norm_interval or 1
-  short = dataclasses.replace(config, depths=tuple(min(depth, period) for depth in config.depths))
-  abstract = base.abstract(swinv2.SwinV2, short)
-  shapes = {}
-  for key, variable in nnx.to_flat_state(nnx.state(abstract, nnx.Param)):
-    shape = tuple(variable.shape)
-    if "blocks" not in key:
-      shapes[trees.path_string(key)] = shape
-      continue
-    stage, block = key[1], key[3]
-    for repeated in range(block, config.depths[stage], period):
-      shapes[trees.path_string((*key[:3], repeated, *key[4:]))] = shape
-  return shapes
+  return trees.shapes(trees.weights(base.abstract(swinv2.SwinV2, config)))
 
 
 def _config(

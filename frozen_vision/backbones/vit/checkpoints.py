@@ -1,14 +1,11 @@
 """Public ViT checkpoints as our variables: every key is used or named as ignored."""
 
 from collections.abc import Mapping
-import dataclasses
 import functools
 import os
 import pathlib
 import re
 from typing import Any
-
-from flax import nnx
 
 from frozen_vision import messages
 from frozen_vision.backbones import base
@@ -16,7 +13,7 @@ from frozen_vision.backbones.checkpoint import Checkpoint
 from frozen_vision.backbones.vit import checkpoint_keys, model
 from frozen_vision.backbones.vit.checkpoint_layout import grid_of, Layout, num_blocks, Shape, Transform
 from frozen_vision.backbones.vit.config import VARIANTS, ViTConfig
-from frozen_vision.files import checkpoint_file, keys
+from frozen_vision.files import checkpoint_file, keys, trees
 from frozen_vision.files.tensors import LazyTensor
 
 # What shapes and names of a checkpoint tell, and by what a row is found.
@@ -112,15 +109,8 @@ def _transformed(parts: list[LazyTensor], transform: Transform, shape: Shape) ->
 
 @functools.lru_cache(maxsize=32)
 def variable_shapes(config: ViTConfig) -> dict[str, Shape]:
-  """{path: shape} of every variable of ours. Blocks are alike, so one is traced for all."""
-  short = dataclasses.replace(config, depth=1, taps=None)
-  abstract = base.abstract(model.ViT, short)
-  shapes = {}
-  for key, variable in nnx.to_flat_state(nnx.state(abstract)):
-    for index in range(config.depth if key[0] == "blocks" else 1):
-      place = ("blocks", index, *key[2:]) if key[0] == "blocks" else key
-      shapes["/".join(map(str, place))] = tuple(variable.shape)
-  return shapes
+  """{path: shape} of every variable of ours."""
+  return trees.shapes(trees.weights(base.abstract(model.ViT, config)))
 
 
 def _absent(layout: Layout, ours: str, tensors: Mapping[str, LazyTensor]) -> str:
