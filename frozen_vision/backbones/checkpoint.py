@@ -11,9 +11,10 @@ import numpy as np
 
 from frozen_vision.backbones import base
 from frozen_vision.files import keys, trees
+from frozen_vision.files import tensors as tensors_lib
 from frozen_vision.files.tensors import LazyTensor
 
-# From the path of one of our variables to the name of a public checkpoint.
+# Gives the name that a public checkpoint has for one of our variables, by its path.
 Naming = Callable[[str], str]
 # Kinds of keys that no variable is made of: (pattern of the whole name, why).
 Ignored = Sequence[tuple[str, str]]
@@ -35,7 +36,7 @@ class Checkpoint:
   Attributes:
     path: where it lies.
     source: the layout of its names, such as "torchvision".
-    name: the row of the family's table.
+    name: the row of the family's table; None for sizes that are no row.
     config: sizes.
     leaves: {path of our variable: array in our layout}.
     used: names that variables are made of.
@@ -44,24 +45,46 @@ class Checkpoint:
 
   path: pathlib.Path
   source: str
-  name: str
+  name: str | None
   config: base.BackboneConfig
   leaves: Mapping[str, LazyTensor]
   used: Sequence[str]
   ignored: Mapping[str, str]
 
+  @property
+  def num_weights(self) -> int:
+    """How many numbers the variables hold."""
+    return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in self.leaves.values())
+
   def summary(self) -> str:
     """A report of the use of every key."""
-    numbers = sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in self.leaves.values())
-    kinds = Counter(re.sub(r"\d+", "*", f"{key}: {why}") for key, why in self.ignored.items())
     return "\n".join(
       [
         f"{self.path}: {self.name}, as saved by {self.source}",
-        f"  {len(self.used)} keys used for {len(self.leaves)} variables of {numbers:,} numbers",
-        f"  {len(self.ignored)} keys ignored",
-        *(f"    {count} x {kind}" for kind, count in sorted(kinds.items())),
+        f"  {len(self.used)} keys used for {len(self.leaves)} variables of {self.num_weights:,} numbers",
+        *self.ignored_lines(),
       ]
     )
+
+  def ignored_lines(self) -> list[str]:
+    """The last lines of `summary`: how many keys of each kind are ignored, and why."""
+    kinds = Counter(re.sub(r"\d+", "*", f"{key}: {why}") for key, why in self.ignored.items())
+    return [
+      f"  {len(self.ignored)} keys ignored",
+      *(f"    {count} x {kind}" for kind, count in sorted(kinds.items())),
+    ]
+
+
+def read_classifier(leaves: Sequence[LazyTensor], path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+  """(kernel [channels, classes], bias [classes]) of a linear classifier in PyTorch's layout, float32.
+
+  Raises:
+    ValueError: numbers that are not finite.
+  """
+  kernel, bias = (
+    tensors_lib.check_finite("the classifier", np.asarray(leaf.read(), np.float32), path) for leaf in leaves
+  )
+  return kernel.T, bias
 
 
 def map_convolutional(

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from flax import nnx
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 
 from frozen_vision import messages
 from frozen_vision.backbones import base
+from frozen_vision.backbones.checkpoint import Checkpoint
 from frozen_vision.backbones.convnext import architecture as convnext_architecture
 from frozen_vision.backbones.convnext import checkpoints as convnext_checkpoints
 from frozen_vision.backbones.convnext import model as convnext
@@ -34,24 +35,6 @@ from frozen_vision.files import checkpoint_file, formats, tensors, trees
 
 PublicWeights = NamedWeights | PackagedWeights | HubWeights
 _SHIPPED = pathlib.Path(__file__).resolve().parent / "weights"
-
-
-@runtime_checkable
-class Checkpoint(Protocol):
-  """A public checkpoint, mapped onto our variables and not read yet.
-
-  Attributes:
-    name: the row of its family's table; None for sizes that are no row.
-    config: sizes.
-    leaves: {path of our variable: array in our layout}.
-  """
-
-  name: str | None
-  config: base.BackboneConfig
-  leaves: Mapping[str, tensors.LazyTensor]
-
-  def summary(self) -> str:
-    """What became of every key, in words."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Public SwinV2 checkpoints as our parameters: every key is used or named as ignored."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from frozen_vision import messages
-from frozen_vision.backbones import base
+from frozen_vision.backbones import base, checkpoint
 from frozen_vision.backbones.swinv2 import checkpoint_keys
 from frozen_vision.backbones.swinv2 import checkpoint_windows as windows_lib
 from frozen_vision.backbones.swinv2 import config as swinv2_config
@@ -21,7 +20,6 @@ from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.swinv2 import published as named_weights
 from frozen_vision.files import checkpoint_file, trees
 from frozen_vision.files import keys as key_reports
-from frozen_vision.files import tensors as weights
 from frozen_vision.files.tensors import LazyTensor
 
 _logger = logging.getLogger(__name__)
@@ -55,54 +53,38 @@ class Head:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """A public checkpoint, mapped but not read.
+class Checkpoint(checkpoint.Checkpoint):
+  """A public SwinV2, mapped but not read.
 
   Attributes:
-    path: where it lies.
-    source: which kind it is ("Microsoft", "SimMIM", "timm", "transformers", "torchvision").
-    name: the row of `swinv2_config.VARIANTS`, or None for a shape that is no row.
     config: shape, windows and pretrained windows.
-    leaves: {our parameter path: array in our layout}.
-    used: names that parameters were made of.
-    ignored: {name: why}.
+    head_leaves: kernel and bias of the classifier as the file has them, if it has one.
   """
 
-  path: pathlib.Path
-  source: str
-  name: str | None
   config: swinv2.SwinV2Config
-  leaves: dict[str, LazyTensor]
-  used: tuple[str, ...]
-  ignored: dict[str, str]
   head_leaves: tuple[LazyTensor, LazyTensor] | None
 
   def head(self) -> Head | None:
     """The classifier, if the checkpoint has one."""
     if self.head_leaves is None:
       return None
-    kernel, bias = (
-      weights.check_finite("the classifier", np.asarray(leaf.read(), np.float32), self.path)
-      for leaf in self.head_leaves
-    )
-    return Head(kernel.T, bias)
+    return Head(*checkpoint.read_classifier(self.head_leaves, self.path))
 
   def summary(self) -> str:
-    """What became of every key."""
-    numbers = sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in self.leaves.values())
+    """A report of the use of every key, with the windows and the classifier."""
     head = "none" if self.head_leaves is None else f"{self.head_leaves[1].shape[0]} classes"
     config = self.config
-    lines = [
-      f"{self.path}: {self.name or 'SwinV2 of no known variant'}, as saved by {self.source}",
-      f"  embed_dim {config.embed_dim}, depths {config.depths}, heads {config.num_heads}, "
-      f"extra norm every {config.extra_norm_interval or 'no'} blocks",
-      f"  windows {config.window_sizes}, pretrained windows {config.pretrained_window_sizes}",
-      f"  {len(self.used)} keys used for {len(self.leaves)} parameters of {numbers:,} numbers",
-      f"  classifier: {head}",
-      f"  {len(self.ignored)} keys ignored",
-    ]
-    kinds = Counter(re.sub(r"\d+", "*", f"{key}: {why}") for key, why in self.ignored.items())
-    return "\n".join(lines + [f"    {count} x {kind}" for kind, count in sorted(kinds.items())])
+    return "\n".join(
+      [
+        f"{self.path}: {self.name or 'SwinV2 of no known variant'}, as saved by {self.source}",
+        f"  embed_dim {config.embed_dim}, depths {config.depths}, heads {config.num_heads}, "
+        f"extra norm every {config.extra_norm_interval or 'no'} blocks",
+        f"  windows {config.window_sizes}, pretrained windows {config.pretrained_window_sizes}",
+        f"  {len(self.used)} keys used for {len(self.leaves)} parameters of {self.num_weights:,} numbers",
+        f"  classifier: {head}",
+        *self.ignored_lines(),
+      ]
+    )
 
 
 def open_checkpoint(path: str | os.PathLike, name: str | None = None, **overrides: Any) -> Checkpoint:

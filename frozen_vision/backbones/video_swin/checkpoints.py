@@ -16,6 +16,7 @@ from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 
+from frozen_vision.backbones import checkpoint
 from frozen_vision.backbones.video_swin import model as video_swin
 from frozen_vision.backbones.video_swin import windows as windows3d
 from frozen_vision.files import checkpoint_file
@@ -185,11 +186,7 @@ class Checkpoint:
     """Kernel [channels, classes] and bias of the classifier on `VideoSwin.embed`, if there is one."""
     if self.head_leaves is None:
       return None
-    kernel, bias = (
-      weights.check_finite("the classifier", np.asarray(leaf.read(), np.float32), self.path)
-      for leaf in self.head_leaves
-    )
-    return kernel.T, bias
+    return checkpoint.read_classifier(self.head_leaves, self.path)
 
 
 def open_checkpoint(path: str | os.PathLike, **overrides: Any) -> Checkpoint:
