@@ -1,10 +1,10 @@
-"""Where the tests of Mask2Former find transformers' outputs: committed, or computed on the spot."""
+"""Transformers' outputs for the tests of Mask2Former: committed, or computed on the spot."""
 
-import os
 import pathlib
-import subprocess
 
 import pytest
+
+from tests import reference_scripts
 
 _TESTS = pathlib.Path(__file__).resolve().parent
 KINDS = ("committed", "live")
@@ -14,9 +14,5 @@ def folder(kind: str, factory: pytest.TempPathFactory) -> pathlib.Path:
   """Folder of what `references/mask2former.py` wrote; "live" runs it now, with another seed."""
   if kind == "committed":
     return _TESTS / "golden"
-  python = os.environ.get("FROZEN_VISION_REFERENCE_PYTHON")
-  if not python:
-    pytest.skip("set FROZEN_VISION_REFERENCE_PYTHON to a Python with torch, transformers and scipy.")
   path = factory.mktemp("mask2former")
-  subprocess.run([python, str(_TESTS / "references" / "mask2former.py"), str(path), "1"], check=True)
-  return path
+  return reference_scripts.run("mask2former.py", path, "1", packages=("torch", "transformers", "scipy"))

@@ -1,11 +1,7 @@
 """The linear head and UPerNet: what they compute, their losses, and UPerNet against transformers' own."""
 
-import importlib.util
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 from flax import nnx
 import jax
@@ -16,7 +12,7 @@ import pytest
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import linear, pixel_classification, upernet
 from frozen_vision.ops import resize
-from tests import golden_values
+from tests import golden_values, reference_scripts
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -185,11 +181,5 @@ def test_upernet_equals_transformers():
 
 
 def test_upernet_equals_transformers_with_other_weights(tmp_path):
-  python = os.environ.get("FROZEN_VISION_REFERENCE_PYTHON")
-  if not python:
-    absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    if absent:
-      pytest.skip(f"{absent} not installed; set FROZEN_VISION_REFERENCE_PYTHON to a Python that has them.")
-    python = sys.executable
-  subprocess.run([python, str(_TESTS / "references/upernet.py"), str(tmp_path), "1"], check=True)
+  reference_scripts.run("upernet.py", tmp_path, "1", packages=("torch", "transformers"))
   _compare(tmp_path)

@@ -4,12 +4,8 @@ They run in this interpreter if it has them, or in $FROZEN_VISION_REFERENCE_PYTH
 skipped, and those of golden outputs and of names (`test_model.py`) remain.
 """
 
-import importlib.util
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -19,10 +15,10 @@ from frozen_vision.backbones import families
 from frozen_vision.backbones.swinv2 import checkpoints as convert
 from frozen_vision.backbones.swinv2 import folded as fold
 from frozen_vision.files import tensors as weights
+from tests import reference_scripts
 from tests.backbones.swinv2 import checkpoint_sources as sources
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers")
-_SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "references" / "swinv2.py"
 _CASES = [
   *(
     f"{source}-{case}"
@@ -47,15 +43,8 @@ _FULL_CASES = [
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory):
-  python = os.environ.get("FROZEN_VISION_REFERENCE_PYTHON")
-  if not python:
-    absent = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if absent:
-      pytest.skip(f"{absent} not installed; set FROZEN_VISION_REFERENCE_PYTHON to a Python that has them.")
-    python = sys.executable
   folder = tmp_path_factory.mktemp("references")
-  subprocess.run([python, str(_SCRIPT), str(folder)], check=True)
-  return folder
+  return reference_scripts.run("swinv2.py", folder, packages=_PACKAGES)
 
 
 @pytest.mark.slow

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import pathlib
-import subprocess
 
 from flax import nnx
 import jax
@@ -17,9 +14,7 @@ from frozen_vision.backbones.video_swin import checkpoints as convert
 from frozen_vision.backbones.video_swin import model as video_swin
 from frozen_vision.backbones.video_swin import windows
 from frozen_vision.files import tensors
-from tests import golden_values, paths
-
-_SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "references" / "video_swin.py"
+from tests import golden_values, paths, reference_scripts
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -57,12 +52,8 @@ def test_features_and_logits_equal_the_golden_ones(name):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-  python = os.environ.get("FROZEN_VISION_REFERENCE_PYTHON")
-  if not python:
-    pytest.skip("set FROZEN_VISION_REFERENCE_PYTHON to a Python that has PyTorch and torchvision.")
   folder = tmp_path_factory.mktemp("video_swin")
-  subprocess.run([python, str(_SCRIPT), str(folder)], check=True)
-  return folder
+  return reference_scripts.run("video_swin.py", folder, packages=("torch", "torchvision"))
 
 
 @pytest.mark.slow

@@ -4,12 +4,7 @@ They run in this interpreter if it has them, or in $FROZEN_VISION_REFERENCE_PYTH
 skipped, and those of golden outputs and of files in each layout remain.
 """
 
-import importlib.util
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 from flax import nnx
 import jax
@@ -19,11 +14,11 @@ import pytest
 from frozen_vision.backbones import families
 from frozen_vision.backbones.vit import checkpoints, positions
 from frozen_vision.backbones.vit import model as vit
+from tests import reference_scripts
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers")
-_SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "references" / "vit.py"
 _CASES = [
   *(
     f"timm-{case}"
@@ -45,15 +40,8 @@ _FULL_CASES = [
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory):
-  python = os.environ.get("FROZEN_VISION_REFERENCE_PYTHON")
-  if not python:
-    absent = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if absent:
-      pytest.skip(f"{absent} not installed; set FROZEN_VISION_REFERENCE_PYTHON to a Python that has them.")
-    python = sys.executable
   folder = tmp_path_factory.mktemp("references")
-  subprocess.run([python, str(_SCRIPT), str(folder)], check=True)
-  return folder
+  return reference_scripts.run("vit.py", folder, packages=_PACKAGES)
 
 
 @pytest.mark.parametrize("case", _CASES)
