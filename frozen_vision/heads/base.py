@@ -90,8 +90,12 @@ class DetectionHead(nnx.Module):
   def predict_masks(
     self, features: Features, boxes: Float[Array, "b d 4"], labels: Int[Array, "b d"]
   ) -> Float[Array, "b d m m"]:
-    """Mask probabilities of the given class, inside each box; of heads whose config has `with_masks`."""
-    raise NotImplementedError(f"{type(self).__name__} predicts no masks, but its config has with_masks=True.")
+    """Mask probabilities of the given class, inside each box; of heads whose config has `with_masks`.
+
+    Raises:
+      TypeError: a head that predicts no masks, which its config must say.
+    """
+    raise TypeError(f"{type(self).__name__} predicts no masks, but its config has with_masks=True.")
 
 
 class SegmentationHead(nnx.Module):
