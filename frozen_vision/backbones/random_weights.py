@@ -15,7 +15,7 @@ import numpy as np
 
 from frozen_vision.files import trees
 
-# Of the sum of four integers that are uniform in 0..65535.
+# Mean and standard deviation of the sum of four integers that are uniform in 0..65535.
 _MEAN = 2 * 65535
 _STD = math.sqrt(4 * (65536**2 - 1) / 12)
 # Standard deviations are rounded to this many steps per factor of two: two machines agree on them, though the

@@ -74,7 +74,7 @@ class LinearHead(SegmentationHead):
       functools.partial(nnx.LayerNorm, dtype=dtype, rngs=rngs),
       enabled=config.input_norm,
     )
-    # As one layer on the concatenation would be initialised.
+    # Initialised as one layer on the concatenation would be.
     width = sum(spec.channels for spec in specs)
     init = nnx.initializers.normal(width**-0.5)
     self.layers = nnx.List(

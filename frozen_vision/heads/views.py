@@ -84,7 +84,7 @@ def _per_image(values: Array, boxes: Array) -> Array:
 
 def _scaled(boxes: Array, to: Array, of: Array) -> Array:
   """Boxes in images of size `of` as boxes in the same images at size `to`."""
-  # Where both are the same sizes, this multiplies by exactly one.
+  # If both sizes are the same, this multiplies by exactly one.
   factors = to.astype(jnp.float32) / of.astype(jnp.float32)
   return boxes * _per_image(factors[:, jnp.asarray([1, 0, 1, 0])], boxes)
 

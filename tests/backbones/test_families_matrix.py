@@ -111,7 +111,7 @@ def test_features_have_their_specs_and_folded_they_are_the_same(family):
 
 @pytest.mark.parametrize("family", sorted(families.FAMILIES))
 def test_options_that_change_features_are_in_the_key(family):
-  """Of all fields that carry no weights: where another value changes the features, it changes the key."""
+  """Every field without weights whose other values change the features changes the key."""
   backbone = _small(family)
   key = feature_key.feature_key(backbone, "abc")
   weights = nnx.state(backbone)

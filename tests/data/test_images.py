@@ -140,7 +140,7 @@ def test_exif_is_applied_in_every_format(image_format, orientation):
   assert image.shape == ((48, 32, 3) if turned else (32, 48, 3))
   assert image_io.read_size(data) == image.shape[:2]
   assert image_io.read_size(data, apply_exif=False) == (32, 48)
-  # Where the stored top left corner is shown (TIFF 6.0, section 8).
+  # The corner in which the stored top left one is shown (TIFF 6.0, section 8).
   bottom, right = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
   quarter = image[8 if not bottom else -8, 8 if not right else -8]
   assert quarter.min() > 200

@@ -15,7 +15,7 @@ from experiments.benchmarks.gpu import kernel_times, report, timing
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCRIPT = _ROOT / "experiments" / "benchmarks" / "gpu.sh"
-# What a bare machine with a GPU does not have; PyTorch and timm too, whose peers would take minutes here.
+# Packages that a bare machine with a GPU lacks; PyTorch and timm too, whose peers would take minutes here.
 _ABSENT = (
   "tensorflow",
   "tensorflow_datasets",
@@ -45,7 +45,7 @@ sys.meta_path.insert(0, Absent())
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory, cache_folder):
-  """Of a process that cannot import `_ABSENT`; programs are compiled once for all tests."""
+  """Variables of a process that cannot import `_ABSENT`; programs are compiled once for all tests."""
   folder = tmp_path_factory.mktemp("absent")
   (folder / "sitecustomize.py").write_text(_BLOCKER.format(names=_ABSENT))
   return os.environ | dict(

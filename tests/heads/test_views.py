@@ -86,7 +86,7 @@ def test_sizes_are_areas_in_the_original_image(sizes, kept):
   head = Preset(nms_iou=0.99)
   _, found = _found(views_lib.predict(head, [view], jnp.asarray([[400, 800]])))
   np.testing.assert_allclose(found, scores[kept], rtol=1e-6)
-  # Where each class has its own box, each counts for itself.
+  # If each class has its own box, each counts for itself.
   (shared, probabilities, mask), size = view.features, view.image_size
   both = jnp.concatenate([shared, shared * jnp.asarray([1, 1, 0, 0]) + jnp.asarray([0, 0, 400, 100])], axis=2)
   view = views_lib.View((both, probabilities[..., :1].repeat(2, -1), mask), size, sizes="s")

@@ -156,7 +156,7 @@ def test_one_pass_gives_what_each_head_gives_alone(tmp_path, monkeypatch):
 def test_detections_are_those_of_the_evaluation(tmp_path):
   config = tiny.detection()
   workdir = tmp_path / "run"
-  # Of a run from before checkpoints knew classes: they come from the data that its config names.
+  # A run from before checkpoints knew classes: they come from the data that its config names.
   saved_runs.save_run(workdir, config)
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)

@@ -72,7 +72,7 @@ def test_panels_group_what_belongs_together():
   panels = curves._panels(dict.fromkeys(keys, point), training=True)
   assert list(panels) == ["Loss", "Loss terms", "Learning rate", "Positives", "Unreadable"]
   assert list(panels["Loss terms"]) == ["rpn_box", "semantic"]
-  # Of a run from before terms had a prefix.
+  # A run from before terms had a prefix.
   old = curves._panels(dict.fromkeys(("loss", "rpn_box", "positives/rpn"), point), training=True)
   assert list(old["Loss terms"]) == ["rpn_box"] and list(old) == ["Loss", "Loss terms", "Positives"]
   keys = ("top1", "top5", "box_AR_100", "box_AP_small", "mask_AP", "box_AP", "mean_iou")

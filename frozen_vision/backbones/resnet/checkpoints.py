@@ -13,9 +13,16 @@ from frozen_vision.backbones import base, checkpoint
 from frozen_vision.backbones.resnet.model import ResNet, ResNetConfig, VARIANTS
 from frozen_vision.files.tensors import LazyTensor
 
-# Where the encoder lies, the first that is there: MoCo v1 and v2 and PCL; MoCo v3; InsDis, PIRL and InfoMin;
-# DINO, Barlow Twins and VICReg; BYOL. `module.` may stand before each (DistributedDataParallel).
-PREFIXES = ("encoder_q.", "base_encoder.", "encoder.", "backbone.", "online_encoder.", "")
+# Prefixes of the encoder's names; the first that a file has is taken. `module.` may stand before each
+# (DistributedDataParallel).
+PREFIXES = (
+  "encoder_q.",  # MoCo v1 and v2, PCL
+  "base_encoder.",  # MoCo v3
+  "encoder.",  # InsDis, PIRL, InfoMin
+  "backbone.",  # DINO, Barlow Twins, VICReg
+  "online_encoder.",  # BYOL
+  "",
+)
 IGNORED: checkpoint.Ignored = (
   (r"(.*\.)?num_batches_tracked", "batches counted by BatchNorm, of no use in inference"),
   (r"(fc|head|last_linear)\..*", "classifier or projection head"),

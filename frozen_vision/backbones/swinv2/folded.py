@@ -23,7 +23,7 @@ from frozen_vision.layers.patches import join_neighbours, patches
 from frozen_vision.ops.arrays import Array
 
 Tree = Any
-# Of what a block does at once on CPU: cells at least, and cells times channels. Measured with float32.
+# Size of a strip on CPU: its least cells, and its cells times channels. Measured with float32.
 _STRIP_CELLS = 512
 _STRIP_NUMBERS = 192 * 1024
 
@@ -102,7 +102,7 @@ class FoldedSwinV2(base.FoldedBackbone):
       return windows.map_in_strips(x, size, shifted, part, max(_STRIP_CELLS, _STRIP_NUMBERS // x.shape[-1]))
 
     # XLA on CPU writes and reads whole layers; strips stay in the cache, and their memory is used again.
-    # Of a sharded batch, a strip would be on one device.
+    # A strip of a sharded batch would be on one device.
     if sharding.num_devices() == 1 and windows.whole_windows(x.shape[1:3], size):
       return jax.lax.platform_dependent(x, cpu=in_strips, default=at_once)
     return at_once(x)

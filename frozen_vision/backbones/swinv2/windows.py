@@ -13,10 +13,10 @@ from frozen_vision.ops.arrays import Array
 
 MAX_LOGIT_SCALE = math.log(100.0)  # the trained temperature stays above 0.01.
 _MASKED = -100.0  # not -inf: the released code adds -100, and its weights were trained with it.
-# Of an image, the most scores that exist at once: those of all windows of 32 x 32 in a map of 384 x 384 are
-# 2.4 billion.
+# The most scores of one image that exist at once: all windows of 32 x 32 in a map of 384 x 384 have 2.4
+# billion.
 _MOST_SCORES = 2**27
-# Of a window, the most pairs of cells that all heads attend to at once. What `position_index` gathers has the
+# The most pairs of cells of a window that all heads attend to at once. What `position_index` gathers has the
 # heads innermost, which a TPU pads to 128: 5 GB where windows are 56 x 56.
 _MOST_PAIRS = 2**22
 
@@ -162,7 +162,7 @@ def cosine_attention(
     def cut(x):
       return jnp.moveaxis(x.reshape(x.shape[0], -1, at_once, *x.shape[2:]), 1, 0)
 
-    # On the way back too, the scores of one group exist at a time.
+    # The backward pass too holds the scores of one group at a time.
     some = jax.checkpoint(
       lambda part: _attend(*part[:3], _pairs_of_table(part[3]), regions), prevent_cse=False
     )

@@ -16,7 +16,7 @@ from frozen_vision.backbones.vit.config import VARIANTS, ViTConfig
 from frozen_vision.files import checkpoint_file, keys, trees
 from frozen_vision.files.tensors import LazyTensor
 
-# What shapes and names of a checkpoint tell, and by what a row is found.
+# Fields that shapes and names of a checkpoint tell, and by which a row is found.
 _TOLD = (
   "embed_dim",
   "depth",

@@ -19,7 +19,8 @@ from frozen_vision.layers import norms
 from frozen_vision.ops.deformable_attention import deformable_attention
 from frozen_vision.ops.resize import resize_bilinear
 
-# What the gradient of a layer keeps, next to its input: sampling again would cost as much as the rest of it.
+# Name of what a layer keeps for its gradient, next to its input: sampling again would cost as much as the
+# rest of the layer.
 _SAMPLED = "mask2former_sampled"
 
 
@@ -66,8 +67,8 @@ class DeformableLayer(nnx.Module):
     self.num_heads, self.num_points = heads, config.encoder_points
     samples = heads * config.encoder_levels * config.encoder_points
     zeros = nnx.initializers.zeros
-    # Where to sample, and how much each sample counts, is not rounded to half precision: one cell of a map of
-    # 160 is less than bfloat16 can tell.
+    # Locations and weights of samples are not rounded to half precision: bfloat16 cannot tell neighbouring
+    # cells of a map of 160 apart.
     self.offsets = nnx.Linear(channels, 2 * samples, kernel_init=zeros, rngs=rngs)
     self.offsets.bias[...] = _ring(config).reshape(-1)
     self.weights = nnx.Linear(channels, samples, kernel_init=zeros, rngs=rngs)

@@ -93,7 +93,7 @@ def test_frames_and_times_are_those_of_the_files(real):
       direct = opened.read(numbers, short_side=256 if reduced else None)
       found = kept.read(numbers)
       assert found.shape == direct.shape and found.dtype == np.uint8
-      # Of a JPEG; colour has half the resolution in both.
+      # The error of a JPEG; colour has half the resolution in both.
       assert np.abs(found.astype(float) - direct).mean() < 4, kept.name
       assert np.abs(found.mean((1, 2)) - direct.mean((1, 2))).max() < 2, kept.name
       assert kept.read([0], short_side=40).shape == opened.read([0], short_side=40).shape

@@ -119,7 +119,7 @@ def test_losses(reference):
 
 
 def test_gradients(reference):
-  """Of the sum of all losses, for the features of every level: through everything that trains."""
+  """Gradients of the sum of all losses for the features of every level, through everything that trains."""
   for i, gradient in enumerate(reference.gradients):
     theirs = reference.arrays[f"gradient.{i}"]
     assert np.abs(theirs).max() > 0
