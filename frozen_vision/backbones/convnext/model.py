@@ -117,11 +117,10 @@ class ConvNeXt(base.Backbone):
 
   def depth_of(self, path: str) -> int:
     """As for SwinV2: a downsampling shares the depth of the block before it; that of stage 0 is the stem."""
-    depths, parts = self.config.depths, path.split("/")
-    if parts[0] != "stages":
-      return self.num_depths
-    before = sum(depths[: int(parts[1])])
-    return before if parts[2] == "downsample" else before + int(parts[3]) + 1
+    match path.split("/"):
+      case ["stages", stage, "downsample", *_]:
+        return sum(self.config.depths[: int(stage)])
+    return base.staged_depth(path, self.config.depths)
 
   def feature_options(self) -> Mapping[str, Any]:
     return dict(padding="bottom-right zeros to whole cells of the coarsest level")
