@@ -286,9 +286,8 @@ def open_source(options: BackboneOptions, seed: int) -> Source:
   """
   dtype, overrides = jnp.dtype(options.dtype), base.tuples(options.overrides)
   if options.weights in ("random", "init"):
-    if options.weights == "random":
-      overrides = {**families.family_of(options.name).random, **overrides}
-    backbone = families.build_backbone(options.name, dtype=dtype, rngs=nnx.Rngs(seed), **overrides)
+    module = families.family_of(options.name).module
+    backbone = module(_initial_config(options), dtype=dtype, rngs=nnx.Rngs(seed))
     return random_weights.redraw(backbone, seed) if options.weights == "random" else backbone
   source = options.name if options.weights == "shipped" else options.weights
   if options.weights != "shipped" and source not in families.published_weights():
@@ -305,6 +304,18 @@ def open_source(options: BackboneOptions, seed: int) -> Source:
         "name of the backbone of these weights."
       )
   return backbone
+
+
+def abstract_source(options: BackboneOptions) -> base.Backbone:
+  """`open_source` of random weights, with shapes in the place of weights."""
+  module = families.family_of(options.name).module
+  return base.abstract(module, _initial_config(options), dtype=jnp.dtype(options.dtype))
+
+
+def _initial_config(options: BackboneOptions) -> base.BackboneConfig:
+  """Sizes of a backbone whose weights are not read from a file."""
+  random = families.family_of(options.name).random if options.weights == "random" else {}
+  return families.backbone_config(options.name, **{**random, **options.overrides})
 
 
 def _open_model(

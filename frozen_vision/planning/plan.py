@@ -172,9 +172,12 @@ def make_program(
     remat: stacked blocks are computed again on the way back.
   """
   config = tasks_build.read_config(config)
-  source = functools.partial(prepare.open_source, config.backbone, config.seed)
   # The file of shipped weights says which windows they were trained with; others are planned without a file.
-  backbone = source().module if config.backbone.weights == "shipped" else nnx.eval_shape(source)
+  backbone = (
+    prepare.open_source(config.backbone, config.seed).module
+    if config.backbone.weights == "shipped"
+    else prepare.abstract_source(config.backbone)
+  )
   model = prepare.prepare(
     functools.partial(nnx.eval_shape, task.build_model),
     backbone,
