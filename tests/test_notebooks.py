@@ -13,26 +13,12 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tests import notebook
+from tests import notebook, tiny
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _FOLDER = _ROOT / "experiments" / "notebooks"
 _NAMES = ("modules", "own_data", "quick_start")
-_SMALL_HEAD = {
-  f"detection.head.{name}": value
-  for name, value in dict(
-    rpn_channels=8,
-    train_pre_nms=20,
-    train_proposals=10,
-    test_pre_nms=20,
-    test_proposals=10,
-    roi_samples=8,
-    fc_channels=8,
-    mask_channels=8,
-    mask_convs=1,
-    max_detections=10,
-  ).items()
-}
+_SMALL_HEAD = {f"detection.head.{name}": value for name, value in tiny.SMALL_HEAD.items()}
 
 
 def _run(name, folder, environment, **parameters):
@@ -98,6 +84,7 @@ def test_own_data(tmp_path, quick_environment):
     "detection.frame": (64, 64),
     "detection.eval_frame": (64, 64),
     **_SMALL_HEAD,
+    "detection.head.max_detections": 10,
   }
   cells = _run(
     "own_data", tmp_path, quick_environment, STEPS=2, WORKDIR=str(tmp_path / "run"), CHANGES=changes

@@ -111,18 +111,7 @@ def test_two_paths_train_and_evaluate(own_data, tmp_path, quick_environment):
     f"--config.detection.train.annotations={annotations}",
     f"--config.detection.train.images={images}",
   ]
-  head = dict(
-    rpn_channels=8,
-    train_pre_nms=20,
-    train_proposals=10,
-    test_pre_nms=20,
-    test_proposals=10,
-    roi_samples=8,
-    fc_channels=8,
-    mask_channels=8,
-    mask_convs=1,
-    max_detections=10,
-  )
+  head = tiny.SMALL_HEAD | dict(max_detections=10)
   arguments += [f"--config.detection.head.{name}={value}" for name, value in head.items()]
   small = {
     "steps": 2,

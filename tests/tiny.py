@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -12,6 +13,19 @@ from frozen_vision.tasks.action_options import ActionOptions
 from frozen_vision.tasks.classification_options import ClassificationOptions
 from frozen_vision.tasks.detection_options import DetectionOptions
 from frozen_vision.tasks.segmentation_options import SegmentationOptions
+
+# Few rois and narrow layers of an R-CNN head.
+SMALL_HEAD = dict(
+  rpn_channels=8,
+  train_pre_nms=20,
+  train_proposals=10,
+  test_pre_nms=20,
+  test_proposals=10,
+  roi_samples=8,
+  fc_channels=8,
+  mask_channels=8,
+  mask_convs=1,
+)
 
 
 def get_config(task: str = "detection") -> ml_collections.ConfigDict:
@@ -24,11 +38,14 @@ def get_config(task: str = "detection") -> ml_collections.ConfigDict:
   return configs[task]()
 
 
-def _base() -> ml_collections.ConfigDict:
+def _base(task: str, **fields: Any) -> ml_collections.ConfigDict:
+  """A few steps on batches of two; `fields` differ from that."""
   config = config_lib.base_config()
   backbone(config)
   config.tensorboard = False  # importing TensorFlow takes seconds
   config.pictures = 0
+  few = dict(steps=4, batch_size=2, eval_batch_size=2, log_every=1, checkpoint_every=2, ema_decay=0.9)
+  config.update(few | dict(task=task) | fields)
   return config
 
 
@@ -48,36 +65,13 @@ def small_head(options: ml_collections.ConfigDict) -> None:
   """Mask R-CNN on few rois and narrow layers: it compiles in seconds."""
   options.neck.update(dict(channels=8, levels=4))
   options.head.update(
-    name="mask_rcnn",
-    anchor_scales=(4.0,),
-    rpn_channels=8,
-    train_pre_nms=20,
-    train_proposals=10,
-    test_pre_nms=20,
-    test_proposals=10,
-    roi_samples=8,
-    finest_scale=28.0,
-    fc_channels=8,
-    mask_channels=8,
-    mask_convs=1,
-    max_detections=5,
+    name="mask_rcnn", anchor_scales=(4.0,), finest_scale=28.0, max_detections=5, **SMALL_HEAD
   )
 
 
 def detection() -> ml_collections.ConfigDict:
   """Generated scenes of 64 px."""
-  config = _base()
-  config.update(
-    dict(
-      task="detection",
-      steps=40,
-      batch_size=2,
-      eval_batch_size=2,
-      log_every=1,
-      checkpoint_every=5,
-      ema_decay=0.9,
-    )
-  )
+  config = _base("detection", steps=40, checkpoint_every=5)
   config.optimizer.warmup_steps = 2
   config.detection = config_lib.config_dict(DetectionOptions())
   options = config.detection
@@ -92,19 +86,7 @@ def detection() -> ml_collections.ConfigDict:
 
 def segmentation(head: str = "linear") -> ml_collections.ConfigDict:
   """Generated scenes of 64 px."""
-  config = _base()
-  config.update(
-    dict(
-      task="segmentation",
-      trainable=("head/.*",),
-      steps=4,
-      batch_size=2,
-      eval_batch_size=2,
-      log_every=1,
-      checkpoint_every=2,
-      ema_decay=0.9,
-    )
-  )
+  config = _base("segmentation", trainable=("head/.*",))
   config.segmentation = config_lib.config_dict(SegmentationOptions())
   options = config.segmentation
   options.data = "scenes"
@@ -132,19 +114,7 @@ def segmentation(head: str = "linear") -> ml_collections.ConfigDict:
 
 def action() -> ml_collections.ConfigDict:
   """Generated clips of 4 frames at 32 px."""
-  config = _base()
-  config.update(
-    dict(
-      task="action",
-      trainable=("head/.*",),
-      steps=4,
-      batch_size=2,
-      eval_batch_size=2,
-      log_every=1,
-      checkpoint_every=2,
-      ema_decay=0.9,
-    )
-  )
+  config = _base("action", trainable=("head/.*",))
   config.action = config_lib.config_dict(ActionOptions())
   options = config.action
   options.data = "clips"
@@ -171,17 +141,14 @@ def classification(
   validation: pathlib.Path | str = ".",
 ) -> ml_collections.ConfigDict:
   """An image folder at 16 px, all parameters training, no mixing and no random augmentation."""
-  config = _base()
-  config.update(
-    dict(
-      task="classification",
-      trainable=(".*",),
-      steps=6,
-      batch_size=4,
-      eval_batch_size=4,
-      log_every=2,
-      checkpoint_every=2,
-    )
+  config = _base(
+    "classification",
+    trainable=(".*",),
+    steps=6,
+    batch_size=4,
+    eval_batch_size=4,
+    log_every=2,
+    ema_decay=0.0,
   )
   config.classification = config_lib.config_dict(ClassificationOptions())
   config.classification.update(
