@@ -124,11 +124,15 @@ def launch(command: Sequence[str], processes: int) -> int:
   ]
   failed, deadline = None, None
   try:
-    while any(child.poll() is None for child in children):
-      ended = [index for index, child in enumerate(children) if child.poll()]
+    are_running = True
+    while are_running:
+      statuses = [child.poll() for child in children]
+      are_running = None in statuses
+      # Where several ended since the last look, the others failed for want of one that a signal ended.
+      ended = sorted((status >= 0, index) for index, status in enumerate(statuses) if status)
       if failed is None and ended:
-        failed = ended[0]
-        status = children[failed].returncode
+        failed = ended[0][1]
+        status = statuses[failed]
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         print(f"Process {failed} of {processes} {how}; ending the others.", file=sys.stderr, flush=True)
       if deadline is None and (asked or failed is not None):
@@ -141,8 +145,9 @@ def launch(command: Sequence[str], processes: int) -> int:
     _signal(children, signal.SIGKILL)
     for number, handler in handlers.items():
       signal.signal(number, handler)
-  statuses = [child.wait() for child in children]
-  first = statuses[failed] if failed is not None else next((status for status in statuses if status), 0)
+    for child in children:
+      child.wait()
+  first = children[failed].returncode if failed is not None else 0
   return 128 - first if first < 0 else first
 
 

@@ -232,7 +232,7 @@ def test_wrong_use_is_said(monkeypatch):
     distributed.initialize()
   for arguments in ([], ["--processes=2"], ["--processes=0", "--", "true"]):
     with pytest.raises(SystemExit):
-      distributed._main(arguments)
+      distributed.main(arguments)
   assert distributed.launch([sys.executable, "-c", "import sys; sys.exit(0)"], 2) == 0
   failing = (
     "import os, sys, time; sys.exit(3) if os.environ['FROZEN_VISION_PROCESS'] == '1' else time.sleep(60)"
@@ -240,3 +240,19 @@ def test_wrong_use_is_said(monkeypatch):
   started = time.monotonic()
   assert distributed.launch([sys.executable, "-c", failing], 2) == 3
   assert time.monotonic() - started < 30
+
+
+def test_a_process_that_a_signal_ended_is_named_before_those_that_fail_for_want_of_it(tmp_path, capfd):
+  program = (
+    "import os, pathlib, sys, time\n"
+    f"gone = pathlib.Path({str(tmp_path / 'gone')!r})\n"
+    "if os.environ['FROZEN_VISION_PROCESS'] == '1':\n"
+    "  gone.touch()\n"
+    "  os.kill(os.getpid(), 9)\n"
+    "while not gone.exists():\n"
+    "  time.sleep(0.001)\n"
+    "time.sleep(0.01)\n"
+    "sys.exit(1)\n"
+  )
+  assert distributed.launch([sys.executable, "-c", program], 2) == 128 + signal.SIGKILL
+  assert "Process 1 of 2 was ended by SIGKILL" in capfd.readouterr().err

@@ -7,7 +7,7 @@ import sys
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _READER = """
-import json, pathlib, resource, sys, time
+import json, pathlib, re, resource, sys, time
 from frozen_vision.files import checkpoint_file, formats
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 for name in json.loads(sys.stdin.read()):
@@ -21,7 +21,8 @@ for name in json.loads(sys.stdin.read()):
   except (FileNotFoundError, ValueError) as error:
     said = f"other {type(error).__name__} {error}"
   seconds = time.process_time() - started
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+  # Not getrusage, whose peak a process inherits from the one that started it.
+  peak = int(re.search("VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) >> 10
   print(json.dumps([name, said, round(seconds, 2), peak]), flush=True)
 """
 

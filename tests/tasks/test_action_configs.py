@@ -55,7 +55,9 @@ def test_the_giant_recipe_is_traced_at_full_size(module, monkeypatch):
   config = module.get_config("swinv2_g")
   config.backbone.weights = "random"  # the paper's weights were never published
   names = [str(number) for number in range(400)]
-  monkeypatch.setattr(action, "_open_sources", lambda *_: [sources.VideoList(["v.mp4"], [0], names)] * 2)
+  monkeypatch.setattr(
+    action, "_open_sources", lambda *_: [sources.VideoList([pathlib.Path("v.mp4")], [0], names)] * 2
+  )
   task = tasks_build.build_task(config)
   graphdef, trainable, frozen = freeze.partition(nnx.eval_shape(task.build_model), tuple(config.trainable))
 
