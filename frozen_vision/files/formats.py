@@ -1,8 +1,25 @@
-"""Shared by every reader of untrusted files: one error, and JSON with bounds."""
+"""Shared by readers of untrusted files: one error, JSON with bounds, and the dtypes of `.safetensors`."""
 
 import json
 import os
 from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+# Name of a dtype in a header -> the dtype.
+SAFETENSORS_DTYPES = {
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "I64": np.dtype(np.int64),
+  "I32": np.dtype(np.int32),
+  "I16": np.dtype(np.int16),
+  "I8": np.dtype(np.int8),
+  "U8": np.dtype(np.uint8),
+  "BOOL": np.dtype(np.bool_),
+}
 
 
 class FileFormatError(ValueError):

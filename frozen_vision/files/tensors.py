@@ -13,29 +13,16 @@ from typing import Any
 
 from flax import nnx
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import safetensors
 
 from frozen_vision.files import atomic, keys, trees
-from frozen_vision.files.formats import FileFormatError
+from frozen_vision.files.formats import FileFormatError, SAFETENSORS_DTYPES
 
 FORMAT = "frozen_vision backbone 1"
 _MAX_HEADER_BYTES = 64 << 20
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_DTYPES = {
-  "F64": np.dtype(np.float64),
-  "F32": np.dtype(np.float32),
-  "F16": np.dtype(np.float16),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
-  "I64": np.dtype(np.int64),
-  "I32": np.dtype(np.int32),
-  "I16": np.dtype(np.int16),
-  "I8": np.dtype(np.int8),
-  "U8": np.dtype(np.uint8),
-  "BOOL": np.dtype(np.bool_),
-}
-_WRITABLE = {dtype: name for name, dtype in _DTYPES.items() if name in ("F32", "F16", "BF16")}
+_WRITABLE = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items() if name in ("F32", "F16", "BF16")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +67,12 @@ def open_safetensors(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[st
     metadata = file.metadata() or {}
   except (safetensors.SafetensorError, OSError, ValueError, UnicodeError) as error:
     raise FileFormatError(path, f"is not a complete safetensors file: {error}.") from error
-  unknown = [f"{key} {part.get_dtype()}" for key, part in slices.items() if part.get_dtype() not in _DTYPES]
+  unknown = [
+    f"{key} {part.get_dtype()}" for key, part in slices.items() if part.get_dtype() not in SAFETENSORS_DTYPES
+  ]
   if unknown:
     raise FileFormatError(
-      path, f"holds tensors of types that are not read: {unknown[:20]}; known: {sorted(_DTYPES)}."
+      path, f"holds tensors of types that are not read: {unknown[:20]}; known: {sorted(SAFETENSORS_DTYPES)}."
     )
 
   # Opened anew for every tensor: what is read through one mapping stays resident until it is closed.
@@ -96,7 +85,7 @@ def open_safetensors(path: pathlib.Path) -> tuple[dict[str, LazyTensor], dict[st
       ) from error
 
   tensors = {
-    key: LazyTensor(tuple(part.get_shape()), _DTYPES[part.get_dtype()], lambda key=key: read(key))
+    key: LazyTensor(tuple(part.get_shape()), SAFETENSORS_DTYPES[part.get_dtype()], lambda key=key: read(key))
     for key, part in slices.items()
   }
   return tensors, metadata

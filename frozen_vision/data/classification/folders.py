@@ -64,6 +64,10 @@ class ImageFolder:
       "name": name,
     }
 
+  def files(self) -> list[pathlib.Path]:
+    """The file of every record; see `data.fingerprint`."""
+    return [self._root / name for name in self.names]
+
   def check(self) -> None:
     """Looks at every file, and leaves out those that cannot be read; `findings` says which."""
     names = self.names

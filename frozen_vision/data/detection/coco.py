@@ -307,6 +307,10 @@ class CocoSource(InstanceSource):
   def image_path(self, index: int) -> pathlib.Path:
     return self.image_dir / self._table.file_names[_checked_index(index, len(self))]
 
+  def files(self) -> list[pathlib.Path]:
+    """The image of every record; see `data.fingerprint`."""
+    return [self.image_path(index) for index in range(len(self))]
+
   def take(self, indices: Sequence[int]) -> Self:
     """The source of the images at these positions."""
     other = copy.copy(self)

@@ -42,6 +42,10 @@ class WithSemanticMaps:
     self.categories = source.categories
     self.findings = getattr(source, "findings", None)
 
+  def files(self) -> list[pathlib.Path]:
+    """The label images; see `data.fingerprint`."""
+    return sorted(names.files_below(self._folder))
+
   def __len__(self) -> int:
     return len(self._source)
 

@@ -179,6 +179,11 @@ class LabelledImages(EncodedSource):
   def label_path(self, index: int) -> pathlib.Path | None:
     return None if self._labels[index] is None else self.label_dir / self._labels[index]
 
+  def files(self) -> list[pathlib.Path]:
+    """Image and label image of every record; see `data.fingerprint`."""
+    paths = [path(index) for index in range(len(self)) for path in (self.image_path, self.label_path)]
+    return [path for path in paths if path is not None]
+
   def image_bytes(self, index: int) -> bytes:
     return images.read_bytes(self.image_path(index))
 

@@ -36,6 +36,10 @@ class VideoList:
   def __len__(self) -> int:
     return len(self.paths)
 
+  def files(self) -> list[pathlib.Path]:
+    """The file of every record; see `data.fingerprint`."""
+    return [pathlib.Path(path) for path in self.paths]
+
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The record {path, label: int32, name}."""
     return {"path": self.paths[index], "label": self.labels[index], "name": self.paths[index]}
