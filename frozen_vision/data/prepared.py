@@ -166,7 +166,7 @@ class Shards:
         raise self.damaged(_INDEX_FILE, f"{name} has {len(array)} entries, expected {expected}")
 
   def files(self) -> list[pathlib.Path]:
-    """All files of the split; see `data.fingerprint`."""
+    """All files of the split; see `data.content`."""
     return sorted(path for path in self.folder.iterdir() if path.is_file())
 
   def __getitem__(self, position: int) -> dict[str, Any]:

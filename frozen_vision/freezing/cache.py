@@ -54,8 +54,8 @@ def make_key(
 
   Args:
     features: the feature key of the backbone (`freezing.feature_key`).
-    data: fingerprint of the source (`data.fingerprint`).
-    view: how pixels of a record become the backbone's input: the transform's fingerprint, image size, seed of
+    data: digest of the source (`data.content`).
+    view: how pixels of a record become the backbone's input: the transform's digest, image size, seed of
       the augmentation, which features are taken.
     dtype: that features are stored in.
   """

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Float32, Int32
 import numpy as np
 
-from frozen_vision.data import batch_iterator, fingerprint, pipeline
+from frozen_vision.data import batch_iterator, content, pipeline
 from frozen_vision.freezing import cache as feature_cache
 from frozen_vision.freezing import prepare
 
@@ -55,10 +55,8 @@ def embed(
   size = len(source)
   if path is None:
     return _joined(_computed(backbone, source, transform, batch_size, dtype, num_threads), size)
-  view = {"transform": fingerprint.fingerprint(transform), "features": "embed"}
-  key = feature_cache.make_key(
-    features=backbone.key, data=fingerprint.fingerprint(source), view=view, dtype=dtype
-  )
+  view = {"transform": content.digest(transform), "features": "embed"}
+  key = feature_cache.make_key(features=backbone.key, data=content.digest(source), view=view, dtype=dtype)
   cache = feature_cache.FeatureCache(path, key)
   if len(missing := cache.missing(range(size))):
     with cache.writing() as writer:

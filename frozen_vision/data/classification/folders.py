@@ -65,7 +65,7 @@ class ImageFolder:
     }
 
   def files(self) -> list[pathlib.Path]:
-    """The file of every record; see `data.fingerprint`."""
+    """The file of every record; see `data.content`."""
     return [self._root / name for name in self.names]
 
   def check(self) -> None:

@@ -308,7 +308,7 @@ class CocoSource(InstanceSource):
     return self.image_dir / self._table.file_names[_checked_index(index, len(self))]
 
   def files(self) -> list[pathlib.Path]:
-    """The image of every record; see `data.fingerprint`."""
+    """The image of every record; see `data.content`."""
     return [self.image_path(index) for index in range(len(self))]
 
   def take(self, indices: Sequence[int]) -> Self:

@@ -43,7 +43,7 @@ class WithSemanticMaps:
     self.findings = getattr(source, "findings", None)
 
   def files(self) -> list[pathlib.Path]:
-    """The label images; see `data.fingerprint`."""
+    """The label images; see `data.content`."""
     return sorted(names.files_below(self._folder))
 
   def __len__(self) -> int:

@@ -180,7 +180,7 @@ class LabelledImages(EncodedSource):
     return None if self._labels[index] is None else self.label_dir / self._labels[index]
 
   def files(self) -> list[pathlib.Path]:
-    """Image and label image of every record; see `data.fingerprint`."""
+    """Image and label image of every record; see `data.content`."""
     paths = [path(index) for index in range(len(self)) for path in (self.image_path, self.label_path)]
     return [path for path in paths if path is not None]
 

@@ -37,7 +37,7 @@ class VideoList:
     return len(self.paths)
 
   def files(self) -> list[pathlib.Path]:
-    """The file of every record; see `data.fingerprint`."""
+    """The file of every record; see `data.content`."""
     return [pathlib.Path(path) for path in self.paths]
 
   def __getitem__(self, index: int) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Fingerprints of data and of the transforms that are applied to them.
+"""Digests of data and of the transforms that are applied to them, for results that are kept on disk.
 
-Whoever keeps results of data on disk, such as cached features, has to notice when the data change. The
-fingerprint of a source covers its type, everything that it remembers (names, labels, sizes, seeds), and size
-and modification time of the files that it reads its records from.
+Whoever keeps what was computed of data, such as cached features, has to notice every change of the data. The
+digest of a source covers its type, everything that it remembers (names, labels, sizes, seeds), and size and
+modification time of the files that it reads its records from. Copies of the data on several machines differ,
+since their times do.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,21 +28,19 @@ class OfFiles(Protocol):
     """The files, in the order of the records."""
 
 
-def fingerprint(value: Any, *, times: bool = True) -> str:
+def digest(value: Any) -> str:
   """SHA-256 over everything that a source of records, or a transform, depends on.
 
   Args:
     value: a source, a transform, or settings; objects are read attribute by attribute, without what a
       `functools.cached_property` keeps. Folders that paths name are left out: data that are moved as they are
       stay the same.
-    times: include when the files of sources were changed, and not only their sizes. False for comparing
-      copies on several machines.
 
   Raises:
     TypeError: something without a content that could be read, such as an open file; names it.
     OSError: a file that is gone.
   """
-  walk = _Walk(times)
+  walk = _Walk()
   walk.feed(value, type(value).__name__)
   return walk.digest.hexdigest()
 
@@ -49,9 +48,8 @@ def fingerprint(value: Any, *, times: bool = True) -> str:
 class _Walk:
   """Feeds a digest with values in a fixed order."""
 
-  def __init__(self, times: bool):
+  def __init__(self):
     self.digest = hashlib.sha256()
-    self._times = times
     self._seen: dict[int, int] = {}
     self._kept: list[Any] = []  # alive, so that no other object gets the identity of one that was seen
 
@@ -111,7 +109,7 @@ class _Walk:
 
   def _feed_file(self, path: pathlib.Path) -> None:
     found = os.stat(path)
-    self._add("file", f"{found.st_size} {found.st_mtime_ns if self._times else ''}")
+    self._add("file", f"{found.st_size} {found.st_mtime_ns}")
 
   def _feed_object(self, value: Any, where: str) -> None:
     """An object by the names and values of its attributes, and by its files."""
