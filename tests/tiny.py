@@ -14,6 +14,10 @@ from frozen_vision.tasks.classification_options import ClassificationOptions
 from frozen_vision.tasks.detection_options import DetectionOptions
 from frozen_vision.tasks.segmentation_options import SegmentationOptions
 
+# A SwinV2 of 0.1 M parameters, whose blocks are not the identity.
+SMALL_BACKBONE = dict(
+  embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_sizes=(4, 4, 4, 2), residual_norm_init=1.0
+)
 # Few rois and narrow layers of an R-CNN head.
 SMALL_HEAD = dict(
   rpn_channels=8,
@@ -50,15 +54,9 @@ def _base(task: str, **fields: Any) -> ml_collections.ConfigDict:
 
 
 def backbone(config: ml_collections.ConfigDict) -> None:
-  """A random SwinV2 of 0.1 M parameters, whose blocks are not the identity."""
+  """`SMALL_BACKBONE` with random weights."""
   config.backbone.weights = "random"
-  config.backbone.overrides = dict(
-    embed_dim=8,
-    depths=(1, 1, 1, 1),
-    num_heads=(1, 2, 4, 8),
-    window_sizes=(4, 4, 4, 2),
-    residual_norm_init=1.0,
-  )
+  config.backbone.overrides = dict(SMALL_BACKBONE)
 
 
 def small_head(options: ml_collections.ConfigDict) -> None:

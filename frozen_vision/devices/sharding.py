@@ -151,13 +151,17 @@ def state_shardings(
 
 
 def put(tree: Any, shardings: Any) -> Any:
-  """Host or device arrays on their shardings; on several processes every one has the same whole arrays."""
+  """Host or device arrays on their shardings; of several processes each has the same whole arrays.
+
+  Arrays that are sharded over several processes already, as weights folded from a file are, stay where they
+  are or move between the devices.
+  """
 
   def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       data = put(jax.random.key_data(leaf), sharding)
       return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    if sharding.is_fully_addressable:
+    if sharding.is_fully_addressable or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
       return jax.device_put(leaf, sharding)
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])

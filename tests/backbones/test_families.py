@@ -17,13 +17,9 @@ from frozen_vision.layers import storage
 from frozen_vision.tasks import common
 from tests import tiny
 
-_SMALL = dict(
-  embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_sizes=(4, 4, 4, 2), residual_norm_init=1.0
-)
-
 
 def _backbone(seed=0, **changes):
-  return families.build_backbone("swinv2_nano", rngs=nnx.Rngs(seed), **(_SMALL | changes))
+  return families.build_backbone("swinv2_nano", rngs=nnx.Rngs(seed), **(tiny.SMALL_BACKBONE | changes))
 
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

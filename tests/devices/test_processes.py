@@ -10,15 +10,17 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from frozen_vision.devices import processes as distributed
+from frozen_vision.devices import sharding
 from frozen_vision.freezing import partition
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
-from tests import tiny
+from tests import tiny, weights_run
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -140,6 +142,32 @@ def test_two_processes_equal_one(tmp_path, quick_environment):
   assert tiny.metrics(tmp_path / "one")["eval/box_AP"][-1][1] == pytest.approx(
     wanted["eval/box_AP"][-1][1], abs=1e-6
   )
+
+
+@pytest.mark.slow
+def test_weights_of_every_source_on_two_processes(tmp_path, quick_compilation, quick_environment):
+  weights_run.write_files(tmp_path)
+  result = subprocess.run(
+    _launch(2, [sys.executable, "-m", "tests.weights_run", str(tmp_path)]),
+    cwd=_ROOT,
+    env=_environment(quick_environment, 1),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert result.returncode == 0, result.stdout + result.stderr
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  alone = weights_run.reports(tmp_path, mesh)
+  first, second = (json.loads((tmp_path / f"2_{index}.json").read_text()) for index in range(2))
+  assert first == second and first.keys() == alone.keys()
+  for name, wanted in alone.items():
+    features = np.array(wanted.pop("features")), np.array(first[name].pop("features"))
+    assert first[name] == wanted, name
+    np.testing.assert_allclose(*features, rtol=1e-4, atol=1e-5, err_msg=name)
+  # Two public checkpoints and a file of ours have the same weights; every other source has its own.
+  sources = weights_run.all_sources(tmp_path)
+  fingerprints = {found.get("fingerprint") for found in alone.values()} - {None}
+  assert len(fingerprints) == len(sources) - 2
 
 
 # What a run does after an evaluation, many times: keeps the best, and saves.
