@@ -13,7 +13,8 @@ from frozen_vision.files.tensors import LazyTensor
 _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Keys below which a checkpoint keeps weights: of training frameworks, of averages, of self-distillation.
+# Keys below which a checkpoint keeps weights: of training frameworks, of averages, of self-distillation, of
+# SimCLR v2's conversion.
 WRAPPERS = (
   "model",
   "state_dict",
@@ -27,6 +28,7 @@ WRAPPERS = (
   "ema",
   "teacher",
   "student",
+  "resnet",
 )
 # Prefixes that DistributedDataParallel and torch.compile put before every key.
 _PREFIXES = ("module.", "_orig_mod.")

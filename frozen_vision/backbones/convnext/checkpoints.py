@@ -1,4 +1,4 @@
-"""Public ConvNeXt checkpoints: Meta's (DINOv3's too), timm's, torchvision's and transformers' names."""
+"""Public ConvNeXt checkpoints: Meta's, timm's, torchvision's and transformers' names."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -31,6 +31,7 @@ class Layout:
     block: the start of a block's names.
     layers: {our layer of a block: theirs}; LayerScale is a parameter, not a layer with a weight.
     norm: the final norm.
+    publishes: what the names of the rows with such checkpoints start with.
   """
 
   source: str
@@ -39,6 +40,7 @@ class Layout:
   block: str
   layers: Mapping[str, str]
   norm: str
+  publishes: tuple[str, ...] = ("convnext_",)
 
   def name(self, ours: str) -> str:
     """Their name of one of our variables."""
@@ -74,6 +76,7 @@ META = Layout(
     "scale": "gamma",
   },
   norm="norm",
+  publishes=("convnext_", "dinov3_convnext_"),
 )
 TIMM = Layout(
   source="timm",
@@ -88,6 +91,7 @@ TIMM = Layout(
     "scale": "gamma",
   },
   norm="head.norm",
+  publishes=("convnext_", "dinov3_convnext_"),
 )
 # Stages and downsamplings stand in one list: stem, stage 0, downsampling 1, stage 1, ...
 TORCHVISION = Layout(
@@ -124,7 +128,22 @@ TRANSFORMERS = Layout(
   },
   norm="convnext.layernorm",
 )
-LAYOUTS = (META, TIMM, TORCHVISION, TRANSFORMERS)
+TRANSFORMERS_DINOV3 = Layout(
+  source="transformers",
+  stem={"proj": "stages.0.downsample_layers.0", "norm": "stages.0.downsample_layers.1"},
+  downsample={"norm": "stages.{s}.downsample_layers.0", "proj": "stages.{s}.downsample_layers.1"},
+  block="stages.{s}.layers.{i}",
+  layers={
+    "depthwise": "depthwise_conv",
+    "norm": "layer_norm",
+    "mlp/fc1": "pointwise_conv1",
+    "mlp/fc2": "pointwise_conv2",
+    "scale": "gamma",
+  },
+  norm="layer_norm",
+  publishes=("dinov3_convnext_",),
+)
+LAYOUTS = (META, TIMM, TORCHVISION, TRANSFORMERS, TRANSFORMERS_DINOV3)
 
 
 def map_tensors(
@@ -140,7 +159,7 @@ def map_tensors(
   Args:
     tensors: of the file, by name.
     path: the file, for errors.
-    name: the row of `VARIANTS`; needed for Meta's own names, which DINOv3 shares.
+    name: the row of `VARIANTS`; needed for Meta's own names and timm's, which DINOv3 shares.
     others: names in the file that are no tensors.
     overrides: fields of `ConvNeXtConfig` that carry no weights.
 
@@ -148,6 +167,7 @@ def map_tensors(
     ValueError: keys that are missing, unexpected or of another shape; all are listed.
   """
   del others
+  tensors = _without_model(tensors)
   layout = _layout_of(tensors)
   row = checkpoint.choose_row(
     _rows(layout), lambda config: _fits(config, layout, tensors), path=path, name=name
@@ -161,7 +181,12 @@ def map_tensors(
 
 def recognises(tensors: Mapping[str, LazyTensor]) -> bool:
   """Whether the names are those of a known layout."""
-  return _layout_of(tensors) is not None
+  return _layout_of(_without_model(tensors)) is not None
+
+
+def _without_model(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+  """The tensors without `model.`, which newer versions of transformers put before DINOv3's stages."""
+  return {key.removeprefix("model."): tensor for key, tensor in tensors.items()}
 
 
 def _layout_of(tensors: Mapping[str, LazyTensor]) -> Layout | None:
@@ -172,9 +197,8 @@ def _layout_of(tensors: Mapping[str, LazyTensor]) -> Layout | None:
 
 
 def _rows(layout: Layout) -> dict[str, ConvNeXtConfig]:
-  """The rows that a source publishes; torchvision has no DINOv3, and transformers' has other names."""
-  dinov3 = layout in (META, TIMM)
-  return {row: config for row, config in VARIANTS.items() if dinov3 or not row.startswith("dinov3")}
+  """The rows that a source publishes."""
+  return {row: config for row, config in VARIANTS.items() if row.startswith(layout.publishes)}
 
 
 def _fits(config: ConvNeXtConfig, layout: Layout, tensors: Mapping[str, LazyTensor]) -> bool:

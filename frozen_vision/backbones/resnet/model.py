@@ -154,17 +154,18 @@ def _rs(*depths: int) -> ResNetConfig:
   return ResNetConfig(depths, deep_stem=True, pool_by_convolution=True, pooled_shortcut=True, squeeze=0.25)
 
 
-_SIMCLR = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # it was trained on RGB in 0..1 as it is
-# Depths of 18 to 152: arXiv 1512.03385, table 1. _x2 and _x4: SimCLR's, all widths times 2 and 4; its
-# resnet50 needs `_SIMCLR` as overrides. RS: arXiv 2103.07579, table 7 of its appendix, as timm's `resnetrs*`.
+# SimCLR was trained on RGB in 0..1 as it is; a resnet50 of its first version needs these as overrides.
+SIMCLR_IMAGES = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+# Depths of 18 to 152: arXiv 1512.03385, table 1. _x2 and _x4: SimCLR's, all widths times 2 and 4.
+# RS: arXiv 2103.07579, table 7 of its appendix, as timm's `resnetrs*`.
 VARIANTS: dict[str, ResNetConfig] = {
   "resnet18": ResNetConfig((2, 2, 2, 2), bottleneck=False),
   "resnet34": ResNetConfig((3, 4, 6, 3), bottleneck=False),
   "resnet50": ResNetConfig((3, 4, 6, 3)),
   "resnet101": ResNetConfig((3, 4, 23, 3)),
   "resnet152": ResNetConfig((3, 8, 36, 3)),
-  "resnet50_x2": ResNetConfig((3, 4, 6, 3), width=128, **_SIMCLR),
-  "resnet50_x4": ResNetConfig((3, 4, 6, 3), width=256, **_SIMCLR),
+  "resnet50_x2": ResNetConfig((3, 4, 6, 3), width=128, **SIMCLR_IMAGES),
+  "resnet50_x4": ResNetConfig((3, 4, 6, 3), width=256, **SIMCLR_IMAGES),
   "resnet_rs50": _rs(3, 4, 6, 3),
   "resnet_rs101": _rs(3, 4, 23, 3),
   "resnet_rs152": _rs(3, 8, 36, 3),
