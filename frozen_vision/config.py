@@ -79,6 +79,7 @@ class DataOptions:
 
   check: bool = True  # look at all images, and at label maps and videos; leave out what cannot be read
   allow_drops: bool = False  # go on where more than a tenth of anything is left out
+  allow_changes: bool = False  # continue a run although the data are not those of its checkpoint
   allow_outside: bool = False  # take file names in annotations and lists that lead out of their folder
 
 

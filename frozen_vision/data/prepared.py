@@ -6,6 +6,7 @@ an index beside the shards. The index is written last: a folder that has it is c
 
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 from typing import Any
@@ -13,7 +14,7 @@ import zipfile
 
 import numpy as np
 
-from frozen_vision.data import text_files
+from frozen_vision.data import fingerprint, text_files
 from frozen_vision.files import atomic
 
 _BUILDERS = "frozen_vision_"  # how the names of all builders begin
@@ -96,6 +97,19 @@ class Shards:
     self.split = split
     self._kind = kind
     self._command = kind.command.format(out=out, split=split)
+
+  def identity(self) -> dict[str, int]:
+    """Names and sizes of the files of the split, for its fingerprint."""
+    files = self.files()
+    return dict(zip([path.name for path in files], fingerprint.file_sizes(files).tolist()))
+
+  def file_digest(self, name: str) -> str:
+    """SHA-256 of a file beside the shards; raises PreparedError where it is absent."""
+    try:
+      with open(self.folder / name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+      raise self.damaged(name, error) from error
 
   def damaged(self, what: str, reason: str | Exception) -> PreparedError:
     """The error that says which file of the split cannot be used."""

@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-from frozen_vision.data import findings
+from frozen_vision.data import findings, fingerprint
 from frozen_vision.files import atomic
 
 _logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def check(sources: Mapping[str, Any], *, allow_drops: bool = False) -> dict[str,
     allow_drops: go on where more than a tenth of anything was dropped.
 
   Returns:
-    What `data.json` holds: of every source what it is, its number of examples, and its findings.
+    What `data.json` holds: of every source what it is, its number of examples, its fingerprint and findings.
 
   Raises:
     DroppedError: more than a tenth of something was dropped; says what, with examples and what to do.
@@ -30,7 +30,11 @@ def check(sources: Mapping[str, Any], *, allow_drops: bool = False) -> dict[str,
   report, refused = {}, []
   for name, source in sources.items():
     found = getattr(source, "findings", None)
-    report[name] = {"source": repr(source), "examples": len(source)}
+    report[name] = {
+      "source": repr(source),
+      "examples": len(source),
+      "fingerprint": fingerprint.of_source(source),
+    }
     if found is None:
       continue
     report[name] |= found.as_dict()

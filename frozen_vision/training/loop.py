@@ -13,7 +13,7 @@ import jax
 import optax
 
 from frozen_vision.config import Config, ConfigLike
-from frozen_vision.data import reports
+from frozen_vision.data import fingerprint, reports
 from frozen_vision.devices import processes as distributed
 from frozen_vision.devices import sharding
 from frozen_vision.freezing import feature_key, prepare
@@ -44,6 +44,7 @@ _FREE_OPTIONS = (
   "tensorboard",
   "loader.*",
   "data.allow_drops",
+  "data.allow_changes",
   "mesh.*",
 )
 
@@ -120,9 +121,12 @@ def _train(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, f
     run_log.CompileCounter() as compilations,
     run_log.StopSignal() as stop,
   ):
-    state, start, pending = _restore(checkpoints, state, task, model, config, folder)
+    data = {name: entry["fingerprint"] for name, entry in report.items()}
+    state, start, pending = _restore(checkpoints, state, task, model, config, folder, data)
     log.resume_from(start or None)
-    run = run_lib.Run(task, config, model, mesh, folder, checkpoints, log, compilations, pending=pending)
+    run = run_lib.Run(
+      task, config, model, mesh, folder, checkpoints, log, compilations, data, pending=pending
+    )
     if start >= config.steps:
       run.predictions = programs.compile_predictions(task, model, state, mesh)
       metrics = run.evaluate_missed(state, start)
@@ -253,19 +257,20 @@ def _restore(
   model: prepare.Model,
   config: Config,
   folder: pathlib.Path,
+  data: Mapping[str, fingerprint.Fingerprint],
 ) -> tuple[step_lib.State, int, list[dict[str, float]]]:
   """(the newest state of a workdir, its step, scalars of steps that no line of the log averages yet).
 
   Where there is none, the given state, 0 and nothing.
 
   Raises:
-    ValueError: a checkpoint of another run: of other frozen networks, another config, other classes, or
-      another model.
+    ValueError: a checkpoint of another run: of other frozen networks, another config, other classes, other
+      data, or another model.
   """
   if checkpoints.latest_step() is None:
     return state, 0, []
 
-  def check(meta: Mapping[str, Any]) -> None:
+  def check(meta: Mapping[str, Any]) -> str | None:
     _check_features(meta, model, config)
     if "config" in meta:
       meta = {**meta, "config": _upgraded(meta["config"], folder)}
@@ -277,10 +282,15 @@ def _restore(
         f"The run in {folder} had the teacher {meta.get('teacher')}, this one has {model.teacher} "
         "(fingerprints of their weights). Give the teacher that it began with, or use another --workdir."
       )
+    return fingerprint.check_resumed(
+      meta.get("data"), data, where=str(folder), allow=config.data.allow_changes
+    )
 
   check(checkpoints.read_meta())
   state, meta = checkpoints.restore(state)
-  check(meta)  # of an older one, if the arrays of the newest are damaged
+  changed = check(meta)  # of an older one, if the arrays of the newest are damaged
+  if changed:
+    _logger.warning("%s It goes on with these.", changed)
   _logger.info("Continuing from step %d in %s.", meta["step"], folder)
   return state, meta["step"], meta.get("pending", [])
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from frozen_vision.config import Config
-from frozen_vision.data import batch_iterator
+from frozen_vision.data import batch_iterator, fingerprint
 from frozen_vision.devices import sharding
 from frozen_vision.freezing import prepare
 from frozen_vision.metrics import gather
@@ -35,6 +35,7 @@ class Run:
 
   Attributes:
     compilations: of the whole process.
+    data: fingerprints of the sources, for checkpoints.
     progress: times the steps; None for a run that only evaluates.
     steps, predictions: compiled, by phase and by evaluation.
     rate: step -> learning rate.
@@ -52,6 +53,7 @@ class Run:
   checkpoints: checkpoint.Checkpoints
   log: run_log.RunLog
   compilations: run_log.CompileCounter
+  data: Mapping[str, fingerprint.Fingerprint]
   progress: run_log.Progress | None = None
   steps: Mapping[Any, Callable[..., tuple[step_lib.State, step_lib.Scalars]]] = dataclasses.field(
     default_factory=dict
@@ -205,6 +207,7 @@ class Run:
       feature_key=self.model.feature_key,
       examples=done * self.config.batch_size,
       classes=list(self.task.classes),
+      data=self.data,
       **teacher,
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from frozen_vision.data import images, prepare, prepared
+from frozen_vision.data import fingerprint, images, prepare, prepared
 from frozen_vision.data.detection import prepared_coco
 from frozen_vision.data.segmentation import prepared_segmentation
 
@@ -137,6 +137,19 @@ def test_an_index_of_another_form_is_refused(copied, change, message):
   np.savez(folder / "index.npz", **content)
   with pytest.raises(prepared.PreparedError, match=message):
     _read_all("coco", out)
+
+
+@pytest.mark.parametrize("kind", list(_KINDS))
+def test_the_fingerprint_names_shards_that_have_changed(copied, sound, kind):
+  out, folder = copied(kind)
+  before = fingerprint.of_source(_OPEN[kind](sound, "train"))
+  assert fingerprint.of_source(_OPEN[kind](out, "train")) == before
+  (shard,) = folder.glob("*array_record*")
+  shard.write_bytes(shard.read_bytes() + b"\0")
+  changed = fingerprint.changed(
+    {"training": before}, {"training": fingerprint.of_source(_OPEN[kind](out, "train"))}
+  )
+  assert changed == {"training": "shards"}
 
 
 def test_names_in_an_index_are_no_paths(copied):

@@ -169,6 +169,36 @@ def test_a_renamed_checkpoint_is_no_place_to_continue(whole, tmp_path):
     train.train(config, tmp_path)
 
 
+def test_other_data_are_not_continued_unless_that_is_asked_for(whole, images, tmp_path, caplog):
+  config = _copy(whole, tmp_path / "run")
+  data = tmp_path / "data"
+  shutil.copytree(images, data)
+  (data / "class0" / "0.png").unlink()
+  config.steps, config.classification.train = 6, str(data)
+  _replace_in_records(tmp_path / "run", str(images), str(data), steps=6)
+  config.classification.validation = str(data)
+  with pytest.raises(ValueError, match="there are 11 training examples, 12 then.*allow_changes=True"):
+    train.train(config, tmp_path / "run")
+  config.data.allow_changes = True
+  train.train(config, tmp_path / "run")
+  assert "there are 11 training examples, 12 then" in caplog.text
+  assert checkpoint.Checkpoints(tmp_path / "run").latest_step() == 6
+  config.data.allow_changes = False  # the checkpoint of step 6 is of the new data
+  assert train.train(config, tmp_path / "run") == {}
+
+
+def _replace_in_records(folder, old, new, **options):
+  """Writes another path and options into the config of a run and of its checkpoints."""
+  for file in (folder / "config.json", *folder.rglob("meta/metadata")):
+    content = json.loads(file.read_text().replace(old, new))
+    config = content["meta"]["config"] if file.name == "metadata" else content
+    config.update(options)
+    if "digest" in content:
+      del content["digest"]
+      content["digest"] = digests.of_record(content)
+    file.write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize("change", ["exchanged", "one more", "renamed"])
 def test_other_classes_are_not_evaluated_or_continued(whole, images, tmp_path, change):
   config = _copy(whole, tmp_path / "run")
@@ -183,14 +213,7 @@ def test_other_classes_are_not_evaluated_or_continued(whole, images, tmp_path, c
       case "renamed":
         (split / "class1").rename(split / "class1b")
   config.classification.train = config.classification.validation = str(data)
-  for file in (tmp_path / "run" / "config.json", *(tmp_path / "run").rglob("meta/metadata")):
-    text = file.read_text().replace(str(images), str(data))
-    if file.name == "metadata":
-      record = json.loads(text)
-      del record["digest"]
-      record["digest"] = digests.of_record(record)
-      text = json.dumps(record)
-    file.write_text(text)
+  _replace_in_records(tmp_path / "run", str(images), str(data))
   for call in (train.train, train.evaluate):
     with pytest.raises(ValueError, match="on 3 classes, the data have [34]: .*The first to differ is"):
       call(config, tmp_path / "run")

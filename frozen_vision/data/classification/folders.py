@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 import numpy as np
 
 from frozen_vision.data import classes as class_names
-from frozen_vision.data import findings, image_checks, images
+from frozen_vision.data import findings, fingerprint, image_checks, images
 
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 
@@ -67,6 +67,14 @@ class ImageFolder:
   def files(self) -> list[pathlib.Path]:
     """The file of every record; see `data.content`."""
     return [self._root / name for name in self.names]
+
+  def identity(self) -> dict[str, Any]:
+    """See `fingerprint.Identified`."""
+    return {
+      "file names": self.names,
+      "labels": self.labels,
+      "file sizes": fingerprint.file_sizes(self.files()),
+    }
 
   def check(self) -> None:
     """Looks at every file, and leaves out those that cannot be read; `findings` says which."""
@@ -132,6 +140,11 @@ class ImageTar:
     image = self._bytes[self._starts[index] : self._ends[index]].tobytes()
     return {"image": image, "label": self.labels[index], "name": self.names[index]}
 
+  def identity(self) -> dict[str, Any]:
+    """See `fingerprint.Identified`."""
+    sizes = (self._ends - self._starts).astype(np.int64)
+    return {"file names": self.names, "labels": self.labels, "file sizes": sizes}
+
   def check(self) -> None:
     """As `ImageFolder.check`; the bytes of what is left out stay in memory."""
     errors = (image_checks.check_bytes(self[index]["image"], name) for index, name in enumerate(self.names))
@@ -176,6 +189,10 @@ class DecodedImages:
 
   def __len__(self) -> int:
     return len(self.names)
+
+  def identity(self) -> dict[str, Any]:
+    """See `fingerprint.Identified`; here the pixels are at hand."""
+    return {"file names": self.names, "labels": self.labels, "pixels": self._images}
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The record {image: uint8 [h,w,3], label: int32, name: path}."""

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float32, Int32, Int64
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from frozen_vision.data import findings, image_checks
+from frozen_vision.data import findings, fingerprint, image_checks
 from frozen_vision.data import images as image_io
 from frozen_vision.data.detection import coco_annotations as checks
 from frozen_vision.data.detection import coco_conventions, coco_files, coco_table, mask_encoding
@@ -294,6 +294,15 @@ class CocoSource(InstanceSource):
 
   def __getstate__(self) -> dict[str, Any]:
     return {key: value for key, value in self.__dict__.items() if key != "ground_truth"}
+
+  def identity(self) -> dict[str, Any]:
+    """See `fingerprint.Identified`."""
+    annotations = {field.name: getattr(self._table, field.name) for field in dataclasses.fields(self._table)}
+    return {
+      "file names": list(annotations.pop("file_names")),
+      "annotations": annotations,
+      "file sizes": fingerprint.file_sizes(self.files()),
+    }
 
   def read(self, index: int) -> tuple[dict[str, Any], bytes]:
     record = self.record(index)

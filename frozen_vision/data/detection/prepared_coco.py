@@ -102,6 +102,14 @@ class PreparedCoco(coco.InstanceSource):
   def __repr__(self) -> str:
     return f"PreparedCoco({self._shards.folder}, {len(self)} images, {self.num_classes} classes)"
 
+  def identity(self) -> dict[str, Any]:
+    """See `fingerprint.Identified`."""
+    return {
+      "image ids": self._image_ids,
+      "annotations": self._shards.file_digest(_GROUND_TRUTH_FILE),
+      "shards": self._shards.identity(),
+    }
+
   def __getstate__(self) -> dict[str, Any]:
     return {key: value for key, value in self.__dict__.items() if key != "ground_truth"}
 

@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-from frozen_vision.data import images, names
+from frozen_vision.data import fingerprint, images, names
 from frozen_vision.data.segmentation import label_maps
 
 
@@ -51,6 +51,15 @@ class WithSemanticMaps:
 
   def __repr__(self) -> str:  # Grain writes it into its messages
     return f"WithSemanticMaps({self._source!r}, {self._folder})"
+
+  def identity(self) -> dict[str, Any]:
+    """See `fingerprint.Identified`."""
+    maps = self.files()
+    listed = [path.relative_to(self._folder).as_posix() for path in maps]
+    return {
+      "instances": fingerprint.of_source(self._source),
+      "semantic maps": [listed, fingerprint.file_sizes(maps)],
+    }
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The source's record with its map.

@@ -58,6 +58,12 @@ class MotionClipSource:
   def __len__(self) -> int:
     return self.num_clips
 
+  def __repr__(self) -> str:
+    return (
+      f"MotionClipSource(num_clips={self.num_clips}, num_frames={self.num_frames}, "
+      f"image_size={self.image_size}, seed={self.seed}, split={self.split!r})"
+    )
+
   def __getitem__(self, index: int) -> dict:
     """The record {frames: uint8 [t, side, side, 3], label: int32, name}.
 

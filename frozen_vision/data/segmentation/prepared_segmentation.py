@@ -66,6 +66,10 @@ class PreparedSegmentation(sources.EncodedSource):
   def __repr__(self) -> str:
     return f"PreparedSegmentation({self._shards.folder}, {len(self)} images, {self.num_classes} classes)"
 
+  def identity(self) -> dict[str, Any]:
+    """See `fingerprint.Identified`."""
+    return {"file names": self._names, "shards": self._shards.identity()}
+
   def name(self, index: int) -> str:
     return self._names[index]
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 from jaxtyping import UInt8
 import numpy as np
 
-from frozen_vision.data import findings, image_checks, images
+from frozen_vision.data import findings, fingerprint, image_checks, images
 from frozen_vision.data import names as data_names
 from frozen_vision.data.segmentation import class_lists, label_files, label_maps
 
@@ -169,6 +169,15 @@ class LabelledImages(EncodedSource):
 
   def __repr__(self) -> str:  # Grain writes it into its messages
     return f"LabelledImages({self.image_dir}, {len(self)} images, {self.num_classes} classes)"
+
+  def identity(self) -> dict[str, Any]:
+    """See `fingerprint.Identified`."""
+    return {
+      "file names": [self._images, [label or "" for label in self._labels]],
+      "file sizes": fingerprint.file_sizes(self.files()),
+      "class list": repr(self.label_format),
+      "segments": self._segments,
+    }
 
   def name(self, index: int) -> str:
     return self._names[index]

@@ -180,6 +180,15 @@ class PreparedVideos:
   def __repr__(self) -> str:
     return f"PreparedVideos({self._shards.folder}, {len(self)} videos, {len(self.classes)} classes)"
 
+  def identity(self) -> dict[str, Any]:
+    """See `fingerprint.Identified`."""
+    return {
+      "file names": self.paths,
+      "labels": self.labels,
+      "lengths": self._lengths,
+      "shards": self._shards.identity(),
+    }
+
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The record {video: PreparedVideo, label: int32, name}."""
     name = self.paths[index]

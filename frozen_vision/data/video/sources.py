@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from frozen_vision.data import findings
+from frozen_vision.data import findings, fingerprint
 
 
 class VideoList:
@@ -40,6 +40,15 @@ class VideoList:
     """The file of every record; see `data.content`."""
     return [pathlib.Path(path) for path in self.paths]
 
+  def identity(self) -> dict[str, Any]:
+    """See `fingerprint.Identified`."""
+    return {
+      "file names": self.paths,
+      "labels": self.labels,
+      "groups": self.groups,
+      "file sizes": fingerprint.file_sizes(self.files()),
+    }
+
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The record {path, label: int32, name}."""
     return {"path": self.paths[index], "label": self.labels[index], "name": self.paths[index]}
@@ -70,6 +79,15 @@ class Selection:
 
   def __len__(self) -> int:
     return len(self._indices)
+
+  def identity(self) -> dict[str, Any]:
+    """See `fingerprint.Identified`."""
+    return {
+      "file names": self.paths,
+      "labels": self.labels,
+      "groups": self.groups,
+      "files": [fingerprint.of_source(part) for part in self._parts],
+    }
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     position = int(self._indices[index])

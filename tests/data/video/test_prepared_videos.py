@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from frozen_vision.data import images, pipeline, prepare, prepared
+from frozen_vision.data import fingerprint, images, pipeline, prepare, prepared
 from frozen_vision.data.detection import prepared_coco
 from frozen_vision.data.video import clips, decoding, lists, prepared_videos
 from tests import paths
@@ -188,6 +188,8 @@ def test_only_the_frames_of_a_clip_are_decoded(made, monkeypatch):
 
 def test_training_reads_it(made):
   source = pickle.loads(pickle.dumps(prepared_videos.PreparedVideos(made[1], "validation")))
+  again = prepared_videos.PreparedVideos(made[1], "validation")
+  assert fingerprint.of_source(source) == fingerprint.of_source(again)
   transform = clips.TrainTransform(clips.Sampler(2, 2), 16, short_side=20)
   with pipeline.train_batches(source, transform, batch_size=4, seed=0) as batches:
     batch = next(batches)
