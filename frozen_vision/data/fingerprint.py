@@ -1,8 +1,8 @@
 """Fingerprints of data, by which a checkpoint or another host tells whether they are the same.
 
 A fingerprint is made of what a source knows of its examples without decoding one: their number, the names and
-sizes of their files, labels and annotations. Pixels are not looked at. Unlike the digests of `data.content`, whose
-users have to notice every touch of a file, it is the same for copies of the data on several machines.
+sizes of their files, labels and annotations. Pixels are not looked at. Unlike the digests of `data.content`,
+whose users have to notice every touch of a file, it is the same for copies of the data on several machines.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
