@@ -30,6 +30,9 @@ def check_files(
 
 def check_file(path: str | os.PathLike[str], name: str) -> images.ImageError | None:
   """The fault of an image file, or None where there seems to be none."""
+  reason = images.unreadable(path)
+  if reason is not None:
+    return images.ImageError(name, reason, "missing")
   try:
     with open(path, "rb") as file:
       start = file.read(_HEAD_BYTES)

@@ -27,6 +27,7 @@ import functools
 import io
 import os
 import pathlib
+import stat
 
 from jaxtyping import UInt8
 import numpy as np
@@ -172,8 +173,29 @@ def read_size(
   return (width, height) if swap else (height, width)
 
 
+def unreadable(path: str | os.PathLike) -> str | None:
+  """Why a path cannot be read as a file, or None where nothing speaks against it; opens nothing.
+
+  Opening a named pipe waits for another program to write to it, for ever if there is none.
+  """
+  try:
+    mode = os.stat(path).st_mode
+  except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, FileNotFoundError):
+      reason = "a link to what is not there" if os.path.islink(path) else "no such file"
+    return f"cannot be read ({reason})"
+  if stat.S_ISREG(mode):
+    return None
+  kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+  return f"is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
+
+
 def read_bytes(path: str | os.PathLike, *, name: str | None = None) -> bytes:
-  """The file's bytes; raises ImageError where it is missing, unreadable or empty."""
+  """The file's bytes; raises ImageError where it is missing, no file, unreadable or empty."""
+  reason = unreadable(path)
+  if reason is not None:
+    raise ImageError(name or str(path), reason, "missing")
   try:
     data = pathlib.Path(path).read_bytes()
   except OSError as error:
@@ -233,8 +255,9 @@ def _open(source: ImageSource, name: str, max_pixels: int) -> Image.Image:
     if not source:
       raise ImageError(name, "the file is empty", "empty")
   else:
-    if not os.path.isfile(source):
-      raise ImageError(name, "cannot be read (no such file)", "missing")
+    reason = unreadable(source)
+    if reason is not None:
+      raise ImageError(name, reason, "missing")
     file = source
   try:
     image = Image.open(file, formats=_known_formats())

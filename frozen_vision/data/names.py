@@ -72,10 +72,13 @@ class Files:
 
 
 def files_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """All files below a folder in the order of their paths, without hidden ones and those in hidden folders."""
+  """All files below a folder in the order of their paths, without hidden ones and those in hidden folders.
+
+  Named pipes and links that lead nowhere are among them: readers refuse them by name.
+  """
   for path in sorted(folder.rglob("*")):
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    if not hidden and path.is_file():
+    if not hidden and not path.is_dir():
       yield path
 
 

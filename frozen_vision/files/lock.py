@@ -95,9 +95,11 @@ def _acquire(path: pathlib.Path, what: str) -> int:
         raise LockedError(_sentence(path, what, holder, certain=False, age=age))
       _sign(descriptor)
       return descriptor
-    except BaseException:
+    except BaseException as error:
       with contextlib.suppress(OSError):
         os.close(descriptor)
+      if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # a full disk
       raise
 
 

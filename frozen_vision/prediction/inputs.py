@@ -23,7 +23,7 @@ class Input:
   Attributes:
     path: where it is.
     file_name: how results name the file: its path below the folder that was given.
-    name: what pictures and label maps are called, a relative path without ending.
+    name: what pictures and label maps are called, a relative path without ending (`names.output_name`).
     media: "image" or "video".
   """
 
@@ -93,7 +93,7 @@ def _named(found: Mapping[pathlib.Path, pathlib.Path]) -> list[Input]:
   result, taken = [], set()
   for path, relative in found.items():
     stem = str(relative.with_suffix(""))
-    name = stem if stems[stem] == 1 else str(relative)
+    name = names.output_name(stem if stems[stem] == 1 else str(relative))
     unique, number = name, 2
     while unique in taken:  # the same path below two folders
       unique, number = f"{name}-{number}", number + 1

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 import tracemalloc
 
@@ -48,6 +49,27 @@ def test_files_that_are_no_images(tmp_path):
   names = ["absent.png", "empty.png", "text.png", "longer.jpg"]
   errors = list(image_checks.check_files((tmp_path / name for name in names), names))
   assert [error and error.kind for error in errors] == ["missing", "empty", "not an image", None]
+
+
+def test_what_is_no_file_is_named_without_opening_it(tmp_path):
+  for label, name in (("a", "good.png"), ("b", "good.png")):
+    (tmp_path / label).mkdir()
+    (tmp_path / label / name).write_bytes(_encoded("PNG"))
+  os.mkfifo(tmp_path / "a" / "pipe.png")  # opening one waits for its writer
+  (tmp_path / "b" / "link.png").symlink_to("nowhere")
+  pipe, link = tmp_path / "a" / "pipe.png", tmp_path / "b" / "link.png"
+  readers = (images.decode_image, images.read_bytes, images.read_size, decoding.Video)
+  for path, reason in ((pipe, "is a named pipe, not a file"), (link, "a link to what is not there")):
+    for read in readers:
+      with pytest.raises(images.FileError, match=reason):
+        read(path)
+    assert reason in image_checks.check_file(path, "x").reason
+  with pytest.raises(images.FileError, match="is a folder, not a file"):
+    images.decode_image(tmp_path)
+  source = folders.ImageFolder(tmp_path)
+  source.check()
+  assert source.names == ["a/good.png", "b/good.png"]
+  assert source.findings.dropped() == {"images": (2, 4)}
 
 
 def _labelled(folder, values, *, unknown="error"):

@@ -361,6 +361,7 @@ def test_command_line_on_three_files_one_of_them_bad(tmp_path, quick_environment
   Image.fromarray(_picture(60, 80)).convert("CMYK").save(folder / "turned.jpg", exif=exif)
   Image.fromarray(_picture(700, 100)[..., 0]).save(folder / "gray.png")
   (folder / "bad.jpg").write_bytes((folder / "turned.jpg").read_bytes()[:700])
+  os.mkfifo(folder / "pipe.png")
 
   done = _cli(
     f"--inputs={folder}", f"--heads={detect},labels={segment}", f"--out={out}", environment=quick_environment
@@ -368,10 +369,10 @@ def test_command_line_on_three_files_one_of_them_bad(tmp_path, quick_environment
   assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
   assert "detect, labels: one backbone pass over every image for 2 heads." in done.stdout
   assert f"Skipped {folder}/bad.jpg: cannot be decoded" in done.stdout
-  assert "3/3 images" in done.stdout and "2 of 3 inputs done" in done.stdout
+  assert "4/4 images" in done.stdout and "2 of 4 inputs done" in done.stdout
   summary = json.loads((out / "summary.json").read_text())
-  assert (summary["inputs"], summary["done"]) == (3, 2)
-  assert [row["file"] for row in summary["skipped"]] == [f"{folder}/bad.jpg"]
+  assert (summary["inputs"], summary["done"]) == (4, 2)
+  assert [row["file"] for row in summary["skipped"]] == [f"{folder}/bad.jpg", f"{folder}/pipe.png"]
   # COCO's own tool reads the detections with the list of images beside them.
   truth = pycoco.COCO(str(out / "detect" / "images.json"))
   assert [(row["file_name"], row["height"], row["width"]) for row in truth.dataset["images"]] == [

@@ -47,7 +47,7 @@ class ImageFolder:
     names = [
       path.relative_to(self._root).as_posix()
       for path in self._root.rglob("*")
-      if path.suffix.lower() in images.SUFFIXES and path.is_file()
+      if path.suffix.lower() in images.SUFFIXES and not path.is_dir()
     ]
     self.classes, self.names, self.labels = _label(names, classes, self._root)
     self.findings = findings.Findings(KINDS)

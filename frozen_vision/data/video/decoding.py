@@ -130,8 +130,9 @@ class Video(Frames):
       VideoError: missing, empty, no video, or damaged before the first frame.
     """
     self.name = os.fspath(path)
-    if not os.path.isfile(path):
-      raise VideoError(self.name, "cannot be read (no such file)", "missing")
+    reason = images.unreadable(path)
+    if reason is not None:
+      raise VideoError(self.name, reason, "missing")
     if not os.path.getsize(path):
       raise VideoError(self.name, "the file is empty", "empty")
     self._container = None

@@ -1,0 +1,34 @@
+"""Programs that see a small disk at a folder: a tmpfs in a mount namespace of their own."""
+
+from collections.abc import Sequence
+import functools
+import pathlib
+import subprocess
+
+import pytest
+
+
+def command(folder: pathlib.Path | str, size: str, arguments: Sequence[str]) -> list[str]:
+  """The command that runs another one with a disk of `size`, such as 300k, at an existing folder.
+
+  What lies there when it ends is copied to `folder` with the ending `.kept`. The test is skipped where no
+  such disk can be mounted.
+  """
+  if not _is_possible():
+    pytest.skip("needs a small disk")
+  script = (
+    'folder=$1; size=$2; shift 2; mount -t tmpfs -o size="$size" none "$folder" || exit 99; '
+    '"$@"; status=$?; cp -r "$folder" "$folder.kept" 2>/dev/null; exit $status'
+  )
+  return ["unshare", "-Urm", "sh", "-c", script, "sh", str(folder), size, *arguments]
+
+
+@functools.cache
+def _is_possible() -> bool:
+  try:
+    mounted = subprocess.run(
+      ["unshare", "-Urm", "sh", "-c", "mount -t tmpfs -o size=64k none /tmp"], capture_output=True
+    )
+  except OSError:
+    return False
+  return mounted.returncode == 0
