@@ -9,6 +9,7 @@ import traceback
 import jax
 
 _SHARED_MEMORY = "/dev/shm"
+_ENLARGE = "Set --config.loader.workers=0, or enlarge it (docker run --shm-size=8g)."
 
 
 def sentence(error: BaseException) -> str | None:
@@ -17,6 +18,11 @@ def sentence(error: BaseException) -> str | None:
     case OSError() if error.errno is not None and error.filename is not None:
       names = [str(name) for name in (error.filename, error.filename2) if name is not None]
       return f"{' and '.join(names)}: {error.strerror}."
+    case OSError() if error.strerror and _passed_through(error, "multiprocessing"):  # its locks lie there too
+      return (
+        f"{_shared_memory()}, where loader processes hand over batches, cannot be used: {error.strerror}. "
+        f"{_ENLARGE}"
+      )
     case OSError() | ValueError() | FloatingPointError():
       return str(error)
     case MemoryError():
@@ -52,7 +58,7 @@ def dead_worker(exit_code: int) -> str:
   if name == "SIGBUS":
     return (
       f"A loader process was ended by {name}: {_shared_memory()}, where they hand over batches, is full. "
-      "Set --config.loader.workers=0, or enlarge it (docker run --shm-size=8g)."
+      f"{_ENLARGE}"
     )
   if name == "SIGKILL":
     return (
@@ -76,6 +82,11 @@ def _no_such_device(reason: str) -> str:
     f"JAX_PLATFORMS={platforms}: {reason}. Unset JAX_PLATFORMS to take the devices that there are, or "
     "install jax for them: jax[cuda12] or jax[tpu]."
   )
+
+
+def _passed_through(error: BaseException, package: str) -> bool:
+  frames = traceback.extract_tb(error.__traceback__)
+  return any(os.path.basename(os.path.dirname(frame.filename)) == package for frame in frames)
 
 
 def _raised_in(error: BaseException, file: str) -> bool:

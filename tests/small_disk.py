@@ -8,19 +8,24 @@ import subprocess
 import pytest
 
 
-def command(folder: pathlib.Path | str, size: str, arguments: Sequence[str]) -> list[str]:
+def command(
+  folder: pathlib.Path | str, size: str, arguments: Sequence[str], *, kept: pathlib.Path | None = None
+) -> list[str]:
   """The command that runs another one with a disk of `size`, such as 300k, at an existing folder.
 
-  What lies there when it ends is copied to `folder` with the ending `.kept`. The test is skipped where no
-  such disk can be mounted.
+  The test is skipped where no such disk can be mounted.
+
+  Args:
+    size: in bytes; further options of the mount may follow, as in `300k,ro`.
+    kept: where what lies on the disk at the end is copied to; None copies nothing.
   """
   if not _is_possible():
     pytest.skip("needs a small disk")
   script = (
-    'folder=$1; size=$2; shift 2; mount -t tmpfs -o size="$size" none "$folder" || exit 99; '
-    '"$@"; status=$?; cp -r "$folder" "$folder.kept" 2>/dev/null; exit $status'
+    'folder=$1; size=$2; kept=$3; shift 3; mount -t tmpfs -o size="$size" none "$folder" || exit 99; '
+    '"$@"; status=$?; test -z "$kept" || cp -r "$folder" "$kept"; exit $status'
   )
-  return ["unshare", "-Urm", "sh", "-c", script, "sh", str(folder), size, *arguments]
+  return ["unshare", "-Urm", "sh", "-c", script, "sh", str(folder), size, str(kept or ""), *arguments]
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import pytest
 
 from frozen_vision import failures, output
 from frozen_vision.data import pipeline
+from tests import small_disk
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -20,20 +21,28 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 class _Zeros:
   """Records of zeros."""
 
+  side = 16
+
   def __len__(self):
     return 100
 
   def __getitem__(self, index):
-    return {"x": np.zeros((16, 16), np.uint8)}
+    return {"x": np.zeros((self.side, self.side), np.uint8)}
 
 
-def _as_it_is(record, rng):
+class LargeZeros(_Zeros):
+  """Of a megabyte each."""
+
+  side = 1024
+
+
+def as_it_is(record, rng):
   return record
 
 
 def test_a_killed_loader_process_is_named_with_its_signal():
   before = set(_children())
-  with pipeline.train_batches(_Zeros(), _as_it_is, batch_size=2, seed=0, num_workers=1) as batches:
+  with pipeline.train_batches(_Zeros(), as_it_is, batch_size=2, seed=0, num_workers=1) as batches:
     next(batches)
     workers = [pid for pid in set(_children()) - before if "resource_tracker" not in _command(pid)]
     assert workers
@@ -63,6 +72,46 @@ def test_a_full_shared_memory_is_named_with_its_size(monkeypatch):
   assert "/dev/shm (64 MiB)" in found and "--config.loader.workers=0" in found and "--shm-size" in found
   assert "ended by SIGSEGV" in failures.dead_worker(-signal.SIGSEGV)
   assert "status 3" in failures.dead_worker(3)
+
+
+_LOADS = """
+from frozen_vision import failures
+from frozen_vision.data import pipeline
+from tests import test_failures
+
+if __name__ == "__main__":
+  try:
+    source, transform = test_failures.LargeZeros(), test_failures.as_it_is
+    with pipeline.train_batches(source, transform, batch_size=2, seed=0, num_workers=1) as batches:
+      next(batches)
+  except Exception as error:
+    print(failures.report(error))
+"""
+
+
+@pytest.mark.parametrize(
+  "size, reason",
+  [
+    ("1m", "A loader process was ended by SIGBUS: /dev/shm (1 MiB), where they hand over batches, is full."),
+    # Locks between processes, which are made first, lie there too.
+    ("4k", "/dev/shm (0 MiB), where loader processes hand over batches, cannot be used: No space left on"),
+    ("1m,ro", "/dev/shm (1 MiB), where loader processes hand over batches, cannot be used: Read-only file"),
+  ],
+)
+def test_a_small_shared_memory_is_named(tmp_path, size, reason):
+  program = tmp_path / "loads.py"
+  program.write_text(_LOADS)
+  result = subprocess.run(
+    small_disk.command("/dev/shm", size, [sys.executable, str(program)]),
+    cwd=_ROOT,
+    env={**os.environ, "PYTHONPATH": str(_ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  [line] = result.stdout.splitlines()
+  assert line.startswith(f"Error: {reason}"), result.stdout + result.stderr
+  assert line.endswith("Set --config.loader.workers=0, or enlarge it (docker run --shm-size=8g).")
 
 
 @pytest.mark.parametrize("platform", ["cuda", "nonsense"])

@@ -136,7 +136,9 @@ def test_on_a_full_disk_pictures_make_room_for_results(run, tmp_path, quick_envi
   disk.mkdir()
   command = [sys.executable, "-m", "frozen_vision.main", "--mode=predict", str(tmp_path / "in")]
   done = subprocess.run(
-    small_disk.command(disk, "200k", [*command, f"--workdir={run}", f"--out={disk}/out"]),
+    small_disk.command(
+      disk, "200k", [*command, f"--workdir={run}", f"--out={disk}/out"], kept=tmp_path / "kept"
+    ),
     cwd=request.config.rootpath,
     env=os.environ | quick_environment | {"JAX_PLATFORMS": "cpu"},
     capture_output=True,
@@ -146,6 +148,6 @@ def test_on_a_full_disk_pictures_make_room_for_results(run, tmp_path, quick_envi
   assert f"Error: {disk}/out/classify/pictures/" in done.stderr, done.stderr
   assert ": No space left on device. The results of" in done.stderr
   assert "pictures were removed to make room for them. Free space there" in done.stderr
-  out = tmp_path / "disk.kept" / "out"
+  out = tmp_path / "kept" / "out"
   summary = json.loads((out / "summary.json").read_text())
   assert 0 < summary["done"] < 30 and _files(out) == [f"{i:02}.png" for i in range(summary["done"])]
