@@ -8,11 +8,12 @@
 | recipe=camvid | 184 road scenes below config.segmentation.root | 10.8, 12.1 | mIoU 0.595, 0.589 of 2 seeds |
 | recipe=camvid,head=upernet | the same | 7.7, 8.0 | mIoU 0.390, 0.389 |
 | recipe=camvid,head=linear | the same | 2.6, 2.3 | mIoU 0.383, 0.376 |
+| recipe=files | yours: config.segmentation.classes, .train.images, .train.labels, .validation likewise | | |
 | backbone=swinv2_t, _b, _l, _g | ADE20K below config.segmentation.root | | not run: a recipe at full scale |
 
 `configs/ade20k_mask2former.py:recipe=camvid,head=linear` is how they are given; the CamVid runs shared
 their cores with other jobs (experiments/README.md has them). A full recipe reads backbone weights at
-config.backbone.weights. Short names: :camvid, :swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g.
+config.backbone.weights. Short names: :camvid, :files, :swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g.
 
 head=upernet or linear puts another head on the same features; the rates and schedules here are
 Mask2Former's. For UPerNet, [paper] has, for the fine-tuned B and L, learning rate 6e-5, batch 64, 40,000
@@ -31,13 +32,14 @@ from frozen_vision.tasks.segmentation_options import HEADS, SegmentationConfig
 
 _BACKBONES = ("swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
 ARGUMENTS = {
-  "recipe": ("demo", "camvid"),
+  "recipe": ("demo", "camvid", "files"),
   "backbone": _BACKBONES,  # the recipe at full scale
   "head": tuple(HEADS),
 }
 VARIANTS = {
   "": "recipe=demo",
   "camvid": "recipe=camvid",
+  "files": "recipe=files",
   **{size: f"backbone={size}" for size in _BACKBONES},
 }
 
@@ -50,7 +52,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
   if "backbone" in chosen:
     _full(config, chosen["backbone"])
   else:
-    {"demo": _demo, "camvid": _camvid}[chosen.get("recipe", "demo")](config)
+    {"demo": _demo, "camvid": _camvid, "files": _files}[chosen.get("recipe", "demo")](config)
   return config
 
 
@@ -110,6 +112,29 @@ def _camvid(config: ml_collections.ConfigDict) -> None:
   options.eval_short_side = 360
   options.max_segments = 11
   _small_heads(options, queries=20, points=2048)
+
+
+def _files(config: ml_collections.ConfigDict) -> None:
+  """All [ours]: a first run on one's own label images, at a size that a laptop trains; not tuned."""
+  config.headline = "Your own label images with an ImageNet-pretrained EfficientNet-Lite0 and small heads."
+  config.backbone.update(dict(name="efficientnet_lite0", weights="efficientnet_lite0"))
+  config.steps = 1000
+  config.batch_size = config.eval_batch_size = 4
+  config.ema_decay = 0.99
+  config.log_every = 50
+  config.eval_every = config.checkpoint_every = 250
+  config.optimizer.update(
+    dict(name="muon", learning_rate=3e-3, weight_decay=0.05, warmup_steps=50, clip_norm=1.0)
+  )
+  options = config.segmentation
+  options.data = "files"
+  options.frame = (320, 320)
+  options.short_sides = tuple(range(256, 577, 32))
+  options.long_side = 1280
+  options.eval_frame = (512, 512)
+  options.eval_short_side = 320
+  options.max_segments = 20
+  _small_heads(options, queries=30, points=2048)
 
 
 def _small_heads(options: ml_collections.ConfigDict, *, queries: int, points: int) -> None:

@@ -160,9 +160,10 @@ def _photos(config: ml_collections.ConfigDict) -> None:
 def _files(config: ml_collections.ConfigDict) -> None:
   """All [ours]: a first run on one's own photographs, at a size that a laptop trains; not tuned."""
   config.headline = (
-    "Your own data with the shipped swinv2_nano and a small head; for a large backbone take :swinv2_b with "
-    "--config.detection.data=files."
+    "Your own data with an ImageNet-pretrained EfficientNet-Lite0 and a small head; for a large backbone "
+    "take :swinv2_b with --config.detection.data=files."
   )
+  config.backbone.update(dict(name="efficientnet_lite0", weights="efficientnet_lite0"))
   config.steps = 1000
   config.batch_size = config.eval_batch_size = 4
   config.ema_decay = 0.99

@@ -6,6 +6,7 @@
 |---|---|---|---|
 | recipe=demo, the default | generated clips | 1.8 to 4.2, two cores | 0.955 to 0.970 of 3 seeds |
 | recipe=fights | 140 real clips, action.lists | 2.5 to 2.8 a fold, one core | 0.650 (0.568 to 0.724) |
+| recipe=files | yours, at action.train and action.validation | | |
 | backbone=swinv2_t, _b, _l, _g | Kinetics-400 | | not run: a recipe at full scale |
 
 `configs/kinetics_video_swin.py:recipe=fights` is how they are given; experiments/README.md has the runs.
@@ -13,7 +14,7 @@ The demo's classes differ in motion alone; the fights are five folds by scene, w
 demo, head=attentive and head=average are at chance, 1/6; on the fights they reach 0.529 and 0.600. A full
 recipe needs Kinetics-400 at config.action.train and config.action.validation (or prepared once, with
 --config.action.data=prepared --config.action.root=SHARDS) and backbone weights at config.backbone.weights.
-Short names: :fights, :swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g.
+Short names: :fights, :files, :swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g.
 
 Tags of the values: [vswin] the released Video Swin configs for Kinetics-400, with all of the network
 trained; [sw2] arXiv 2111.09883 (SwinV2), appendix, Video-SwinV2-G, likewise; [ours] our choice. The frozen
@@ -28,13 +29,14 @@ from frozen_vision.tasks.action_options import ActionConfig, HEADS
 
 _BACKBONES = ("swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
 ARGUMENTS = {
-  "recipe": ("demo", "fights"),
+  "recipe": ("demo", "fights", "files"),
   "backbone": _BACKBONES,  # the recipe at full scale
   "head": tuple(HEADS),
 }
 VARIANTS = {
   "": "recipe=demo",
   "fights": "recipe=fights",
+  "files": "recipe=files",
   **{size: f"backbone={size}" for size in _BACKBONES},
 }
 
@@ -47,7 +49,7 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
   if "backbone" in chosen:
     _full(config, chosen["backbone"])
   else:
-    {"demo": _demo, "fights": _fights}[chosen.get("recipe", "demo")](config)
+    {"demo": _demo, "fights": _fights, "files": _files}[chosen.get("recipe", "demo")](config)
   return config
 
 
@@ -148,6 +150,41 @@ _SIZES = {
   "swinv2_l": (256, (16, 16, 16, 8), 768),
   "swinv2_g": (384, (24, 24, 24, 12), 1024),
 }
+
+
+def _files(config: ml_collections.ConfigDict) -> None:
+  """All [ours]: a first run on one's own clips, at a size that a laptop trains; not tuned."""
+  config.headline = "Your own clips with an ImageNet-pretrained EfficientNet-Lite0 and a small head."
+  config.backbone.update(dict(name="efficientnet_lite0", weights="efficientnet_lite0"))
+  config.steps = 500
+  config.batch_size = 8
+  config.eval_batch_size = 4
+  config.ema_decay = 0.98
+  config.log_every = 25
+  config.eval_every = config.checkpoint_every = 100
+  config.optimizer.update(dict(learning_rate=1e-3, weight_decay=0.05, warmup_steps=50, clip_norm=1.0))
+  options = config.action
+  options.data = "videos"
+  options.update(
+    dict(
+      frames=8,
+      stride=4,
+      image_size=160,
+      short_side=176,
+      crop_scale=(0.4, 1.0),
+    )
+  )
+  options.test.update(dict(clips=2, crops=1))
+  config_lib.set_for(
+    options.head,
+    "video_swin",
+    levels=(2, 3),
+    channels=(64, 128),
+    depths=(1, 1),
+    motion_radius=2,
+  )
+  config_lib.set_for(options.head, "attentive", levels=(2, 3), channels=128, num_heads=4, dropout=0.5)
+  config_lib.set_for(options.head, "average", levels=(2, 3))
 
 
 def _full(config: ml_collections.ConfigDict, name: str) -> None:

@@ -99,10 +99,11 @@ def test_every_variant_is_a_config_that_is_read():
     config = tasks_build.read_config(module.get_config(variant))
     assert config == tasks_build.read_config(module.get_config(arguments))
     backbone = families.backbone_config(config.backbone.name, **config.backbone.overrides)
-    assert len(backbone.window_sizes) == 4
+    assert len(backbone.feature_specs) == 4
     is_small = variant in ("", "photos", "files")
     assert (config.detection.data in ("scenes", "photos")) == (variant in ("", "photos"))
-    assert is_small == (config.backbone.weights == "shipped")
+    weights = config.backbone.weights
+    assert is_small == (weights == ("efficientnet_lite0" if variant == "files" else "shipped"))
     if not is_small:
       assert config.backbone.name in variant and config.backbone.name in config.backbone.weights
   assert module.get_config("").headline.startswith("DEMO")

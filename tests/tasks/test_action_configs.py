@@ -35,11 +35,11 @@ def test_every_variant_is_a_config_that_is_read(module):
       options = tasks_build.read_config(module.get_config(f"{module.VARIANTS[variant]},head={head}")).action
       assert options.head.name == head
       nnx.eval_shape(lambda o=options, s=specs: action.build_head(o, s, 400, rngs=nnx.Rngs(0)))
-    is_small = variant in ("", "fights")
-    assert is_small == (config.backbone.weights == "shipped")
-    if not is_small:
-      assert config.backbone.name == variant and variant in config.backbone.weights
-      assert f":{variant}" in module.__doc__
+    weights = {"": "shipped", "fights": "shipped", "files": "efficientnet_lite0"}
+    assert config.backbone.weights == weights.get(variant, f"weights/{variant}.safetensors")
+    if variant not in weights:
+      assert config.backbone.name == variant
+    assert f":{variant}" in module.__doc__
   assert module.get_config("").headline.startswith("DEMO")
   with pytest.raises(ValueError, match="no variant 'swinv2_x'; known: .*:fights, .*:swinv2_g"):
     module.get_config("swinv2_x")

@@ -30,15 +30,16 @@ def test_every_variant_and_head(variant):
     chosen = tasks_build.read_config(_load().get_config(f"{_load().VARIANTS[variant]},head={head}"))
     assert chosen.segmentation.head.name == head
     assert dataclasses.is_dataclass(chosen.segmentation.head) and head in segmentation.HEADS
-  built_in = variant in ("", "camvid")
-  assert built_in == (config.backbone.weights == "shipped") == (options.data != "ade20k")
+  weights = {"": "shipped", "camvid": "shipped", "files": "efficientnet_lite0"}
+  assert config.backbone.weights == weights.get(variant, f"weights/{variant}.safetensors")
+  assert (variant in weights) == (options.data != "ade20k")
   assert config.headline.startswith("DEMO") == (variant == "")
   backbone = families.backbone_config(config.backbone.name, **config.backbone.overrides)
-  assert len(backbone.window_sizes) == 4
+  assert len(backbone.feature_specs) == 4
   for frame in (options.frame, options.eval_frame):
     assert all(side % 32 == 0 for side in frame), "a multiple of the coarsest stride"
-  if not built_in:
-    assert config.backbone.name == variant and variant in config.backbone.weights
+  if variant not in weights:
+    assert config.backbone.name == variant
     assert max(options.short_sides) == 2 * options.frame[0] == 4 * min(options.short_sides)
     assert options.max_segments <= options.head.num_queries
     assert f":{variant}" in _load().get_config("").headline
