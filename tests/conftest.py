@@ -22,6 +22,7 @@ _CHECKED = (
   "frozen_vision.metrics",
   "frozen_vision.necks",
   "frozen_vision.ops",
+  "frozen_vision.probes",
   "frozen_vision.visualization",
 )
 _TYPES = os.environ.get("FROZEN_VISION_TEST_TYPES", "1")

@@ -22,6 +22,18 @@ def label_ranks(logits: Float[np.ndarray, "b c"], labels: Int[np.ndarray, "b"]) 
   return np.sum((logits > own) | ((logits == own) & lower_index), axis=1)
 
 
+def top1(logits: Float[np.ndarray, "b c"], labels: Int[np.ndarray, "b"]) -> float:
+  """Fraction of examples whose label has the largest logit, in 0..1."""
+  return float(np.mean(label_ranks(logits, labels) < 1))
+
+
+def mean_per_class(logits: Float[np.ndarray, "b c"], labels: Int[np.ndarray, "b"]) -> float:
+  """`top1` of the examples of each class that occurs, averaged over these classes."""
+  return float(
+    np.mean([top1(logits[labels == label], labels[labels == label]) for label in np.unique(labels)])
+  )
+
+
 class AccuracyEvaluator:
   """Counts examples whose label is among the k largest logits.
 

@@ -44,3 +44,10 @@ def test_wrong_input_is_named():
     evaluator.update({"logits": np.zeros((2, 3))}, {"label": np.zeros(3, np.int32)})
   with pytest.raises(ValueError, match="positive"):
     accuracy.AccuracyEvaluator(top_k=(0,))
+
+
+def test_mean_per_class_weighs_classes_alike():
+  logits = np.eye(3)[[0, 0, 0, 1, 1, 0]]
+  labels = np.array([0, 0, 0, 0, 1, 1])
+  assert accuracy.top1(logits, labels) == 4 / 6
+  assert accuracy.mean_per_class(logits, labels) == (3 / 4 + 1 / 2) / 2

@@ -1,0 +1,1 @@
+"""What features in memory know, measured without training a model by gradient steps."""
