@@ -1,7 +1,7 @@
 """Makes the photographs that ship with the package, frozen_vision/data/detection/photos/, from COCO.
 
-Only images under CC BY 2.0 or without known copyright restrictions are taken; an image under
-another licence, or without a Flickr link, stops the script. Annotations are scaled with the images.
+All images under CC BY 2.0 or without known copyright restrictions are taken that have a Flickr link, and none
+under another licence. Annotations are scaled with the images.
 
     python experiments/make_photo_sample.py --coco=../shared/data/coco_subset
 
@@ -24,23 +24,11 @@ ALLOWED = {
   4: ("CC BY 2.0", "https://creativecommons.org/licenses/by/2.0/"),
   7: ("No known copyright restrictions", "https://www.flickr.com/commons/usage/"),
 }
-# (split, COCO image id): people, animals, vehicles, food, furniture; near and far; one in grey.
-CHOSEN = (
-  ("train2017", 204805),
-  ("train2017", 234748),
-  ("train2017", 352257),
-  ("train2017", 358083),
-  ("train2017", 458756),
-  ("train2017", 491525),
-  ("train2017", 516008),
-  ("val2017", 126107),
-  ("val2017", 160012),
-  ("val2017", 165518),
-  ("val2017", 214753),
-  ("val2017", 377575),
-  ("val2017", 423617),
-  ("val2017", 475678),
-  ("val2017", 519208),
+# Image ids that come first, the others behind them by split and id: people, animals, vehicles, food;
+# furniture; near and far; one in grey.
+FIRST = (
+  *(204805, 234748, 352257, 358083, 458756, 491525, 516008),
+  *(126107, 160012, 165518, 214753, 377575, 423617, 475678, 519208),
 )
 OUTPUT = pathlib.Path(__file__).resolve().parent.parent / "frozen_vision" / "data" / "detection" / "photos"
 
@@ -70,6 +58,18 @@ def scaled_annotation(annotation: dict, old: dict, width: int, height: int) -> d
   }
 
 
+def allowed(sources: dict[str, dict]) -> list[tuple[str, dict]]:
+  """(split, record) of every image that may be redistributed, those of `FIRST` first."""
+  found = [
+    (split, record)
+    for split, source in sources.items()
+    for record in sorted(source["images"], key=lambda record: record["id"])
+    if record["license"] in ALLOWED and record.get("flickr_url")
+  ]
+  places = {image_id: place for place, image_id in enumerate(FIRST)}
+  return sorted(found, key=lambda item: places.get(item[1]["id"], len(FIRST)))
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--coco", type=pathlib.Path, required=True, help="folder in COCO's layout")
@@ -81,14 +81,8 @@ def main() -> None:
   shutil.rmtree(OUTPUT, ignore_errors=True)
   (OUTPUT / "images").mkdir(parents=True)
   images, annotations, rows = [], [], []
-  for split, image_id in CHOSEN:
-    record = next(i for i in sources[split]["images"] if i["id"] == image_id)
-    if record["license"] not in ALLOWED or not record.get("flickr_url"):
-      raise ValueError(
-        f"image {image_id} of {split}: license {record['license']}, flickr_url "
-        f"{record.get('flickr_url')!r}; expected a license of {sorted(ALLOWED)} and a URL. "
-        "Remove it from CHOSEN."
-      )
+  for split, record in allowed(sources):
+    image_id = record["id"]
     with Image.open(coco / split / record["file_name"]) as file:
       image = file.convert("RGB")
     if image.size != (record["width"], record["height"]):

@@ -145,7 +145,7 @@ def test_one_sentence_names_the_one_option_that_is_wrong(argument):
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    ("swinv2_x", "no variant 'swinv2_x'; known: :photos, .*recipe=demo|photos|files"),
+    ("swinv2_x", "no variant 'swinv2_x'; known: :photos, .*recipe=demo|photos|overfit|files"),
     ("backbone=swinv2_x", "backbone is 'swinv2_x'; known: swinv2_t, swinv2_b, swinv2_l, swinv2_g"),
     ("backbon=swinv2_b", "no argument 'backbon'; known: recipe, backbone, stage, train"),
     ("recipe=files,backbone=swinv2_b", "recipe=files has its own backbone; give recipe= or backbone="),

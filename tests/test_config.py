@@ -100,10 +100,10 @@ def test_every_variant_is_a_config_that_is_read():
     assert config == tasks_build.read_config(module.get_config(arguments))
     backbone = families.backbone_config(config.backbone.name, **config.backbone.overrides)
     assert len(backbone.feature_specs) == 4
-    is_small = variant in ("", "photos", "files")
-    assert (config.detection.data in ("scenes", "photos")) == (variant in ("", "photos"))
+    is_small = variant in ("", "photos", "overfit", "files")
+    assert (config.detection.data in ("scenes", "photos")) == (variant in ("", "photos", "overfit"))
     weights = config.backbone.weights
-    assert is_small == (weights == ("efficientnet_lite0" if variant == "files" else "shipped"))
+    assert is_small == (weights == ("efficientnet_lite0" if variant in ("photos", "files") else "shipped"))
     if not is_small:
       assert config.backbone.name in variant and config.backbone.name in config.backbone.weights
   assert module.get_config("").headline.startswith("DEMO")

@@ -336,6 +336,8 @@ def _open_sources(config: DetectionConfig) -> tuple[Any, Any]:
       )
     case "photos":
       sample = photos.sample_photos()
+      for split, ids in zip((train, validation), photos.split_ids(), strict=True):
+        split["image_ids"] = split["image_ids"] or ids
       source = coco.load_coco(sample.annotations, sample.images, **train)
       return source, coco.load_coco(
         sample.annotations, sample.images, categories=source.categories, **validation
