@@ -119,7 +119,10 @@ def _main(argv: list[str]) -> None:
     logging.getLogger("frozen_vision").setLevel(logging.INFO if first else logging.WARNING)
     _run(argv)
   except Exception as error:
-    (distributed.leave if _DISTRIBUTED.value else sys.exit)(failures.report(error, debug=_DEBUG.value))
+    text = failures.report(error, debug=_DEBUG.value)
+    if _DISTRIBUTED.value:
+      distributed.leave(text, is_expected=failures.sentence(error) is not None)
+    sys.exit(text)
 
 
 if __name__ == "__main__":

@@ -2,32 +2,42 @@
 
   python -m frozen_vision.distributed --processes=2 -- python -m frozen_vision.main --config=... --workdir=...
 
-starts processes on this machine and ends all of them when one ends. Over several machines, every one runs
-`python -m frozen_vision.main ... --distributed`: on TPU pods and under Slurm it finds the others by itself,
-elsewhere from the environment variables of `initialize`.
+starts processes on this machine and ends all of them when one ends; they end when it is killed. Over several
+machines, every one runs `python -m frozen_vision.main ... --distributed`: on TPU pods and under Slurm it
+finds the others by itself, elsewhere from the environment variables of `initialize`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import NoReturn
 
 import jax
+from jax._src import distributed as jax_distributed
 import orbax.checkpoint as ocp
 
-_COORDINATOR, _COUNT, _INDEX = (
+from frozen_vision.devices import watch
+
+_COORDINATOR, _COUNT, _INDEX, _LAUNCHER = (
   "FROZEN_VISION_COORDINATOR",
   "FROZEN_VISION_PROCESSES",
   "FROZEN_VISION_PROCESS",
+  "FROZEN_VISION_LAUNCHER",  # the descriptor of a pipe that ends with the launcher
 )
-# A process that hears nothing of another for so long ends itself.
-HEARTBEAT_SECONDS = 60
+# A process that hears nothing of another's machine for so long ends itself; `watch` notices a kill at once.
+HEARTBEAT_SECONDS = 45
+_JOINING_SECONDS = 300.0
+_SILENT_SECONDS = 10.0
 _COMPILING_SECONDS = 3600
 _GRACE_SECONDS = 60.0  # between SIGTERM, on which runs save, and SIGKILL
+
+_watch: watch.Watch | None = None  # of this process over the others
 
 
 def initialize() -> None:
@@ -40,6 +50,8 @@ def initialize() -> None:
   Raises:
     ValueError: only some of the variables, numbers that do not fit, or no cluster that jax knows.
   """
+  global _watch
+  _end_with_launcher()
   found = {name: os.environ[name] for name in (_COORDINATOR, _COUNT, _INDEX) if os.environ.get(name)}
   how: dict[str, str | int] = {}
   if found:
@@ -64,7 +76,12 @@ def initialize() -> None:
         f"{_COUNT}={found[_COUNT]}."
       )
   try:
-    jax.distributed.initialize(**how, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    with _joining(how):
+      jax.distributed.initialize(
+        **how,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        initialization_timeout=int(_JOINING_SECONDS) + 60,  # never reached: it would end without a sentence
+      )
   except ValueError as error:
     if how:
       raise
@@ -72,6 +89,50 @@ def initialize() -> None:
       "--distributed: this is no cluster that jax knows (TPU pod, Slurm, Open MPI, Kubernetes). Set "
       f"{_COORDINATOR}=HOST:PORT of process 0, {_COUNT} and {_INDEX}."
     ) from error
+  # jax has no public name for it; orbax reads it the same way.
+  state = jax_distributed.global_state
+  _watch = watch.start(state.process_id, state.num_processes, state.client, state.coordinator_address)
+
+
+@contextlib.contextmanager
+def _joining(how: Mapping[str, str | int]) -> Iterator[None]:
+  """Says for whom this process waits while it joins the others, and ends it where they do not come."""
+  started = time.strftime("%H:%M:%S")
+  what = "the other processes of this run"
+  if how:
+    what = f"the other {how['num_processes'] - 1} processes at {how['coordinator_address']}"
+
+  def say() -> None:
+    print(f"Waiting for {what} since {started}.", file=sys.stderr, flush=True)
+
+  def give_up() -> None:
+    leave(
+      f"Error: not all of {what} came within {_JOINING_SECONDS:.0f} s of {started}. Start all of them, with "
+      "an address that they can reach."
+    )
+
+  timers = [threading.Timer(_SILENT_SECONDS, say), threading.Timer(_JOINING_SECONDS, give_up)]
+  for timer in timers:
+    timer.daemon = True
+    timer.start()
+  try:
+    yield
+  finally:
+    for timer in timers:
+      timer.cancel()
+
+
+def _end_with_launcher() -> None:
+  """Ends this process when the launcher that started it is gone, however it went."""
+  descriptor = os.environ.pop(_LAUNCHER, "")
+  if not descriptor:
+    return
+
+  def wait() -> None:
+    os.read(int(descriptor), 1)  # nothing is ever written: it returns when the launcher has ended
+    leave(f"The launcher of this process was gone at {time.strftime('%H:%M:%S')}; this process ends, too.")
+
+  threading.Thread(target=wait, daemon=True, name="end-with-launcher").start()
 
 
 def wait_for_all(what: str) -> None:
@@ -86,8 +147,18 @@ def wait_for_all(what: str) -> None:
     )
 
 
-def leave(message: str) -> NoReturn:
-  """Ends this process at once; an ordinary exit waits for the others, who wait for this one."""
+def leave(message: str, *, is_expected: bool = True) -> NoReturn:
+  """Ends this process at once; an ordinary exit waits for the others, who wait for this one.
+
+  Args:
+    message: the last thing that it says, and what the others say of it.
+    is_expected: False for an error that may come from the end of another process, whose name is then said
+      instead.
+  """
+  if _watch is not None:
+    if not is_expected:
+      _watch.give_way()
+    _watch.leave(message.strip().rpartition("\n")[2])
   print(message, file=sys.stderr, flush=True)
   sys.stdout.flush()
   os._exit(1)
@@ -114,14 +185,15 @@ def launch(command: Sequence[str], processes: int) -> int:
   handlers = {
     number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
   }
+  reading, writing = os.pipe()  # children read until the launcher, which alone can write, has ended
+  environment = os.environ | {_COORDINATOR: address, _COUNT: str(processes), _LAUNCHER: str(reading)}
   children = [
     subprocess.Popen(
-      command,
-      start_new_session=True,
-      env=os.environ | {_COORDINATOR: address, _COUNT: str(processes), _INDEX: str(index)},
+      command, start_new_session=True, pass_fds=[reading], env=environment | {_INDEX: str(index)}
     )
     for index in range(processes)
   ]
+  os.close(reading)
   failed, deadline = None, None
   try:
     are_running = True
@@ -147,6 +219,7 @@ def launch(command: Sequence[str], processes: int) -> int:
       signal.signal(number, handler)
     for child in children:
       child.wait()
+    os.close(writing)
   first = children[failed].returncode if failed is not None else 0
   return 128 - first if first < 0 else first
 

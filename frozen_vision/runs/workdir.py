@@ -53,16 +53,13 @@ def check_feature_key(
     ValueError: they differ; shows both keys and the fields that differ.
   """
   found, wanted = to_json(found, "feature key"), to_json(wanted, "feature key")
-  differing = _changes(found, wanted)
+  differing = changes(found, wanted)
   if differing:
     raise ValueError(
       "The checkpoint was trained on other frozen features than this backbone gives. Load the "
       "backbone it was trained with, or train the head anew."
       f"\n  checkpoint: {json.dumps(found)}\n  backbone:   {json.dumps(wanted)}\n  differing:"
-      + "".join(
-        f"\n    {k}: {_shown(a)} in the checkpoint, {_shown(b)} in the backbone"
-        for k, (a, b) in differing.items()
-      )
+      + "".join(f"\n    {k}: {a} in the checkpoint, {b} in the backbone" for k, (a, b) in differing.items())
       + (f"\n{hint}" if hint else "")
     )
 
@@ -157,15 +154,14 @@ def check_config(
   def covered(key: str) -> bool:
     return any(fnmatch.fnmatchcase(key, pattern) or key.startswith(pattern + ".") for pattern in ignore)
 
-  changes = _changes(found, wanted)
-  differing = {key: pair for key, pair in changes.items() if not covered(key)}
+  changed = changes(found, wanted)
+  differing = {key: pair for key, pair in changed.items() if not covered(key)}
   if differing:
     raise ValueError(
       f"{problem}. Use another --workdir, set these keys back to continue that run, or delete the workdir to "
-      "start over:"
-      + "".join(f"\n  {k}: {_shown(a)} there, {_shown(b)} now" for k, (a, b) in differing.items())
+      "start over:" + "".join(f"\n  {k}: {a} there, {b} now" for k, (a, b) in differing.items())
     )
-  return bool(changes)
+  return bool(changed)
 
 
 def check_resumed(
@@ -250,6 +246,11 @@ def _class_name(one: Any) -> str:
 
 
 _ABSENT = object()
+
+
+def changes(found: Any, wanted: Any) -> dict[str, tuple[str, str]]:
+  """Leaves of two JSON values that differ, by dotted path: (found, wanted) as errors show them."""
+  return {key: (_shown(a), _shown(b)) for key, (a, b) in _changes(found, wanted).items()}
 
 
 def _changes(found: Any, wanted: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

@@ -25,8 +25,8 @@ from frozen_vision.runs import workdir as workdir_lib
 from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import evaluation as evaluation_lib
+from frozen_vision.training import hosts, programs
 from frozen_vision.training import optimizer as optimizer_lib
-from frozen_vision.training import programs
 from frozen_vision.training import run as run_lib
 from frozen_vision.training import step as step_lib
 
@@ -100,7 +100,7 @@ def train(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, floa
 
 def _train(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, float]:
   """`train`, in a workdir that nobody else writes to."""
-  task, config, report, mesh = _open(config)
+  task, config, report, mesh = _open(config, "train")
   sharding.check_batch(config.batch_size, mesh, "batch_size", config.accumulate)
   _claim(folder, config, is_writer=False)
   model = build_model(task, config, mesh, with_teacher=True)
@@ -121,7 +121,8 @@ def _train(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, f
     run_log.CompileCounter() as compilations,
     run_log.StopSignal() as stop,
   ):
-    data = {name: entry["fingerprint"] for name, entry in report.items()}
+    data = _fingerprints(report)
+    hosts.compare_weights(model, state["trainable"], checkpoints.latest_step())
     state, start, pending = _restore(checkpoints, state, task, model, config, folder, data)
     log.resume_from(start or None)
     run = run_lib.Run(
@@ -184,7 +185,7 @@ def evaluate(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, f
 
 def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, float]:
   """`evaluate`, in a workdir that nobody else writes to."""
-  task, config, _, mesh = _open(config)
+  task, config, _, mesh = _open(config, "evaluate")
   model = build_model(task, config, mesh)
   weights = "ema" if config.ema_decay > 0 else "trainable"
   with (
@@ -193,6 +194,7 @@ def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str
     run_log.RunLog(folder, tensorboard=config.tensorboard, is_writer=is_writer) as log,
   ):
     meta = checkpoints.read_meta()
+    hosts.compare_weights(model, None, meta["step"])
     _check_features(meta, model, config)
     workdir_lib.check_classes(meta.get("classes"), task.classes, where=str(folder))
     wanted = {weights: model.trainable, "mutable": model.mutable}
@@ -211,7 +213,7 @@ def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str
     )
 
 
-def _open(config: Config) -> tuple[base.Task, Config, dict[str, Any], jax.sharding.Mesh]:
+def _open(config: Config, mode: str) -> tuple[base.Task, Config, dict[str, Any], jax.sharding.Mesh]:
   """The task of a config with its data.
 
   Returns:
@@ -219,14 +221,21 @@ def _open(config: Config) -> tuple[base.Task, Config, dict[str, Any], jax.shardi
 
   Raises:
     DroppedError: much of the data would be left out.
+    ValueError: another host of the run has other data, another config or other versions.
   """
   task = tasks_build.build_task(config)
   _logger.info("%s%s", config.headline and config.headline + "\n", task.headline)
   report = reports.check(task.data, allow_drops=config.data.allow_drops)
   config = task.settle(config)
+  hosts.compare_start(config, _fingerprints(report), mode)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
   sharding.check_batch(config.eval_batch_size, mesh, "eval_batch_size")
   return task, config, report, mesh
+
+
+def _fingerprints(report: Mapping[str, Any]) -> dict[str, fingerprint.Fingerprint]:
+  """Those of the sources in a report on data."""
+  return {name: entry["fingerprint"] for name, entry in report.items()}
 
 
 def _initial_state(

@@ -221,9 +221,10 @@ def test_a_process_that_ends_takes_the_others_along_and_both_resume(tmp_path, qu
     started = time.monotonic()
     status = launcher.wait(timeout=150)
   text = log.read_text()
-  assert time.monotonic() - started < 120, text
+  assert time.monotonic() - started < 60, text
   if how == signal.SIGKILL:
     assert status != 0 and "Process 1 of 2 was ended by SIGKILL; ending the others." in text, text
+    assert re.search(rf"Process 1 of 2 \(process id {victim} on .*\) was lost at \d\d:\d\d:\d\d", text), text
   else:  # all of them save and end well
     assert status == 0 and "the same command continues" in text, text
   with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
@@ -231,6 +232,88 @@ def test_a_process_that_ends_takes_the_others_along_and_both_resume(tmp_path, qu
   assert step >= 5
   again = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=900)
   assert f"Continuing from step {step}" in again.stdout and again.returncode == 0, again.stdout + again.stderr
+
+
+# A host sees the folders of its own working directory.
+_HOST = """
+import os, runpy, sys
+os.chdir(os.path.join(sys.argv[1], os.environ["FROZEN_VISION_PROCESS"]))
+sys.argv = ["main", *sys.argv[2:]]
+runpy.run_module("frozen_vision.main", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_hosts_with_other_data_are_named_before_the_first_step(tmp_path, quick_environment):
+  for host in "01":
+    for split in ("train", "validation"):
+      tiny.image_folder(tmp_path / host / split)
+  (tmp_path / "1" / "train" / "class0" / "0.png").unlink()
+  image = tmp_path / "1" / "validation" / "class0" / "0.png"
+  image.write_bytes(image.read_bytes() + b"\0")
+  flags = [
+    f"--config={_ROOT}/tests/tiny.py:classification",
+    f"--workdir={tmp_path / 'run'}",
+    "--config.classification.train=train",
+    "--config.classification.validation=validation",
+    "--distributed",
+  ]
+  result = subprocess.run(
+    _launch(2, [sys.executable, "-c", _HOST, str(tmp_path), *flags]),
+    cwd=_ROOT,
+    env=_environment(quick_environment, 1) | {"PYTHONPATH": str(_ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  said = result.stdout + result.stderr
+  assert result.returncode == 1 and "Error: The hosts of this run were not started alike: " in said, said
+  assert re.search(r"host 1 \(.*\) found 11 training examples where host 0 \(.*\) found 12", said), said
+  assert re.search(
+    r"the validation examples of host 1 \(.*\) have other file sizes than those of host 0", said
+  )
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+_WAITING = """
+import time
+from frozen_vision.devices import processes
+processes.initialize()
+print("ready", flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_killed_launcher_takes_its_processes_along(quick_environment):
+  with subprocess.Popen(
+    _launch(2, [sys.executable, "-c", _WAITING]),
+    cwd=_ROOT,
+    env=_environment(quick_environment, 1),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  ) as launcher:
+    assert [launcher.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+    launcher.send_signal(signal.SIGKILL)
+    started = time.monotonic()
+    said = launcher.stdout.read()  # to its end, which comes when nobody is left to write
+  assert "The launcher of this process was gone at" in said, said
+  assert time.monotonic() - started < 30
+
+
+def test_a_process_without_the_others_says_for_whom_it_waits(monkeypatch, capfd):
+  monkeypatch.setattr(distributed, "_SILENT_SECONDS", 0.0)
+  with distributed._joining({"num_processes": 4, "coordinator_address": "host:1"}):
+    time.sleep(0.2)
+  assert re.search(
+    r"Waiting for the other 3 processes at host:1 since \d\d:\d\d:\d\d", capfd.readouterr().err
+  )
+  said = []
+  monkeypatch.setattr(distributed, "_JOINING_SECONDS", 0.0)
+  monkeypatch.setattr(distributed, "leave", said.append)
+  with distributed._joining({}):
+    time.sleep(0.2)
+  assert "Error: not all of the other processes of this run came within 0 s" in said[0]
 
 
 def _children(parent):
