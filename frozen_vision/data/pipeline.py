@@ -6,10 +6,12 @@ all processes together, and it restores exactly with any number of workers and o
 """
 
 import dataclasses
+import functools
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.shared_memory
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -19,6 +21,7 @@ from absl import flags
 import grain.python as grain
 import numpy as np
 
+from frozen_vision.data import shared_memory
 from frozen_vision.data.batch_iterator import BatchIterator, EvalTransform, Source, TrainTransform
 
 # How often a worker looks whether its parent still lives, besides watching the parent's pipe.
@@ -207,15 +210,15 @@ def _iterate(
       flags.FLAGS.mark_as_parsed()
     batches = batches.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch_batches),
-      worker_init_fn=_initialise_worker,
+      worker_init_fn=functools.partial(_initialise_worker, segment_prefix=shared_memory.prefix()),
     )
   return BatchIterator(
     batches, batch_size=batch_size, start_example=start_example, shared_memory=num_workers > 0
   )
 
 
-def _initialise_worker(worker_index: int, worker_count: int) -> None:
-  """Keeps a worker off the accelerator and bound to the life of its parent."""
+def _initialise_worker(worker_index: int, worker_count: int, *, segment_prefix: str | None) -> None:
+  """Keeps a worker off the accelerator and bound to the life of its parent, and names its shared memory."""
   del worker_index, worker_count
   os.environ["JAX_PLATFORMS"] = "cpu"
   if "jax" in sys.modules:
@@ -226,12 +229,12 @@ def _initialise_worker(worker_index: int, worker_count: int) -> None:
   # do (it saves first) and ends its workers.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  creating = _lock_shared_memory()
+  creating = _take_over_shared_memory(segment_prefix)
   threading.Thread(target=_end_with_parent, args=(creating,), name="end-with-parent", daemon=True).start()
 
 
-def _lock_shared_memory() -> threading.Lock:
-  """Makes this process hold the returned lock while it creates a shared memory segment.
+def _take_over_shared_memory(prefix: str | None) -> threading.Lock:
+  """Makes this process hold the returned lock while it creates a segment, whose name begins with `prefix`.
 
   A segment is on disk first and known to the resource tracker, which removes what is left over, some system
   calls later. A process that ends in between leaves it behind for good.
@@ -240,6 +243,8 @@ def _lock_shared_memory() -> threading.Lock:
   create = multiprocessing.shared_memory.SharedMemory.__init__
 
   def locked(self: Any, *arguments: Any, **options: Any) -> None:
+    if prefix is not None and options.get("create") and options.get("name") is None and not arguments:
+      options["name"] = f"{prefix}{secrets.token_hex(8)}"
     with lock:
       create(self, *arguments, **options)
 

@@ -13,7 +13,7 @@ import jax
 import optax
 
 from frozen_vision.config import Config, ConfigLike
-from frozen_vision.data import fingerprint, reports
+from frozen_vision.data import fingerprint, reports, shared_memory
 from frozen_vision.devices import processes as distributed
 from frozen_vision.devices import sharding
 from frozen_vision.freezing import feature_key, prepare
@@ -94,7 +94,7 @@ def train(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, floa
   """
   config = tasks_build.read_config(config)
   folder, is_writer = workdir_lib.local_folder(workdir), jax.process_index() == 0
-  with workdir_lib.hold(folder, is_writer=is_writer):
+  with workdir_lib.hold(folder, is_writer=is_writer), shared_memory.of_run(folder):
     return _train(config, folder, is_writer)
 
 
@@ -179,7 +179,7 @@ def evaluate(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, f
   """
   config = tasks_build.read_config(config)
   folder, is_writer = workdir_lib.local_folder(workdir), jax.process_index() == 0
-  with workdir_lib.hold(folder, is_writer=is_writer):
+  with workdir_lib.hold(folder, is_writer=is_writer), shared_memory.of_run(folder):
     return _evaluate(config, folder, is_writer)
 
 
