@@ -14,6 +14,7 @@ import http.client
 import logging
 import os
 import pathlib
+import shutil
 import socket
 import threading
 import time
@@ -54,8 +55,8 @@ def fetch(
 
   Args:
     url: `https:`, `http:` or `file:`.
-    sha256: of the whole file, as hexadecimals; None if its publisher gives none. Then the server must tell
-      the file's length, and the digest of what came is pinned beside it (`check`).
+    sha256: of the whole file, as hexadecimals; None if its publisher gives none: then the digest of what came
+      is pinned beside it (`check`). In any case the server must tell the file's length.
     least_bytes: a file smaller than this is refused, whatever the server says.
     attempts: how often a transfer that breaks is taken up again.
 
@@ -65,7 +66,7 @@ def fetch(
   Raises:
     ConnectionError: the server could not be reached, or the transfer broke too often or was too slow; what
       came is kept.
-    OSError: it cannot be written.
+    OSError: it cannot be written, or is larger than what the disk has left.
     ValueError: another hash or too few bytes: nothing is kept.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def fetch(
     _logger.info("Fetching %s to %s.", url, path)
     for attempt in range(1, attempts + 1):
       try:
-        _transfer(url, partial, needs_length=sha256 is None)
+        _transfer(url, partial)
         break
       except (OSError, http.client.HTTPException) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
@@ -150,17 +151,20 @@ def file_sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _transfer(url: str, partial: pathlib.Path, *, needs_length: bool) -> None:
+def _transfer(url: str, partial: pathlib.Path) -> None:
   """Appends to the partial file what it lacks.
 
   Raises:
     OSError, HTTPException: the server cannot be reached, sent less than it said, was too slow, continued with
-      other bytes than are there, or, with `needs_length`, does not tell how long the file is.
+      other bytes than are there, or does not tell how long the file is; or there is no room for it.
   """
   start = partial.stat().st_size if partial.exists() else 0
   with contextlib.closing(_open(url, partial, start)) as body:
-    if needs_length and body.total is None:
-      raise ConnectionError("the server does not tell the file's length, and its publisher gives no digest")
+    if body.total is None:  # it could be cut off, or never end
+      raise ConnectionError("the server does not tell the file's length")
+    free = shutil.disk_usage(partial.parent).free
+    if body.total - start > free:
+      raise OSError(errno.ENOSPC, f"{url} has {body.total:,} bytes, and {free:,} are free", str(partial))
     position = body.start
     with open(partial, "r+b" if partial.exists() else "w+b") as file:
       _compare(body, file, start, partial)
@@ -171,9 +175,9 @@ def _transfer(url: str, partial: pathlib.Path, *, needs_length: bool) -> None:
         file.write(chunk)
         position += len(chunk)
         watch.add(len(chunk))
-        if body.total is not None and position > body.total:
+        if position > body.total:
           break
-  if body.total is not None and position != body.total:
+  if position != body.total:
     if position > body.total:
       partial.unlink()
     raise ConnectionError(f"{position:,} of {body.total:,} bytes came")
