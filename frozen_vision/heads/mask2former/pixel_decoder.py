@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from flax import nnx
 import jax
-from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -15,13 +14,9 @@ import numpy as np
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads.mask2former import layers
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
-from frozen_vision.layers import norms
-from frozen_vision.ops.deformable_attention import deformable_attention
+from frozen_vision.layers import deformable, norms
+from frozen_vision.layers.deformable import DeformableAttention
 from frozen_vision.ops.resize import resize_bilinear
-
-# Name of what a layer keeps for its gradient, next to its input: sampling again would cost as much as the
-# rest of the layer.
-_SAMPLED = "mask2former_sampled"
 
 
 class PixelFeatures(NamedTuple):
@@ -59,26 +54,20 @@ class _Projection(nnx.Module):
     return self.norm(self.conv(x))
 
 
-class DeformableLayer(nnx.Module):
+class DeformableLayer(DeformableAttention):
   """Deformable self-attention over all levels, then a feed-forward network."""
 
   def __init__(self, config: Mask2FormerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-    channels, heads = config.hidden_dim, config.num_heads
-    self.num_heads, self.num_points = heads, config.encoder_points
-    samples = heads * config.encoder_levels * config.encoder_points
-    zeros = nnx.initializers.zeros
-    # Locations and weights of samples are not rounded to half precision: bfloat16 cannot tell neighbouring
-    # cells of a map of 160 apart.
-    self.offsets = nnx.Linear(channels, 2 * samples, kernel_init=zeros, rngs=rngs)
-    self.offsets.bias[...] = _ring(config).reshape(-1)
-    self.weights = nnx.Linear(channels, samples, kernel_init=zeros, rngs=rngs)
-
-    def linear():
-      return nnx.Linear(channels, channels, dtype=dtype, kernel_init=layers.XAVIER, rngs=rngs)
-
-    self.value, self.output = linear(), linear()
-    self.norm = layers.layer_norm(channels, dtype=dtype, rngs=rngs)
-    self.ffn = layers.FeedForward(channels, config.encoder_ffn_dim, dtype=dtype, rngs=rngs)
+    super().__init__(
+      config.hidden_dim,
+      config.num_heads,
+      num_levels=config.encoder_levels,
+      num_points=config.encoder_points,
+      dtype=dtype,
+      rngs=rngs,
+    )
+    self.norm = layers.layer_norm(config.hidden_dim, dtype=dtype, rngs=rngs)
+    self.ffn = layers.FeedForward(config.hidden_dim, config.encoder_ffn_dim, dtype=dtype, rngs=rngs)
 
   def __call__(
     self,
@@ -95,28 +84,7 @@ class DeformableLayer(nnx.Module):
       references: (x, y) of every cell's centre as shares of its level's width and height.
       shapes: (height, width) of each level.
     """
-    b, cells, _ = x.shape
-    queries = (x + positions).astype(jnp.float32)
-    split = (b, cells, self.num_heads, len(shapes), self.num_points)
-    sizes = np.asarray(shapes, np.float32)[:, None, ::-1]  # an offset of one is one cell of the level sampled
-    locations = references[:, None, None, None] + self.offsets(queries).reshape(*split, 2) / sizes
-    weights = jax.nn.softmax(self.weights(queries).reshape(*split[:3], -1), axis=-1).reshape(split)
-    values = self.value(x).reshape(b, cells, self.num_heads, -1)
-    sampled = checkpoint_name(deformable_attention(values, shapes, locations, weights), _SAMPLED)
-    x = self.norm(x + self.output(sampled.reshape(b, cells, -1)))
-    return self.ffn(x)
-
-
-def _ring(config: Mask2FormerConfig) -> Float[np.ndarray, "heads levels points 2"]:
-  """Initial offsets [Deformable DETR]: each head looks in its own direction, one point behind the other."""
-  angle = np.arange(config.num_heads) * (2 * np.pi / config.num_heads)
-  direction = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-  direction /= np.abs(direction).max(axis=-1, keepdims=True)
-  distance = np.arange(1, config.encoder_points + 1)
-  ring = direction[:, None, None] * distance[:, None]
-  return np.broadcast_to(ring, (config.num_heads, config.encoder_levels, config.encoder_points, 2)).astype(
-    np.float32
-  )
+    return self.ffn(self.norm(x + self.attend(x + positions, x, references, shapes)))
 
 
 class PixelDecoder(nnx.Module):
@@ -184,17 +152,12 @@ class PixelDecoder(nnx.Module):
     positions = jnp.concatenate(
       [layers.sine_positions(*shape, channels) + self.level_embed[i] for i, shape in enumerate(shapes)]
     )
-    references = np.concatenate([_centres(*shape) for shape in shapes])
+    references = np.concatenate([deformable.cell_centres(*shape) for shape in shapes])
     x = jnp.concatenate([level.reshape(b, -1, channels) for level in levels], axis=1)
-    policy = jax.checkpoint_policies.save_only_these_names(_SAMPLED)
     for layer in self.layers:
-      step = jax.checkpoint(lambda x, layer=layer: layer(x, positions, references, shapes), policy=policy)
+      step = jax.checkpoint(
+        lambda x, layer=layer: layer(x, positions, references, shapes), policy=deformable.SAVE_SAMPLED
+      )
       x = step(x)
     ends = np.cumsum([height * width for height, width in shapes])[:-1]
     return [part.reshape(b, *shape, channels) for part, shape in zip(jnp.split(x, ends, axis=1), shapes)]
-
-
-def _centres(height: int, width: int) -> Float[np.ndarray, "s 2"]:
-  y, x = np.mgrid[:height, :width]
-  centres = (np.stack([x, y], axis=-1) + 0.5) / np.asarray([width, height])
-  return centres.reshape(-1, 2).astype(np.float32)
