@@ -8,13 +8,13 @@ import functools
 import logging
 import math
 import pathlib
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 from frozen_vision.config import Config
-from frozen_vision.data import batch_iterator, fingerprint
+from frozen_vision.data import batch_iterator, fingerprint, images
 from frozen_vision.devices import sharding
 from frozen_vision.freezing import prepare
 from frozen_vision.metrics import gather
@@ -75,10 +75,13 @@ class Run:
     """Runs all steps from `start` on, the first one on `batch`.
 
     At a step's end its line is logged, its state is saved, and only then comes what can fail for reasons of
-    its own: evaluation, pictures, a full disk.
+    its own: evaluation, pictures, a full disk. Where the next batch cannot be read, the run ends after that.
 
     Returns:
       (metrics of the last evaluation, whether the run came to its end).
+
+    Raises:
+      FileError: an image or video that cannot be used, in training or evaluation.
     """
     config = self.config
     metrics = self.evaluate_missed(state, start)
@@ -92,10 +95,15 @@ class Run:
         state, scalars = self.steps[self.task.phase_at(step)](state, self.model.frozen, placed)
       self.pending.append(scalars)
       self.in_flight.append(scalars)
-      done = step + 1
+      done, unread = step + 1, None
       if done < config.steps:
         with self.progress.waiting():
-          batch = next(batches)
+          try:
+            batch = next(batches)
+          except Exception as error:
+            if jax.process_count() > 1:  # a save needs all processes, and the others do not know of it
+              raise
+            unread = error
       if step == start:
         jax.block_until_ready(scalars)
       self.progress.step_done(done)
@@ -104,7 +112,7 @@ class Run:
         self._log(done)
       evaluates = self._is_evaluated(done)
       stops = stop.agreed(done)
-      saves = evaluates or stops or done % config.checkpoint_every == 0
+      saves = evaluates or stops or unread is not None or done % config.checkpoint_every == 0
       if evaluates or saves:
         jax.block_until_ready(scalars)  # so that no pause holds a step's time
       if saves:
@@ -112,6 +120,9 @@ class Run:
           self._save(state, done)
       if evaluates:
         metrics = self._evaluate(state, done)
+      if unread is not None:
+        _logger.warning("The next batch cannot be read; step %d is saved.", done)
+        _raise_with_advice(unread, f"Step {done} is saved.")
       if stops and not finished:
         _logger.warning(
           "Stopped by %s; step %d is saved and the same command continues.", stop.signal_name, done
@@ -170,16 +181,19 @@ class Run:
     """Evaluates, and keeps the state if it is the best so far."""
     with self.progress.pause() if self.progress else contextlib.nullcontext():
       at_end = done == self.config.steps
-      metrics = evaluation.evaluate_all(
-        self.task,
-        {name: functools.partial(predict, state) for name, predict in self.predictions.items()},
-        self.folder,
-        self.log,
-        done,
-        at_end=at_end,
-        num_pictures=self.config.pictures,
-        keep=functools.partial(self._keep_best, state, done),
-      )
+      try:
+        metrics = evaluation.evaluate_all(
+          self.task,
+          {name: functools.partial(predict, state) for name, predict in self.predictions.items()},
+          self.folder,
+          self.log,
+          done,
+          at_end=at_end,
+          num_pictures=self.config.pictures,
+          keep=functools.partial(self._keep_best, state, done),
+        )
+      except images.FileError as error:
+        _raise_with_advice(error, f"Step {done} is saved and not evaluated.")
     if self.first_evaluation is None:
       self.first_evaluation = self.compilations.mark()
     return metrics
@@ -210,6 +224,18 @@ class Run:
       data=self.data,
       **teacher,
     )
+
+
+def _raise_with_advice(error: Exception, saved: str) -> NoReturn:
+  """Raises the error; one of a file says what to do."""
+  if not isinstance(error, images.FileError):
+    raise error
+  advice = (
+    f"{error.reason.rstrip('.')}. {saved} Mend the file or leave it out of the data; then the same command "
+    "continues, with --config.data.allow_changes=True. All damaged files are found by: "
+    "python -m frozen_vision.data.prepare ... --check"
+  )
+  raise type(error)(error.name, advice, error.kind) from error
 
 
 def _mean(pending: list[dict[str, np.ndarray]]) -> dict[str, float]:

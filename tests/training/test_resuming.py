@@ -1,13 +1,18 @@
 """What a run does not lose, and what it refuses to continue."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
 
 import jax
+import numpy as np
 import pytest
 
+from frozen_vision.data import images as images_lib
+from frozen_vision.data import pipeline
+from frozen_vision.data.classification import folders
 from frozen_vision.files import lock
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import curves, digests, workdir
@@ -56,7 +61,7 @@ def _fails_once(monkeypatch, at):
 
   def evaluate_all(task, predictions, folder, log, step, **options):
     if step == at:
-      raise ValueError("image 7 is truncated")
+      raise images_lib.ImageError("7.png", "is truncated", "damaged")
     return original(task, predictions, folder, log, step, **options)
 
   monkeypatch.setattr(evaluation, "evaluate_all", evaluate_all)
@@ -67,8 +72,11 @@ def test_a_failed_evaluation_loses_no_step_and_is_made_up_for(whole, tmp_path, m
   config, folder, metrics = whole
   with monkeypatch.context() as patch:
     _fails_once(patch, at)
-    with pytest.raises(ValueError, match="truncated"):
+    with pytest.raises(images_lib.ImageError) as error:
       train.train(config, tmp_path)
+  assert str(error.value).startswith(
+    f"7.png: is truncated. Step {at} is saved and not evaluated. Mend the file"
+  )
   assert checkpoint.Checkpoints(tmp_path).latest_step() == at
   with caplog.at_level("INFO"):
     found = train.train(config, tmp_path)
@@ -93,6 +101,40 @@ def test_what_is_evaluated_is_saved_first_whatever_the_steps_between_checkpoints
     with pytest.raises(ValueError, match="truncated"):
       train.train(config, tmp_path)
   assert checkpoint.Checkpoints(tmp_path).latest_step() == 2
+
+
+def _damage_middle(path):
+  """Leaves both ends of an image, which is all that the start of a run looks at."""
+  data = bytearray(path.read_bytes())
+  middle = len(data) // 2
+  data[middle - 20 : middle + 20] = bytes(40)
+  path.write_bytes(data)
+
+
+def _position(position, rng):
+  return {"position": np.int64(position)}
+
+
+def test_an_image_damaged_in_its_middle_ends_the_run_after_a_save(whole, images, tmp_path, caplog):
+  config = whole[0].copy_and_resolve_references()
+  shutil.copytree(images, tmp_path / "data")
+  config.classification.train = str(tmp_path / "data")
+  config.loader.workers = 1  # the error comes from another process
+  # The order of examples is a function of the seed: the third step is the first to see this image.
+  order = pipeline.train_batches(range(12), _position, batch_size=4, seed=config.seed)
+  with order as batches:
+    position = [batch["position"][0] for batch in itertools.islice(batches, 3)][2]
+  name = folders.ImageFolder(images).names[position]
+  _damage_middle(tmp_path / "data" / name)
+  with pytest.raises(ValueError) as error:
+    train.train(config, tmp_path / "run")
+  assert f"{name}: cannot be decoded" in str(error.value) and "Step 2 is saved." in str(error.value)
+  assert "--config.data.allow_changes=True" in str(error.value)
+  assert checkpoint.Checkpoints(tmp_path / "run").latest_step() == 2
+  assert "The next batch cannot be read; step 2 is saved." in caplog.text
+  shutil.copy(images / name, tmp_path / "data" / name)
+  assert train.train(config, tmp_path / "run")
+  assert _without_times(tmp_path / "run") == _without_times(whole[1])
 
 
 def test_the_first_line_after_a_restart_averages_the_same_steps(whole, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float32, Int32, Int64
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from frozen_vision import messages
 from frozen_vision.data import findings, fingerprint, image_checks
 from frozen_vision.data import images as image_io
 from frozen_vision.data.detection import coco_annotations as checks
@@ -219,10 +220,14 @@ class InstanceSource(abc.ABC):
       ImageError: the image is unusable, or its size is not the record's.
     """
     record, data = self.read(index)
-    name = record["file_name"]
-    image = image_io.decode_image(data, name=name)
-    image_checks.check_size(image.shape[:2], record, data)
+    where = self.where(index, record)
+    image = image_io.decode_image(data, name=where)
+    image_checks.check_size(image.shape[:2], {**record, "file_name": where}, data)
     return {"image": image, **record}
+
+  def where(self, index: int, record: Mapping[str, Any]) -> str:
+    """What errors call the image of a record: the path of its file, where there is one."""
+    return record["file_name"]
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -306,8 +311,10 @@ class CocoSource(InstanceSource):
 
   def read(self, index: int) -> tuple[dict[str, Any], bytes]:
     record = self.record(index)
-    data = image_io.read_bytes(self.image_path(index), name=record["file_name"])
-    return record, data
+    return record, image_io.read_bytes(self.image_path(index))
+
+  def where(self, index: int, record: Mapping[str, Any]) -> str:
+    return str(self.image_path(index))
 
   def record(self, index: int) -> dict[str, Any]:
     """The record without "image"; touches no file."""
@@ -422,9 +429,10 @@ def _label_space(
   names = {category["id"]: category["name"] for category in given}
   foreign = [f"{c['id']} {c['name']!r}" for c in own if names.get(c["id"]) != c["name"]]
   if foreign:
+    trained = [f"{identity} {name!r}" for identity, name in names.items()]
     raise CocoError(
-      f"{path}: {len(foreign)} of its categories are not, with the same id and name, among the"
-      f" {len(names)} of the label space in use: {', '.join(foreign[:5])}. Evaluate with a file"
-      " that uses the classes of the training."
+      f"{path}: of its {len(own)} categories {len(foreign)} are not, with this id and name, those of the"
+      f" training: {messages.listed(foreign)}. The training has {messages.listed(trained)}. Give a file with"
+      " the categories of the training."
     )
   return tuple(sorted((dict(category) for category in given), key=lambda c: c["id"]))

@@ -81,10 +81,15 @@ class EncodedSource(SegmentationSource):
       ImageError: image or label unusable, or of different sizes.
     """
     name, data, label = self.name(index), self.image_bytes(index), self.label(index)
-    image = images.decode_image(data, name=name)
+    where = self.where(index)
+    image = images.decode_image(data, name=where)
     if label is not None:
-      check_size(image.shape[:2], label, name, data)
+      check_size(image.shape[:2], label, where, data)
     return {"image": image, "label": label, "name": name}
+
+  def where(self, index: int) -> str:
+    """What errors call the image: the path of its file, where there is one."""
+    return self.name(index)
 
 
 def check_size(size: tuple[int, int], label: np.ndarray, name: str, data: bytes) -> None:
@@ -195,6 +200,9 @@ class LabelledImages(EncodedSource):
 
   def image_bytes(self, index: int) -> bytes:
     return images.read_bytes(self.image_path(index))
+
+  def where(self, index: int) -> str:
+    return str(self.image_path(index))
 
   @functools.cached_property
   def largest_size(self) -> tuple[int, int]:

@@ -76,7 +76,7 @@ def test_unlabelled_images(tmp_path):
 
 def test_sizes_that_differ_are_named(tmp_path):
   write(tmp_path, "a", label=np.zeros((6, 7), np.uint8))
-  with pytest.raises(images.ImageError, match=r"a: is 8 x 6 pixels .* annotations are for 7 x 6"):
+  with pytest.raises(images.ImageError, match=r"images/a.jpg: is 8 x 6 pixels .* annotations are for 7 x 6"):
     open_(tmp_path)[0]
   turned = Image.new("RGB", (8, 6))
   exif = turned.getexif()
