@@ -12,7 +12,7 @@ import sys
 from absl import app, flags
 import jax
 
-from frozen_vision import command_line, config_files, failures, output
+from frozen_vision import command_line, config_files, failures, output, probe
 from frozen_vision.devices import processes as distributed
 from frozen_vision.planning import plan
 from frozen_vision.prediction import files as predict_files
@@ -24,7 +24,7 @@ _CONFIG = command_line.define_config(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints, metrics and pictures; an interrupted run continues there."
 )
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "plan"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "plan", "probe"], "What to do.")
 _INPUTS = flags.DEFINE_multi_string(
   "inputs", [], "To predict on: folders, files or patterns of images and videos; further arguments are too."
 )
@@ -54,6 +54,7 @@ _NEEDED = {
   "evaluate": ("config", "workdir"),
   "predict": ("inputs",),
   "plan": ("config", "workdir", "topology"),
+  "probe": ("config", "workdir"),
 }
 
 
@@ -65,6 +66,7 @@ def usage() -> str:
 trains, and continues what it finds in the folder. Other modes:
   --mode=evaluate  evaluates the newest checkpoint of the workdir
   --mode=predict   --workdir=FOLDER IMAGE ...  writes and draws what a trained head finds; needs no --config
+  --mode=probe     says what the embeddings of a frozen backbone know: linear, kNN, few-shot, calibration
   --mode=plan      --topology=v5e:8x8  says whether a config fits a machine, without the machine
 
 Configs; a path to a file of your own works too:
@@ -89,6 +91,8 @@ def _run(argv: list[str]) -> None:
         backbone=command_line.path(_BACKBONE.value),
         image_size=[int(side) for side in _IMAGE_SIZE.value],
       )
+    case "probe":
+      probe.probe(_CONFIG.value, command_line.path(_WORKDIR.value))
     case "plan":
       plan.plan(
         _CONFIG.value, command_line.path(_WORKDIR.value), _TOPOLOGY.value, mfu=_MFU.value, name=_CONFIG.source

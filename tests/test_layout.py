@@ -23,7 +23,7 @@ _ROWS = (
   ("tasks", "probes", "diagnostics"),
   ("training", "config_files"),
   ("prediction", "planning", "command_line"),
-  ("report", "export", "convert", "distributed"),
+  ("report", "export", "convert", "distributed", "probe"),
   ("main", "__init__"),
 )
 

@@ -39,6 +39,8 @@ class LinearResult:
     test: score of the classifier that was fitted on training and validation data, on test data.
     classifier: that classifier.
     logits: its scores of the test data.
+    validation_logits: scores of the validation data by the classifier that was selected on them, which is
+      fitted on training data alone.
   """
 
   metric: Metric
@@ -51,6 +53,7 @@ class LinearResult:
   test: float
   classifier: basis_lib.LinearClassifier
   logits: Float[np.ndarray, "n k"]
+  validation_logits: Float[np.ndarray, "v k"]
 
 
 def split(
@@ -103,10 +106,11 @@ def evaluate(
   own, others = coordinates[: len(features)], coordinates[len(features) :]
   fits, best = [], None
   for fit in logistic.path(own, truth[: len(own)], weight_decays, loss=loss, tolerance=tolerance):
-    score = SCORES[metric](basis_lib.scores(others, fit.weights), held_targets)
+    held_logits = basis_lib.scores(others, fit.weights)
+    score = SCORES[metric](held_logits, held_targets)
     # Weight decays descend: of equally good ones the smallest is taken, as in the paper's order.
     if best is None or score >= best[0]:
-      best = score, fit
+      best = score, fit, held_logits
     fits.append((fit.weight_decay, score, fit.iterations, fit.error))
   decay, start = best[1].weight_decay, best[1].weights
   [final] = logistic.path(coordinates, truth, [decay], loss=loss, start=start, tolerance=tolerance)
@@ -124,6 +128,7 @@ def evaluate(
     test=SCORES[metric](logits, tested_targets),
     classifier=classifier,
     logits=logits,
+    validation_logits=best[2],
   )
 
 

@@ -12,6 +12,7 @@ import optax
 from frozen_vision import config as config_lib
 from frozen_vision.data import batches, pipeline
 from frozen_vision.data.classification import augment, folders
+from frozen_vision.data.generated import shape_images
 from frozen_vision.metrics import accuracy
 from frozen_vision.ops import mixup
 from frozen_vision.tasks import base, common, results
@@ -37,7 +38,11 @@ class Classifier(nnx.Module):
 
 
 class ClassificationTask(base.Task):
-  """Images with one label each."""
+  """Images with one label each.
+
+  Attributes:
+    sources: records of "train" and "validation" and, for probes, perhaps "test".
+  """
 
   nominal_classes = 1000  # ImageNet-1K's
   head_name = "classify"
@@ -47,18 +52,31 @@ class ClassificationTask(base.Task):
   def __init__(self, config: ClassificationConfig, classes: base.Classes | None = None):
     self._config = config
     self._options = options = config.classification
-    self._train = self._validation = None
+    self.sources = {}
     self.headline = "Classification"
     if classes is None:
-      self._train = self._open(options.train)
-      self._validation = self._open(options.validation)
-      classes = common.shared_classes(
-        self._train.classes, self._validation.classes, (options.train, options.validation)
-      )
-      self.headline = common.headline(self.headline, self._train, self._validation, classes)
+      self.sources = self._open_shapes() if options.data == "shapes" else self._open_files()
+      train, validation = self.sources["train"], self.sources["validation"]
+      classes = common.shared_classes(train.classes, validation.classes, (options.train, options.validation))
+      if "test" in self.sources:
+        common.shared_classes(train.classes, self.sources["test"].classes, (options.train, options.test))
+      self.headline = common.headline(self.headline, train, validation, classes)
     self.classes = tuple(classes)
     self._starts = tuple(int(start) for start, _ in options.resolutions)
     self.phases = tuple(int(side) for _, side in options.resolutions) or (None,)
+
+  def _open_shapes(self) -> dict[str, Any]:
+    options = self._options.shapes
+    counts = dict(train=options.train_images, validation=options.validation_images, test=options.test_images)
+    return {
+      split: shape_images.ShapeImages(count, options.image_size, options.seed, split)
+      for split, count in counts.items()
+      if count
+    }
+
+  def _open_files(self) -> dict[str, Any]:
+    paths = {name: getattr(self._options, name) for name in ("train", "validation", "test")}
+    return {name: self._open(path) for name, path in paths.items() if path}
 
   def _open(self, path: str) -> Any:
     source = folders.open_source(common.existing_path(path, "classification"))
@@ -77,7 +95,7 @@ class ClassificationTask(base.Task):
     )
 
   def train_batches(self, start_example: int) -> pipeline.BatchIterator:
-    return common.train_batches(self._config, self._train, self._train_transform(), start_example)
+    return common.train_batches(self._config, self.sources["train"], self._train_transform(), start_example)
 
   def blank_example(self) -> batches.ClassificationBatch:
     side = self._options.image_size
@@ -95,7 +113,7 @@ class ClassificationTask(base.Task):
     )
 
   def eval_batches(self) -> pipeline.BatchIterator:
-    return common.eval_batches(self._config, self._validation, self.eval_transform())
+    return common.eval_batches(self._config, self.sources["validation"], self.eval_transform())
 
   def eval_transform(self) -> augment.EvalTransform:
     return augment.EvalTransform(self._options.image_size)

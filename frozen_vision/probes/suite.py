@@ -1,0 +1,147 @@
+"""All probes on the features of one data set: linear, nearest neighbours, few-shot episodes, calibration."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+from jaxtyping import Float, Int
+import numpy as np
+
+from frozen_vision.probes import calibration, few_shot, knn, linear
+
+
+class Examples(NamedTuple):
+  """Features with one label each."""
+
+  features: Float[np.ndarray, "n d"]
+  labels: Int[np.ndarray, "n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """What the probes found; scores are in 0..1.
+
+  Attributes:
+    counts: examples of the training, validation and test part.
+    linear: the linear evaluation.
+    knn: {number of neighbours: top-1 on test data}, with training and validation data to vote.
+    few_shot: for each number of shots that the data allow, over images of all parts together.
+    calibration: of the linear classifier on test data, with a temperature fitted on validation data.
+    calibration_on_test_folds: with temperatures fitted on test data, as arXiv 2011.13377 has it.
+  """
+
+  counts: tuple[int, int, int]
+  linear: linear.LinearResult
+  knn: dict[int, float]
+  few_shot: tuple[few_shot.FewShotResult, ...]
+  calibration: calibration.Calibration
+  calibration_on_test_folds: calibration.Calibration
+
+  def to_dict(self) -> dict[str, Any]:
+    """The numbers, as JSON."""
+    probe = self.linear
+    return {
+      "examples": dict(zip(("train", "validation", "test"), self.counts)),
+      "linear": {
+        "metric": probe.metric,
+        "test": probe.test,
+        "weight_decay": probe.weight_decay,
+        "at_edge_of_grid": probe.at_edge,
+        "grid": [
+          {"weight_decay": decay, "validation": score, "iterations": iterations, "error": error}
+          for decay, score, iterations, error in zip(
+            probe.weight_decays, probe.validation, probe.iterations, probe.errors
+          )
+        ],
+      },
+      "knn": {str(k): score for k, score in self.knn.items()},
+      "few_shot": {
+        str(found.shots): {
+          "mean": found.mean,
+          "half_width_95": found.half_width,
+          "classes": found.num_classes,
+        }
+        for found in self.few_shot
+      },
+      "calibration": dataclasses.asdict(self.calibration),
+      "calibration_on_test_folds": dataclasses.asdict(self.calibration_on_test_folds),
+    }
+
+  def to_text(self) -> str:
+    """The numbers as a table in Markdown."""
+    probe, scaled, folds = self.linear, self.calibration, self.calibration_on_test_folds
+    edge = ", the edge of the grid: a wider one may hold a better" if probe.at_edge else ""
+    rows = [
+      (
+        f"linear, {_METRICS[probe.metric]}",
+        f"{probe.test:.4f}",
+        f"weight decay {probe.weight_decay:.3g}{edge}; {max(probe.validation):.4f} on validation data",
+      )
+    ]
+    rows += [(f"{k} nearest neighbours, top-1", f"{score:.4f}", "") for k, score in self.knn.items()]
+    rows += [
+      (
+        f"{few_shot.WAYS}-way {found.shots}-shot",
+        f"{found.mean:.4f} ± {found.half_width:.4f}",
+        f"{len(found.accuracies)} episodes of {found.num_classes} classes; 95% interval of the mean",
+      )
+      for found in self.few_shot
+    ]
+    rows += [
+      ("calibration error (ECE, 15 bins)", f"{scaled.ece:.4f}", "of the linear classifier on test data"),
+      (
+        "with a temperature",
+        f"{scaled.scaled_ece:.4f}",
+        f"of {scaled.temperature:.3g}, fitted on validation data",
+      ),
+      (
+        "with temperatures fitted on test data",
+        f"{folds.scaled_ece:.4f}",
+        f"of {folds.temperature:.3g} on average over 5 folds; to compare with arXiv 2011.13377 alone",
+      ),
+    ]
+    lines = ["| probe | result | how |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+_METRICS = {"top1": "top-1", "mean_per_class": "mean accuracy of classes"}
+
+
+def run(
+  train: Examples,
+  validation: Examples,
+  test: Examples,
+  *,
+  metric: linear.Metric = "top1",
+  ks: Sequence[int] = knn.KS,
+  shots: Sequence[int] = few_shot.SHOTS,
+  episodes: int = few_shot.EPISODES,
+  seed: int = 0,
+) -> Results:
+  """Runs all probes that the data allow.
+
+  Args:
+    train, validation, test: parts of one data set; `linear.split` makes a validation part if there is none.
+    metric: of the linear evaluation, "top1" or "mean_per_class".
+    ks: numbers of neighbours; those above the number of examples are left out.
+    shots: left out where fewer than five classes have images enough.
+    seed: of episodes and folds.
+
+  Raises:
+    ValueError: a class without a training example; features that are not finite.
+  """
+  found = linear.evaluate(train, validation, test, metric=metric)
+  together = Examples(*(np.concatenate(part) for part in zip(train, validation)))
+  everything = Examples(*(np.concatenate(part) for part in zip(train, validation, test)))
+  possible = [k for k in ks if k <= len(together.labels)]
+  return Results(
+    counts=(len(train.labels), len(validation.labels), len(test.labels)),
+    linear=found,
+    knn=knn.top1(test.features, test.labels, *together, ks=possible) if possible else {},
+    few_shot=tuple(
+      few_shot.evaluate(*everything, shots=count, episodes=episodes, seed=seed)
+      for count in few_shot.possible_shots(everything.labels, shots)
+    ),
+    calibration=calibration.evaluate(found.validation_logits, validation.labels, found.logits, test.labels),
+    calibration_on_test_folds=calibration.evaluate_on_test_folds(found.logits, test.labels, seed=seed),
+  )
