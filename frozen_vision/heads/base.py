@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from flax import nnx
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
+
+from frozen_vision.ops.arrays import Array
 
 Features = Sequence[Float[Array, "b _h _w _c"]]
 Scalars = dict[str, Float[Array, ""]]

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Float, Integer
 import optax
 
 from frozen_vision.devices import sharding
 from frozen_vision.ops import resize
+from frozen_vision.ops.arrays import Array
 
 IGNORE = 255  # label of a pixel without a class
 

@@ -15,13 +15,14 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import pixel_classification
 from frozen_vision.heads.base import SegmentationHead
 from frozen_vision.layers import norms
 from frozen_vision.ops import resize
+from frozen_vision.ops.arrays import Array
 from frozen_vision.options import Count, Fraction, from_data, NonNegative
 
 _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_in", "uniform")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 import numpy as np
 
 from frozen_vision.backbones.base import FeatureSpec
@@ -23,6 +23,7 @@ from frozen_vision.heads.base import ClipHead
 from frozen_vision.layers.mlp import gelu, linear, Mlp
 from frozen_vision.layers.norms import LayerNorm, level_norms
 from frozen_vision.ops import self_similarity
+from frozen_vision.ops.arrays import Array
 from frozen_vision.options import Count, Fraction, Natural
 
 Features = tuple[Float[Array, "b t _h _w _c"], ...]

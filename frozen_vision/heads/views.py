@@ -10,10 +10,11 @@ import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from frozen_vision.heads.base import DetectionHead, Features
 from frozen_vision.ops import boxes as box_ops
+from frozen_vision.ops.arrays import Array
 
 # COCO's object sizes: areas in pixels of the original image, from the first number up to below the second.
 AREAS = {"s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, math.inf)}

@@ -3,7 +3,9 @@
 from flax import nnx
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from frozen_vision.ops.arrays import Array
 
 _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 

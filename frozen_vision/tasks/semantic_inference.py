@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from frozen_vision.devices import sharding
+from frozen_vision.ops.arrays import Array
 from frozen_vision.ops.mirror import mirror
 
 # images [b, h, w, 3] uint8, sizes [b, 2] (h, w) of the content -> scores [b, h, w, k] of the whole frame

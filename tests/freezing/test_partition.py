@@ -246,7 +246,7 @@ def test_cast_and_size():
   half = freeze.cast(state, jnp.bfloat16)
   assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype(jnp.bfloat16)}
   assert freeze.num_bytes(state) == 4 * (6 + 4 + 6) == 2 * freeze.num_bytes(half)
-  integers = {"a": jnp.arange(3)}
+  integers = nnx.State({"a": jnp.arange(3)})
   assert freeze.cast(integers, jnp.bfloat16)["a"].dtype == jnp.int32
 
 

@@ -6,12 +6,13 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 import optax
 
 from frozen_vision.heads.htc import losses as loss_ops
 from frozen_vision.heads.htc.config import HTCConfig, Quad
 from frozen_vision.ops import boxes as box_ops
+from frozen_vision.ops.arrays import Array
 
 _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from frozen_vision.heads.htc.config import HTCConfig
 from frozen_vision.ops import nms as nms_ops
 from frozen_vision.ops import soft_nms
+from frozen_vision.ops.arrays import Array
 
 
 def select_detections(

@@ -11,7 +11,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 import optax
 
 from frozen_vision.backbones.base import FeatureSpec
@@ -28,6 +28,7 @@ from frozen_vision.heads.htc.semantic_head import SemanticHead
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import masks as mask_ops
 from frozen_vision.ops import roi_align as roi_ops
+from frozen_vision.ops.arrays import Array
 
 
 class HTC(base.DetectionHead):

@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
+
+from frozen_vision.ops.arrays import Array
 
 
 def smooth_l1(difference: Float[Array, "*s"], beta: float) -> Float[Array, "*s"]:

@@ -4,10 +4,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from frozen_vision.heads.htc.config import HTCConfig
 from frozen_vision.layers.upsampling import Deconv2x
+from frozen_vision.ops.arrays import Array
 
 _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 

@@ -7,7 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 import optax
 
 from frozen_vision.backbones.base import FeatureSpec
@@ -18,6 +18,7 @@ from frozen_vision.ops import anchors as anchor_ops
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import nms as nms_ops
 from frozen_vision.ops import select
+from frozen_vision.ops.arrays import Array
 
 _UNIT_STDS = (1.0, 1.0, 1.0, 1.0)
 _NORMAL = nnx.initializers.normal(0.01)

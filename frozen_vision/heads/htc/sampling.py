@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import select
+from frozen_vision.ops.arrays import Array
 
 NEGATIVE = -1
 IGNORED = -2

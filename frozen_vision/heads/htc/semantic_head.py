@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from flax import nnx
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Float, Integer
 import numpy as np
 import optax
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads.htc.config import HTCConfig
+from frozen_vision.ops.arrays import Array
 
 _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Bool, Float, PRNGKeyArray
 import optax
 
 from frozen_vision.heads.mask2former import points as point_ops
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
 from frozen_vision.heads.mask2former.transformer_decoder import mask_logits, Predictions
+from frozen_vision.ops.arrays import Array
 
 _LARGE = 1e6  # stands for a cost that is no finite number
 

@@ -4,8 +4,10 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 import numpy as np
+
+from frozen_vision.ops.arrays import Array
 
 XAVIER = nnx.initializers.xavier_uniform()
 # PyTorch initialises query, key and value projections as one matrix [d, 3 d].

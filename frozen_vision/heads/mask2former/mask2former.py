@@ -10,7 +10,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 import numpy as np
 
 from frozen_vision.backbones.base import FeatureSpec
@@ -19,6 +19,7 @@ from frozen_vision.heads.mask2former.config import Mask2FormerConfig
 from frozen_vision.heads.mask2former.criterion import criterion, Targets
 from frozen_vision.heads.mask2former.pixel_decoder import PixelDecoder
 from frozen_vision.heads.mask2former.transformer_decoder import Predictions, TransformerDecoder
+from frozen_vision.ops.arrays import Array
 
 Features = Sequence[Float[Array, "b _h _w _c"]]
 Scalars = dict[str, Float[Array, ""]]

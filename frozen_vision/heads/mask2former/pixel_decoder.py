@@ -8,7 +8,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Float
 import numpy as np
 
 from frozen_vision.backbones.base import FeatureSpec
@@ -16,6 +16,7 @@ from frozen_vision.heads.mask2former import layers
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
 from frozen_vision.layers import deformable, norms
 from frozen_vision.layers.deformable import DeformableAttention
+from frozen_vision.ops.arrays import Array
 from frozen_vision.ops.resize import resize_bilinear
 
 

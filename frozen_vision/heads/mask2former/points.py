@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Float, Integer
 import numpy as np
 
 from frozen_vision.ops import select
+from frozen_vision.ops.arrays import Array
 
 _CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # (row, column)
 
@@ -49,7 +50,7 @@ def sample_shared(maps: Float[Array, "b h w q"], points: Float[Array, "b n 2"]) 
 
 
 def sample_segments(
-  labels: Integer[Array, "b h w"], segment_labels: Integer[Array, "b s"], points: Float[Array, "b s n 2"]
+  labels: Integer[Array, "b h w"], segment_labels: Integer[Array, "b s"], points: Float[Array, "b #s n 2"]
 ) -> Float[Array, "b s n"]:
   """Bilinear samples of the masks `labels == segment_labels[:, i]`, which are never built.
 

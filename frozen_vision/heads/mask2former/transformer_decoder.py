@@ -6,11 +6,12 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from frozen_vision.heads.mask2former import layers
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
 from frozen_vision.heads.mask2former.pixel_decoder import PixelFeatures
+from frozen_vision.ops.arrays import Array
 from frozen_vision.ops.resize import resize_bilinear
 
 
@@ -116,7 +117,7 @@ class TransformerDecoder(nnx.Module):
     return self.mask_mlp[-1](states)
 
   def _blocked(
-    self, x: Float[Array, "b q c"], coarse_features: Float[Array, "b h w c"]
+    self, x: Float[Array, "b q c"], coarse_features: Float[Array, "b h w mask_dim"]
   ) -> Bool[Array, "b q h*w"]:
     """Cells where the mask of a query's state is off; none for a query whose mask is off everywhere."""
     embeddings = jax.lax.stop_gradient(self._mask_embeddings(self.norm(x)))

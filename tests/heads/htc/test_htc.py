@@ -292,7 +292,7 @@ def test_detections_are_those_of_greedy_nms_per_class(per_class):
     np.testing.assert_allclose(ours, np.array(expected), rtol=1e-6)
 
 
-def test_errors_name_what_was_found():
+def test_errors_name_what_was_found(without_type_checks):
   with pytest.raises(ValueError, match="'stage_ious': 1, 'stage_stds': 3"):
     htc_config.htc(stage_ious=(0.5,))
   with pytest.raises(ValueError, match="mask_average is 'none'"):
