@@ -60,7 +60,7 @@ class Run:
   )
   predictions: Mapping[str, programs.Predict] = dataclasses.field(default_factory=dict)
   rate: Callable[[int], jax.Array] | None = None
-  pending: list[step_lib.Scalars] = dataclasses.field(default_factory=list)
+  pending: list[Mapping[str, jax.Array | float]] = dataclasses.field(default_factory=list)
   in_flight: collections.deque[step_lib.Scalars] = dataclasses.field(default_factory=collections.deque)
   first_evaluation: Any = None
 
@@ -76,6 +76,7 @@ class Run:
 
     At a step's end its line is logged, its state is saved, and only then comes what can fail for reasons of
     its own: evaluation, pictures, a full disk. Where the next batch cannot be read, the run ends after that.
+    After a signal to stop nothing follows the save.
 
     Returns:
       (metrics of the last evaluation, whether the run came to its end).
@@ -113,33 +114,34 @@ class Run:
       evaluates = self._is_evaluated(done)
       stops = stop.agreed(done)
       saves = evaluates or stops or unread is not None or done % config.checkpoint_every == 0
-      if evaluates or saves:
-        jax.block_until_ready(scalars)  # so that no pause holds a step's time
       if saves:
+        jax.block_until_ready(scalars)  # so that no pause holds a step's time
         with self.progress.pause():
           self._save(state, done)
+      if stops:  # at once, even where an evaluation is due: the continuation makes up for it
+        _logger.warning(
+          "Stopped by %s; step %d is saved and the same command continues.", stop.signal_name, done
+        )
+        return metrics, False
       if evaluates:
         metrics = self._evaluate(state, done)
       if unread is not None:
         _logger.warning("The next batch cannot be read; step %d is saved.", done)
         _raise_with_advice(unread, f"Step {done} is saved.")
-      if stops and not finished:
-        _logger.warning(
-          "Stopped by %s; step %d is saved and the same command continues.", stop.signal_name, done
-        )
-        return metrics, False
     return metrics, True
 
   def evaluate_missed(self, state: step_lib.State, done: int) -> dict[str, float]:
     """Evaluates a restored step that was saved but not evaluated, because the run ended in between.
+
+    A finished run without a log is one of which only the checkpoints were kept; it is left as it is.
 
     Returns:
       The metrics; empty if there was nothing to do.
     """
     if not done or not self._is_evaluated(done):
       return {}
-    has_log = jax.process_index() == 0 and (self.folder / "metrics.jsonl").exists()
-    missed = has_log and not self.log.has(done, "eval/")
+    is_known = done < self.config.steps or (self.folder / "metrics.jsonl").exists()
+    missed = jax.process_index() == 0 and is_known and not self.log.has(done, "eval/")
     if not any(gather.gather_objects(missed)):  # the first process has the log
       return {}
     _logger.info("Step %d was saved and not evaluated; it is evaluated now.", done)
@@ -238,7 +240,7 @@ def _raise_with_advice(error: Exception, saved: str) -> NoReturn:
   raise type(error)(error.name, advice, error.kind) from error
 
 
-def _mean(pending: list[dict[str, np.ndarray]]) -> dict[str, float]:
+def _mean(pending: list[dict[str, np.ndarray | float]]) -> dict[str, float]:
   """Means of the scalars since the last line."""
   values = collections.defaultdict(list)
   for scalars in pending:
@@ -247,7 +249,7 @@ def _mean(pending: list[dict[str, np.ndarray]]) -> dict[str, float]:
   return {name: float(np.mean(value)) for name, value in values.items()}
 
 
-def _check_finite(pending: list[dict[str, np.ndarray]], step: int) -> None:
+def _check_finite(pending: list[dict[str, np.ndarray | float]], step: int) -> None:
   """Stops a run that has failed, before its state is saved.
 
   Raises:

@@ -46,7 +46,7 @@ def test_schedules():
   )
 
 
-def test_unknown_names_list_the_known_ones():
+def test_unknown_names_list_the_known_ones(without_type_checks):
   with pytest.raises(ValueError, match="'cosin'; known: cosine, linear, steps, constant"):
     optimizer.schedule(_config(schedule="cosin"), 10)
   with pytest.raises(ValueError, match="'lamb'; known: adamw, muon, sgd"):

@@ -67,16 +67,36 @@ def _fails_once(monkeypatch, at):
   monkeypatch.setattr(evaluation, "evaluate_all", evaluate_all)
 
 
+def _stop_at(monkeypatch, step):
+  """Sends the process SIGTERM while it works on the step after which `step` are done."""
+  original = classification.ClassificationTask.phase_at
+
+  def phase_at(self, at):
+    if at == step - 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return original(self, at)
+
+  monkeypatch.setattr(classification.ClassificationTask, "phase_at", phase_at)
+
+
+@pytest.mark.parametrize("end", ["error", "signal"])
 @pytest.mark.parametrize("at", [2, 4])
-def test_a_failed_evaluation_loses_no_step_and_is_made_up_for(whole, tmp_path, monkeypatch, caplog, at):
+def test_an_evaluation_that_failed_or_did_not_begin_is_made_up_for(
+  whole, tmp_path, monkeypatch, caplog, at, end
+):
   config, folder, metrics = whole
   with monkeypatch.context() as patch:
-    _fails_once(patch, at)
-    with pytest.raises(images_lib.ImageError) as error:
+    if end == "error":
+      _fails_once(patch, at)
+      with pytest.raises(images_lib.ImageError) as error:
+        train.train(config, tmp_path)
+      assert str(error.value).startswith(
+        f"7.png: is truncated. Step {at} is saved and not evaluated. Mend the file"
+      )
+    else:
+      _stop_at(patch, at)
       train.train(config, tmp_path)
-  assert str(error.value).startswith(
-    f"7.png: is truncated. Step {at} is saved and not evaluated. Mend the file"
-  )
+  assert at not in [step for step, _ in tiny.metrics(tmp_path).get("eval/top1", [])]
   assert checkpoint.Checkpoints(tmp_path).latest_step() == at
   with caplog.at_level("INFO"):
     found = train.train(config, tmp_path)
@@ -95,12 +115,15 @@ def test_what_is_evaluated_is_saved_first_whatever_the_steps_between_checkpoints
   images, tmp_path, monkeypatch
 ):
   config = tiny.classification(images, images)
-  config.update(dict(steps=4, eval_every=2, checkpoint_every=100))
+  config.update(dict(steps=4, log_every=4, eval_every=2, checkpoint_every=100))
   with monkeypatch.context() as patch:
     _fails_once(patch, 2)
     with pytest.raises(ValueError, match="truncated"):
       train.train(config, tmp_path)
   assert checkpoint.Checkpoints(tmp_path).latest_step() == 2
+  assert not (tmp_path / "metrics.jsonl").exists()
+  train.train(config, tmp_path)
+  assert [step for step, _ in tiny.metrics(tmp_path)["eval/top1"]] == [2, 4]
 
 
 def _damage_middle(path):
@@ -139,15 +162,8 @@ def test_an_image_damaged_in_its_middle_ends_the_run_after_a_save(whole, images,
 
 def test_the_first_line_after_a_restart_averages_the_same_steps(whole, tmp_path, monkeypatch):
   config, folder, _ = whole
-  original = classification.ClassificationTask.phase_at
-
-  def phase_at(self, at):
-    if at == 2:
-      os.kill(os.getpid(), signal.SIGTERM)
-    return original(self, at)
-
   with monkeypatch.context() as patch:
-    patch.setattr(classification.ClassificationTask, "phase_at", phase_at)
+    _stop_at(patch, 3)
     train.train(config, tmp_path)
   assert checkpoint.Checkpoints(tmp_path).latest_step() == 3  # between two lines of the log
   train.train(config, tmp_path)

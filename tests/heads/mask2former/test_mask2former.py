@@ -264,11 +264,11 @@ def test_mistakes_are_named():
   head = build()
   with pytest.raises(ValueError, match=r"channels \[4, 4, 4\], was built for \[4, 4, 4, 4\]"):
     head(features(1)[:3])
-  batch = batch_of(("two",))
+  batch, key = batch_of(("two",)), jax.random.key(0)
   with pytest.raises(ValueError, match="has no columns; pad it"):
-    head.losses(features(1), batch | {x: batch[x][:, :0] for x in ("segment_labels", "segment_valid")}, None)
+    head.losses(features(1), batch | {x: batch[x][:, :0] for x in ("segment_labels", "segment_valid")}, key)
   with pytest.raises(ValueError, match=r"expected labels \[b, H, W\]"):
-    head.losses(features(1), batch | {"labels": batch["labels"][0]}, None)
+    head.losses(features(1), batch | {"labels": batch["labels"][0]}, key)
   for change, text in (
     (dict(hidden_dim=10), "multiple of 4"),
     (dict(hidden_dim=12, num_heads=8), r"multiple of num_heads \(8\)"),
