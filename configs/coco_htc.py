@@ -204,7 +204,7 @@ def _files(config: ml_collections.ConfigDict) -> None:
   config.optimizer.update(dict(learning_rate=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0))
   options = config.detection
   options.data = "files"
-  options.validation_share = 0.2
+  options.validation_fraction = 0.2
   options.frame = options.eval_frame = (384, 384)
   options.scale_range = (0.5, 2.0)
   config_lib.set_for(options.neck, NECKS, channels=64)

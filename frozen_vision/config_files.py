@@ -54,7 +54,7 @@ def load_config(source: str | os.PathLike, changes: Mapping[str, Any] | None = N
     task = changes.get("task", values.get("task", ""))
     cls = tasks_build.config_type(task.text if isinstance(task, options.Text) else task)
     values = options.apply(cls, values, old_options.translate_changes(changes))
-  return tasks_build.read_config(values)
+  return tasks_build.read_current(values)
 
 
 def find(source: str | os.PathLike) -> tuple[pathlib.Path, str | None]:

@@ -3,10 +3,11 @@
 import os
 import re
 import shutil
-import signal
 import traceback
 
 import jax
+
+from frozen_vision import messages
 
 _SHARED_MEMORY = "/dev/shm"
 _ENLARGE = "Set --config.loader.workers=0, or enlarge it (docker run --shm-size=8g)."
@@ -54,7 +55,7 @@ def dead_worker(exit_code: int) -> str:
   """Explains why a loader's process may have ended, by its exit code; negative ones are signals."""
   if exit_code >= 0:
     return f"A loader process ended with status {exit_code}; --config.loader.workers=0 shows its error here."
-  name = signal.Signals(-exit_code).name
+  name = messages.signal_name(-exit_code)
   if name == "SIGBUS":
     return (
       f"A loader process was ended by {name}: {_shared_memory()}, where they hand over batches, is full. "

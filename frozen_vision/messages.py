@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 import difflib
+import signal
 from typing import Any
 
 
@@ -33,3 +34,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
   """`Unknown variant 'swinv2_bas'; known: [...]. Did you mean 'swinv2_b'?`"""
   known = sorted(known)
   return f"Unknown {kind} {name!r}; known: {known}.{did_you_mean(name, known)}"
+
+
+def signal_name(number: int) -> str:
+  """A signal's name, such as SIGKILL, or its number where Python knows no name, as of real-time signals."""
+  try:
+    return signal.Signals(number).name
+  except ValueError:
+    return f"signal {number}"

@@ -200,6 +200,7 @@ def test_paths_of_every_kind_know_the_home_folder(monkeypatch, tmp_path):
       ["segmentation.head.name=upernet", "segmentation.head.channels=32"],
     ),
     ("ade20k_mask2former.py", ["segmentation.linear.levels=(0,)"], []),  # of a head that is not chosen
+    ("coco_htc.py", ["detection.validation_share=0.3"], ["detection.validation_fraction=0.3"]),
     (
       "kinetics_video_swin.py",
       ["action.video_swin.motion_radius=1"],
@@ -227,12 +228,13 @@ def test_the_config_of_an_old_run_is_read():
       "head_options": {"anchor_scales": [4.0], "roi_samples": 8},
       "neck": {"name": "fpn", "channels": 8, "repeats": 1, "separable": False, "norm": "group"},
       "frame": [64, 64],
+      "validation_share": 0.25,
     },
   }
   config = tasks_build.read_config(json.loads(json.dumps(old)), quiet=True)
   assert (config.detection.head.name, config.detection.head.roi_samples) == ("mask_rcnn", 8)
   assert config.detection.head.anchor_scales == (4.0,) and config.detection.neck.channels == 8
-  assert config.detection.frame == (64, 64)
+  assert config.detection.frame == (64, 64) and config.detection.validation_fraction == 0.25
   head = {"motion_radius": 2, "levels": [1, 2], "channels": [32, 32], "depths": [1, 1]}
   old = {"task": "action", "action": {"head": "video_swin", "video_swin": head, "average": {"levels": [2]}}}
   config = tasks_build.read_config(old, quiet=True)

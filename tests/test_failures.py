@@ -55,6 +55,10 @@ def test_a_killed_loader_process_is_named_with_its_signal():
   assert "loader process was ended by SIGKILL" in found and "--config.loader.workers" in found
 
 
+def test_a_signal_without_a_name_is_said_by_its_number():
+  assert f"ended by signal {signal.SIGRTMIN + 3};" in failures.dead_worker(-(signal.SIGRTMIN + 3))
+
+
 def _children():
   path = pathlib.Path(f"/proc/self/task/{os.getpid()}/children")
   tasks = path.parent.parent.glob("*/children")

@@ -22,6 +22,7 @@ import jax
 from jax._src import distributed as jax_distributed
 import orbax.checkpoint as ocp
 
+from frozen_vision import messages
 from frozen_vision.devices import watch
 
 _COORDINATOR, _COUNT, _INDEX, _LAUNCHER = (
@@ -205,7 +206,7 @@ def launch(command: Sequence[str], processes: int) -> int:
       if failed is None and ended:
         failed = ended[0][1]
         status = statuses[failed]
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        how = f"was ended by {messages.signal_name(-status)}" if status < 0 else f"ended with status {status}"
         print(f"Process {failed} of {processes} {how}; ending the others.", file=sys.stderr, flush=True)
       if deadline is None and (asked or failed is not None):
         deadline = time.monotonic() + _GRACE_SECONDS

@@ -75,6 +75,11 @@ class ActionTask(base.Task):
     self.classes = tuple(classes)
     self._names = [category["name"] for category in self.classes]
 
+  def settle(self, config: ActionConfig) -> ActionConfig:
+    """See `Task.settle`: levels that are counted from the backbone's last get their numbers."""
+    levels = video_swin.check_levels(config.action.head.levels, common.feature_specs(config))
+    return config.replace({"action": {"head": {"levels": levels}}})
+
   def build_model(self, backbone: nnx.Module | None = None) -> Recogniser:
     backbone = backbone or common.build_backbone(self._config)
     head = build_head(

@@ -127,7 +127,10 @@ class Task(abc.ABC):
     return {name: source for name, source in sources.items() if source is not None}
 
   def settle(self, config: Config) -> Config:
-    """The config with the options that the data decide, as a run records it; by default the same."""
+    """The config as a run records it: options that the data or the backbone decide have their values.
+
+    Configs of two runs are compared as this leaves them. By default nothing changes.
+    """
     return config
 
   # The model.

@@ -1,6 +1,8 @@
 """The tasks by name, with the options of each."""
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 import ml_collections
 
@@ -50,7 +52,11 @@ def read_config(values: config_lib.ConfigLike, *, quiet: bool = False) -> config
   """
   if isinstance(values, config_lib.Config):
     return values
-  values = old_options.translate(values, quiet=quiet)
+  return read_current(old_options.translate(values, quiet=quiet))
+
+
+def read_current(values: Mapping[str, Any]) -> config_lib.Config:
+  """`read_config` of nested values in which options have the names that they have now."""
   return check(options.read(config_type(values.get("task", "")), values))
 
 

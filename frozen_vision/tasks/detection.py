@@ -349,7 +349,7 @@ def _open_sources(config: DetectionConfig) -> tuple[Any, Any]:
     case "files":
       if _holds_out(options):
         source = _open_files(options, "train", **train | dict(drop_empty=False))
-        return coco.hold_out(source, options.validation_share, seed=config.seed)
+        return coco.hold_out(source, options.validation_fraction, seed=config.seed)
       source = _open_files(options, "train", **train)
       return source, _open_files(options, "validation", categories=source.categories, **validation)
     case "prepared":
@@ -369,7 +369,7 @@ def _open_sources(config: DetectionConfig) -> tuple[Any, Any]:
 def _holds_out(options: DetectionOptions) -> bool:
   """Whether validation images come out of the training file."""
   given = options.validation != AnnotatedImages() or options.validation_image_ids
-  return options.data == "files" and options.validation_share > 0 and not given
+  return options.data == "files" and options.validation_fraction > 0 and not given
 
 
 def _open_files(options: DetectionOptions, name: str, **more: Any) -> coco.CocoSource:
@@ -377,7 +377,7 @@ def _open_files(options: DetectionOptions, name: str, **more: Any) -> coco.CocoS
   pair = getattr(options, name)
   for kind in ("annotations", "images"):
     if not getattr(pair, kind):
-      hold_out = "; or set --config.detection.validation_share=0.1 to hold out training images"
+      hold_out = "; or set --config.detection.validation_fraction=0.1 to hold out training images"
       raise ValueError(
         f"detection.data=files needs --config.detection.{name}.{kind}=PATH "
         f"({'a COCO JSON' if kind == 'annotations' else 'the folder of its images'})"

@@ -62,9 +62,8 @@ class DetectionOptions:
   root: Path = "data/coco"
   train: AnnotatedImages = AnnotatedImages()
   validation: AnnotatedImages = AnnotatedImages()
-  validation_share: Fraction = (
-    0.0  # of files without validation paths: fraction of the images held out of training
-  )
+  # For data=files without validation paths: fraction of the images that is held out of training.
+  validation_fraction: Fraction = 0.0
   train_image_ids: tuple[int, ...] = ()  # only these; all if empty
   validation_image_ids: tuple[int, ...] = ()
   max_objects: Count = 100

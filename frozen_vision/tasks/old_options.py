@@ -8,7 +8,7 @@ from frozen_vision.config import ConfigLike
 
 _logger = logging.getLogger(__name__)
 
-# Old names and new ones; what lay below the old one lies below the new one.
+# Old names and new ones, of sections and of options; what lay below the old one lies below the new one.
 RENAMED = {
   "detection.head_options": "detection.head",
   "segmentation.mask2former": "segmentation.head.mask2former",
@@ -17,6 +17,7 @@ RENAMED = {
   "action.video_swin": "action.head.video_swin",
   "action.attentive": "action.head.attentive",
   "action.average": "action.head.average",
+  "detection.validation_share": "detection.validation_fraction",
 }
 # Sections that were a name alone: `detection.head="htc"` is `detection.head.name="htc"`.
 NAMES = ("detection.head", "segmentation.head", "action.head")
@@ -38,8 +39,9 @@ def translate(values: ConfigLike, *, quiet: bool = False) -> dict[str, Any]:
       continue
     taken = section.pop(last)
     target, name = _section(values, new, make=True)
-    target[name] = {**target.get(name, {}), **taken}
-    if taken:
+    is_section = isinstance(taken, dict)
+    target[name] = {**target.get(name, {}), **taken} if is_section else taken
+    if taken or not is_section:
       moved.append((old, new))
   neck = values.get("detection", {}).get("neck")
   if isinstance(neck, dict) and neck.get("name", "fpn") == "fpn":
@@ -79,7 +81,7 @@ def now_called(option: str) -> str | None:
   """The sentence for a config file that changes an option which has moved; None for any other name."""
   for old, new in RENAMED.items():
     if old.rpartition(".")[2] == option:
-      return f"config.{old} is config.{new} now; set config.{new}.OPTION."
+      return f"config.{old} is config.{new} now."
   return None
 
 

@@ -102,7 +102,7 @@ def _train(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, f
   """`train`, in a workdir that nobody else writes to."""
   task, config, report, mesh = _open(config, "train")
   sharding.check_batch(config.batch_size, mesh, "batch_size", config.accumulate)
-  _claim(folder, config, is_writer=False)
+  _claim(folder, config, task, is_writer=False)
   model = build_model(task, config, mesh, with_teacher=True)
   tx = optimizer_lib.build(
     config.optimizer,
@@ -143,7 +143,7 @@ def _train(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, f
       run.rate(start)  # compiled now too, though logged later
       distributed.wait_for_all("training")
       # Only now, so that a config that cannot run does not keep the workdir from the one that can.
-      _claim(folder, config, is_writer=is_writer)
+      _claim(folder, config, task, is_writer=is_writer)
       if is_writer:
         reports.write(report, folder)
       run.progress = run_log.Progress(config.steps, config.batch_size, start_step=start)
@@ -282,7 +282,7 @@ def _restore(
   def check(meta: Mapping[str, Any]) -> str | None:
     _check_features(meta, model, config)
     if "config" in meta:
-      meta = {**meta, "config": _upgraded(meta["config"], folder)}
+      meta = {**meta, "config": _upgraded(meta["config"], task, folder)}
     workdir_lib.check_resumed(
       meta, config.to_dict(), task.classes, config.batch_size, where=str(folder), ignore=_FREE_OPTIONS
     )
@@ -315,21 +315,23 @@ def _check_features(meta: Mapping[str, Any], model: prepare.Model, config: Confi
   workdir_lib.check_feature_key(feature_key.current(meta.get("feature_key")), model.feature_key, hint=hint)
 
 
-def _claim(folder: pathlib.Path, config: Config, *, is_writer: bool) -> None:
+def _claim(folder: pathlib.Path, config: Config, task: base.Task, *, is_writer: bool) -> None:
   """Makes the workdir this run's."""
   workdir_lib.claim_workdir(
     folder,
     config.to_dict(),
     ignore=_FREE_OPTIONS,
     is_writer=is_writer,
-    upgrade=functools.partial(_upgraded, folder=folder),
+    upgrade=functools.partial(_upgraded, task=task, folder=folder),
   )
 
 
-def _upgraded(found: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-  """The config of an older run with the names that options have now."""
+def _upgraded(found: Mapping[str, Any], task: base.Task, folder: pathlib.Path) -> dict[str, Any]:
+  """The config of an older run with the names that options have now, and settled as today's runs are."""
   try:
-    return tasks_build.read_config(found, quiet=True).to_dict()
+    config = tasks_build.read_config(found, quiet=True)
+    same_task = isinstance(task, tasks_build.task_class(config.task))
+    return (task.settle(config) if same_task else config).to_dict()
   except ValueError as error:
     raise ValueError(
       f"The run in {folder} has options that this version does not read; use another --workdir. {error}"

@@ -183,6 +183,17 @@ def test_a_run_leaves_everything_that_a_person_reads(tmp_path):
   }
 
 
+def test_a_run_from_before_levels_were_counted_from_the_last_is_the_same_run(tmp_path):
+  config = tiny.action()
+  config.action.head.update(dict(name="average", average=dict(levels=(-1,))))
+  old = config.to_dict() | {"steps": 99}  # another option, so that the runs are compared and none begins
+  old["action"] |= {"head": "average", "average": {"levels": [3]}}
+  (tmp_path / "config.json").write_text(json.dumps(old))
+  with pytest.raises(ValueError, match="belongs to another config") as caught:
+    loop.train(config, tmp_path)
+  assert "steps: 99 there" in str(caught.value) and ".levels" not in str(caught.value)
+
+
 def test_videos_and_folds(tmp_path):
   """Lists of videos, and folds by scene, through the whole input pipeline."""
   folder = samples.video_root(tmp_path)

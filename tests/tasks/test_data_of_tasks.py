@@ -80,7 +80,7 @@ def test_objects_that_are_never_shown_stop_a_run(tmp_path):
 
 def test_held_out_images_do_not_repeat_what_was_found(tmp_path):
   pair = _annotated(tmp_path / "one", damaged=[2])
-  task = _detection(pair, dict(annotations="", images=""), **{"detection.validation_share": 0.3})
+  task = _detection(pair, dict(annotations="", images=""), **{"detection.validation_fraction": 0.3})
   assert task.data["training"].findings.counts == {"image_unreadable": 1}
   assert not task.data["validation"].findings
 
