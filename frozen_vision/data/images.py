@@ -314,7 +314,10 @@ def _from_pillow(name: str, error: Exception) -> ImageError:
     return ImageError(name, f"not a readable image; formats known: {formats}", "not an image")
   if isinstance(error, Image.DecompressionBombError):
     return ImageError(name, f"refused ({error})", "too many pixels")
-  return ImageError(name, f"cannot be decoded ({type(error).__name__}: {error})", "damaged")
+  # Pillow says in words what it expected; other errors may be a bare number or key.
+  in_words = isinstance(error, (OSError, SyntaxError)) and str(error)
+  reason = str(error) if in_words else f"{type(error).__name__}: {error}"
+  return ImageError(name, f"cannot be decoded ({reason})", "damaged")
 
 
 def _orientation(image: Image.Image) -> tuple[int, bool]:

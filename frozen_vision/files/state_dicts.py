@@ -84,11 +84,11 @@ def choose(
     raise FileFormatError(path, f"holds no state dict {part!r}; its keys are {_listed(keys)}.")
   if not found:
     keys = list(content) if type(content) is dict else []
+    what = f"its keys are {_listed(keys)}" if keys else f"it is a {type(content).__name__} without keys"
+    names = f" Names in its pickle that were neither imported nor called: {list(unknown)}." if unknown else ""
+    below = ", ".join(WRAPPERS)
     raise FileFormatError(
-      path,
-      f"holds no dictionary of tensors, at its top or below {' or '.join(WRAPPERS)}; its keys are "
-      f"{_listed(keys)}. Names in its pickle that were neither imported nor called: "
-      f"{list(unknown) or 'none'}.",
+      path, f"holds no dictionary of tensors, neither at its top nor below one of {below}; {what}.{names}"
     )
   if others:
     _logger.info("%s: %d tensors; beside them %s.", path, len(found), _listed(others))

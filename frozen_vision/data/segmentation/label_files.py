@@ -71,7 +71,7 @@ def colour_codes(image: Image.Image, name: str) -> Iterator[tuple[slice, Int32[n
   if image.mode not in ("RGB", "P") and not opaque:
     raise images.ImageError(
       name,
-      f"has pixels of mode {image.mode}, and the labels were said to be colours; expected RGB or palette",
+      f"has pixels of mode {image.mode}, but the classes are given by their colours: expected RGB or palette",
       "unsupported pixels",
     )
   for rows, strip in images.strips(image):

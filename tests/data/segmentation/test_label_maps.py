@@ -89,7 +89,7 @@ def test_colours():
     images.ImageError, match=r"a.png: has labels outside .* rgb\(1, 2, 3\) \(1 pixels\).*3 classes"
   ):
     form.decode(encoded(pixels), name="a.png")
-  with pytest.raises(images.ImageError, match="mode L, and the labels were said to be colours"):
+  with pytest.raises(images.ImageError, match="mode L, but the classes are given by their colours"):
     form.decode(encoded(LABEL), name="a.png")
 
 
