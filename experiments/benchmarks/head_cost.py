@@ -63,9 +63,8 @@ class NeckAndHead(nnx.Module):
     match = re.fullmatch(r"(fpn|bifpn)(\d*)(s?)", neck)
     if match is None or (match[1] == "bifpn") != bool(match[2]):
       raise ValueError(f"--necks has {neck!r}; known: {_NECKS}, and bifpn1s, ...")
-    self.neck = build_neck(
-      match[1], specs, repeats=int(match[2] or 1), separable=bool(match[3]), dtype=dtype, rngs=rngs
-    )
+    options = dict(repeats=int(match[2]), separable=bool(match[3])) if match[2] else {}
+    self.neck = build_neck(match[1], specs, **options, dtype=dtype, rngs=rngs)
     self.head = htc.HTC(self.neck.feature_specs, head, dtype=dtype, rngs=rngs)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.necks import bifpn, fpn, simple_pyramid
+from frozen_vision.necks import bifpn, fpn, nas_fpn, simple_pyramid
 from frozen_vision.options import Count, Natural
 
 
@@ -63,12 +63,44 @@ class SimplePyramidConfig:
   attention_heads: Natural = 0
 
 
-NECKS = {"fpn": FPNConfig, "bifpn": BiFPNConfig, "simple_pyramid": SimplePyramidConfig}
-Pyramid = fpn.FPN | bifpn.BiFPN | simple_pyramid.SimplePyramid
+@dataclasses.dataclass(frozen=True)
+class NASFPNConfig:
+  """Options of a NAS-FPN, whose levels have strides 8 to 128; see `FPNConfig`.
+
+  Attributes:
+    repeats: blocks in a row.
+    norm: batch norms, or group norms.
+    activation: `relu` or `swish`.
+  """
+
+  name: Literal["nas_fpn"] = "nas_fpn"
+  channels: Count = 256
+  input_norm: bool = False
+  attention_heads: Natural = 0
+  repeats: Count = 5
+  norm: nas_fpn.Norm = "batch"
+  activation: Literal["relu", "swish"] = "relu"
+
+
+NECKS = {
+  "fpn": FPNConfig,
+  "bifpn": BiFPNConfig,
+  "simple_pyramid": SimplePyramidConfig,
+  "nas_fpn": NASFPNConfig,
+}
+Pyramid = fpn.FPN | bifpn.BiFPN | simple_pyramid.SimplePyramid | nas_fpn.NASFPN
+
+
+_CLASSES: dict[str, type[Pyramid]] = {
+  "fpn": fpn.FPN,
+  "bifpn": bifpn.BiFPN,
+  "simple_pyramid": simple_pyramid.SimplePyramid,
+  "nas_fpn": nas_fpn.NASFPN,
+}
 
 
 def from_options(
-  options: FPNConfig | BiFPNConfig | SimplePyramidConfig,
+  options: FPNConfig | BiFPNConfig | SimplePyramidConfig | NASFPNConfig,
   feature_specs: Sequence[FeatureSpec],
   *,
   dtype: Any,
@@ -76,7 +108,8 @@ def from_options(
 ) -> Pyramid:
   """The pyramid of a config's section; raises ValueError as `build_neck` does."""
   fields = dataclasses.asdict(options)
-  fields["num_levels"] = fields.pop("levels")
+  if "levels" in fields:
+    fields["num_levels"] = fields.pop("levels")
   return build_neck(fields.pop("name"), feature_specs, **fields, dtype=dtype, rngs=rngs)
 
 
@@ -85,44 +118,25 @@ def build_neck(
   feature_specs: Sequence[FeatureSpec],
   *,
   channels: int = 256,
-  num_levels: int = 5,
-  repeats: int = 1,
-  separable: bool = False,
-  norm: bifpn.Norm = "group",
-  input_norm: bool = True,
-  attention_heads: int = 0,
   dtype: DTypeLike = jnp.float32,
   rngs: nnx.Rngs,
+  **options: Any,
 ) -> Pyramid:
   """A pyramid on the levels of a backbone.
 
   Args:
-    name: "fpn", "bifpn" or "simple_pyramid".
+    name: "fpn", "bifpn", "simple_pyramid" or "nas_fpn".
     feature_specs: levels of the backbone, fine to coarse.
     channels: channels of every output level.
-    num_levels: output levels.
-    repeats, separable, norm: of "bifpn"; the plain FPN has no use for them.
-    input_norm: a trainable LayerNorm on every level of the backbone first.
-    attention_heads: heads of one more global attention block on the last level; 0 for none.
     dtype: of the computation.
     rngs: for the weights.
+    options: further arguments of the neck, such as `num_levels` (all but NAS-FPN), `repeats` (BiFPN and
+      NAS-FPN), `input_norm` and `attention_heads` (all).
 
   Raises:
     ValueError: an unknown name, or what the neck itself refuses.
+    TypeError: an option that the neck does not have.
   """
-  shared = dict(
-    num_levels=num_levels,
-    input_norm=input_norm,
-    attention_heads=attention_heads,
-    dtype=dtype,
-    rngs=rngs,
-  )
-  match name:
-    case "fpn":
-      return fpn.FPN(feature_specs, channels, **shared)
-    case "bifpn":
-      return bifpn.BiFPN(feature_specs, channels, repeats=repeats, separable=separable, norm=norm, **shared)
-    case "simple_pyramid":
-      return simple_pyramid.SimplePyramid(feature_specs, channels, **shared)
-    case _:
-      raise ValueError(f"Neck {name!r} is unknown; known: {', '.join(NECKS)}.")
+  if name not in _CLASSES:
+    raise ValueError(f"Neck {name!r} is unknown; known: {', '.join(_CLASSES)}.")
+  return _CLASSES[name](feature_specs, channels, dtype=dtype, rngs=rngs, **options)

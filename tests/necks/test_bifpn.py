@@ -212,8 +212,8 @@ def test_build_neck():
   assert isinstance(neck, bifpn.BiFPN) and len(neck.blocks) == 3 and not neck.norms
   assert neck.blocks[0].top_down[0].depthwise is not None
   assert neck.blocks[0].top_down[0].norm is None
-  with pytest.raises(ValueError, match="'nasfpn' is unknown; known: fpn, bifpn"):
-    make("nasfpn")
+  with pytest.raises(ValueError, match="'pafpn' is unknown; known: fpn, bifpn"):
+    make("pafpn")
 
 
 @pytest.mark.usefixtures("without_type_checks")
