@@ -41,7 +41,7 @@ class Leftovers:
 def of_run(workdir: str | os.PathLike[str]) -> Iterator[None]:
   """Names the segments of loaders in the block by a workdir, and first removes those of killed runs there."""
   remove_leftovers(workdir)
-  with _owned(_run_name(workdir)):
+  with _owned(run_name(workdir)):
     yield
 
 
@@ -62,7 +62,7 @@ def remove_leftovers(workdir: str | os.PathLike[str] | None = None, *, dry_run: 
     workdir: of one run; None for all runs of this machine, as far as their files may be removed.
     dry_run: only count.
   """
-  return _remove("*" if workdir is None else _run_name(workdir), dry_run=dry_run)
+  return _remove("*" if workdir is None else run_name(workdir), dry_run=dry_run)
 
 
 def _remove(run: str, *, dry_run: bool = False) -> Leftovers:
@@ -107,6 +107,6 @@ def _owned(run: str) -> Iterator[None]:
       owner.unlink(missing_ok=True)
 
 
-def _run_name(workdir: str | os.PathLike[str]) -> str:
+def run_name(workdir: str | os.PathLike[str]) -> str:
   """A short name for the run in a workdir; the workdir may be gone."""
   return hashlib.sha256(os.fsencode(os.path.realpath(workdir))).hexdigest()[:12]

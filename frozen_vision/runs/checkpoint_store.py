@@ -145,15 +145,20 @@ class CheckpointStore:
           ),
         )["state"]
         found, _ = state_leaves.flatten(restored)
+        described = state_leaves.describe(found)
       except MemoryError:
         raise
       except Exception as e:  # Orbax and TensorStore raise many types for a damaged file
         problem = _short(e)
+      # What Orbax finds no name for in its own description stays as it was asked for.
+      absent = [path for path, leaf in found.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+      if absent and not problem:
+        problem = f"{messages.listed(absent)} are absent"
       if problem:
         _forget_failed_tasks()
         raise UnreadableError(f"arrays: {problem}")
       wanted = state_leaves.describe({path: leaves[path] for path in found})
-      problems = keys.compare(state_leaves.describe(found), wanted).lines
+      problems = keys.compare(described, wanted).lines
       if problems:  # the table of leaves and the arrays are from different saves
         raise UnreadableError("arrays: " + "; ".join(problems))
       damaged = records.damaged(record, found)

@@ -1,10 +1,13 @@
 """Files whose sizes, offsets, strides and counts lie: refused by name, without memory, time or a crash."""
 
+import contextlib
 import io
 import json
 import pathlib
+import pickle
 import random
 import struct
+import warnings
 import zipfile
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 from frozen_vision.files import checkpoint_file, formats
-from tests.files import hostile, pth_file
+from tests.files import crafted, hostile, pth_file
 
 # A few hundred bytes each, from public reports.
 _FAULTS = sorted((pathlib.Path(__file__).parent / "faults").glob("*.pth"))
@@ -24,28 +27,11 @@ def _zip(path: pathlib.Path, pickled: bytes, **options) -> pathlib.Path:
   return path
 
 
-def _storage(key: str, size: bytes, kind: bytes = b"FloatStorage") -> bytes:
-  name = b"X" + struct.pack("<I", len(key)) + key.encode()
-  return b"(X\x07\x00\x00\x00storagectorch\n" + kind + b"\n" + name + b"X\x03\x00\x00\x00cpu" + size + b"tQ"
-
-
-def _tensor(storage: bytes, offset: bytes, shape: bytes, strides: bytes) -> bytes:
-  rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n("
-  hooks = b"\x89ccollections\nOrderedDict\n)R"
-  return b"\x80\x02}(X\x01\x00\x00\x00w" + rebuild + storage + offset + shape + strides + hooks + b"tRu."
-
-
-def _int(value: int) -> bytes:
-  if value < 1 << 31:
-    return b"J" + struct.pack("<i", value)
-  data = value.to_bytes((value.bit_length() + 8) // 8, "little")
-  return b"\x8a" + bytes([len(data)]) + data
-
-
 def _short(path: pathlib.Path, claimed: int = 1 << 24, there: int = 16) -> pathlib.Path:
   """A member whose central entry claims more bytes than it has."""
-  numbers = _int(claimed // 4)
-  pickled = _tensor(_storage("0", numbers), _int(0), b"(" + numbers + b"t", b"(" + _int(1) + b"t")
+  count = claimed // 4
+  stored = crafted.storage("0", crafted.number(count))
+  pickled = crafted.tensor(stored, crafted.number(0), crafted.numbers((count,)), crafted.numbers((1,)))
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("archive/data.pkl", pickled)
     archive.writestr("archive/data/0", bytes(there))
@@ -65,15 +51,15 @@ def _npy(shape: tuple[int, ...]) -> bytes:
 
 def _crafted(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   """{situation: file}, each as small as it can be."""
-  one = (_storage("0", _int(1)), np.ones(1, np.float32).tobytes())
+  one = (crafted.storage("0", crafted.number(1)), np.ones(1, np.float32).tobytes())
 
   def view(name, offset=0, shape=(1,), strides=(1,), storage=one):
-    def encode(numbers):
-      return b"(" + b"".join(map(_int, numbers)) + b"t"
-
+    pickled = crafted.tensor(
+      storage[0], crafted.number(offset), crafted.numbers(shape), crafted.numbers(strides)
+    )
     path = folder / f"{name}.pth"
     with zipfile.ZipFile(path, "w") as archive:
-      archive.writestr("archive/data.pkl", _tensor(storage[0], _int(offset), encode(shape), encode(strides)))
+      archive.writestr("archive/data.pkl", pickled)
       archive.writestr("archive/data/0", storage[1])
     return path
 
@@ -85,9 +71,9 @@ def _crafted(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     "offset overflows": view("offset", offset=1 << 61),
     "stride overflows": view("stride", shape=(3,), strides=(1 << 61,)),
     "many dimensions": view("dims", shape=(1,) * 60, strides=(1,) * 60),
-    "wrong count": view("count", storage=(_storage("0", _int(1 << 40)), one[1])),
-    "another type": view("type", storage=(_storage("0", _int(1), b"DoubleStorage"), one[1])),
-    "missing member": view("missing", storage=(_storage("7", _int(1)), one[1])),
+    "wrong count": view("count", storage=(crafted.storage("0", crafted.number(1 << 40)), one[1])),
+    "another type": view("type", storage=(crafted.storage("0", crafted.number(1), b"DoubleStorage"), one[1])),
+    "missing member": view("missing", storage=(crafted.storage("7", crafted.number(1)), one[1])),
     "cycle": _zip(folder / "cycle.pth", b"\x80\x02}q\x00X\x05\x00\x00\x00modelh\x00s."),
     "memo": _zip(folder / "memo.pth", b"\x80\x02}r\x00\xc2\xeb\x0b."),
     "tuple hash": _zip(folder / "tuplehash.pth", b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s."),
@@ -149,6 +135,25 @@ def test_sizes_that_lie_are_refused_by_name(tmp_path):
     said, seconds, peak = found[str(path)]
     assert said.startswith("refused ") and path.name in said, (situation, said)
     assert seconds < 10 and peak < 2048, (situation, seconds, peak)
+
+
+def test_crafted_checkpoints_are_refused_or_read_and_nothing_is_executed(tmp_path):
+  rng, marker = random.Random(1), tmp_path / "executed"
+  kinds = {}
+  for index in range(40):
+    path = tmp_path / f"crafted{index}.pth"
+    kinds[str(path)], data = crafted.craft(rng, marker)
+    path.write_bytes(data)
+  found = hostile.read_all(list(map(pathlib.Path, kinds)))
+  for path, (said, seconds, peak) in found.items():
+    assert said.startswith("read ") or (said.startswith("refused ") and pathlib.Path(path).name in said), said
+    assert seconds < 10 and peak < 2048, (kinds[path], seconds, peak)
+  assert {kinds[path] for path, (said, *_) in found.items() if said.startswith("read ")} >= {"code", "view"}
+  assert not marker.exists()
+  for seed in range(20):  # which Python would have done: these touch a file
+    with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+      pickle.loads(b"\x80\x04" + crafted.code(random.Random(seed), marker) + b".")
+  assert marker.exists()
 
 
 def good_files(folder: pathlib.Path) -> list[tuple[str, bytes]]:
@@ -221,12 +226,10 @@ def test_all_tensors_together_are_no_larger_than_the_file(tmp_path):
   path = pth_file.write(tmp_path / "a.pth", {"w": base})
   assert checkpoint_file.open_checkpoint(path).read_all()["w"].sum() == base.size
   # One storage of 4 MiB, 26 tensors that view it.
-  name = b"X\x01\x00\x00\x00"
-  view = _tensor(
-    _storage("0", _int(base.size)), _int(0), b"(" + _int(base.size) + b"t", b"(" + _int(1) + b"t"
-  )
-  body = view[len(b"\x80\x02}(X\x01\x00\x00\x00w") : -len(b"u.")]
-  pickled = b"\x80\x02}(" + b"".join(name + bytes([65 + i]) + body for i in range(26)) + b"u."
+  stored = crafted.storage("0", crafted.number(base.size))
+  shape, strides = crafted.numbers((base.size,)), crafted.numbers((1,))
+  body = crafted.view(stored, crafted.number(0), shape, strides)
+  pickled = b"\x80\x02}(" + b"".join(crafted.text(chr(65 + i)) + body for i in range(26)) + b"u."
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("archive/data.pkl", pickled)
     archive.writestr("archive/data/0", base.tobytes())

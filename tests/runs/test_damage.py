@@ -68,6 +68,20 @@ def test_a_number_that_is_another_is_named(tmp_path, partial):
     comparing.assert_equal(restored, {key: states.make(1)[key] for key in wanted})
 
 
+@pytest.mark.parametrize("name", ["half", "ids", "step"])
+def test_an_array_that_goes_by_another_name_is_named(tmp_path, name):
+  states.save(tmp_path, 1, 2)
+  path = tmp_path / "checkpoints" / "2" / "state" / "_METADATA"
+  text = path.read_text()
+  assert text.count(f'"key": "{name}"') == 1
+  path.write_text(text.replace(f'"key": "{name}"', f'"key": "{name}x"'))
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    with pytest.warns(RuntimeWarning, match=f"checkpoints/2 cannot be read .*: arrays: .*{name}"):
+      restored, meta = checkpoints.restore(states.abstract(states.make()))
+  assert meta["step"] == 1
+  comparing.assert_equal(restored, states.make(1))
+
+
 def _change_record(**changes):
   def damage(step_dir):
     path = step_dir / "meta" / "metadata"
