@@ -84,6 +84,17 @@ class DataOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class CacheOptions:
+  """Features of a frozen backbone on disk, so that they are computed once."""
+
+  path: options.Path = ""  # folder of feature caches; empty: none. Evaluation uses it wherever it can
+  # Augmented views of every training example, which passes over the data take in turn; 0: augmentation is
+  # endless, and features of training examples are not cached. 1 is all that fixed examples need.
+  views: Natural = 0
+  dtype: Literal["float32", "bfloat16"] = "float32"  # that features are stored in
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """Everything that the loops read; a task's subclass has one more section, called by the task's name."""
 
@@ -106,6 +117,7 @@ class Config:
   optimizer: OptimizerOptions = OptimizerOptions()
   data: DataOptions = DataOptions()
   loader: LoaderOptions = LoaderOptions()
+  cache: CacheOptions = CacheOptions()
   log_every: Count = 20
   eval_every: Natural = 0  # steps; 0: at the end only
   checkpoint_every: Count = 500  # steps; every evaluation is preceded by a checkpoint too

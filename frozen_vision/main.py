@@ -24,7 +24,9 @@ _CONFIG = command_line.define_config(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints, metrics and pictures; an interrupted run continues there."
 )
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "plan", "probe"], "What to do.")
+_MODE = flags.DEFINE_enum(
+  "mode", "train", ["train", "evaluate", "predict", "plan", "extract", "probe"], "What to do."
+)
 _INPUTS = flags.DEFINE_multi_string(
   "inputs", [], "To predict on: folders, files or patterns of images and videos; further arguments are too."
 )
@@ -54,6 +56,7 @@ _NEEDED = {
   "evaluate": ("config", "workdir"),
   "predict": ("inputs",),
   "plan": ("config", "workdir", "topology"),
+  "extract": ("config",),
   "probe": ("config", "workdir"),
 }
 
@@ -66,6 +69,7 @@ def usage() -> str:
 trains, and continues what it finds in the folder. Other modes:
   --mode=evaluate  evaluates the newest checkpoint of the workdir
   --mode=predict   --workdir=FOLDER IMAGE ...  writes and draws what a trained head finds; needs no --config
+  --mode=extract   --config.cache.path=FOLDER  fills the feature cache ahead; see docs/pages/features.md
   --mode=probe     says what the embeddings of a frozen backbone know: linear, kNN, few-shot, calibration
   --mode=plan      --topology=v5e:8x8  says whether a config fits a machine, without the machine
 
@@ -82,6 +86,8 @@ def _run(argv: list[str]) -> None:
       loop.train(_CONFIG.value, command_line.path(_WORKDIR.value))
     case "evaluate":
       loop.evaluate(_CONFIG.value, command_line.path(_WORKDIR.value))
+    case "extract":
+      loop.extract(_CONFIG.value)
     case "predict":
       predict_files.predict(
         _INPUTS.value + argv[1:],

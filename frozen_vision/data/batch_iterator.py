@@ -29,6 +29,7 @@ class BatchIterator(Iterator[Batch]):
       passing it as `start_example` later continues with the next batch. For evaluation the
       examples that pad the last batch count too.
     wait_seconds: total time that `next` has blocked its caller, the start of workers included.
+    source, transform: what the batches are made of; None where unknown.
   """
 
   def __init__(self, dataset: Iterable[Batch], *, batch_size: int, start_example: int, shared_memory: bool):
@@ -36,6 +37,8 @@ class BatchIterator(Iterator[Batch]):
     self._batch_size = batch_size
     self._shared_memory = shared_memory
     self.position = start_example
+    self.source: Source | None = None
+    self.transform: TrainTransform | EvalTransform | None = None
     self.wait_seconds = 0.0
     # Runs at `close`, when the object is collected, or at exit: the first of them.
     self._finalizer = weakref.finalize(self, self._iterator.close)

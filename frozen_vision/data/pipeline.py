@@ -3,8 +3,12 @@
 The order of examples and their random augmentation are a pure function of (seed, global example
 index). The position in a run is therefore one integer, the number of examples consumed so far by
 all processes together, and it restores exactly with any number of workers and of processes.
+
+With a number of views, a record has so many fixed augmentations, which passes over the source take in turn:
+then an example is a pure function of (seed, record, view).
 """
 
+from collections.abc import Iterable
 import dataclasses
 import functools
 import multiprocessing
@@ -38,20 +42,50 @@ class _Read:
 
   source: Source
 
-  def __call__(self, index: int, position: int) -> tuple[int, Any]:
+  def __call__(self, index: int, position: int) -> tuple[int, int, Any]:
     try:
-      return index, self.source[int(position)]
+      return index, int(position), self.source[int(position)]
     except Exception as error:
       error.add_note(f"While reading record {position} of the data source.")
       raise
 
 
+class Order:
+  """Which record every example of a training run shows, and which of its views.
+
+  Attributes:
+    length: of the source.
+    views: how many there are of each record; 0 if every example has its own.
+  """
+
+  def __init__(self, length: int, seed: int, views: int = 0):
+    # Explicit seeds per step: the defaults of grain would depend on the number of steps before.
+    shuffle_seed, self.augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
+    self.length, self.views = length, views
+    self.positions = grain.MapDataset.range(length).shuffle(seed=shuffle_seed).repeat(None)
+
+  def view(self, index: int) -> int:
+    """The view that an example shows: one for each pass over the source, then the first again."""
+    return index // self.length % self.views
+
+  def slots(self, indices: Iterable[int]) -> np.ndarray:
+    """view * length + position of examples by global index, int64: what they show, as one number."""
+    return np.array([self.view(i) * self.length + int(self.positions[i]) for i in indices], np.int64)
+
+  def generator(self, index: int, position: int) -> np.random.Generator:
+    """Of the augmentation of the view that an example shows."""
+    return np.random.default_rng((self.augment_seed, self.view(index), position))
+
+
 @dataclasses.dataclass(frozen=True)
 class _ApplyTrain:
   transform: TrainTransform
+  order: Order
 
-  def __call__(self, indexed: tuple[int, Any], rng: np.random.Generator) -> dict[str, Any]:
-    index, record = indexed
+  def __call__(self, indexed: tuple[int, int, Any], rng: np.random.Generator) -> dict[str, Any]:
+    index, position, record = indexed
+    if self.order.views:
+      rng = self.order.generator(index, position)
     try:
       example = dict(self.transform(record, rng))
     except Exception as error:
@@ -66,8 +100,8 @@ class _ApplyEval:
   transform: EvalTransform
   num_examples: int
 
-  def __call__(self, indexed: tuple[int, Any]) -> dict[str, Any]:
-    index, record = indexed
+  def __call__(self, indexed: tuple[int, int, Any]) -> dict[str, Any]:
+    index, _, record = indexed
     try:
       example = dict(self.transform(record))
     except Exception as error:
@@ -105,6 +139,7 @@ def train_batches(
   prefetch_batches: int = 2,
   process_index: int = 0,
   process_count: int = 1,
+  views: int = 0,
 ) -> BatchIterator:
   """Endless shuffled, augmented batches; each pass over the source has a new order.
 
@@ -122,6 +157,8 @@ def train_batches(
     process_index: which part of each batch to yield: rows
       [process_index, process_index + 1) * batch_size / process_count of the global batch.
     process_count: number of processes that share each batch.
+    views: how many fixed augmentations a record has, which passes over the source take in turn: the generator
+      then depends on (seed, position of the record, view). 0: each example has its own.
 
   Returns:
     An iterator of dicts with the transform's keys and `index` int64 [b], the global example index.
@@ -135,16 +172,16 @@ def train_batches(
       f"start_example is {start_example}, expected a multiple of batch_size ({batch_size}), "
       "because a run stops between batches; continue with the batch size it was started with."
     )
-  # Explicit seeds per step: the defaults of grain would depend on the number of steps before.
-  shuffle_seed, augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
-  dataset = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat(None)
-  dataset = dataset.map_with_index(_Read(source))
-  dataset = dataset.random_map(_ApplyTrain(transform), seed=augment_seed)
+  order = Order(len(source), seed, views)
+  dataset = order.positions.map_with_index(_Read(source))
+  dataset = dataset.random_map(_ApplyTrain(transform, order), seed=order.augment_seed)
   dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
   # Sliced behind the batching, so that neither workers nor processes change what a batch holds.
   first = start_example // batch_size * process_count + process_index
   dataset = dataset[first::process_count]
-  return _iterate(dataset, batch_size, start_example, num_workers, num_threads, prefetch_batches)
+  batches = _iterate(dataset, batch_size, start_example, num_workers, num_threads, prefetch_batches)
+  batches.source, batches.transform = source, transform
+  return batches
 
 
 def eval_batches(
@@ -177,7 +214,9 @@ def eval_batches(
   dataset = grain.MapDataset.range(len(padded)).map_with_index(_Read(padded))
   dataset = dataset.map(_ApplyEval(transform, len(source)))
   dataset = dataset.batch(batch_size // process_count)[process_index::process_count]
-  return _iterate(dataset, batch_size, 0, num_workers, num_threads, prefetch_batches)
+  batches = _iterate(dataset, batch_size, 0, num_workers, num_threads, prefetch_batches)
+  batches.source, batches.transform = source, transform
+  return batches
 
 
 def _check(source: Source, batch_size: int, num_workers: int, process_index: int, process_count: int) -> None:

@@ -58,6 +58,7 @@ def train_batches(
     num_threads=config.loader.threads,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    views=config.cache.views,
   )
 
 

@@ -1,6 +1,7 @@
 """The one evaluation loop."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 import logging
 import pathlib
 import time
@@ -13,6 +14,7 @@ from frozen_vision.devices import sharding
 from frozen_vision.metrics import gather
 from frozen_vision.runs import log as run_log
 from frozen_vision.tasks import base
+from frozen_vision.training import feeds
 
 _logger = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ def evaluate_all(
   at_end: bool,
   num_pictures: int,
   keep: Callable[[Mapping[str, float]], None] | None = None,
+  cached: Mapping[str, feeds.CachedEvaluation] | None = None,
 ) -> dict[str, float]:
   """Runs the task's evaluations, writes results, logs the metrics, and draws pictures.
 
@@ -78,12 +81,15 @@ def evaluate_all(
     at_end: whether evaluations that wait for the end are run.
     num_pictures: how many examples of each evaluation are drawn, by the first process.
     keep: called with all metrics before they are logged: a step whose metrics are in the log is done with.
+    cached: evaluations whose batches come with their features.
   """
   metrics: dict[str, float] = {}
   images: dict[str, np.ndarray] = {}
   for name, evaluation in task.evaluations.items():
     if evaluation.at_end_only and not at_end:
       continue
+    if cached and name in cached:
+      evaluation = dataclasses.replace(evaluation, batches=cached[name].batches)
     own, pictures, evaluator = evaluate(
       evaluation, predictions[name], num_pictures=num_pictures if jax.process_index() == 0 else 0
     )

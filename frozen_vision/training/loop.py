@@ -25,7 +25,7 @@ from frozen_vision.runs import workdir as workdir_lib
 from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import evaluation as evaluation_lib
-from frozen_vision.training import hosts, programs
+from frozen_vision.training import feeds, hosts, programs
 from frozen_vision.training import optimizer as optimizer_lib
 from frozen_vision.training import run as run_lib
 from frozen_vision.training import step as step_lib
@@ -43,6 +43,7 @@ _FREE_OPTIONS = (
   "pictures",
   "tensorboard",
   "loader.*",
+  "cache.path",
   "data.allow_drops",
   "data.allow_changes",
   "mesh.*",
@@ -120,25 +121,25 @@ def _train(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, f
     run_log.RunLog(folder, tensorboard=config.tensorboard, is_writer=is_writer) as log,
     run_log.CompileCounter() as compilations,
     run_log.StopSignal() as stop,
+    feeds.cached_evaluations(task, model, config, mesh) as cached,
   ):
     data = _fingerprints(report)
     hosts.compare_weights(model, state["trainable"], checkpoints.latest_step())
     state, start, pending = _restore(checkpoints, state, task, model, config, folder, data)
     log.resume_from(start or None)
-    run = run_lib.Run(
-      task, config, model, mesh, folder, checkpoints, log, compilations, data, pending=pending
-    )
+    run = run_lib.Run(task, config, model, folder, checkpoints, log, compilations, data, pending=pending)
+    run.cached = cached
     if start >= config.steps:
-      run.predictions = programs.compile_predictions(task, model, state, mesh)
+      run.predictions = programs.compile_predictions(task, model, state, mesh, cached)
       metrics = run.evaluate_missed(state, start)
       checkpoints.wait()
       _draw_curves(folder, is_writer, again=bool(metrics))
       _logger.info("All %d steps are done; --mode=evaluate evaluates again.", config.steps)
       return metrics
-    with task.train_batches(start * config.batch_size) as batches:
-      batch = next(batches)
-      run.steps = programs.compile_steps(task, model, tx, config, state, layout, batch, mesh)
-      run.predictions = programs.compile_predictions(task, model, state, mesh)
+    with feeds.open_feed(task, model, config, mesh, start) as feed:
+      batch = next(feed)
+      run.steps = programs.compile_steps(task, model, tx, config, state, layout, feed, batch, mesh)
+      run.predictions = programs.compile_predictions(task, model, state, mesh, cached)
       run.rate = jax.jit(optimizer_lib.schedule(config.optimizer, config.steps))
       run.rate(start)  # compiled now too, though logged later
       distributed.wait_for_all("training")
@@ -147,7 +148,7 @@ def _train(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, f
       if is_writer:
         reports.write(report, folder)
       run.progress = run_log.Progress(config.steps, config.batch_size, start_step=start)
-      metrics, finished = run.train(state, start, batch, batches, stop)
+      metrics, finished = run.train(state, start, batch, feed, stop)
     if not finished:
       return metrics
     run.report_compilations()
@@ -192,6 +193,7 @@ def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str
     jax.set_mesh(mesh),
     checkpoint.Checkpoints(folder) as checkpoints,
     run_log.RunLog(folder, tensorboard=config.tensorboard, is_writer=is_writer) as log,
+    feeds.cached_evaluations(task, model, config, mesh) as cached,
   ):
     meta = checkpoints.read_meta()
     hosts.compare_weights(model, None, meta["step"])
@@ -200,7 +202,7 @@ def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str
     wanted = {weights: model.trainable, "mutable": model.mutable}
     state, meta = checkpoints.restore(wanted, partial=True)
     _logger.info("Evaluating step %d of %s.", meta["step"], folder)
-    predictions = programs.compile_predictions(task, model, state, mesh)
+    predictions = programs.compile_predictions(task, model, state, mesh, cached)
     distributed.wait_for_all("evaluation")
     return evaluation_lib.evaluate_all(
       task,
@@ -210,7 +212,35 @@ def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str
       meta["step"],
       at_end=True,
       num_pictures=config.pictures,
+      cached=cached,
     )
+
+
+def extract(config: ConfigLike) -> None:
+  """Fills the feature cache of a config ahead of training: all views of its training data, and evaluations.
+
+  Several processes each write their part. What is there already is kept.
+
+  Raises:
+    ValueError: a config without a cache, or features that cannot be cached.
+    CacheError: a full disk, or a folder that cannot be written to.
+    LockedError: another process is writing the same features.
+  """
+  config = tasks_build.read_config(config)
+  if not config.cache.path:
+    raise ValueError("--mode=extract needs --config.cache.path=FOLDER, and --config.cache.views=K to fill.")
+  task, config, _, mesh = _open(config, "extract")
+  sharding.check_batch(config.batch_size, mesh, "batch_size", config.accumulate)
+  model = build_model(task, config, mesh, with_teacher=True)
+  with jax.set_mesh(mesh), feeds.cached_evaluations(task, model, config, mesh, strict=True) as cached:
+    hosts.compare_weights(model, None, None)
+    distributed.wait_for_all("extraction")
+    for evaluation in cached.values():
+      evaluation.fill()
+    if config.cache.views:
+      with feeds.Cached(task, model, config, mesh, strict=True) as feed:
+        feed.fill()
+  _logger.info("The features are in %s.", config.cache.path)
 
 
 def _open(config: Config, mode: str) -> tuple[base.Task, Config, dict[str, Any], jax.sharding.Mesh]:

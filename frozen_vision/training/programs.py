@@ -1,6 +1,6 @@
 """The compiled programs of a run: a train step for each phase, a prediction for each evaluation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 import logging
 import time
 from typing import Any
@@ -10,8 +10,9 @@ import optax
 
 from frozen_vision.config import Config
 from frozen_vision.devices import sharding
-from frozen_vision.freezing import prepare
+from frozen_vision.freezing import cache, prepare
 from frozen_vision.tasks import base
+from frozen_vision.training import feature_store, feeds
 from frozen_vision.training import step as step_lib
 
 _logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def compile_steps(
   config: Config,
   state: step_lib.State,
   layout: Any,
+  feed: feeds.Feed,
   batch: base.Batch,
   mesh: jax.sharding.Mesh,
 ) -> dict[Any, Callable[..., tuple[step_lib.State, step_lib.Scalars]]]:
@@ -34,8 +36,13 @@ def compile_steps(
 
   Args:
     layout: shardings of `state`, which every step keeps.
+    feed: of the batches. Where it has features, steps take them.
     batch: any batch of this process.
+
+  Raises:
+    CacheError: a loss that reads pixels, which a feed with features does not have.
   """
+  store, inputs = feed.store, feed.inputs(batch)
   started = time.perf_counter()
   steps, flops = {}, 0.0
   for phase in task.phases:
@@ -47,11 +54,20 @@ def compile_steps(
       accumulate=config.accumulate,
       ema_decay=config.ema_decay,
       frozen_pass=model.frozen_pass,
+      given_features=store is not None,
     )
-    lowered = jax.jit(train_step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh))).lower(
-      state, model.frozen, sharding.put_batch(step_lib.device_batch(batch), mesh)
+    if store is not None:
+      train_step = feature_store.restoring(train_step, store)
+    arguments = state, model.frozen, *inputs
+    traced = jax.jit(train_step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh))).trace(
+      *arguments
     )
-    steps[phase] = lowered.compile()
+    if store is not None and not store.check_unread(traced, arguments, batch=2):
+      raise cache.CacheError(
+        f"The loss of {type(task).__name__} reads the pixels beside the features, so training cannot do with "
+        "cached features. Set --config.cache.views=0."
+      )
+    steps[phase] = traced.lower().compile()
     flops = (steps[phase].cost_analysis() or {}).get("flops", 0.0)
   _logger.info(
     "Compiled %d training programs in %.1f s; a training step is %.1f GFLOP by the compiler's count (a "
@@ -64,9 +80,17 @@ def compile_steps(
 
 
 def compile_predictions(
-  task: base.Task, model: prepare.Model, state: step_lib.State, mesh: jax.sharding.Mesh
+  task: base.Task,
+  model: prepare.Model,
+  state: step_lib.State,
+  mesh: jax.sharding.Mesh,
+  cached: MutableMapping[str, feeds.CachedEvaluation] | None = None,
 ) -> dict[str, Predict]:
-  """{evaluation: prediction}, compiled; evaluations with batches of the same shapes share a program."""
+  """{evaluation: prediction}, compiled; evaluations with batches of the same shapes share a program.
+
+  Args:
+    cached: evaluations whose batches have features. Those whose predictions read pixels, too, are taken out.
+  """
   started = time.perf_counter()
   programs: dict[Any, Any] = {}
 
@@ -89,7 +113,28 @@ def compile_predictions(
 
     return predict
 
-  predictions = {name: compiled(evaluation) for name, evaluation in task.evaluations.items()}
+  def compiled_on_features(name: str) -> Predict | None:
+    store = cached[name].store
+    step = feature_store.restoring(
+      step_lib.make_predict_step(task, model.graphdef, task.evaluations[name].largest_size), store
+    )
+    arguments = evaluated(state), state["mutable"], model.frozen, *store.inputs()
+    traced = jax.jit(step, out_shardings=sharding.batch_sharding(mesh)).trace(*arguments)
+    if not store.check_unread(traced, arguments, batch=3):
+      return None
+    program = programs[name] = traced.lower().compile()
+
+    def predict(state: step_lib.State, batch: base.Batch) -> base.Outputs:
+      return program(evaluated(state), state["mutable"], model.frozen, *store.place(batch))
+
+    return predict
+
+  predictions = {}
+  for name, evaluation in task.evaluations.items():
+    found = compiled_on_features(name) if cached and name in cached else None
+    if found is None and cached:
+      cached.pop(name, None)
+    predictions[name] = found or compiled(evaluation)
   _logger.info("Compiled %d predictions in %.1f s.", len(programs), time.perf_counter() - started)
   return predictions
 

@@ -14,15 +14,14 @@ import jax
 import numpy as np
 
 from frozen_vision.config import Config
-from frozen_vision.data import batch_iterator, fingerprint, images
-from frozen_vision.devices import sharding
+from frozen_vision.data import fingerprint, images
 from frozen_vision.freezing import prepare
 from frozen_vision.metrics import gather
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import log as run_log
 from frozen_vision.runs import workdir as workdir_lib
 from frozen_vision.tasks import base
-from frozen_vision.training import evaluation, programs
+from frozen_vision.training import evaluation, feeds, programs
 from frozen_vision.training import step as step_lib
 
 _logger = logging.getLogger(__name__)
@@ -38,6 +37,7 @@ class Run:
     data: fingerprints of the sources, for checkpoints.
     progress: times the steps; None for a run that only evaluates.
     steps, predictions: compiled, by phase and by evaluation.
+    cached: evaluations whose features are in the cache.
     rate: step -> learning rate.
     pending: scalars of the steps since the last log line, on the devices; those of steps before a restart are
       numbers.
@@ -48,7 +48,6 @@ class Run:
   task: base.Task
   config: Config
   model: prepare.Model
-  mesh: jax.sharding.Mesh
   folder: pathlib.Path
   checkpoints: checkpoint.Checkpoints
   log: run_log.RunLog
@@ -59,6 +58,7 @@ class Run:
     default_factory=dict
   )
   predictions: Mapping[str, programs.Predict] = dataclasses.field(default_factory=dict)
+  cached: Mapping[str, feeds.CachedEvaluation] = dataclasses.field(default_factory=dict)
   rate: Callable[[int], jax.Array] | None = None
   pending: list[Mapping[str, jax.Array | float]] = dataclasses.field(default_factory=list)
   in_flight: collections.deque[step_lib.Scalars] = dataclasses.field(default_factory=collections.deque)
@@ -69,7 +69,7 @@ class Run:
     state: step_lib.State,
     start: int,
     batch: base.Batch,
-    batches: batch_iterator.BatchIterator,
+    feed: feeds.Feed,
     stop: run_log.StopSignal,
   ) -> tuple[dict[str, float], bool]:
     """Runs all steps from `start` on, the first one on `batch`.
@@ -91,16 +91,16 @@ class Run:
       # A signal is answered between two steps: with more of them dispatched, only once all of those are done.
       if len(self.in_flight) == _IN_FLIGHT:
         jax.block_until_ready(self.in_flight.popleft())
-      placed = sharding.put_batch(step_lib.device_batch(batch), self.mesh)
+      inputs = feed.place(batch)
       with jax.transfer_guard("disallow"):  # nothing else moves between host and devices in a step
-        state, scalars = self.steps[self.task.phase_at(step)](state, self.model.frozen, placed)
+        state, scalars = self.steps[self.task.phase_at(step)](state, self.model.frozen, *inputs)
       self.pending.append(scalars)
       self.in_flight.append(scalars)
       done, unread = step + 1, None
       if done < config.steps:
         with self.progress.waiting():
           try:
-            batch = next(batches)
+            batch = next(feed)
           except Exception as error:
             if jax.process_count() > 1:  # a save needs all processes, and the others do not know of it
               raise
@@ -193,6 +193,7 @@ class Run:
           at_end=at_end,
           num_pictures=self.config.pictures,
           keep=functools.partial(self._keep_best, state, done),
+          cached=self.cached,
         )
       except images.FileError as error:
         _raise_with_advice(error, f"Step {done} is saved and not evaluated.")

@@ -73,10 +73,8 @@ def make_train_step(
     ema_decay: of the average of the trainable parameters; 0 for none. The first updates use
       (1 + step) / (10 + step) where that is smaller, so that the start is forgotten.
     frozen_pass: the backbone is wholly frozen, so its features are computed outside of the gradient.
-    given_features: the step takes the features as an argument (then `accumulate` must be 1).
+    given_features: the step takes the features as an argument.
   """
-  if given_features and accumulate != 1:
-    raise ValueError("A step on given features does not accumulate; use accumulate=1.")
   gradients = _gradients(task, graphdef, phase, frozen_pass=frozen_pass)
 
   def train_step(
@@ -84,10 +82,14 @@ def make_train_step(
   ) -> tuple[State, Scalars]:
     trainable, changing = state["trainable"], (state["mutable"], state["task"])
     rng = jax.random.fold_in(state["key"], state["step"])
+    if given_features and features is None:
+      raise TypeError("This step was made with given_features=True: give it the features.")
     if accumulate == 1:
       changing, grads, scalars = gradients(trainable, changing, frozen, batch, rng, features)
     else:
-      changing, grads, scalars = _accumulated(gradients, accumulate, trainable, changing, frozen, batch, rng)
+      changing, grads, scalars = _accumulated(
+        gradients, accumulate, trainable, changing, frozen, batch, rng, features
+      )
     updates, opt_state = tx.update(grads, state["opt_state"], trainable)
     new = dict(
       state,
@@ -154,17 +156,19 @@ def _accumulated(
   frozen: nnx.State,
   batch: compiled.Batch,
   rng: jax.Array,
+  features: compiled.Features | None,
 ) -> tuple[tuple[nnx.State, Any], nnx.State, Scalars]:
   """Means of gradients and scalars over micro-batches, one after the other."""
-  micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+  micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), (batch, features))
 
-  def add(carry: tuple[Any, Any], indexed: tuple[jax.Array, compiled.Batch]) -> tuple[tuple[Any, Any], None]:
-    (changing, total), (index, batch) = carry, indexed
-    changing, *new = gradients(trainable, changing, frozen, batch, jax.random.fold_in(rng, index))
+  def add(carry: tuple[Any, Any], indexed: tuple[jax.Array, Any]) -> tuple[tuple[Any, Any], None]:
+    (changing, total), (index, (batch, given)) = carry, indexed
+    changing, *new = gradients(trainable, changing, frozen, batch, jax.random.fold_in(rng, index), given)
     return (changing, jax.tree.map(jnp.add, total, tuple(new))), None
 
   shapes = jax.eval_shape(
-    lambda batch: gradients(trainable, changing, frozen, batch, rng)[1:], jax.tree.map(lambda x: x[0], micro)
+    lambda batch, given: gradients(trainable, changing, frozen, batch, rng, given)[1:],
+    *jax.tree.map(lambda x: x[0], micro),
   )
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   (changing, total), _ = jax.lax.scan(add, (changing, zeros), (jnp.arange(parts), micro))
@@ -178,22 +182,49 @@ def _average(ema: nnx.State, trainable: nnx.State, step: jax.Array, ema_decay: f
   return jax.tree.map(lambda old, leaf: decay * old + (1 - decay) * leaf, ema, trainable)
 
 
+def make_features_step(
+  task: compiled.Trained, graphdef: nnx.GraphDef, phase: Any
+) -> Callable[..., compiled.Features]:
+  """features_step(trainable, mutable, frozen, batch, rng) -> features, to be jitted: the frozen pass alone.
+
+  Args:
+    phase: the task's static setting.
+  """
+
+  def features_step(
+    trainable: nnx.State,
+    mutable: nnx.State,
+    frozen: nnx.State,
+    batch: compiled.Batch,
+    rng: jax.Array | None,
+  ) -> compiled.Features:
+    model = nnx.merge(graphdef, trainable, mutable, frozen)
+    return task.features(model, task.prepare(batch, rng, phase), None)
+
+  return features_step
+
+
 def make_predict_step(
   task: compiled.Predicting, graphdef: nnx.GraphDef, largest_size: tuple[int, int] | None = None
-) -> Callable[[nnx.State, nnx.State, nnx.State, compiled.Batch], compiled.Outputs]:
-  """predict_step(trainable, mutable, frozen, batch) -> predictions, to be jitted; deterministic.
+) -> Callable[..., compiled.Outputs]:
+  """predict_step(trainable, mutable, frozen, batch[, features]) -> predictions, to be jitted; deterministic.
 
   Args:
     largest_size: static (height, width) that no source image exceeds, if the task depends on it.
   """
 
   def predict_step(
-    trainable: nnx.State, mutable: nnx.State, frozen: nnx.State, batch: compiled.Batch
+    trainable: nnx.State,
+    mutable: nnx.State,
+    frozen: nnx.State,
+    batch: compiled.Batch,
+    features: compiled.Features | None = None,
   ) -> compiled.Outputs:
     model = nnx.merge(graphdef, trainable, mutable, frozen)
     model.eval()
     batch = task.prepare(batch, None, task.phases[-1])
-    outputs = task.predict(model, batch, task.features(model, batch, None))
+    given = task.features(model, batch, None) if features is None else features
+    outputs = task.predict(model, batch, given)
     return task.to_source(outputs, batch, largest_size)
 
   return predict_step
