@@ -87,7 +87,6 @@ class FeatureCache:
     self._digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
     self.folder = pathlib.Path(path) / self._digest[:20]
     self._shards: dict[int, shards.Shard] = {}  # by number
-    self._layout: dict[str, Any] | None = None  # of every shard's records
     self._next = 0  # number of the next shard that is opened
     self._opened: set[str] = set()  # names of shards, damaged ones included
     self._damaged: list[pathlib.Path] = []
@@ -108,19 +107,36 @@ class FeatureCache:
       shard = shards.Shard(path)
       if shard.metadata.get("key") != self._digest:
         raise formats.FileFormatError(path, "belongs to the features of another key.")
-      indices = np.asarray(shard.arrays[_INDEX])
-      if indices.dtype != np.int64 or indices.ndim != 1 or np.any(indices < 0) or np.any(indices > 2**40):
-        raise formats.FileFormatError(path, "is damaged: it has no list of indices.")
-      layout = _layout(shard)
-      if self._layout not in (None, layout):
-        raise formats.FileFormatError(path, "has records of other shapes than the shards beside it.")
+      indices = np.asarray(shard.arrays.get(_INDEX, ()))
+      # Before the shard is verified: wrong indices would hide records of other shards.
+      if shard.metadata.get("indices") != _digest_of(indices):
+        raise formats.FileFormatError(path, "is damaged: its list of indices has another digest.")
+      if any(_layout(other) != _layout(shard) for other in self._first()):
+        self._check_layout(shard)
     except FileNotFoundError:  # somebody removed it since it was listed
       return
-    except (formats.FileFormatError, KeyError) as error:
+    except formats.FileFormatError as error:
       self._drop(path, error)
       return
-    number, needed = self._next, int(indices.max(initial=-1)) + 1
-    self._shards[number], self._layout, self._next = shard, layout, number + 1
+    self._shards[self._next] = shard
+    self._next += 1
+    self._list(self._next - 1, indices)
+
+  def _first(self) -> list[shards.Shard]:
+    """The shard that others are compared with, if there is one."""
+    return list(self._shards.values())[:1]
+
+  def _check_layout(self, shard: shards.Shard) -> None:
+    """Raises a FileFormatError unless those that a shard differs from are damaged."""
+    shard.verify()
+    for number in list(self._shards):
+      self._verify(number)
+    if any(_layout(other) != _layout(shard) for other in self._first()):
+      raise formats.FileFormatError(shard.path, "has records of other shapes than the shards beside it.")
+
+  def _list(self, number: int, indices: np.ndarray) -> None:
+    """Says of a shard's records that they are in it."""
+    needed = int(indices.max(initial=-1)) + 1
     if needed > self._shard_of.size:
       more = max(needed, 2 * self._shard_of.size) - self._shard_of.size
       self._shard_of = np.concatenate([self._shard_of, np.full(more, -1, np.int32)])
@@ -215,7 +231,9 @@ class FeatureCache:
     except formats.FileFormatError as error:
       self._drop(shard.path, error)
       del self._shards[number]
-      self._shard_of[self._shard_of == number] = -1
+      self._shard_of[:] = -1  # listed anew, since some of the records may be in other shards, too
+      for other, whole in self._shards.items():
+        self._list(other, np.asarray(whole.arrays[_INDEX]))
 
   def announce(self, count: int, record_bytes: int) -> int:
     """Logs how many bytes storing more records will take, and refuses a disk that they would fill.
@@ -279,8 +297,10 @@ class FeatureCache:
   def remove_damaged(self) -> None:
     """Removes the shards that were found to be damaged; for whoever writes."""
     for path in self._damaged:
-      path.unlink(missing_ok=True)
-      self._opened.discard(path.name)
+      with contextlib.suppress(FileNotFoundError):
+        if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:  # what is whole is of another key
+          path.unlink()
+          self._opened.discard(path.name)
     self._damaged = []
 
 
@@ -331,7 +351,8 @@ class Writer:
     rows, self._rows, self._bytes = self._rows, [], 0
     arrays = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
     self._cache.remove_damaged()
-    self._pending = self._thread.submit(shards.write, self._folder, arrays, {"key": self._cache._digest})
+    metadata = {"key": self._cache._digest, "indices": _digest_of(arrays[_INDEX])}
+    self._pending = self._thread.submit(shards.write, self._folder, arrays, metadata)
 
   def _finish(self) -> None:
     pending, self._pending = self._pending, None
@@ -363,6 +384,10 @@ def readable(size: float) -> str:
       return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
     size /= 1000
   return f"{size:,.1f} TB"
+
+
+def _digest_of(indices: np.ndarray) -> str:
+  return hashlib.sha256(f"{indices.dtype} {indices.shape}".encode() + indices.tobytes()).hexdigest()
 
 
 def _layout(shard: shards.Shard) -> dict[str, tuple[Any, ...]]:

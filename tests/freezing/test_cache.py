@@ -16,10 +16,10 @@ import pytest
 from frozen_vision.files import lock, shards
 from frozen_vision.freezing import cache as feature_cache
 
-_KEY = feature_cache.make_key(features={"weights": "0"}, data="a", view={"size": 8}, dtype="bfloat16")
+KEY = feature_cache.make_key(features={"weights": "0"}, data="a", view={"size": 8}, dtype="bfloat16")
 
 
-def _records(indices):
+def records(indices):
   """Records that follow from their indices: a map, a vector and a label."""
   indices = np.asarray(indices)
   steps = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
@@ -31,30 +31,30 @@ def _records(indices):
   }
 
 
-def _fill(path, *batches, key=_KEY, **options):
+def fill(path, *batches, key=KEY, **options):
   cache = feature_cache.FeatureCache(path, key)
   with cache.writing(**options) as writer:
     for indices in batches:
-      writer.add(indices, _records(indices))
+      writer.add(indices, records(indices))
   return cache
 
 
 def _check(cache, indices):
   """Every record that the cache gives is the one that was put in."""
   found = cache.read(indices)
-  for name, wanted in _records(indices).items():
+  for name, wanted in records(indices).items():
     assert found[name].dtype == wanted.dtype
     np.testing.assert_array_equal(found[name], wanted)
 
 
-def _shards(path):
+def shard_paths(path):
   return sorted(path.rglob(f"*{shards.SUFFIX}"))
 
 
 def test_records_are_found_by_index_in_any_order_and_by_any_process(tmp_path):
-  written = _fill(tmp_path, [5, 2, 9], [0, 40], shard_bytes=200)
-  assert len(_shards(tmp_path)) == 2
-  for cache in (written, feature_cache.FeatureCache(tmp_path, _KEY)):
+  written = fill(tmp_path, [5, 2, 9], [0, 40], shard_bytes=200)
+  assert len(shard_paths(tmp_path)) == 2
+  for cache in (written, feature_cache.FeatureCache(tmp_path, KEY)):
     assert len(cache) == 5 and 9 in cache and 3 not in cache and 1000 not in cache
     _check(cache, [9, 40, 9, 5])
     assert cache[40]["batch.label"] == 40 and cache[5]["features.0"].shape == (2, 2, 3)
@@ -68,22 +68,22 @@ def test_records_are_found_by_index_in_any_order_and_by_any_process(tmp_path):
 
 @pytest.mark.parametrize("field", ["features", "data", "view", "dtype"])
 def test_another_key_is_another_cache(tmp_path, field):
-  _fill(tmp_path, [1])
-  assert not len(feature_cache.FeatureCache(tmp_path, {**_KEY, field: "another"}))
+  fill(tmp_path, [1])
+  assert not len(feature_cache.FeatureCache(tmp_path, {**KEY, field: "another"}))
 
 
 def test_shards_in_the_folder_of_another_key_are_not_read(tmp_path, caplog):
-  other = feature_cache.FeatureCache(tmp_path, {**_KEY, "data": "b"})
-  _fill(tmp_path, [1]).folder.rename(other.folder)
+  other = feature_cache.FeatureCache(tmp_path, {**KEY, "data": "b"})
+  fill(tmp_path, [1]).folder.rename(other.folder)
   other.refresh()
   assert not len(other) and "belongs to the features of another key" in caplog.text
 
 
 def test_what_several_processes_write_is_read_by_each(tmp_path):
-  caches = [feature_cache.FeatureCache(tmp_path, _KEY) for _ in range(2)]
+  caches = [feature_cache.FeatureCache(tmp_path, KEY) for _ in range(2)]
   for part, cache in enumerate(caches):
     with cache.writing(part=part) as writer:
-      writer.add([part, 7], _records([part, 7]))
+      writer.add([part, 7], records([part, 7]))
   for cache in caches:
     cache.refresh()
     assert len(cache) == 3
@@ -91,50 +91,50 @@ def test_what_several_processes_write_is_read_by_each(tmp_path):
 
 
 def test_a_second_writer_is_refused_and_reads(tmp_path):
-  cache = _fill(tmp_path, [1])
+  cache = fill(tmp_path, [1])
   with cache.writing():
-    other = feature_cache.FeatureCache(tmp_path, _KEY)
+    other = feature_cache.FeatureCache(tmp_path, KEY)
     with pytest.raises(lock.LockedError, match="is writing the feature cache"), other.writing():
       pass
     _check(other, [1])
   with other.writing() as writer:
-    writer.add([2], _records([2]))
+    writer.add([2], records([2]))
 
 
 @pytest.mark.parametrize("at", [0, 3, 20, 300, -1])
 def test_a_flipped_byte_is_named_and_its_records_are_written_again(tmp_path, caplog, at):
-  _fill(tmp_path, [1, 2], [3, 4], shard_bytes=200)
-  damaged = _shards(tmp_path)[0]
+  fill(tmp_path, [1, 2], [3, 4], shard_bytes=200)
+  damaged = shard_paths(tmp_path)[0]
   data = bytearray(damaged.read_bytes())
   data[at] ^= 16
   damaged.write_bytes(data)
-  cache = feature_cache.FeatureCache(tmp_path, _KEY)
+  cache = feature_cache.FeatureCache(tmp_path, KEY)
   missing = cache.missing([1, 2, 3, 4]).tolist()
   assert missing in ([1, 2], [3, 4]) and str(damaged) in caplog.text
   _check(cache, [index for index in (1, 2, 3, 4) if index not in missing])
   with cache.writing() as writer:
-    writer.add(missing, _records(missing))
-  _check(feature_cache.FeatureCache(tmp_path, _KEY), [1, 2, 3, 4])
+    writer.add(missing, records(missing))
+  _check(feature_cache.FeatureCache(tmp_path, KEY), [1, 2, 3, 4])
 
 
 @pytest.mark.parametrize("size", [0, 7, 40, -1])
 def test_a_truncated_shard_is_named(tmp_path, caplog, size):
-  _fill(tmp_path, [1, 2])
-  (path,) = _shards(tmp_path)
+  fill(tmp_path, [1, 2])
+  (path,) = shard_paths(tmp_path)
   path.write_bytes(path.read_bytes()[:size])
-  assert feature_cache.FeatureCache(tmp_path, _KEY).missing([1, 2]).tolist() == [1, 2]
+  assert feature_cache.FeatureCache(tmp_path, KEY).missing([1, 2]).tolist() == [1, 2]
   assert str(path) in caplog.text
 
 
 def test_records_of_another_layout_are_left_out(tmp_path, caplog):
-  cache = _fill(tmp_path, [1])
+  cache = fill(tmp_path, [1])
   with cache.writing() as writer:
     writer.add([2], {"features.0": np.zeros((1, 3), np.float32)})
   assert cache.missing([1, 2]).tolist() in ([1], [2]) and "other shapes" in caplog.text
 
 
 def test_bytes_are_announced_and_a_disk_that_they_would_fill_is_refused(tmp_path, caplog, monkeypatch):
-  cache = _fill(tmp_path, [1])
+  cache = fill(tmp_path, [1])
   with caplog.at_level("INFO"):
     assert cache.announce(1000, 2500) == 2_500_000
   assert "1 records are there; 1,000 more of 2.5 kB each will take 2.5 MB" in caplog.text
@@ -144,7 +144,7 @@ def test_bytes_are_announced_and_a_disk_that_they_would_fill_is_refused(tmp_path
 
 
 def test_a_disk_that_fills_while_writing_leaves_whole_shards_only(tmp_path, monkeypatch):
-  cache = feature_cache.FeatureCache(tmp_path, _KEY)
+  cache = feature_cache.FeatureCache(tmp_path, KEY)
   real, calls = os.fsync, []
 
   def fsync(descriptor):
@@ -156,16 +156,16 @@ def test_a_disk_that_fills_while_writing_leaves_whole_shards_only(tmp_path, monk
   monkeypatch.setattr(os, "fsync", fsync)
   with pytest.raises(OSError, match="No space left"), cache.writing(shard_bytes=1) as writer:
     for index in range(5):
-      writer.add([index], _records([index]))
+      writer.add([index], records([index]))
   monkeypatch.undo()
   assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.lock"))
-  found = feature_cache.FeatureCache(tmp_path, _KEY)
+  found = feature_cache.FeatureCache(tmp_path, KEY)
   assert 1 <= len(found) < 5
   _check(found, found.indices)
 
 
 def test_a_folder_that_cannot_be_written_is_read_and_named(tmp_path, monkeypatch):
-  cache = _fill(tmp_path, [1])
+  cache = fill(tmp_path, [1])
 
   def refuse(path, flags, *arguments):
     raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
@@ -175,7 +175,7 @@ def test_a_folder_that_cannot_be_written_is_read_and_named(tmp_path, monkeypatch
     with cache.writing():
       pass
   monkeypatch.undo()
-  _check(feature_cache.FeatureCache(tmp_path, _KEY), [1])
+  _check(feature_cache.FeatureCache(tmp_path, KEY), [1])
 
 
 _WRITER = """
@@ -183,11 +183,11 @@ import sys
 sys.path.insert(0, {root!r})
 from frozen_vision.freezing import cache
 from tests.freezing import test_cache as test
-found = cache.FeatureCache(sys.argv[1], test._KEY)
+found = cache.FeatureCache(sys.argv[1], test.KEY)
 with found.writing(shard_bytes=1 << 12) as writer:
   print("ready", flush=True)
   for index in found.missing(range(400)).tolist():
-    writer.add([index], test._records([index]))
+    writer.add([index], test.records([index]))
 """
 
 
@@ -202,7 +202,7 @@ def kill_and_continue(folder: pathlib.Path, kills: int, seed: int) -> list[int]:
       if number < kills:
         time.sleep(rng.random() * 0.02)
         process.send_signal(signal.SIGKILL)
-    cache = feature_cache.FeatureCache(folder, _KEY)
+    cache = feature_cache.FeatureCache(folder, KEY)
     assert not len(cache.missing(cache.indices))
     if len(cache):
       _check(cache, cache.indices)

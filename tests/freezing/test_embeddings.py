@@ -77,7 +77,7 @@ def test_only_what_is_damaged_is_computed_again(tmp_path, backbone, quick_compil
   small = functools.partialmethod(cache.FeatureCache.writing, shard_bytes=1)
   monkeypatch.setattr(cache.FeatureCache, "writing", small)
   plain, _ = _embed(backbone, images, path=tmp_path / "cache")
-  paths = test_cache._shards(tmp_path / "cache")
+  paths = test_cache.shard_paths(tmp_path / "cache")
   data = bytearray(paths[0].read_bytes())
   data[-1] ^= 1
   paths[0].write_bytes(data)

@@ -99,7 +99,7 @@ def _feed(config, start=0):
 def test_extraction_fills_the_cache_and_continues(tmp_path, images):
   config = _config(images, tmp_path / "cache")
   loop.extract(config)
-  paths = test_cache._shards(tmp_path / "cache")
+  paths = test_cache.shard_paths(tmp_path / "cache")
   with _feed(config, start=5) as feed:
     batches = [next(feed) for _ in range(3)]
     assert all(batch.features is not None for batch in batches)
