@@ -1,5 +1,6 @@
 """Small files that nobody vouches for: good ones, how they are mutated, and what readers may say of them."""
 
+from collections.abc import Callable
 import contextlib
 import copy
 import dataclasses
@@ -8,16 +9,20 @@ import json
 import pathlib
 import random
 import re
+import tarfile
 import time
 import tracemalloc
+import warnings
 
+import av
 import numpy as np
 from PIL import Image
 
 from frozen_vision.data import classes, images, names, text_files
+from frozen_vision.data.classification import folders
 from frozen_vision.data.detection import coco
-from frozen_vision.data.segmentation import class_lists
-from frozen_vision.data.video import lists
+from frozen_vision.data.segmentation import class_lists, label_maps
+from frozen_vision.data.video import decoding, lists
 from frozen_vision.metrics import coco_ap
 
 _SECONDS = 5.0
@@ -119,6 +124,62 @@ def _evaluate(path):
       coco_ap.evaluate_files(path, found)
 
 
+def _encoded(ending: str, *, side: int = 24, **options) -> bytes:
+  """An image of noise as a file of a format."""
+  pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
+  if ending == "16 bit":
+    image, ending = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), "png"
+  elif ending == "palette":
+    image, ending = Image.fromarray(pixels).quantize(16), "png"
+  else:
+    image = Image.fromarray(pixels)
+  file = io.BytesIO()
+  image.save(file, ending, **options)
+  return file.getvalue()
+
+
+def _tar() -> bytes:
+  file = io.BytesIO()
+  with tarfile.open(fileobj=file, mode="w:gz") as archive:
+    for name in ("a/1.png", "b/2.png"):
+      data = _encoded("png", side=8)
+      member = tarfile.TarInfo(name)
+      member.size = len(data)
+      archive.addfile(member, io.BytesIO(data))
+  return file.getvalue()
+
+
+def _video() -> bytes:
+  file = io.BytesIO()
+  with av.open(file, "w", format="mp4") as container:
+    stream = container.add_stream("mpeg4", rate=10)
+    stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+    for shade in range(12):
+      frame = av.VideoFrame.from_ndarray(np.full((24, 32, 3), 20 * shade, np.uint8))
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+  return file.getvalue()
+
+
+def _read_image(path):
+  images.decode_image(images.read_bytes(path, name=path.name), name=path.name)
+
+
+def _read_labels(path):
+  label_maps.LabelFormat(tuple(map(str, range(255)))).decode(path.read_bytes(), name=path.name)
+
+
+def _read_tar(path):
+  source = folders.ImageTar(path)
+  for index in range(len(source)):
+    folders.record_image(source[index])
+
+
+def _read_video(path):
+  with decoding.Video(path) as video:
+    video.read(np.arange(len(video)))
+
+
 _DETECTIONS = [
   dict(image_id=1, category_id=1, bbox=[2, 3, 12, 13], score=0.9, segmentation=s)
   for s in ({"size": [40, 50], "counts": [100, 30, 1870]}, [[2, 3, 14, 3, 14, 16]])
@@ -144,6 +205,15 @@ READERS = {
   "coco": ("a.json", _annotations(), _read_coco),
   "detections": ("a.json", _DETECTIONS, _evaluate),
   "ground truth": ("a.json", _annotations(), _evaluate),
+  "png": ("a.png", _encoded("png"), _read_image),
+  "png 16 bit": ("a.png", _encoded("16 bit"), _read_image),
+  "png palette": ("a.png", _encoded("palette"), _read_image),
+  "jpeg": ("a.jpg", _encoded("jpeg"), _read_image),
+  "webp": ("a.webp", _encoded("webp"), _read_image),
+  "tiff": ("a.tif", _encoded("tiff", compression="tiff_lzw"), _read_image),
+  "label image": ("a.png", _encoded("palette"), _read_labels),
+  "tar": ("a.tar.gz", _tar(), _read_tar),
+  "video": ("a.mp4", _video(), _read_video),
 }
 
 
@@ -182,12 +252,26 @@ def try_one(reader: str, case: int, folder: pathlib.Path, rng: random.Random) ->
     data = _mutate_json(content, rng)
   else:
     data = _mutate_bytes(json.dumps(content).encode(), rng)
-  path = folder / name
+  return _outcome(folder / name, data, read)
+
+
+def read_good(reader: str, folder: pathlib.Path) -> Outcome:
+  """Reads the good file itself."""
+  name, content, read = READERS[reader]
+  return _outcome(
+    folder / name, content if isinstance(content, bytes) else json.dumps(content).encode(), read
+  )
+
+
+def _outcome(path: pathlib.Path, data: bytes, read: Callable[[pathlib.Path], None]) -> Outcome:
+  """What becomes of a file with these bytes."""
+  name = path.name
   path.write_bytes(data)
   kind, said, started = "read", "", time.perf_counter()
   tracemalloc.start()
   try:
-    read(path)
+    with warnings.catch_warnings(action="ignore"):  # Pillow's, of what it mends
+      read(path)
   except Exception as error:
     said = f"{type(error).__name__}: {error}"
     ours = isinstance(error, _ERRORS) and not isinstance(error, _FOREIGN)

@@ -1,6 +1,6 @@
-"""Reads thousands of mutated class lists, video lists, annotations and detections, and counts the outcomes.
+"""Reads thousands of mutated lists, annotations, images, archives and videos, and counts the outcomes.
 
-  PYTHONPATH=. python experiments/reliability/mutated_lists.py --count=10000 --seed=0
+  PYTHONPATH=. python experiments/reliability/mutated_data.py --count=10000 --seed=0
 
 Every file must be read or refused with an error that names it: no other exception, no five seconds, no
 128 MiB. The files are made of small good ones by `tests.data.hostile`.
