@@ -65,6 +65,11 @@ class ClassificationTask(base.Task):
     self._starts = tuple(int(start) for start, _ in options.resolutions)
     self.phases = tuple(int(side) for _, side in options.resolutions) or (None,)
 
+  @property
+  def data(self) -> dict[str, Any]:
+    """See `Task.data`; the test data, if there are any, are looked at too."""
+    return {"training" if name == "train" else name: source for name, source in self.sources.items()}
+
   def _open_shapes(self) -> dict[str, Any]:
     options = self._options.shapes
     counts = dict(train=options.train_images, validation=options.validation_images, test=options.test_images)

@@ -7,7 +7,7 @@ import pytest
 from frozen_vision.data import fingerprint
 from frozen_vision.data.classification import folders
 from frozen_vision.data.detection import coco, photos, semantic_maps
-from frozen_vision.data.generated import motion_clips, scenes, semantic_scenes
+from frozen_vision.data.generated import motion_clips, scenes, semantic_scenes, shape_images
 from frozen_vision.data.segmentation import label_maps
 from frozen_vision.data.segmentation import sources as segmentation
 from frozen_vision.data.video import sources as videos
@@ -94,6 +94,7 @@ def test_videos(tmp_path):
     lambda seed: scenes.SceneSource(3, 64, seed),
     lambda seed: semantic_scenes.SemanticScenes(3, 64, seed),
     lambda seed: motion_clips.MotionClipSource(3, 4, 32, seed),
+    lambda seed: shape_images.ShapeImages(3, 32, seed),
   ],
 )
 def test_generated_data_are_what_they_are_made_from(make):

@@ -45,6 +45,12 @@ class ShapeImages:
   def __len__(self) -> int:
     return self.num_images
 
+  def __repr__(self) -> str:
+    return (
+      f"ShapeImages(num_images={self.num_images}, image_size={self.image_size}, seed={self.seed}, "
+      f"split={self.split!r})"
+    )
+
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The record {image: uint8 [side, side, 3], label: int32, name: no such file exists}."""
     index = range(self.num_images)[index]
