@@ -1,6 +1,8 @@
 """Errors that end a program, in one sentence to a person, errors of libraries included."""
 
+import logging
 import os
+import pathlib
 import re
 import shutil
 import traceback
@@ -49,6 +51,13 @@ def report(error: BaseException, *, debug: bool = False) -> str:
   found = sentence(error)
   text = "".join(traceback.format_exception(error)) if debug or found is None else ""
   return text + (f"Error: {found}" if found is not None else "")
+
+
+def quiet_libraries() -> None:
+  """Keeps out of the log what Orbax says, at length, of errors that it raises too: `report` says those."""
+  logging.getLogger("absl").addFilter(
+    lambda record: record.levelno < logging.ERROR or "orbax" not in pathlib.Path(record.pathname).parts
+  )
 
 
 def dead_worker(exit_code: int) -> str:

@@ -125,6 +125,8 @@ def _main(argv: list[str]) -> None:
       datefmt="%H:%M:%S",
       force=True,
     )
+    if not _DEBUG.value:
+      failures.quiet_libraries()
     first = not _DISTRIBUTED.value or jax.process_index() == 0
     logging.getLogger("frozen_vision").setLevel(logging.INFO if first else logging.WARNING)
     _run(argv)

@@ -1,9 +1,12 @@
 """One folder of Orbax step directories: refused saves, damage, and leftovers of kills."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import gc
 import logging
 import math
+import os
+import re
 from typing import Any
 import warnings
 
@@ -18,6 +21,7 @@ from frozen_vision.files import keys
 from frozen_vision.runs import records, state_leaves
 
 PyTree = Any
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in TensorStore's texts
 
 
 class UnreadableError(Exception):
@@ -64,14 +68,15 @@ class CheckpointStore:
     self._set_bad_directories_aside()
     if quality is not None and step in self._steps():  # a rerun came by again and did better
       self._manager().delete(step)
-    saved = self._manager().save(
-      step,
-      metrics=None if quality is None else {"quality": quality},
-      force=quality is not None,  # after a resume, a better one may come at a smaller step
-      args=ocp.args.Composite(
-        state=ocp.args.PyTreeSave(state_leaves.nest(arrays)), meta=ocp.args.JsonSave(record)
-      ),
-    )
+    with self._disk_errors():
+      saved = self._manager().save(
+        step,
+        metrics=None if quality is None else {"quality": quality},
+        force=quality is not None,  # after a resume, a better one may come at a smaller step
+        args=ocp.args.Composite(
+          state=ocp.args.PyTreeSave(state_leaves.nest(arrays)), meta=ocp.args.JsonSave(record)
+        ),
+      )
     if not saved:
       raise ValueError(
         f"Step {step} was not saved: {self.folder} already holds steps {self._steps()}, and only "
@@ -179,12 +184,29 @@ class CheckpointStore:
 
   def wait(self) -> None:
     if self._manager_ is not None:
-      self._manager_.wait_until_finished()
+      with self._disk_errors():
+        self._manager_.wait_until_finished()
 
   def close(self) -> None:
     if self._manager_ is not None:
       manager, self._manager_ = self._manager_, None
-      manager.close()
+      with self._disk_errors():
+        manager.close()
+
+  @contextlib.contextmanager
+  def _disk_errors(self) -> Iterator[None]:
+    """Names this folder in errors of the disk, which come from Orbax and TensorStore without a file name."""
+    try:
+      yield
+    except (OSError, ValueError) as error:
+      code = _OS_ERROR.search(str(error))
+      number = int(code[1]) if code else getattr(error, "errno", None)
+      if number is None or getattr(error, "filename", None) is not None:
+        raise
+      what = (
+        f"{os.strerror(number)}. Checkpoints from before are whole; once this is mended, the same command "
+      )
+      raise OSError(number, what + "continues from the last one", os.fspath(self.folder)) from error
 
   def _manager(self) -> ocp.CheckpointManager:
     if self._manager_ is None:

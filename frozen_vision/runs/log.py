@@ -88,13 +88,17 @@ class RunLog:
 
     Raises:
       ValueError: a value is no single number; names its key.
+      OSError: the file cannot be written, with its path.
     """
     if not self._is_writer:
       return
     numbers = {key: _number(key, value) for key, value in values.items()}
     line = dict(step=int(step), time=round(time.time(), 3))
     line |= {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-    self._open().write(json.dumps(line).encode() + b"\n")
+    try:
+      self._open().write(json.dumps(line).encode() + b"\n")
+    except OSError as error:  # a full disk, which a write reports without the file's name
+      raise OSError(error.errno, error.strerror, os.fspath(self._metrics)) from error
     if events := self._tensorboard():
       events.write_scalars(int(step), numbers)
       events.flush()
