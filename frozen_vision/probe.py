@@ -97,6 +97,8 @@ def _embed(
       task.sources[part],
       task.eval_transform(),
       batch_size=config.eval_batch_size,
+      path=config.cache.path or None,
+      dtype=config.cache.dtype,
       num_threads=config.loader.threads,
     )
   )

@@ -125,6 +125,23 @@ def test_seed_decides_order_and_augmentation():
   assert not np.array_equal(column(take(3), "noise"), column(other, "noise"))
 
 
+def test_views_are_fixed_and_passes_take_them_in_turn():
+  batches = take(20, views=2)  # five passes of 23 and a bit
+  records, noise, indices = (column(batches, name) for name in ("record", "noise", "index"))
+  order = pipeline.Order(23, 5, 2)
+  slots = order.slots(indices)
+  np.testing.assert_array_equal(slots % 23, records)
+  np.testing.assert_array_equal(slots // 23, indices // 23 % 2)
+  seen = {}
+  for slot, values in zip(slots.tolist(), noise):
+    np.testing.assert_array_equal(seen.setdefault(slot, values), values)
+  assert len(seen) == len({values.tobytes() for values in seen.values()}) == 46
+  # More views begin with the same ones, the order is that of a run without, and restarts change nothing.
+  np.testing.assert_array_equal(column(take(7, views=3), "noise"), noise[:42])
+  np.testing.assert_array_equal(records, column(take(20), "record"))
+  assert_same(take(3, views=2, start_example=18), batches[3:6])
+
+
 @pytest.mark.parametrize("consumed", [1, 3, 4, 9])
 def test_restart_at_any_batch(consumed):
   with pipeline.train_batches(Numbers(), augmented, batch_size=6, seed=5) as batches:

@@ -58,6 +58,25 @@ def test_statistics_and_the_tasks_own_state_pass_from_step_to_step(accumulate):
   assert int(state["task"]) == 8
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_given_features_take_the_place_of_computed_ones(accumulate):
+  graphdef, trainable, mutable, frozen = _parts()
+  tx = optax.sgd(0.1)
+  x = np.array([[1, 2], [3, 6], [5, 10], [7, 14]], np.float32)
+  results = []
+  for given in (False, True):
+    state = step_lib.init_state(trainable, tx, seed=0, ema=False, mutable=mutable, task_state=jnp.int32(0))
+    step = step_lib.make_train_step(
+      _Task(), graphdef, tx, accumulate=accumulate, frozen_pass=True, given_features=given
+    )
+    batch = {"x": x if not given else np.zeros_like(x)}
+    results.append(jax.jit(step)(state, frozen, batch, *([(x,)] if given else [])))
+  states = [(state["trainable"], state["mutable"], scalars) for state, scalars in results]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  with pytest.raises(TypeError, match="give it the features"):
+    step(state, frozen, batch)
+
+
 def test_a_norm_that_is_frozen_keeps_its_statistics():
   graphdef, trainable, mutable, frozen = _parts(("layer/.*",))
   assert not jax.tree.leaves(mutable)
