@@ -13,6 +13,7 @@ import pytest
 from frozen_vision.data import prepare, prepare_checks
 from frozen_vision.data.detection import coco, prepared_coco
 from frozen_vision.data.segmentation import ade20k, prepared_segmentation
+from frozen_vision.files import lock
 from tests import paths, samples
 from tests.data import test_images
 
@@ -104,8 +105,11 @@ def test_preparing_twice_asks_first(part, written, capsys):
   command = ["coco", "--root", str(part), "--split", "val", "--out", str(written)]
   assert prepare.main(command) == 1
   assert "--overwrite" in capsys.readouterr().err
-  # An interrupted run: shards, but no index yet.
   folder = prepared_coco.KIND.folder(written, "val")
+  with lock.hold(folder.parent.with_name(".val.lock"), "shards"):
+    assert prepare.main([*command, "--overwrite"]) == 1
+    assert f"is writing prepared data in {folder}. Wait for it" in capsys.readouterr().err
+  # An interrupted run: shards, but no index yet.
   (folder / "index.npz").unlink()
   with pytest.raises(FileNotFoundError, match="is incomplete; prepare it with"):
     prepared_coco.PreparedCoco(written, "val")

@@ -12,6 +12,7 @@ import pytest
 import safetensors
 
 from frozen_vision import export
+from frozen_vision.files import lock
 from frozen_vision.prediction import predictor as predict
 from tests import saved_runs, tiny
 
@@ -130,6 +131,12 @@ def test_probabilities_of_videos_and_of_classifiers(tmp_path):
   np.testing.assert_array_equal(found, jax.jit(function)(*arguments)["act"]["probabilities"])
   wanted = predictor([clip[0, 0]])["act"][0].probabilities
   np.testing.assert_allclose(found[0], wanted, rtol=1e-6, atol=1e-7)
+  # A second writer of the same program touches nothing.
+  before = path.stat().st_mtime_ns
+  with lock.hold(f"{path}.lock", "a program"):
+    with pytest.raises(lock.LockedError, match=f"is writing the program {path}. Wait for it or end it"):
+      export.export(predictor, path, platforms=("cpu",))
+  assert path.stat().st_mtime_ns == before
 
 
 def test_heads_that_cannot_be_one_program(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from frozen_vision.files import atomic
+from frozen_vision.files import atomic, lock
 from frozen_vision.prediction import files as predict_files
 from frozen_vision.prediction import inputs as inputs_lib
 from frozen_vision.prediction import predictor as predict
@@ -83,6 +83,17 @@ def test_a_path_that_is_too_long_is_named_and_the_rest_goes_on(predictor, tmp_pa
   [reason] = _skipped(summary).values()
   assert reason.startswith("its results cannot be written: ") and reason.endswith(": File name too long.")
   assert _files(out) == ["good.png"] and summary["done"] == 1
+
+
+def test_the_second_writer_of_a_folder_touches_nothing(predictor, tmp_path):
+  _image(tmp_path / "in" / "0.png")
+  out = tmp_path / "out"
+  predict_files.predict_files(predictor, [tmp_path / "in"], out)
+  with lock.hold(out / ".lock", "predictions"):
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != ".lock"}
+    with pytest.raises(lock.LockedError, match=f"is writing predictions in {out}. Wait for it or end it"):
+      predict_files.predict_files(predictor, [tmp_path / "in"], out)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != ".lock"} == before
 
 
 def test_results_before_any_error_are_kept(predictor, tmp_path, monkeypatch):

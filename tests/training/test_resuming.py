@@ -1,5 +1,6 @@
 """What a run does not lose, and what it refuses to continue."""
 
+import errno
 import itertools
 import json
 import os
@@ -190,6 +191,20 @@ def test_damaged_curves_are_drawn_again(whole, tmp_path, damage):
     case "empty":
       path.write_bytes(b"")
   assert train.train(config, tmp_path) == {}
+  assert curves.are_whole(tmp_path / "curves.png")
+
+
+def test_curves_that_cannot_be_written_end_no_run(whole, tmp_path, monkeypatch, caplog):
+  shutil.copy(whole[1] / "metrics.jsonl", tmp_path)
+
+  def full(path, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(curves.atomic, "open_aside", full)
+    train._draw_curves(tmp_path, True, again=False)
+  assert "The curves could not be written: " in caplog.text and "No space left on device" in caplog.text
+  train._draw_curves(tmp_path, True, again=False)
   assert curves.are_whole(tmp_path / "curves.png")
 
 
