@@ -30,11 +30,11 @@ def export(config: Config, workdir: str, out: str) -> tuple[int, str]:
   model = loop.build_model(tasks_build.build_task(config), config)
   part = "ema" if config.ema_decay > 0 else "trainable"
   with checkpoint.Checkpoints(workdir) as checkpoints:
-    state, meta = checkpoints.restore({part: model.trainable}, partial=True)
-  module = nnx.merge(model.graphdef, state[part], model.frozen)
+    state, meta = checkpoints.restore({part: model.trainable, "mutable": model.mutable}, partial=True)
+  module = nnx.merge(model.graphdef, state[part], state["mutable"], model.frozen)
   arrays = {
     name: np.asarray(leaf, np.float32)
-    for name, leaf in partition.flatten(nnx.state(module, nnx.Param)).items()
+    for name, leaf in partition.flatten(nnx.state(module, (nnx.Param, nnx.BatchStat))).items()
     if name.startswith(files.PARTS)
   }
   source = f"step {meta['step']} of {pathlib.Path(workdir).name}, {config.detection.head.name}, {part}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import functools
+from typing import ClassVar
 
 from flax import nnx
 import jax
@@ -23,7 +24,12 @@ class Neck(nnx.Module):
   Attributes:
     in_specs: levels of the backbone.
     dtype: of the computation; parameters and norm statistics are float32.
+    reads_images: the neck has a branch on the image itself and is called as
+      `neck(features, images, rng=rng)`, with the images that the backbone saw and a key in training; all
+      others as `neck(features)`.
   """
+
+  reads_images: ClassVar[bool] = False
 
   def __init__(
     self,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.necks import bifpn, fpn, nas_fpn, simple_pyramid
-from frozen_vision.options import Count, Natural
+from frozen_vision.necks import bifpn, fpn, nas_fpn, simple_pyramid, vit_adapter
+from frozen_vision.options import Count, Fraction, Natural
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +82,47 @@ class NASFPNConfig:
   activation: Literal["relu", "swish"] = "relu"
 
 
+@dataclasses.dataclass(frozen=True)
+class ViTAdapterConfig:
+  """Options of an adapter on four maps of a plain ViT and the image (`vit_adapter.ViTAdapter`).
+
+  Attributes:
+    channels, levels: of an FPN behind the adapter; with 0 channels there is none, and 4 levels as wide as the
+      ViT.
+    prior_channels: width of the convolutions on the image at stride 4.
+    num_heads, num_points: of the deformable attention.
+    value_ratio, ffn_ratio: widths of what it samples and of the feed-forward networks, as fractions of the
+      ViT's.
+    drop_path: rate of stochastic depth.
+  """
+
+  name: Literal["vit_adapter"] = "vit_adapter"
+  channels: Natural = 256
+  levels: Count = 5
+  prior_channels: Count = 64
+  num_heads: Count = 16
+  num_points: Count = 4
+  value_ratio: Fraction = 0.5
+  ffn_ratio: Fraction = 0.25
+  drop_path: Fraction = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class NoNeck:
+  """No neck: the head reads the levels of the backbone."""
+
+  name: Literal["none"] = "none"
+
+
 NECKS = {
   "fpn": FPNConfig,
   "bifpn": BiFPNConfig,
   "simple_pyramid": SimplePyramidConfig,
   "nas_fpn": NASFPNConfig,
+  "vit_adapter": ViTAdapterConfig,
 }
-Pyramid = fpn.FPN | bifpn.BiFPN | simple_pyramid.SimplePyramid | nas_fpn.NASFPN
+NeckConfig = FPNConfig | BiFPNConfig | SimplePyramidConfig | NASFPNConfig | ViTAdapterConfig
+Pyramid = fpn.FPN | bifpn.BiFPN | simple_pyramid.SimplePyramid | nas_fpn.NASFPN | vit_adapter.ViTAdapter
 
 
 _CLASSES: dict[str, type[Pyramid]] = {
@@ -96,11 +130,12 @@ _CLASSES: dict[str, type[Pyramid]] = {
   "bifpn": bifpn.BiFPN,
   "simple_pyramid": simple_pyramid.SimplePyramid,
   "nas_fpn": nas_fpn.NASFPN,
+  "vit_adapter": vit_adapter.ViTAdapter,
 }
 
 
 def from_options(
-  options: FPNConfig | BiFPNConfig | SimplePyramidConfig | NASFPNConfig,
+  options: NeckConfig,
   feature_specs: Sequence[FeatureSpec],
   *,
   dtype: Any,
@@ -125,13 +160,13 @@ def build_neck(
   """A pyramid on the levels of a backbone.
 
   Args:
-    name: "fpn", "bifpn", "simple_pyramid" or "nas_fpn".
+    name: "fpn", "bifpn", "simple_pyramid", "nas_fpn" or "vit_adapter".
     feature_specs: levels of the backbone, fine to coarse.
     channels: channels of every output level.
     dtype: of the computation.
     rngs: for the weights.
     options: further arguments of the neck, such as `num_levels` (all but NAS-FPN), `repeats` (BiFPN and
-      NAS-FPN), `input_norm` and `attention_heads` (all).
+      NAS-FPN), `input_norm` and `attention_heads` (all but the adapter).
 
   Raises:
     ValueError: an unknown name, or what the neck itself refuses.

@@ -1,7 +1,8 @@
 """Helpers of all tasks: the backbone of a config, and paths that must exist."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 import dataclasses
+import re
 from typing import Any
 
 from flax import nnx
@@ -13,11 +14,14 @@ from frozen_vision.config import Config
 from frozen_vision.data import classes as class_lists
 from frozen_vision.data import pipeline
 from frozen_vision.data.classification import augment
+from frozen_vision.files import trees
 from frozen_vision.files.paths import existing_path
 from frozen_vision.freezing import prepare
 from frozen_vision.heads import files as head_weights
 from frozen_vision.tasks import base
 from frozen_vision.tasks.shared_options import InitOptions, RandAugmentOptions
+
+_NECK_STREAM = 0x6E65636B  # the neck's random numbers are not the head's
 
 
 def build_backbone(config: Config) -> nnx.Module:
@@ -30,6 +34,37 @@ def feature_specs(config: Config) -> tuple[FeatureSpec, ...]:
   """The levels of the backbone that `config.backbone` names; nothing is built or read."""
   options = config.backbone
   return families.backbone_config(options.name, **options.overrides).feature_specs
+
+
+def head_levels(
+  model: Any, view: Mapping[str, jax.Array], features: base.Features, rng: jax.Array | None = None
+) -> base.Features:
+  """The levels that the head reads: those of the neck, or of the backbone where there is no neck.
+
+  A neck that reads images sees them as the backbone does.
+
+  Args:
+    model: its `backbone` and `neck`, which may be None.
+    view: `image` and `image_size`, as in the batch that `features` are of.
+    rng: key of the step in training; None is deterministic.
+  """
+  if model.neck is None:
+    return features
+  if not model.neck.reads_images:
+    return model.neck(features)
+  images = model.backbone.preprocessing.normalise(view["image"], view["image_size"])
+  return model.neck(features, images, rng=None if rng is None else jax.random.fold_in(rng, _NECK_STREAM))
+
+
+def check_neck_trains(neck: nnx.Module, config: Config, init: InitOptions) -> None:
+  """Raises ValueError where a neck with random weights is neither trained nor filled from a file."""
+  paths = [f"neck/{path}" for path in trees.flatten(nnx.state(neck, nnx.Param))]
+  if init.path or any(re.fullmatch(pattern, path) for pattern in config.trainable for path in paths):
+    return
+  raise ValueError(
+    f"{config.task}.neck is {config.section.neck.name}, and config.trainable is {config.trainable}: nothing "
+    f'of the neck would train. Set --config.trainable="{("neck/.*", *config.trainable)}".'
+  )
 
 
 def start_head(module: nnx.Module, init: InitOptions, option: str) -> None:

@@ -225,7 +225,7 @@ class DetectionTask(base.Task):
     rng: jax.Array,
     state: None,
   ) -> base.Losses:
-    return base.Losses(*model.head.losses(model.neck(features), batch, rng))
+    return base.Losses(*model.head.losses(common.head_levels(model, batch, features, rng), batch, rng))
 
   def predict(
     self, model: Detector, batch: batches.DetectionEvalBatch, features: base.Features
@@ -237,7 +237,8 @@ class DetectionTask(base.Task):
         view = dict(image=mirror.mirror(image, image_size) if mirrored else image, image_size=image_size)
         if views:  # what was given is of the first view
           features = self.features(model, view, None)
-        views.append(views_lib.View(model.neck(features), image_size, mirrored, sizes))
+        levels = common.head_levels(model, view, features)
+        views.append(views_lib.View(levels, image_size, mirrored, sizes))
     return views_lib.predict(
       model.head, views, batch["original_size"], max_detections=self._options.test.max_detections or None
     )

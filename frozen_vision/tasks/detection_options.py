@@ -79,7 +79,7 @@ class DetectionOptions:
     0.0  # probability that objects of another random image are pasted into a training image
   )
   test: TestOptions = TestOptions()
-  neck: necks.FPNConfig | necks.BiFPNConfig | necks.SimplePyramidConfig = options.choice(necks.NECKS, "fpn")
+  neck: necks.NeckConfig = options.choice(necks.NECKS, "fpn")
   semantic: SemanticOptions = SemanticOptions()
   head: htc_config.HTCConfig = options.choice(HEADS, "htc")
   head_dtype: DType = "float32"

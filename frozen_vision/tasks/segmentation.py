@@ -29,6 +29,7 @@ from frozen_vision.heads import linear, upernet
 from frozen_vision.heads.base import SegmentationHead
 from frozen_vision.heads.mask2former import mask2former
 from frozen_vision.metrics import mean_iou
+from frozen_vision.necks import build as necks
 from frozen_vision.tasks import base, common, results, semantic_inference
 from frozen_vision.tasks.segmentation_options import SegmentationConfig, SegmentationOptions
 from frozen_vision.visualization import instances
@@ -48,10 +49,11 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 class Segmenter(nnx.Module):
-  """Backbone and head; what brings the levels together is part of the head."""
+  """Backbone, head, and perhaps a neck; without one the head reads the levels of the backbone."""
 
-  def __init__(self, backbone: nnx.Module, head: nnx.Module):
+  def __init__(self, backbone: nnx.Module, neck: nnx.Module | None, head: nnx.Module):
     self.backbone = backbone
+    self.neck = neck
     self.head = head
 
 
@@ -85,9 +87,15 @@ class SegmentationTask(base.Task):
   def build_model(self, backbone: nnx.Module | None = None) -> Segmenter:
     dtype, rngs = jnp.dtype(self._options.head_dtype), nnx.Rngs(self._config.seed)
     backbone = backbone or common.build_backbone(self._config)
+    neck, specs = None, backbone.feature_specs
+    if self._options.neck.name != "none":
+      neck = necks.from_options(self._options.neck, specs, dtype=dtype, rngs=rngs)
+      specs = neck.feature_specs
+      if self._train is not None:
+        common.check_neck_trains(neck, self._config, self._options.init)
     make_head = HEADS[self._head_config.name]
-    head = make_head(backbone.feature_specs, self._head_config, dtype=dtype, rngs=rngs)
-    segmenter = Segmenter(backbone, head)
+    head = make_head(specs, self._head_config, dtype=dtype, rngs=rngs)
+    segmenter = Segmenter(backbone, neck, head)
     common.start_head(segmenter, self._options.init, "segmentation.init")
     return segmenter
 
@@ -160,7 +168,8 @@ class SegmentationTask(base.Task):
     rng: jax.Array,
     state: None,
   ) -> base.Losses:
-    return base.Losses(*model.head.losses(features, batch, rng))
+    levels = common.head_levels(model, batch, features, rng)
+    return base.Losses(*model.head.losses(levels, batch, rng))
 
   def predict(
     self, model: Segmenter, batch: batches.SegmentationEvalBatch, features: base.Features
@@ -168,9 +177,10 @@ class SegmentationTask(base.Task):
     """Class scores of every view of testing, each at the size of its own frame."""
     test = self._options.test
 
-    def score(images: jax.Array, sizes: jax.Array) -> jax.Array:
-      features = self.features(model, {"image": images, "image_size": sizes}, None)
-      return model.head.predict_semantic(features, images.shape[1:3])
+    def score(images: jax.Array, sizes: jax.Array, features: base.Features | None = None) -> jax.Array:
+      view = {"image": images, "image_size": sizes}
+      features = self.features(model, view, None) if features is None else features
+      return model.head.predict_semantic(common.head_levels(model, view, features), images.shape[1:3])
 
     scorer: semantic_inference.Scorer = score
     if test.window:
@@ -182,7 +192,7 @@ class SegmentationTask(base.Task):
       ending = f".{i}" if i else ""
       images, sizes = batch[f"image{ending}"], batch[f"image_size{ending}"]
       if i == 0 and not test.window:
-        scores = model.head.predict_semantic(features, images.shape[1:3])
+        scores = score(images, sizes, features)
       else:
         scores = scorer(images, sizes)
       views.append(semantic_inference.View(scores, sizes))

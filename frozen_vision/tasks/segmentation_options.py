@@ -1,15 +1,27 @@
 """Options of semantic segmentation."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 from frozen_vision import config, options
 from frozen_vision.heads import linear, upernet
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
+from frozen_vision.necks import build as necks
 from frozen_vision.options import Count, DType, Fraction, Natural, Path, Positive, Size
 from frozen_vision.tasks.shared_options import InitOptions, ScenesOptions
 
-HEADS = {"mask2former": Mask2FormerConfig, "upernet": upernet.UPerNetConfig, "linear": linear.LinearConfig}
+HEADS = {
+  "mask2former": Mask2FormerConfig,
+  "upernet": upernet.UPerNetConfig,
+  "linear": linear.LinearConfig,
+}
+
+# Four levels of strides 4 to 32 of every neck; the adapter's are the ViT's width, without an FPN behind it.
+_LEVELS = {"fpn": {}, "bifpn": {}, "simple_pyramid": {}, "vit_adapter": dict(channels=0)}
+NECKS = {"none": necks.NoNeck} | {
+  name: functools.partial(necks.NECKS[name], levels=4, **values) for name, values in _LEVELS.items()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +78,7 @@ class SegmentationOptions:
   eval_short_side: Natural = 0  # 0: as large as eval_frame allows
   eval_long_side: Natural = 0
   test: TestOptions = TestOptions()
+  neck: necks.NoNeck | necks.NeckConfig = options.choice(NECKS, "none")
   head: Mask2FormerConfig | upernet.UPerNetConfig | linear.LinearConfig = options.choice(HEADS, "mask2former")
   head_dtype: DType = "float32"
   init: InitOptions = InitOptions()
