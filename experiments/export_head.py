@@ -14,7 +14,7 @@ import numpy as np
 
 from frozen_vision import command_line
 from frozen_vision.config import Config
-from frozen_vision.freezing import partition
+from frozen_vision.files import trees
 from frozen_vision.heads import files
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import build as tasks_build
@@ -34,7 +34,7 @@ def export(config: Config, workdir: str, out: str) -> tuple[int, str]:
   module = nnx.merge(model.graphdef, state[part], state["mutable"], model.frozen)
   arrays = {
     name: np.asarray(leaf, np.float32)
-    for name, leaf in partition.flatten(nnx.state(module, (nnx.Param, nnx.BatchStat))).items()
+    for name, leaf in trees.flatten(nnx.state(module, (nnx.Param, nnx.BatchStat))).items()
     if name.startswith(files.PARTS)
   }
   source = f"step {meta['step']} of {pathlib.Path(workdir).name}, {config.detection.head.name}, {part}"

@@ -14,8 +14,7 @@ import numpy as np
 
 from frozen_vision.backbones import families
 from frozen_vision.backbones.swinv2 import model as swinv2
-from frozen_vision.files import tensors
-from frozen_vision.freezing import partition
+from frozen_vision.files import tensors, trees
 
 _NAME = flags.DEFINE_string("name", "swinv2_g", "Row of the table of variants.")
 _WINDOW = flags.DEFINE_integer("window", 16, "Window of all stages.")
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> None:
     path: tensors.LazyTensor(
       leaf.shape, np.dtype(np.float32), lambda path=path, leaf=leaf: _draw(path, leaf.shape)
     )
-    for path, leaf in partition.flatten(nnx.state(module, nnx.Param)).items()
+    for path, leaf in trees.flatten(nnx.state(module, nnx.Param)).items()
   }
   # bfloat16 has the range of float32 and half its size on disk.
   fingerprint = families.write_leaves(leaves, _OUT.value, name=_NAME.value, config=config, dtype=jnp.bfloat16)

@@ -15,7 +15,7 @@ import optax
 
 from frozen_vision.backbones import families
 from frozen_vision.devices import sharding
-from frozen_vision.freezing import partition
+from frozen_vision.files import trees
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 from frozen_vision.training import step as step_lib
@@ -73,8 +73,8 @@ def main(task_name: str, head: str = "", backbone: str = "") -> None:
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed.frozen))
     return dict(
       scalars=scalars,
-      updated=partition.flatten(new["trainable"]),
-      gradients=partition.flatten(new["opt_state"][0].trace),
+      updated=trees.flatten(new["trainable"]),
+      gradients=trees.flatten(new["opt_state"][0].trace),
       predictions=predictions,
       rois=rois,
       frozen_bytes={"held": np.array(held)},

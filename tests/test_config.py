@@ -12,6 +12,7 @@ import pytest
 from frozen_vision import config_files
 from frozen_vision.backbones import families
 from frozen_vision.backbones.base import FeatureSpec
+from frozen_vision.files import trees
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.heads.htc import htc
 from frozen_vision.tasks import build as tasks_build
@@ -126,12 +127,12 @@ def test_the_models_of_the_giant_recipes(variant, monkeypatch):
 
   if variant.endswith("finetune"):
     assert count(trainable) > 3000 and not count(frozen)
-    assert freeze.flatten(trainable)["neck/attention/qkv/kernel"].shape == (4096, 3 * 4096)
+    assert trees.flatten(trainable)["neck/attention/qkv/kernel"].shape == (4096, 3 * 4096)
     assert config.backbone.overrides["drop_path_rate"] == 0.4
   else:
     assert count(frozen) > 2900 and count(trainable) < 100
     assert set(trainable) == {"neck", "head"}
-  names = freeze.flatten(trainable)
+  names = trees.flatten(trainable)
   assert any(name.startswith("head/mask_heads/") for name in names) == (not variant.startswith("objects"))
   height, width = config.detection.frame
   n = config.detection.max_objects
@@ -167,7 +168,7 @@ def test_objects365_and_coco_share_what_a_head_may_start_from():
     head_config = dataclasses.replace(options.head, num_classes=classes)
     specs = tuple(FeatureSpec(4 * 2**i, 256) for i in range(5))
     head = nnx.eval_shape(lambda c=head_config: htc.HTC(specs, c, rngs=nnx.Rngs(0)))
-    leaves.append({f"head/{name}": leaf.shape for name, leaf in freeze.flatten(nnx.state(head)).items()})
+    leaves.append({f"head/{name}": leaf.shape for name, leaf in trees.flatten(nnx.state(head)).items()})
   first, second = leaves
   fresh = {name for name in second if any(re.fullmatch(pattern, name) for pattern in options.init.keep)}
   assert {name for name in second if first.get(name) != second[name]} == fresh

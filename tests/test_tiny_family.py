@@ -159,7 +159,7 @@ def test_learning_rates_decay_by_its_depths():
   )
   ones = jax.tree.map(jnp.ones_like, model.trainable)
   updates, _ = tx.update(ones, tx.init(model.trainable), model.trainable)
-  found = {path: float(-leaf.ravel()[0]) for path, leaf in partition.flatten(updates).items()}
+  found = {path: float(-leaf.ravel()[0]) for path, leaf in trees.flatten(updates).items()}
   peak = config.optimizer.learning_rate
   for stage in range(4):
     assert np.isclose(found[f"backbone/stages/{stage}/1/conv/kernel"], peak * 0.5 ** (4 - stage))

@@ -12,19 +12,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from frozen_vision.files.trees import fingerprint, flatten, path_string
-
-__all__ = [
-  "cast",
-  "fingerprint",
-  "flatten",
-  "inference_mode",
-  "num_bytes",
-  "partition",
-  "path_string",
-  "split_mutable",
-]
-
+from frozen_vision.files import trees
 
 # Modules of a model that never train, whatever the patterns say.
 _ALWAYS_FROZEN = ("teacher/",)
@@ -48,7 +36,7 @@ def partition(model: nnx.Module, trainable: Sequence[str]) -> tuple[nnx.GraphDef
     ValueError: a pattern matches no parameter.
   """
   patterns = [re.compile(pattern) for pattern in trainable]
-  names = [path_string(path) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+  names = [trees.path_string(path) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
   names = [name for name in names if not name.startswith(_ALWAYS_FROZEN)]
   for pattern in patterns:
     if not any(pattern.fullmatch(name) for name in names):
@@ -61,7 +49,7 @@ def partition(model: nnx.Module, trainable: Sequence[str]) -> tuple[nnx.GraphDef
   inference_mode(model, chosen)
 
   def trains(path, variable):
-    return isinstance(variable, nnx.Param) and path_string(path) in chosen
+    return isinstance(variable, nnx.Param) and trees.path_string(path) in chosen
 
   return nnx.split(model, trains, ...)
 
@@ -76,9 +64,9 @@ def inference_mode(model: nnx.Module, chosen: set[str]) -> None:
     model: its modules are changed.
     chosen: paths of the parameters that train.
   """
-  names = [path_string(path) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+  names = [trees.path_string(path) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
   for path, module in nnx.iter_modules(model):
-    prefix = path_string((*path, ""))
+    prefix = trees.path_string((*path, ""))
     parameters = [name for name in names if name.startswith(prefix)]
     if parameters and chosen.isdisjoint(parameters):
       module.set_attributes(

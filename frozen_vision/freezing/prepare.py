@@ -93,6 +93,10 @@ def prepare(
   as it was before. One that lies in a file of ours is read, folded and sharded block by block: it is never
   whole in one place.
 
+  The module that `build` makes is changed, and a backbone that is given: what is frozen of them is put into
+  inference mode (`partition.inference_mode`), and the module's attribute `backbone` becomes the program that
+  stands for the backbone. No weight of them changes.
+
   Args:
     build: backbone -> the task's model; it may look at everything of the backbone but its weights.
     source: the backbone, its file, or its shapes; of shapes the parts are shapes, without a fingerprint.

@@ -13,6 +13,7 @@ import numpy as np
 
 from frozen_vision.backbones import families
 from frozen_vision.config import Config
+from frozen_vision.files import trees
 from frozen_vision.freezing import feature_key, prepare
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.runs import checkpoints as checkpoint
@@ -259,7 +260,7 @@ def _trained_with_backbone(task: base.Task, config: Config) -> prepare.Model:
     return prepare.prepare(task.build_model, source, trainable=config.trainable, storage=config.frozen_dtype)
 
   def needs_weights(found: prepare.Model) -> bool:
-    return any(path.startswith("backbone/") for path in freeze.flatten(found.frozen))
+    return any(path.startswith("backbone/") for path in trees.flatten(found.frozen))
 
   try:
     source = prepare.open_source(config.backbone, config.seed)
@@ -282,4 +283,4 @@ def _trained_with_backbone(task: base.Task, config: Config) -> prepare.Model:
 
 
 def _has_frozen_head(frozen: nnx.State) -> bool:
-  return any(not path.startswith("backbone/") for path in freeze.flatten(frozen))
+  return any(not path.startswith("backbone/") for path in trees.flatten(frozen))

@@ -9,7 +9,7 @@ import jax
 import optax
 
 from frozen_vision.config import OptimizerOptions
-from frozen_vision.freezing import partition as freeze
+from frozen_vision.files import trees
 
 # Names whose parameters are not decayed whatever their rank: Swin's released code exempts position biases,
 # Mask2Former's the embeddings, next to everything one-dimensional. What a backbone exempts, it says itself.
@@ -117,7 +117,7 @@ def _scale_by_muon(config: OptimizerOptions, decayed: Any) -> optax.GradientTran
 
 def _map_paths(state: nnx.State, function: Callable[[str, Any], Any]) -> Any:
   """A tree of `function(path, leaf)` with the structure of `state`."""
-  flat = [freeze.path_string(path) for path, _ in nnx.to_flat_state(state)]
+  flat = [trees.path_string(path) for path, _ in nnx.to_flat_state(state)]
   leaves, structure = jax.tree.flatten(state)
   assert len(flat) == len(leaves)
   return jax.tree.unflatten(structure, [function(path, leaf) for path, leaf in zip(flat, leaves)])

@@ -12,7 +12,8 @@ import safetensors.numpy
 from frozen_vision.backbones import base, families
 from frozen_vision.backbones.swinv2 import config as swinv2_config
 from frozen_vision.devices import sharding
-from frozen_vision.freezing import feature_key, partition
+from frozen_vision.files import trees
+from frozen_vision.freezing import feature_key
 from frozen_vision.layers import storage
 from frozen_vision.tasks import common
 from tests import tiny
@@ -39,7 +40,7 @@ def path(backbone, tmp_path):
 
 
 def _weights(backbone):
-  return partition.flatten(nnx.state(backbone, nnx.Param))
+  return trees.flatten(nnx.state(backbone, nnx.Param))
 
 
 def test_what_is_saved_is_loaded_bit_for_bit(backbone, path):
@@ -53,7 +54,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(backbone, path):
   np.testing.assert_array_equal(jax.jit(loaded)(images)[-1], jax.jit(backbone)(images)[-1])
 
   def fingerprint(module):
-    return partition.fingerprint(nnx.state(module, nnx.Param))
+    return trees.fingerprint(nnx.state(module, nnx.Param))
 
   assert fingerprint(loaded) == fingerprint(backbone)
 
@@ -171,7 +172,7 @@ def test_fingerprint_sees_values_shapes_and_names():
     module = nnx.Module()
     for name, value in values.items():
       setattr(module, name, nnx.Param(jnp.asarray(value, jnp.float32)))
-    return partition.fingerprint(nnx.state(module))
+    return trees.fingerprint(nnx.state(module))
 
   base = of(a=[[1, 2]], b=[3])
   assert base == of(b=[3], a=[[1, 2]])

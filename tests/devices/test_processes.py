@@ -16,7 +16,7 @@ import pytest
 
 from frozen_vision.devices import processes as distributed
 from frozen_vision.devices import sharding
-from frozen_vision.freezing import partition
+from frozen_vision.files import trees
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
@@ -87,7 +87,7 @@ def _trained(workdir):
   leaves = {
     f"{part}/{path}": np.asarray(leaf)
     for part, tree in state.items()
-    for path, leaf in partition.flatten(tree).items()
+    for path, leaf in trees.flatten(tree).items()
   }
   return leaves, meta["step"]
 

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from frozen_vision.files import trees
 from frozen_vision.freezing import partition
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
@@ -40,7 +41,7 @@ def _steps(config, count):
     for _ in range(count):
       state, scalars = step(state, model.frozen, train_step.device_batch(next(batches)))
       losses.append(float(scalars["loss"]))
-  return model, losses, partition.flatten(state["trainable"])
+  return model, losses, trees.flatten(state["trainable"])
 
 
 def test_a_folded_run_is_the_unfolded_one(images):
@@ -49,7 +50,7 @@ def test_a_folded_run_is_the_unfolded_one(images):
   config.backbone.fold = False
   module, wanted_losses, wanted = _steps(config, 3)
   assert folded.storage == "float32, folded" and module.storage == "float32, as they train"
-  assert "backbone/stages/2/repeated/0/table" in partition.flatten(folded.frozen)
+  assert "backbone/stages/2/repeated/0/table" in trees.flatten(folded.frozen)
   assert folded.feature_key == module.feature_key and folded.frozen_parameters == module.frozen_parameters
   np.testing.assert_allclose(losses, wanted_losses, rtol=1e-5)
   assert losses[-1] < losses[0] - 1e-3
@@ -91,7 +92,7 @@ def test_what_is_not_folded(images):
   config.trainable = ("head/.*", "backbone/stages/3/.*")
   model = loop.build_model(task, config)
   assert model.feature_key is None and model.storage == "float32, as they train"
-  assert "backbone/stages/2/blocks/3/mlp/fc1/kernel" in partition.flatten(model.frozen)
+  assert "backbone/stages/2/blocks/3/mlp/fc1/kernel" in trees.flatten(model.frozen)
   config.frozen_dtype = "int8"
   with pytest.raises(ValueError, match="int8 is for a folded backbone.*Take bfloat16"):
     loop.build_model(task, config)

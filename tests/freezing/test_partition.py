@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frozen_vision.files import trees
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.freezing import prepare
 from frozen_vision.runs import state_leaves
@@ -116,7 +117,7 @@ def test_an_open_backbone_costs_its_backward_pass(tmp_path):
 
 
 def _bits(state):
-  return {path: np.array(leaf).tobytes() for path, leaf in freeze.flatten(state).items()}
+  return {path: np.array(leaf).tobytes() for path, leaf in trees.flatten(state).items()}
 
 
 def _run(config, steps):
@@ -175,17 +176,15 @@ def test_partition_is_complete_and_merges_back():
   config = tiny.detection()
   task = tasks_build.build_task(config)
   abstract = nnx.eval_shape(task.build_model)
-  names = set(freeze.path_string(path) for path, _ in nnx.to_flat_state(nnx.state(abstract)))
+  names = set(trees.path_string(path) for path, _ in nnx.to_flat_state(nnx.state(abstract)))
   for policy in (("neck/.*", "head/.*"), _OPEN_END, (".*",), (".*/bias",)):
     model = nnx.eval_shape(task.build_model)
     graphdef, trainable, frozen = freeze.partition(model, policy)
-    paths = [
-      {freeze.path_string(path) for path, _ in nnx.to_flat_state(part)} for part in (trainable, frozen)
-    ]
+    paths = [{trees.path_string(path) for path, _ in nnx.to_flat_state(part)} for part in (trainable, frozen)]
     assert not paths[0] & paths[1] and paths[0] | paths[1] == names
     assert all(any(re.fullmatch(pattern, path) for pattern in policy) for path in paths[0])
     merged = nnx.merge(graphdef, trainable, frozen)
-    assert {freeze.path_string(path) for path, _ in nnx.to_flat_state(nnx.state(merged))} == names
+    assert {trees.path_string(path) for path, _ in nnx.to_flat_state(nnx.state(merged))} == names
   assert prepare.backbone_is_frozen(freeze.partition(model, ("neck/.*",))[1])
   assert not prepare.backbone_is_frozen(freeze.partition(model, (".*/bias",))[1])
 
@@ -209,8 +208,8 @@ class _Layers(nnx.Module):
 
 def test_what_is_no_parameter_stays_with_the_frozen_part():
   graphdef, trainable, frozen = freeze.partition(_Layers(), ("head/.*", "norm/.*"))
-  assert set(freeze.flatten(trainable)) == {"head/kernel", "head/bias", "norm/scale", "norm/bias"}
-  assert {"norm/mean", "norm/var"} < set(freeze.flatten(frozen))
+  assert set(trees.flatten(trainable)) == {"head/kernel", "head/bias", "norm/scale", "norm/bias"}
+  assert {"norm/mean", "norm/var"} < set(trees.flatten(frozen))
   merged = nnx.merge(graphdef, trainable, frozen)
   assert merged.body.layers[1].deterministic
 
@@ -222,8 +221,8 @@ def test_what_is_no_parameter_stays_with_the_frozen_part():
 def test_statistics_change_where_their_norm_trains(policy, mutable):
   graphdef, trainable, rest = freeze.partition(_Layers(), policy)
   found, frozen = freeze.split_mutable(trainable, rest)
-  assert set(freeze.flatten(found)) == mutable
-  assert set(freeze.flatten(frozen)) == set(freeze.flatten(rest)) - mutable
+  assert set(trees.flatten(found)) == mutable
+  assert set(trees.flatten(frozen)) == set(trees.flatten(rest)) - mutable
   merged = nnx.merge(graphdef, trainable, found, frozen)
   assert merged.norm.use_running_average is (not mutable)
 
@@ -232,10 +231,10 @@ def test_a_teacher_never_trains():
   model = _Layers()
   model.teacher = _Layers()
   graphdef, trainable, frozen = freeze.partition(model, (".*",))
-  assert not [path for path in freeze.flatten(trainable) if path.startswith("teacher/")]
-  assert "teacher/head/kernel" in freeze.flatten(frozen)
+  assert not [path for path in trees.flatten(trainable) if path.startswith("teacher/")]
+  assert "teacher/head/kernel" in trees.flatten(frozen)
   mutable, _ = freeze.split_mutable(trainable, frozen)
-  assert set(freeze.flatten(mutable)) == {"norm/mean", "norm/var"}
+  assert set(trees.flatten(mutable)) == {"norm/mean", "norm/var"}
   assert nnx.merge(graphdef, trainable, frozen).teacher.norm.use_running_average
   with pytest.raises(ValueError, match="matches no parameter"):
     freeze.partition(model, ("teacher/.*",))
@@ -255,7 +254,7 @@ def test_checkpoints_hold_no_frozen_leaf(tmp_path):
   config.steps = config.checkpoint_every = 2
   loop.train(config, tmp_path)
   model = loop.build_model(tasks_build.build_task(config), config)
-  trainable = set(freeze.flatten(model.trainable))
+  trainable = set(trees.flatten(model.trainable))
   for folder in ("checkpoints/2", "best/2"):
     record = json.loads((tmp_path / folder / "meta" / "metadata").read_text())
     paths = set(record["leaves"])

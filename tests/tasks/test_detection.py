@@ -13,6 +13,7 @@ import pytest
 
 from frozen_vision.backbones import families
 from frozen_vision.data.detection import transforms
+from frozen_vision.files import trees
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.heads import files as head_weights
 from frozen_vision.tasks import build as tasks_build
@@ -183,7 +184,7 @@ def hard_steps():
     example = place(record, np.random.default_rng(0))
     batch = jax.tree.map(lambda x: jnp.asarray(x)[None], example)
     (_, scalars), gradients = step(trainable, batch)
-    results[name] = batch, jax.device_get(scalars), freeze.flatten(gradients)
+    results[name] = batch, jax.device_get(scalars), trees.flatten(gradients)
   return results, step
 
 
@@ -283,7 +284,7 @@ def _head_file(task, path):
   state = nnx.state(task.build_model())
   arrays = {
     name: np.random.default_rng(i).standard_normal(leaf.shape).astype(np.float32)
-    for i, (name, leaf) in enumerate(freeze.flatten(state).items())
+    for i, (name, leaf) in enumerate(trees.flatten(state).items())
     if name.startswith(("neck/", "head/"))
   }
   head_weights.save(path, arrays, source="a test")
@@ -294,10 +295,10 @@ def test_a_run_starts_from_a_head_file(tmp_path, caplog):
   path = tmp_path / "head.safetensors"
   plain = _task()
   arrays = _head_file(plain, path)
-  before = freeze.flatten(nnx.state(plain.build_model()))
+  before = trees.flatten(nnx.state(plain.build_model()))
   keep = ("neck/laterals/.*", "head/.*/(classes|logits)/.*")
   with caplog.at_level("INFO"):
-    found = freeze.flatten(nnx.state(_task(**{"init.path": str(path), "init.keep": keep}).build_model()))
+    found = trees.flatten(nnx.state(_task(**{"init.path": str(path), "init.keep": keep}).build_model()))
   kept = {
     name for name in arrays if name.startswith("neck/laterals/") or "/classes/" in name or "/logits/" in name
   }

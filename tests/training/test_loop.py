@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from frozen_vision.data.detection import photos
-from frozen_vision.freezing import partition
+from frozen_vision.files import trees
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import state_leaves
 from frozen_vision.tasks import base, classification
@@ -232,7 +232,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(images, policy):
     state = train_step.init_state(model.trainable, tx, seed=0, ema=False)
     new, scalars = jax.jit(step)(state, model.frozen, batch)
     grads = jax.tree.map(lambda old, leaf: old - leaf, model.trainable, new["trainable"])
-    results[accumulate] = partition.flatten(grads), scalars
+    results[accumulate] = trees.flatten(grads), scalars
   (wanted, scalars), (found, more_scalars) = results.values()
   largest = max(float(jnp.abs(leaf).max()) for leaf in wanted.values())
   assert largest > 1e-3

@@ -11,7 +11,8 @@ import pytest
 
 from frozen_vision.backbones import families
 from frozen_vision.config import OptimizerOptions
-from frozen_vision.freezing import partition, prepare
+from frozen_vision.files import trees
+from frozen_vision.freezing import prepare
 from frozen_vision.runs import state_leaves
 from frozen_vision.training import optimizer
 
@@ -67,7 +68,7 @@ def _build(config, values, layer_of=lambda path: 0):
 def _updates(tx, params, grads):
   grads = jax.tree.map(jnp.copy, nnx.state(_Params(grads)))
   updates, _ = tx.update(grads, tx.init(params), params)
-  return {path: np.asarray(value) for path, value in partition.flatten(updates).items()}
+  return {path: np.asarray(value) for path, value in trees.flatten(updates).items()}
 
 
 def test_no_decay_on_biases_norms_position_bias_and_scales():

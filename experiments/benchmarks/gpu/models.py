@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from frozen_vision.backbones import families
-from frozen_vision.freezing import partition
+from frozen_vision.files import trees
 
 # What stands for every backbone with --tiny.
 _TOY = dict(embed_dim=8, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8))
@@ -66,7 +66,7 @@ def random_weights(path: str, module: nnx.Module) -> nnx.Module:
   """
   graphdef, state = nnx.split(module)
   flat = nnx.to_flat_state(state)
-  shapes = tuple((partition.path_string(name), tuple(variable.get_value().shape)) for name, variable in flat)
+  shapes = tuple((trees.path_string(name), tuple(variable.get_value().shape)) for name, variable in flat)
   drawn = _drawer(shapes)(jax.random.key(zlib.crc32(path.encode())))
   filled = [(name, variable.replace(leaf)) for (name, variable), leaf in zip(flat, drawn, strict=True)]
   return nnx.merge(graphdef, nnx.from_flat_state(filled))

@@ -15,7 +15,7 @@ from frozen_vision.backbones.swinv2 import checkpoint_windows as windows_lib
 from frozen_vision.backbones.swinv2 import checkpoints as convert
 from frozen_vision.backbones.swinv2 import config as swinv2_config
 from frozen_vision.files import tensors as weights
-from frozen_vision.freezing import partition
+from frozen_vision.files import trees
 from tests.backbones.swinv2 import checkpoint_sources as sources
 from tests.files import pth_file
 
@@ -105,7 +105,7 @@ def test_every_source_gives_the_same_weights(small, tmp_path):
       else:
         safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, path)
       backbone = families.load_backbone(path, **_SMALL, window_sizes=_WINDOWS)
-      found = partition.fingerprint(nnx.state(backbone, nnx.Param))
+      found = trees.fingerprint(nnx.state(backbone, nnx.Param))
       wanted = wanted or found
       assert found == wanted, (name, path.suffix)
       head = convert.open_checkpoint(path, **_SMALL, window_sizes=_WINDOWS).head()
@@ -114,7 +114,7 @@ def test_every_source_gives_the_same_weights(small, tmp_path):
         np.testing.assert_array_equal(head.bias, small["head.fc.bias"])
       else:
         assert name in ("SimMIM", "transformers, bare")
-  leaves = partition.flatten(nnx.state(backbone, nnx.Param))
+  leaves = trees.flatten(nnx.state(backbone, nnx.Param))
   np.testing.assert_array_equal(
     leaves["stages/1/blocks/0/attn/v_bias"], small["layers.1.blocks.0.attn.v_bias"]
   )
@@ -277,7 +277,7 @@ def test_the_command_line(small, tmp_path, capsys):
   )
   printed = capsys.readouterr().out
   backbone = families.load_backbone(out, "swinv2_nano")
-  fingerprint = partition.fingerprint(nnx.state(backbone, nnx.Param))
+  fingerprint = trees.fingerprint(nnx.state(backbone, nnx.Param))
   assert printed.splitlines()[-1] == f"fingerprint {fingerprint}"
   assert weights.read_fingerprint(out) == fingerprint
   assert "swinv2_nano, as saved by Microsoft" in printed and "config: not a tensor of the model" in printed
@@ -288,13 +288,13 @@ def test_the_command_line(small, tmp_path, capsys):
   )
   # The same weights, straight from the public file.
   same = families.load_backbone(source, window_sizes=(16, 16, 16, 8))
-  assert partition.fingerprint(nnx.state(same, nnx.Param)) == fingerprint
+  assert trees.fingerprint(nnx.state(same, nnx.Param)) == fingerprint
   with pytest.raises(ValueError, match="holds a swinv2_nano, expected a swinv2_t"):
     families.load_backbone(out, "swinv2_t")
   for dtype in ("float16", "bfloat16"):
     command.main([str(source), str(out), "--window", "8", "--dtype", dtype])
     half = families.load_backbone(out)
-    assert weights.read_fingerprint(out) == partition.fingerprint(nnx.state(half, nnx.Param)) != fingerprint
+    assert weights.read_fingerprint(out) == trees.fingerprint(nnx.state(half, nnx.Param)) != fingerprint
   with pytest.raises(SystemExit, match="error: .*does not tell its windows"):
     command.main([str(source), str(out)])
   data = bytearray(out.read_bytes())

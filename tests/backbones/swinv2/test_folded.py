@@ -12,6 +12,7 @@ from frozen_vision.backbones import families
 from frozen_vision.backbones.swinv2 import folded as fold
 from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.swinv2 import windows
+from frozen_vision.files import trees
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.layers import storage
 
@@ -146,8 +147,8 @@ def test_in_the_place_of_the_backbone_nothing_of_it_trains():
   model.head = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
   model.backbone = nnx.data(fold.fold(_backbone()))
   graphdef, trainable, frozen = freeze.partition(model, (".*",))
-  assert set(freeze.flatten(trainable)) == {"head/kernel", "head/bias"}
-  assert all(path.startswith("backbone/") for path in freeze.flatten(frozen))
+  assert set(trees.flatten(trainable)) == {"head/kernel", "head/bias"}
+  assert all(path.startswith("backbone/") for path in trees.flatten(frozen))
   images = _images(32, 32)
   wanted = _features(model.backbone, images)
   found = jax.jit(lambda *parts: nnx.merge(graphdef, *parts).backbone(images))(trainable, frozen)

@@ -13,7 +13,7 @@ from frozen_vision.backbones.swinv2 import checkpoint_windows
 from frozen_vision.backbones.swinv2 import checkpoints as convert
 from frozen_vision.backbones.swinv2 import config as swinv2_config
 from frozen_vision.backbones.swinv2 import published as named_weights
-from frozen_vision.freezing import partition
+from frozen_vision.files import trees
 from frozen_vision.tasks import common
 from tests.backbones.swinv2 import checkpoint_sources as sources
 from tests.files import pth_file
@@ -65,10 +65,10 @@ def test_the_table():
 
 
 def test_fetched_once_and_loaded(cache, published):
-  wanted = partition.fingerprint(nnx.state(families.load_backbone(published), nnx.Param))
+  wanted = trees.fingerprint(nnx.state(families.load_backbone(published), nnx.Param))
   config = config_lib.Config().replace({"backbone.weights": _NAME})
   backbone = common.build_backbone(config)  # whose name is swinv2_nano
-  assert partition.fingerprint(nnx.state(backbone, nnx.Param)) == wanted
+  assert trees.fingerprint(nnx.state(backbone, nnx.Param)) == wanted
   assert backbone.config.window_sizes == (8, 8, 8, 8)
   published.rename(published.with_name("gone"))
   assert convert.open_checkpoint(_NAME).name == "swinv2_nano"

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from frozen_vision import convert as convert_cli
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.freezing import partition
+from frozen_vision.files import trees
 from frozen_vision.heads import files as head_weights
 from frozen_vision.heads.htc import checkpoints, htc
 from frozen_vision.heads.htc import config as htc_config
@@ -212,7 +212,7 @@ def test_kept_parameters_stay():
   keep = (r"head/box_heads/.*/(classes|boxes)/.*", r"head/mask_heads/.*/logits/.*")
   _, state = nnx.split(_detector(num_classes=7))
   flat = nnx.to_flat_state(checkpoints.convert(source, state, keep=keep))
-  found = {partition.path_string(path): leaf.get_value() for path, leaf in flat}
+  found = {trees.path_string(path): leaf.get_value() for path, leaf in flat}
   untouched = {path for path, x in found.items() if isinstance(x, jax.ShapeDtypeStruct)}
   kinds = ("box_heads/0/classes", "box_heads/0/boxes", "mask_heads/0/logits")
   assert untouched == {"backbone/kernel", "backbone/bias"} | {
@@ -233,8 +233,8 @@ def test_the_command_line_writes_what_a_detector_may_start_from(case, tmp_path, 
   printed = capsys.readouterr().out
   assert "1 keys are not for them:\n  backbone.layer1.0.conv1.weight\n" in printed
   state = nnx.state(_detector(preset, **ours))
-  found = partition.flatten(head_weights.load(state, tmp_path / "head.safetensors"))
-  wanted = partition.flatten(checkpoints.convert(source, state))
+  found = trees.flatten(head_weights.load(state, tmp_path / "head.safetensors"))
+  wanted = trees.flatten(checkpoints.convert(source, state))
   for name in wanted:
     if name.startswith("backbone/"):
       assert isinstance(found[name], jax.ShapeDtypeStruct)

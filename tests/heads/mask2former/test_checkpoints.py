@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.freezing import partition
+from frozen_vision.files import trees
 from frozen_vision.heads.mask2former import checkpoints
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
 from frozen_vision.heads.mask2former.mask2former import Mask2Former
@@ -132,7 +132,7 @@ def head_state(dtype=None, **changes):
 
 
 def flat(state):
-  return {partition.path_string(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+  return {trees.path_string(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
 @pytest.mark.parametrize("norms", (False, True))
