@@ -33,10 +33,11 @@ def export(config: Config, workdir: str, out: str, dtype: str) -> dict[str, floa
   config = config.replace({"backbone.fold": False})  # what is written are the parameters themselves
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
-  part = "ema" if config.ema_decay > 0 else "trainable"
   with checkpoint.Checkpoints(workdir) as checkpoints:
-    state, meta = checkpoints.restore({part: model.trainable, "mutable": model.mutable}, partial=True)
-  module = nnx.merge(model.graphdef, state[part], state["mutable"], model.frozen)
+    trainable, mutable, meta = checkpoints.restore_evaluated(
+      model.trainable, model.mutable, averaged=config.ema_decay > 0
+    )
+  module = nnx.merge(model.graphdef, trainable, mutable, model.frozen)
   frozen_vision.save_backbone(module.backbone, out, name=config.backbone.name, dtype=np.dtype(dtype))
   module.backbone = frozen_vision.load_backbone(out)
   graphdef, parameters, rest = nnx.split(module, nnx.Param, ...)

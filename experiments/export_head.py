@@ -30,8 +30,10 @@ def export(config: Config, workdir: str, out: str) -> tuple[int, str]:
   model = loop.build_model(tasks_build.build_task(config), config)
   part = "ema" if config.ema_decay > 0 else "trainable"
   with checkpoint.Checkpoints(workdir) as checkpoints:
-    state, meta = checkpoints.restore({part: model.trainable, "mutable": model.mutable}, partial=True)
-  module = nnx.merge(model.graphdef, state[part], state["mutable"], model.frozen)
+    trainable, mutable, meta = checkpoints.restore_evaluated(
+      model.trainable, model.mutable, averaged=part == "ema"
+    )
+  module = nnx.merge(model.graphdef, trainable, mutable, model.frozen)
   arrays = {
     name: np.asarray(leaf, np.float32)
     for name, leaf in trees.flatten(nnx.state(module, (nnx.Param, nnx.BatchStat))).items()

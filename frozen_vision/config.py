@@ -113,7 +113,7 @@ class Config:
   eval_batch_size: Count = 16
   accumulate: Count = 1  # micro-batches per update
   mesh: MeshOptions = MeshOptions()
-  ema_decay: Fraction = 0.0  # average of the trainable parameters, used for evaluation; 0 for none
+  ema_decay: Fraction = 0.0  # average of what training changes in the model, used for evaluation; 0 for none
   optimizer: OptimizerOptions = OptimizerOptions()
   data: DataOptions = DataOptions()
   loader: LoaderOptions = LoaderOptions()

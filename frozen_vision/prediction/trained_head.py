@@ -198,11 +198,11 @@ def load(
     common.start_head(module, init, f"{task_name}.init")
     graphdef, trainable, frozen = freeze.partition(module, patterns)
     mutable, frozen = freeze.split_mutable(trainable, frozen)
-  part = "ema" if config.ema_decay > 0 else "trainable"
   with checkpoint.Checkpoints(workdir) as checkpoints:
-    wanted = {part: trainable, "mutable": mutable}
-    state, meta = checkpoints.restore(wanted, meta["step"], partial=True, best=best)
-  parts, key = (graphdef, state[part], state["mutable"], frozen), model.feature_key
+    trainable, mutable, meta = checkpoints.restore_evaluated(
+      trainable, mutable, averaged=config.ema_decay > 0, step=meta["step"], best=best
+    )
+  parts, key = (graphdef, trainable, mutable, frozen), model.feature_key
   return TrainedHead(name, os.fspath(workdir), meta["step"], task, config, parts, key, differs)
 
 

@@ -175,6 +175,39 @@ class Checkpoints:
 
     return store.read(read, step)
 
+  def restore_evaluated(
+    self,
+    trainable: PyTree,
+    mutable: PyTree,
+    *,
+    averaged: bool,
+    step: int | None = None,
+    best: bool = False,
+  ) -> tuple[PyTree, PyTree, dict[str, Any]]:
+    """`restore` of what a training run evaluates: parameters and mutable variables, or the averages of both.
+
+    Args:
+      trainable, mutable: structures, as in `restore`.
+      averaged: whether the run averages (`config.ema_decay`). Of a run from before mutable variables were
+        averaged, the newest ones are taken.
+
+    Returns:
+      (parameters, mutable variables, the `meta` saved with them).
+
+    Raises:
+      As `restore` does.
+    """
+    names = ("ema", "ema_mutable") if averaged else ("trainable", "mutable")
+    if averaged and not self.has_part("ema_mutable", step, best=best):
+      names = ("ema", "mutable")
+    state, meta = self.restore(dict(zip(names, (trainable, mutable))), step, best=best, partial=True)
+    return *(state[name] for name in names), meta
+
+  def has_part(self, name: str, step: int | None = None, *, best: bool = False) -> bool:
+    """Whether a checkpoint holds arrays of an outermost part, such as `ema`. Raises as `read_meta` does."""
+    store = self._best if best else self._latest
+    return store.read(lambda s, record: any(path.startswith(f"{name}/") for path in record["leaves"]), step)
+
   def wait(self) -> None:
     """Blocks until running saves are on disk; raises what went wrong in the background."""
     self._latest.wait()

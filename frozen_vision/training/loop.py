@@ -10,6 +10,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import optax
 
 from frozen_vision.config import Config, ConfigLike
@@ -188,7 +189,6 @@ def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str
   """`evaluate`, in a workdir that nobody else writes to."""
   task, config, _, mesh = _open(config, "evaluate")
   model = build_model(task, config, mesh)
-  weights = "ema" if config.ema_decay > 0 else "trainable"
   with (
     jax.set_mesh(mesh),
     checkpoint.Checkpoints(folder) as checkpoints,
@@ -199,8 +199,10 @@ def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str
     hosts.compare_weights(model, None, meta["step"])
     _check_features(meta, model, config)
     workdir_lib.check_classes(meta.get("classes"), task.classes, where=str(folder))
-    wanted = {weights: model.trainable, "mutable": model.mutable}
-    state, meta = checkpoints.restore(wanted, partial=True)
+    trainable, mutable, meta = checkpoints.restore_evaluated(
+      model.trainable, model.mutable, averaged=config.ema_decay > 0
+    )
+    state = {"trainable": trainable, "mutable": mutable}
     _logger.info("Evaluating step %d of %s.", meta["step"], folder)
     predictions = programs.compile_predictions(task, model, state, mesh, cached)
     distributed.wait_for_all("evaluation")
@@ -326,7 +328,11 @@ def _restore(
     )
 
   check(checkpoints.read_meta())
-  state, meta = checkpoints.restore(state)
+  averages_all = "ema" not in state or checkpoints.has_part("ema_mutable")
+  wanted = state if averages_all else {name: part for name, part in state.items() if name != "ema_mutable"}
+  state, meta = checkpoints.restore(wanted)
+  if not averages_all:  # a run whose mutable variables were not averaged, or that has none
+    state["ema_mutable"] = jax.tree.map(jnp.copy, state["mutable"])
   changed = check(meta)  # of an older one, if the arrays of the newest are damaged
   if changed:
     _logger.warning("%s It goes on with these.", changed)

@@ -5,6 +5,7 @@ import logging
 import time
 from typing import Any
 
+from flax import nnx
 import jax
 import optax
 
@@ -102,14 +103,14 @@ def compile_predictions(
     if key not in programs:
       step = step_lib.make_predict_step(task, model.graphdef, evaluation.largest_size)
       lowered = jax.jit(step, out_shardings=sharding.batch_sharding(mesh)).lower(
-        evaluated(state), state["mutable"], model.frozen, sharding.put_batch(example, mesh)
+        *evaluated(state), model.frozen, sharding.put_batch(example, mesh)
       )
       programs[key] = lowered.compile()
     program = programs[key]
 
     def predict(state: step_lib.State, batch: base.Batch) -> base.Outputs:
       placed = sharding.put_batch(step_lib.device_batch(batch), mesh)
-      return program(evaluated(state), state["mutable"], model.frozen, placed)
+      return program(*evaluated(state), model.frozen, placed)
 
     return predict
 
@@ -139,6 +140,8 @@ def compile_predictions(
   return predictions
 
 
-def evaluated(state: Mapping[str, Any]) -> Any:
-  """The parameters that are evaluated: the average, where there is one."""
-  return state.get("ema", state.get("trainable"))
+def evaluated(state: Mapping[str, Any]) -> tuple[nnx.State, nnx.State]:
+  """(parameters, mutable variables) that are evaluated: the averages, where there are some."""
+  if "ema" in state:
+    return state["ema"], state["ema_mutable"]
+  return state["trainable"], state["mutable"]

@@ -205,7 +205,7 @@ class Run:
     """Saves what is evaluated, if it is the best so far."""
     _check_finite(jax.device_get(self.pending), done)
     if self.task.best_metric in metrics:
-      kept = {name: state[name] for name in ("trainable", "ema", "mutable") if name in state}
+      kept = {name: state[name] for name in ("trainable", "mutable", "ema", "ema_mutable") if name in state}
       self.checkpoints.save_best(done, kept, self._meta(done), metrics)
 
   def _save(self, state: step_lib.State, done: int) -> None:

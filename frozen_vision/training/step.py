@@ -36,7 +36,8 @@ def init_state(
     task_state: of `Task.initial_state`.
 
   Returns:
-    `trainable`, `opt_state`, `mutable`, `task` (its own state), `step`, `key`, and `ema` if asked for.
+    `trainable`, `opt_state`, `mutable`, `task` (its own state), `step`, `key`; if asked for, `ema` and
+    `ema_mutable`, the averages of `trainable` and `mutable`.
   """
   state = {
     "trainable": trainable,
@@ -48,6 +49,7 @@ def init_state(
   }
   if ema:
     state["ema"] = jax.tree.map(jnp.copy, trainable)
+    state["ema_mutable"] = jax.tree.map(jnp.copy, state["mutable"])
   return state
 
 
@@ -71,7 +73,9 @@ def make_train_step(
     accumulate: micro-batches per update, of every so many-th example, which leaves each on its device;
       gradients are averaged, mutable state passes from one to the next.
     ema_decay: of the average of the trainable parameters; 0 for none. The first updates use
-      (1 + step) / (10 + step) where that is smaller, so that the start is forgotten.
+      (1 + step) / (10 + step) where that is smaller, so that the start is forgotten. BatchNorm's statistics
+      are averaged alike, as timm's ModelEmaV2 and V3 do: averaged parameters give other activations than the
+      newest ones, whose statistics do not fit them.
     frozen_pass: the backbone is wholly frozen, so its features are computed outside of the gradient.
     given_features: the step takes the features as an argument.
   """
@@ -101,6 +105,7 @@ def make_train_step(
     )
     if "ema" in state:
       new["ema"] = _average(state["ema"], new["trainable"], state["step"], ema_decay)
+      new["ema_mutable"] = _average(state["ema_mutable"], new["mutable"], state["step"], ema_decay)
     return new, {**scalars, "grad_norm": optax.tree.norm(grads)}
 
   return train_step
@@ -175,11 +180,11 @@ def _accumulated(
   return changing, *jax.tree.map(lambda leaf: leaf / parts, total)
 
 
-def _average(ema: nnx.State, trainable: nnx.State, step: jax.Array, ema_decay: float) -> nnx.State:
+def _average(ema: nnx.State, newest: nnx.State, step: jax.Array, ema_decay: float) -> nnx.State:
   """The average after an update; see `make_train_step`."""
   step = step.astype(jnp.float32)
   decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
-  return jax.tree.map(lambda old, leaf: decay * old + (1 - decay) * leaf, ema, trainable)
+  return jax.tree.map(lambda old, leaf: decay * old + (1 - decay) * leaf, ema, newest)
 
 
 def make_features_step(

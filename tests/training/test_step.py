@@ -11,6 +11,7 @@ from frozen_vision.freezing import partition
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import workdir as workdir_lib
 from frozen_vision.tasks import base
+from frozen_vision.training import programs
 from frozen_vision.training import step as step_lib
 
 
@@ -75,6 +76,29 @@ def test_given_features_take_the_place_of_computed_ones(accumulate):
   jax.tree.map(np.testing.assert_array_equal, *states)
   with pytest.raises(TypeError, match="give it the features"):
     step(state, frozen, batch)
+
+
+def test_statistics_are_averaged_with_the_parameters_that_they_belong_to(tmp_path):
+  graphdef, trainable, mutable, frozen = _parts()
+  tx = optax.sgd(0.0)
+  state = step_lib.init_state(trainable, tx, seed=0, ema=True, mutable=mutable, task_state=jnp.int32(0))
+  step = jax.jit(step_lib.make_train_step(_Task(), graphdef, tx, ema_decay=0.15, frozen_pass=False))
+  x = np.array([[1, 2], [3, 6]], np.float32)
+  newest = average = np.zeros(2)
+  for decay in (0.1, 0.15):  # (1 + 0) / (10 + 0), then 0.15 < (1 + 1) / (10 + 1)
+    state, _ = step(state, frozen, {"x": x})
+    newest = 0.5 * newest + 0.5 * x.mean(0)
+    average = decay * average + (1 - decay) * newest
+  evaluated = programs.evaluated(state)
+  np.testing.assert_allclose(evaluated[1]["norm"]["mean"][...], average, rtol=1e-6)
+  assert evaluated[0] is state["ema"] and not np.allclose(average, newest)
+  meta = workdir_lib.make_meta(config={}, feature_key=None, examples=0)
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, {name: part for name, part in state.items() if name != "ema_mutable"}, meta)
+    checkpoints.save(2, state, meta)
+    for at, wanted in ((1, newest), (2, average)):  # 1: as runs were saved before
+      _, found, _ = checkpoints.restore_evaluated(trainable, mutable, averaged=True, step=at)
+      np.testing.assert_allclose(found["norm"]["mean"][...], wanted, rtol=1e-6)
 
 
 def test_a_norm_that_is_frozen_keeps_its_statistics():
