@@ -119,14 +119,14 @@ def compile_predictions(
     step = feature_store.restoring(
       step_lib.make_predict_step(task, model.graphdef, task.evaluations[name].largest_size), store
     )
-    arguments = evaluated(state), state["mutable"], model.frozen, *store.inputs()
+    arguments = *evaluated(state), model.frozen, *store.inputs()
     traced = jax.jit(step, out_shardings=sharding.batch_sharding(mesh)).trace(*arguments)
     if not store.check_unread(traced, arguments, batch=3):
       return None
     program = programs[name] = traced.lower().compile()
 
     def predict(state: step_lib.State, batch: base.Batch) -> base.Outputs:
-      return program(evaluated(state), state["mutable"], model.frozen, *store.place(batch))
+      return program(*evaluated(state), model.frozen, *store.place(batch))
 
     return predict
 
