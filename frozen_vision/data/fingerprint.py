@@ -5,12 +5,13 @@ sizes of their files, labels and annotations. Pixels are not looked at. Unlike t
 whose users have to notice every touch of a file, it is the same for copies of the data on several machines.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 import os
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from frozen_vision import messages
 from frozen_vision.data import content
 
 _DIGITS = 32
@@ -54,7 +55,8 @@ def changed(
   """What differs in the data of two runs or hosts, by split ("training").
 
   Returns:
-    {split: the two numbers of examples, where they differ, else the names of the parts that differ}.
+    {split: the two numbers of examples, where they differ, else the names of the parts that differ}. Parts
+    that only one of them knows are those of another version, and are not compared.
   """
   found: dict[str, str | tuple[int, int]] = {}
   for split in sorted({*first, *second}):
@@ -62,9 +64,9 @@ def changed(
     if one["examples"] != other["examples"]:
       found[split] = (int(one["examples"]), int(other["examples"]))
       continue
-    parts = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    parts = sorted(name for name in one.keys() & other.keys() if one[name] != other[name])
     if parts:  # under other names, labels and sizes are in another order, too
-      found[split] = "file names" if "file names" in parts else _listed(parts)
+      found[split] = "file names" if "file names" in parts else messages.listed(parts)
   return found
 
 
@@ -85,7 +87,7 @@ def check_resumed(
   Raises:
     ValueError: they differ; says in what, and which option allows it.
   """
-  differing = {} if saved is None else changed(saved, found)
+  differing = changed(saved, {split: found[split] for split in saved if split in found}) if saved else {}
   if not differing:
     return None
   sentences = [
@@ -101,8 +103,3 @@ def check_resumed(
     f"{problem} Give the data as they were; or go on with these, in another order of examples, with "
     "--config.data.allow_changes=True; or use another --workdir."
   )
-
-
-def _listed(names: Sequence[str]) -> str:
-  """`a, b and c`."""
-  return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

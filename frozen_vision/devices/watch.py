@@ -117,9 +117,10 @@ class Watch:
     if not self._ending.acquire(blocking=False):
       return
     self._tell({"gone": sentence})
-    sys.stdout.flush()
     text = f"{sentence}\nThis process ends, too; the same command continues from the newest checkpoint.\n"
-    os.write(2, text.encode(errors="replace"))
+    with contextlib.suppress(Exception):  # nobody may be there to read
+      os.write(2, text.encode(errors="replace"))
+      sys.stdout.flush()
     os._exit(1)
 
   def leave(self, reason: str) -> None:

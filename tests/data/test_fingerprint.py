@@ -115,6 +115,10 @@ def test_a_resumed_run_says_what_has_changed():
   saved = {"training": {"examples": 50, "file sizes": "a"}, "validation": {"examples": 3, "labels": "a"}}
   assert fingerprint.check_resumed(saved, saved, where="W", allow=False) is None
   assert fingerprint.check_resumed(None, saved, where="W", allow=False) is None
+  more = {"training": saved["training"] | {"labels": "b"}, "test": {"examples": 1}}
+  assert fingerprint.check_resumed(saved, saved | more, where="W", allow=False) is None  # of a later version
+  with pytest.raises(ValueError, match="there are 0 validation examples, 3 then"):
+    fingerprint.check_resumed(saved, {"training": saved["training"]}, where="W", allow=False)
   now = {"training": {"examples": 49, "file sizes": "b"}, "validation": {"examples": 3, "labels": "b"}}
   said = "there are 49 training examples, 50 then; the validation examples have other labels"
   with pytest.raises(ValueError, match=f"{said}.*--config.data.allow_changes=True"):

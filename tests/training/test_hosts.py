@@ -28,7 +28,7 @@ def test_data():
     "host 2 (c) found 49 training examples where host 0 (a) found 50"
   ]
   assert _said(data=_FACTS["data"] | {"training": training | {"file sizes": "ab", "labels": "ab"}}) == [
-    "the training examples of host 2 (c) have other file sizes and labels than those of host 0 (a)"
+    "the training examples of host 2 (c) have other file sizes, labels than those of host 0 (a)"
   ]
   assert _said(data={"training": training}) == [
     "host 2 (c) found 0 validation examples where host 0 (a) found 3"
