@@ -54,6 +54,21 @@ def partition(model: nnx.Module, trainable: Sequence[str]) -> tuple[nnx.GraphDef
   return nnx.split(model, trains, ...)
 
 
+def split(
+  model: nnx.Module, trainable: Sequence[str]
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State, nnx.State]:
+  """`partition`, with what the forward pass of trained modules changes apart (`split_mutable`).
+
+  Returns:
+    (graphdef, trainable, mutable, frozen), for `nnx.merge`.
+
+  Raises:
+    ValueError: a pattern matches no parameter.
+  """
+  graphdef, trained, rest = partition(model, trainable)
+  return graphdef, trained, *split_mutable(trained, rest)
+
+
 def inference_mode(model: nnx.Module, chosen: set[str]) -> None:
   """Switches stochastic depth, dropout and batch statistics of modules off in which nothing trains.
 

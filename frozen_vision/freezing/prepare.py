@@ -170,8 +170,7 @@ def on_backbone(module: nnx.Module, backbone: FrozenBackbone, trainable: Sequenc
     ValueError: a pattern that matches nothing, or a parameter of the backbone.
   """
   set_backbone(module, backbone.program)
-  graphdef, trained, frozen = partition.partition(module, trainable)
-  mutable, frozen = partition.split_mutable(trained, frozen)
+  graphdef, trained, mutable, frozen = partition.split(module, trainable)
   return Model(
     graphdef,
     trained,
@@ -337,8 +336,7 @@ def _open_model(
   canonical = module.backbone
   if trained_as is not None:
     set_backbone(module, trained_as(canonical))
-  graphdef, trained, frozen = partition.partition(module, trainable)
-  mutable, frozen = partition.split_mutable(trained, frozen)
+  graphdef, trained, mutable, frozen = partition.split(module, trainable)
   return Model(
     graphdef,
     trained,

@@ -190,13 +190,7 @@ def make_program(
   frozen = model.frozen
   if mesh.devices.flat[0].platform == "tpu":  # fold keeps bfloat16 as bits where jax runs, which is a CPU
     frozen = jax.tree.map(lambda leaf: _retyped(leaf, jnp.uint16, jnp.bfloat16), frozen)
-  tx = optimizer_lib.build(
-    config.optimizer,
-    steps=config.steps,
-    trainable=model.trainable,
-    layer_of=model.layer_of,
-    no_weight_decay=model.no_weight_decay,
-  )
+  tx = optimizer_lib.of_run(config, model)
 
   def init_state(trainable: nnx.State, mutable: nnx.State, frozen: nnx.State) -> step_lib.State:
     own = task.initial_state(nnx.merge(model.graphdef, trainable, mutable, frozen))

@@ -196,8 +196,7 @@ def load(
   if init is not None and init.path and _has_frozen_head(frozen):
     module = nnx.merge(graphdef, trainable, mutable, frozen)
     common.start_head(module, init, f"{task_name}.init")
-    graphdef, trainable, frozen = freeze.partition(module, patterns)
-    mutable, frozen = freeze.split_mutable(trainable, frozen)
+    graphdef, trainable, mutable, frozen = freeze.split(module, patterns)
   with checkpoint.Checkpoints(workdir) as checkpoints:
     trainable, mutable, meta = checkpoints.restore_evaluated(
       trainable, mutable, averaged=config.ema_decay > 0, step=meta["step"], best=best

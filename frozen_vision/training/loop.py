@@ -106,13 +106,7 @@ def _train(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, f
   sharding.check_batch(config.batch_size, mesh, "batch_size", config.accumulate)
   _claim(folder, config, task, is_writer=False)
   model = build_model(task, config, mesh, with_teacher=True)
-  tx = optimizer_lib.build(
-    config.optimizer,
-    steps=config.steps,
-    trainable=model.trainable,
-    layer_of=model.layer_of,
-    no_weight_decay=model.no_weight_decay,
-  )
+  tx = optimizer_lib.of_run(config, model)
   state, layout = _initial_state(task, model, tx, config, mesh)
   _describe(model, state, mesh)
 

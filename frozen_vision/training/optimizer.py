@@ -8,8 +8,9 @@ from flax import nnx
 import jax
 import optax
 
-from frozen_vision.config import OptimizerOptions
+from frozen_vision.config import Config, OptimizerOptions
 from frozen_vision.files import trees
+from frozen_vision.freezing import prepare
 
 # Names whose parameters are not decayed whatever their rank: Swin's released code exempts position biases,
 # Mask2Former's the embeddings, next to everything one-dimensional. What a backbone exempts, it says itself.
@@ -45,6 +46,17 @@ def decay_mask(trainable: nnx.State, no_weight_decay: Sequence[str] = ()) -> Any
     return leaf.ndim > 1 and not exempt
 
   return _map_paths(trainable, decays)
+
+
+def of_run(config: Config, model: prepare.Model) -> optax.GradientTransformation:
+  """The update rule of a run: `build` for what trains of its model, with the rules of its backbone."""
+  return build(
+    config.optimizer,
+    steps=config.steps,
+    trainable=model.trainable,
+    layer_of=model.layer_of,
+    no_weight_decay=model.no_weight_decay,
+  )
 
 
 def build(

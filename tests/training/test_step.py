@@ -39,8 +39,7 @@ class _Task:
 
 
 def _parts(policy=(".*",)):
-  graphdef, trainable, rest = partition.partition(_Normed(), policy)
-  return graphdef, trainable, *partition.split_mutable(trainable, rest)
+  return partition.split(_Normed(), policy)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
