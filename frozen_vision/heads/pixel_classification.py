@@ -15,7 +15,7 @@ IGNORE = 255  # label of a pixel without a class
 def cross_entropy(
   logits: Float[Array, "b h w k"], labels: Integer[Array, "b y x"], *, stride: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Mean cross entropy of the labelled pixels at full resolution, and the share of them that is right.
+  """Mean cross entropy of the labelled pixels at full resolution, and the fraction of them that is right.
 
   Logits are brought to the labels' size as PyTorch implementations do, bilinearly, one image at a time: 150
   classes at 640 x 640 px are 0.25 GB an image, which the backward pass makes again instead of keeping them.

@@ -38,7 +38,7 @@ class UPerNetConfig:
     channels: of every map inside the head.
     pool_scales: sides of the pyramid pooling's grids.
     norm_groups: most groups of the group norms.
-    dropout: share of the channels that are dropped whole before a classifier.
+    dropout: fraction of the channels that are dropped before a classifier.
     auxiliary_weight: of the loss of a second, small head on level `auxiliary_level`; 0 for none.
     auxiliary_level: which feature level that head reads; negative ones count from the coarsest.
     auxiliary_channels: its width.

@@ -29,7 +29,7 @@ def deformable_attention(
   Args:
     values: the cells of all levels, row by row, one level after the other.
     shapes: (height, width) of each level; s is the sum of their areas.
-    locations: (x, y) of each sample as a share of the level's width and height: 0 is the outer edge of the
+    locations: (x, y) of each sample as a fraction of the level's width and height: 0 is the outer edge of the
       first cell, 1 the outer edge of the last. What lies outside counts as zero.
     weights: of the samples; the caller's softmax makes them sum to one over levels and points.
 

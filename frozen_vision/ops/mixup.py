@@ -20,7 +20,7 @@ def mixup_cutmix(
   """Blends a batch with itself in reverse order, by one draw per batch (timm's mode `batch`).
 
   Mixup (Zhang et al. 2018, arXiv:1710.09412) averages whole images; cutmix (Yun et al. 2019,
-  arXiv:1905.04899) replaces one rectangle, and its labels follow the share of pixels that it
+  arXiv:1905.04899) replaces one rectangle, and its labels follow the fraction of pixels that it
   really covers. The weight of the image itself is drawn from Beta(alpha, alpha).
 
   Args:
@@ -44,12 +44,12 @@ def mixup_cutmix(
   # Both are a weight of the image itself per pixel, so one expression serves both.
   weights = []
   if cutmix_alpha:
-    share = jax.random.beta(cutmix_key, cutmix_alpha, cutmix_alpha, dtype=jnp.float32)
-    inside = _random_box(box_key, images.shape[1:3], share)
+    own = jax.random.beta(cutmix_key, cutmix_alpha, cutmix_alpha, dtype=jnp.float32)
+    inside = _random_box(box_key, images.shape[1:3], own)
     weights.append(1.0 - inside.astype(jnp.float32))
   if mixup_alpha:
-    share = jax.random.beta(mixup_key, mixup_alpha, mixup_alpha, dtype=jnp.float32)
-    weights.append(jnp.broadcast_to(share, images.shape[1:3]))
+    own = jax.random.beta(mixup_key, mixup_alpha, mixup_alpha, dtype=jnp.float32)
+    weights.append(jnp.broadcast_to(own, images.shape[1:3]))
   use_cutmix = jax.random.bernoulli(switch_key, switch_prob)
   weight = weights[0] if len(weights) == 1 else jnp.where(use_cutmix, *weights)
   weight = jnp.where(use, weight, 1.0)
@@ -61,7 +61,7 @@ def mixup_cutmix(
 
 
 def _random_box(key: PRNGKeyArray, size: tuple[int, int], weight: Float[Array, ""]) -> Bool[Array, "h w"]:
-  """A rectangle of share 1 - weight around a uniform centre, cut at the border."""
+  """A rectangle of the area's fraction 1 - weight around a uniform centre, cut at the border."""
   inside = []
   for axis_key, length in zip(jax.random.split(key), size):
     half = jnp.floor(length * jnp.sqrt(1.0 - weight)).astype(jnp.int32) // 2

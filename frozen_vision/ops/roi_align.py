@@ -297,7 +297,7 @@ def _pool_backward(plan: _Plan, residuals: tuple, gradient: Array) -> tuple:
   cells = sum(height * width for height, width in plan.sizes) + _TILE
   dtype, channels = gradient.dtype, gradient.shape[-1]
   gradient = to_chunks(gradient, order, plan.chunk)
-  # Padded places repeat a roi; their share must not count twice.
+  # Padding repeats a roi, whose gradient must not count twice.
   place = jnp.arange(order.shape[1]).reshape(-1, 1, plan.chunk, 1, 1, 1)
   gradient = jnp.where(place < n, gradient, 0).astype(jnp.float32)
 

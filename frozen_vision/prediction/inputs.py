@@ -37,8 +37,8 @@ def find_inputs(inputs: Iterable[str | os.PathLike], *, exclude: pathlib.Path | 
   """Lists the images and videos below folders, and single files, in order, each with a name of its own.
 
   Args:
-    inputs: folders, files, or patterns. Of folders all files with the ending of an image or a video are
-      taken; a file that is named itself is taken whatever its ending.
+    inputs: folders, files, or patterns. A folder stands for all files in it with the ending of an image or a
+      video; a file that is named itself is taken whatever its ending.
     exclude: a folder of results that is not looked into.
 
   Raises:

@@ -142,8 +142,8 @@ class Predictor:
     """Results of every head for every input.
 
     Args:
-      inputs: images and videos: names of files, or arrays uint8 [h, w, 3] and [t, h, w, 3], RGB. Of arrays
-        the frames of a clip are taken as they are, without resampling in time.
+      inputs: images and videos: names of files, or arrays uint8 [h, w, 3] and [t, h, w, 3], RGB. The
+        frames of an array are taken as they are, without resampling in time.
 
     Returns:
       {head: [result of each input]}, of the task's `result_type`, such as `Detections`; None where the input

@@ -82,7 +82,7 @@ def train_batches(
   transform: pipeline.TrainTransform,
   start_example: int,
 ) -> pipeline.BatchIterator:
-  """`pipeline.train_batches` with the batch size, seed and loader of a config: this process's share."""
+  """`pipeline.train_batches` with the batch size, seed and loader of a config: this process's part."""
   return pipeline.train_batches(
     source,
     transform,

@@ -21,7 +21,7 @@ from frozen_vision.metrics import coco_ap
 from frozen_vision.visualization import clips, instances
 from frozen_vision.visualization import label_maps as visualize_label_maps
 
-# By index, {"id": ..., "name": ...} of every class as JSON holds it; ids are COCO's where the data have some.
+# {"id": ..., "name": ...} of every class by its index, as JSON; ids are COCO's where the data have some.
 Classes = Sequence[Mapping[str, Any]]
 
 _LARGEST_PICTURE = 1600
@@ -265,7 +265,10 @@ class Detections(Result):
   def draw(
     self, picture: UInt8[np.ndarray, "h w 3"], *, score_threshold: float = 0.3
   ) -> UInt8[np.ndarray, "y x 3"]:
-    """At most 1600 pixels on a side; masks are resized one at a time."""
+    """Boxes and masks on the picture, which is made smaller if a side is above 1600 pixels.
+
+    Masks are resized one at a time.
+    """
     height, width = picture.shape[:2]
     factor = min(1.0, _LARGEST_PICTURE / max(height, width))
     small = max(1, round(width * factor)), max(1, round(height * factor))
@@ -323,7 +326,7 @@ class LabelMap(Result):
     )
 
   def shares(self) -> dict[str, float]:
-    """{class: its share of the pixels}, of the classes that occur, the largest first."""
+    """{class: its fraction of the pixels}, of the classes that occur, the largest first."""
     counts = np.bincount(self.labels.ravel(), minlength=len(self.class_names))
     order = np.argsort(-counts, kind="stable")
     return {self.class_names[i]: float(counts[i] / self.labels.size) for i in order if counts[i]}

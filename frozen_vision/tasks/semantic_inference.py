@@ -1,4 +1,4 @@
-"""From class scores of padded frames to label maps at original sizes: windows, mirroring, several scales.
+"""Turns class scores of padded frames into label maps at original sizes: windows, mirroring, several scales.
 
 Static shapes throughout: what differs between images is where their content ends, and how many tiles are
 filled.
@@ -175,5 +175,5 @@ def _resize_rows(
   at = (first + jnp.arange(count) + 0.5) * (content.astype(jnp.float32) / target) - 0.5
   at = jnp.clip(at, 0, content - 1)
   low = jnp.floor(at).astype(jnp.int32)
-  share = (at - low)[:, None, None]
-  return x[low] * (1 - share) + x[jnp.minimum(low + 1, content - 1)] * share
+  weight = (at - low)[:, None, None]
+  return x[low] * (1 - weight) + x[jnp.minimum(low + 1, content - 1)] * weight

@@ -34,7 +34,7 @@ class Mask2FormerConfig:
     no_object_weight: weight of the queries without a segment in the classification loss.
     num_points: points per mask at which masks are compared, in the matching and in the losses.
     oversample_ratio: uniform candidates per loss point.
-    importance_ratio: share of the loss points that are the candidates where the mask is least certain; the
+    importance_ratio: fraction of the loss points that are the candidates where the mask is least certain; the
       others are uniform.
   """
 
@@ -91,7 +91,7 @@ class Mask2FormerConfig:
     if self.oversample_ratio < 1 or not 0 <= self.importance_ratio <= 1:
       raise ValueError(
         f"Mask2FormerConfig: oversample_ratio is {self.oversample_ratio}, expected at least 1; "
-        f"importance_ratio is {self.importance_ratio}, expected a share between 0 and 1."
+        f"importance_ratio is {self.importance_ratio}, expected a fraction between 0 and 1."
       )
 
   @property

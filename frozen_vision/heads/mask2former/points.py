@@ -31,7 +31,7 @@ def sample_maps(maps: Float[Array, "*s h w"], points: Float[Array, "*s n 2"]) ->
 
   Args:
     maps: float32.
-    points: (x, y) as shares of the map's width and height.
+    points: (x, y) as fractions of the map's width and height.
   """
   flat = maps.reshape(*maps.shape[:-2], -1)
 
