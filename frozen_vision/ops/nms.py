@@ -99,6 +99,46 @@ def multiclass_nms(
   return _best(boxes, jnp.where(keep.T, masked, -jnp.inf), max_detections)
 
 
+def nms_of_best_pairs(
+  boxes: Float[Array, "n k 4"],
+  scores: Float[Array, "n classes"],
+  *,
+  iou_threshold: float,
+  score_threshold: float,
+  num_pairs: int,
+  max_detections: int,
+) -> dict[str, Array]:
+  """NMS per class among the (box, class) pairs with the best scores, where all would be too many.
+
+  NMS visits boxes by falling score, so what it keeps among the best pairs does not depend on the rest.
+
+  Args:
+    boxes: xyxy in pixels; k = 1 box for all classes, or one per class.
+    scores: one column per class, without background; -inf is padding.
+    iou_threshold: IoU above which the lower-scored box of a class goes.
+    score_threshold: pairs with score <= this are dropped first.
+    num_pairs: how many pairs enter.
+    max_detections: static number of rows returned.
+
+  Returns:
+    boxes [max_detections, 4], scores, labels (int32) and valid, by falling score; invalid rows are zeros.
+  """
+  boxes, scores = jax.lax.stop_gradient((jnp.asarray(boxes, jnp.float32), jnp.asarray(scores)))
+  count, classes = scores.shape
+  scores = jnp.where(scores > score_threshold, scores, -jnp.inf).reshape(-1)
+  scores, index = jax.lax.top_k(scores, min(num_pairs, count * classes))
+  box = index if boxes.shape[1] == classes else index // classes
+  boxes, labels = boxes.reshape(-1, 4)[box], (index % classes).astype(jnp.int32)
+  keep = batched_nms(boxes, scores, labels, iou_threshold)
+  best, index = jax.lax.top_k(jnp.where(keep, scores, -jnp.inf), min(max_detections, len(scores)))
+  found = padded(boxes[index], best, labels[index], index)
+  pad = max_detections - len(best)
+  return {
+    name: jnp.pad(found[name], [(0, pad)] + [(0, 0)] * (found[name].ndim - 1))
+    for name in ("boxes", "scores", "labels", "valid")
+  }
+
+
 def _best(boxes: Array, scores: Array, count: int) -> dict[str, Array]:
   """The `count` highest (box, class) pairs of `scores` [n, classes], -inf meaning absent."""
   classes = scores.shape[1]

@@ -1,4 +1,4 @@
-"""Detection and instance segmentation with HTC on a frozen backbone."""
+"""Detection and instance segmentation on a frozen backbone."""
 
 from collections.abc import Callable
 import dataclasses
@@ -24,6 +24,7 @@ from frozen_vision.data.detection import (
 )
 from frozen_vision.data.generated import scenes
 from frozen_vision.files import atomic
+from frozen_vision.heads import retinanet
 from frozen_vision.heads import views as views_lib
 from frozen_vision.heads.base import DetectionHead
 from frozen_vision.heads.htc import htc
@@ -51,6 +52,7 @@ HEADS: dict[str, Callable[..., DetectionHead]] = {
   "htc": htc.HTC,
   "cascade_mask_rcnn": htc.HTC,
   "mask_rcnn": htc.HTC,
+  "retinanet": retinanet.RetinaNet,
 }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from frozen_vision import config, options
+from frozen_vision.heads import retinanet
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.necks import build as necks
 from frozen_vision.options import Count, DType, Fraction, Natural, Path, Positive, Size
@@ -13,6 +14,7 @@ HEADS = {
   "htc": htc_config.htc,
   "cascade_mask_rcnn": htc_config.cascade_mask_rcnn,
   "mask_rcnn": htc_config.mask_rcnn,
+  "retinanet": retinanet.RetinaNetConfig,
 }
 
 
@@ -81,7 +83,7 @@ class DetectionOptions:
   test: TestOptions = TestOptions()
   neck: necks.NeckConfig = options.choice(necks.NECKS, "fpn")
   semantic: SemanticOptions = SemanticOptions()
-  head: htc_config.HTCConfig = options.choice(HEADS, "htc")
+  head: htc_config.HTCConfig | retinanet.RetinaNetConfig = options.choice(HEADS, "htc")
   head_dtype: DType = "float32"
   init: InitOptions = InitOptions()
 

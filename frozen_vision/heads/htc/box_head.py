@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 import optax
 
-from frozen_vision.heads.htc import losses as loss_ops
+from frozen_vision.heads import detection_losses as loss_ops
 from frozen_vision.heads.htc.config import HTCConfig, Quad
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops.arrays import Array

@@ -61,22 +61,11 @@ def _shared_boxes(boxes: Array, scores: Array, config: HTCConfig) -> dict[str, A
 
 
 def _boxes_per_class(boxes: Array, scores: Array, config: HTCConfig) -> dict[str, Array]:
-  # Every (roi, class) pair has its own box, too many for one IoU matrix. NMS visits boxes by
-  # falling score, so what it keeps among the best candidates does not depend on the rest.
-  rois, classes = scores.shape
-  scores = jnp.where(scores > config.score_threshold, scores, -jnp.inf).reshape(-1)
-  scores, index = jax.lax.top_k(scores, min(config.pre_nms_detections, rois * classes))
-  boxes, labels = boxes.reshape(-1, 4)[index], (index % classes).astype(jnp.int32)
-  keep = nms_ops.batched_nms(boxes, scores, labels, config.nms_iou)
-  scores = jnp.where(keep, scores, -jnp.inf)
-  count = min(config.max_detections, scores.shape[0])
-  best, index = jax.lax.top_k(scores, count)
-  valid = best > -jnp.inf
-  found = {
-    "boxes": jnp.where(valid[:, None], boxes[index], 0.0),
-    "scores": jnp.where(valid, best, 0.0),
-    "labels": jnp.where(valid, labels[index], 0),
-    "valid": valid,
-  }
-  pad = config.max_detections - count
-  return {name: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)) for name, x in found.items()}
+  return nms_ops.nms_of_best_pairs(
+    boxes,
+    scores,
+    iou_threshold=config.nms_iou,
+    score_threshold=config.score_threshold,
+    num_pairs=config.pre_nms_detections,
+    max_detections=config.max_detections,
+  )

@@ -15,10 +15,9 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 import optax
 
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.heads import base
+from frozen_vision.heads import base, sampling
+from frozen_vision.heads import detection_losses as loss_ops
 from frozen_vision.heads.base import Features, Scalars
-from frozen_vision.heads.htc import losses as loss_ops
-from frozen_vision.heads.htc import sampling
 from frozen_vision.heads.htc.box_head import BoxHead, BoxOutput
 from frozen_vision.heads.htc.config import HTCConfig
 from frozen_vision.heads.htc.detections import select_detections

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 import optax
 
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.heads.htc import losses as loss_ops
-from frozen_vision.heads.htc import sampling
+from frozen_vision.heads import detection_losses as loss_ops
+from frozen_vision.heads import sampling
 from frozen_vision.heads.htc.config import HTCConfig
 from frozen_vision.ops import anchors as anchor_ops
 from frozen_vision.ops import boxes as box_ops

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_vision.heads.htc import sampling
+from frozen_vision.heads import sampling
 from frozen_vision.ops import boxes as box_ops
 
 
