@@ -138,7 +138,7 @@ def main(path):
   truth = [
     ([[4.0, 6.0, 30.0, 20.0], [20.0, 8.0, 40.0, 50.0]], [2, 0]),
     ([], []),
-    ([[60.0, 30.0, 63.0, 34.0]], [1]),
+    ([[60.0, 31.0, 69.0, 44.0]], [1]),
   ]
   logits, deltas = (
     torch.cat([head[name](map_, level) for level, map_ in enumerate(maps)], 1)
