@@ -12,6 +12,7 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.files import trees
 from frozen_vision.heads import retinanet
 from frozen_vision.runs import checkpoints
+from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 from tests import tiny
 
@@ -125,8 +126,9 @@ def test_it_trains_on_a_nas_fpn_whose_statistics_are_kept(tmp_path):
   assert "box_AP" in metrics and "mask_AP" not in metrics
   losses = tiny.metrics(tmp_path)
   assert len(losses["train/loss/class"]) == len(losses["train/loss/box"]) == 2
+  model = loop.build_model(tasks_build.build_task(config), config)
   with checkpoints.Checkpoints(tmp_path) as saved:
-    state, _ = saved.restore({"mutable": None}, partial=True)
+    state, _ = saved.restore({"mutable": model.mutable}, partial=True)
   means = {name: value for name, value in trees.flatten(state["mutable"]).items() if name.endswith("mean")}
   assert len(means) == 7 + 3 + 2 * 5  # nodes, laterals, and a norm for each level in both towers
   assert all(np.any(np.asarray(value)) for value in means.values())
