@@ -22,6 +22,7 @@ import logging
 import os
 import pathlib
 import shutil
+import time
 from typing import Any, Self
 
 import numpy as np
@@ -32,6 +33,7 @@ _logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of what is stored; another one is another key
 SHARD_BYTES = 64 << 20
+SHARD_SECONDS = 60.0
 _INDEX = "index"  # array of a shard with the indices of its records
 _FILLED = 0.95  # of the free space, the most that is asked for
 
@@ -267,12 +269,15 @@ class FeatureCache:
     return needed
 
   @contextlib.contextmanager
-  def writing(self, *, part: int = 0, shard_bytes: int = SHARD_BYTES) -> Iterator["Writer"]:
+  def writing(
+    self, *, part: int = 0, shard_bytes: int = SHARD_BYTES, shard_seconds: float = SHARD_SECONDS
+  ) -> Iterator["Writer"]:
     """Lets this process add records; what it has added is written when the block ends, however it ends.
 
     Args:
       part: number of the process in a run of several; each writes to its own folder.
       shard_bytes: about how large a shard becomes.
+      shard_seconds: a shard is written sooner if its first record is so old: a kill loses little work then.
 
     Raises:
       LockedError: another process writes to this part.
@@ -292,7 +297,7 @@ class FeatureCache:
           "with --config.cache.path=FOLDER; one that holds all features already may be read-only."
         ) from error
       self.refresh()
-      yield stack.enter_context(Writer(self, folder, shard_bytes))
+      yield stack.enter_context(Writer(self, folder, shard_bytes, shard_seconds))
 
   def remove_damaged(self) -> None:
     """Removes the shards that were found to be damaged; for whoever writes."""
@@ -307,8 +312,9 @@ class FeatureCache:
 class Writer:
   """Adds records to a cache; a thread writes the shards, one at a time. Made by `FeatureCache.writing`."""
 
-  def __init__(self, cache: FeatureCache, folder: pathlib.Path, shard_bytes: int):
-    self._cache, self._folder, self._shard_bytes = cache, folder, shard_bytes
+  def __init__(self, cache: FeatureCache, folder: pathlib.Path, shard_bytes: int, shard_seconds: float):
+    self._cache, self._folder = cache, folder
+    self._shard_bytes, self._shard_seconds, self._begun = shard_bytes, shard_seconds, 0.0
     self._rows: list[Record] = []
     self._bytes = 0
     self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="feature-cache")
@@ -333,9 +339,11 @@ class Writer:
       if len(array) != len(indices) or name == _INDEX:
         raise ValueError(f"{name} has {len(array)} rows, and there are {len(indices)} records.")
     rows = {_INDEX: indices, **{name: np.array(array) for name, array in arrays.items()}}
+    if not self._rows:
+      self._begun = time.monotonic()
     self._rows.append(rows)
     self._bytes += sum(array.nbytes for array in rows.values())
-    if self._bytes >= self._shard_bytes:
+    if self._bytes >= self._shard_bytes or time.monotonic() - self._begun > self._shard_seconds:
       self._begin()
 
   def flush(self) -> None:

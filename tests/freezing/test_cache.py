@@ -66,6 +66,12 @@ def test_records_are_found_by_index_in_any_order_and_by_any_process(tmp_path):
     assert [record["batch.label"].tolist() for _, record in batches] == [[0, 2], [5, 9], [40]]
 
 
+def test_old_records_do_not_wait_for_a_full_shard(tmp_path):
+  fill(tmp_path, [1], [2], [3], shard_seconds=0.0)
+  assert len(shard_paths(tmp_path)) == 3
+  _check(feature_cache.FeatureCache(tmp_path, KEY), [1, 2, 3])
+
+
 @pytest.mark.parametrize("field", ["features", "data", "view", "dtype"])
 def test_another_key_is_another_cache(tmp_path, field):
   fill(tmp_path, [1])
@@ -186,8 +192,9 @@ from tests.freezing import test_cache as test
 found = cache.FeatureCache(sys.argv[1], test.KEY)
 with found.writing(shard_bytes=1 << 12) as writer:
   print("ready", flush=True)
-  for index in found.missing(range(400)).tolist():
+  for index in found.missing(range(4000)).tolist():
     writer.add([index], test.records([index]))
+    print(index, flush=True)
 """
 
 
@@ -200,18 +207,21 @@ def kill_and_continue(folder: pathlib.Path, kills: int, seed: int) -> list[int]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
       assert process.stdout.readline() == "ready\n"
       if number < kills:
-        time.sleep(rng.random() * 0.02)
+        for _ in range(rng.randrange(2 * 4000 // (kills + 1))):
+          process.stdout.readline()
+        time.sleep(rng.random() * 0.01)
         process.send_signal(signal.SIGKILL)
+      process.communicate()
     cache = feature_cache.FeatureCache(folder, KEY)
     assert not len(cache.missing(cache.indices))
     if len(cache):
       _check(cache, cache.indices)
     counts.append(len(cache))
-  assert counts == sorted(counts) and counts[-1] == 400
+  assert counts == sorted(counts) and counts[-1] == 4000
   assert not list(folder.rglob("*.partial"))
   return counts
 
 
 def test_nothing_is_lost_or_wrong_when_writers_are_killed(tmp_path):
   counts = kill_and_continue(tmp_path, kills=3, seed=0)
-  assert counts[0] < 400
+  assert counts[0] < 4000
