@@ -67,6 +67,7 @@ VARIANTS = {
   "swinv2_g_finetune": "backbone=swinv2_g,train=all",
   "objects365_swinv2_g_finetune": "backbone=swinv2_g,stage=objects365,train=all",
 }
+_PYRAMIDS = ("fpn", "bifpn", "simple_pyramid")  # necks with the options of an FPN
 
 
 def get_config(arguments: str = "") -> ml_collections.ConfigDict:
@@ -242,7 +243,7 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   options.head.name = "htc"  # [paper] says HTC++, a third-party table of the frozen study HTC
   options.neck.name = "fpn"
   # [mmdet]; [swin]: a norm on every level of the backbone
-  config_lib.set_for(options.neck, NECKS, channels=256, levels=5, input_norm=True)
+  config_lib.set_for(options.neck, _PYRAMIDS, channels=256, levels=5, input_norm=True)
   options.resize = "lsj"
   options.frame = (1536, 1536)  # [paper]
   options.scale_range = (0.1, 2.0)  # [paper]
@@ -291,4 +292,4 @@ def _finetune(config: ml_collections.ConfigDict) -> None:
   config.optimizer.layer_decay = 1.0
   config.backbone.overrides.drop_path_rate = 0.4  # [paper] on ADE20K; not stated for COCO
   # HTC++ has one more global attention layer [swin1]; heads of 32 channels, as in the backbone [ours].
-  config_lib.set_for(config.detection.neck, NECKS, attention_heads=128)
+  config_lib.set_for(config.detection.neck, _PYRAMIDS, attention_heads=128)
