@@ -48,8 +48,10 @@ import ml_collections
 
 from frozen_vision import config as config_lib
 from frozen_vision.necks.build import NECKS
-from frozen_vision.tasks.detection_options import DetectionConfig, HEADS
+from frozen_vision.tasks.detection_options import DetectionConfig
 
+# The heads whose options are set here; RetinaNet keeps its own defaults.
+_HEADS = ("htc", "cascade_mask_rcnn", "mask_rcnn")
 _SIZES = ("swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
 ARGUMENTS = {
   "recipe": ("demo", "photos", "overfit", "files"),
@@ -120,7 +122,7 @@ def _small_head(options: ml_collections.ConfigDict) -> None:
   """[ours]: HTC with narrow layers and few rois."""
   config_lib.set_for(
     options.head,
-    HEADS,
+    _HEADS,
     anchor_scales=(4.0,),
     rpn_channels=64,
     train_pre_nms=200,
@@ -158,7 +160,7 @@ def _photos(config: ml_collections.ConfigDict) -> None:
   config_lib.set_for(options.neck, NECKS, channels=64)
   _small_head(options)
   config_lib.set_for(
-    options.head, HEADS, anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0, max_detections=100
+    options.head, _HEADS, anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0, max_detections=100
   )
 
 
@@ -187,7 +189,7 @@ def _overfit(config: ml_collections.ConfigDict) -> None:
   options.max_objects = 10
   config_lib.set_for(options.neck, NECKS, channels=64)
   _small_head(options)
-  config_lib.set_for(options.head, HEADS, anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0)
+  config_lib.set_for(options.head, _HEADS, anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0)
 
 
 def _files(config: ml_collections.ConfigDict) -> None:
@@ -211,7 +213,7 @@ def _files(config: ml_collections.ConfigDict) -> None:
   config_lib.set_for(options.neck, NECKS, channels=64)
   _small_head(options)
   config_lib.set_for(
-    options.head, HEADS, anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0, max_detections=100
+    options.head, _HEADS, anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0, max_detections=100
   )
 
 
@@ -253,7 +255,7 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   options.head_dtype = "bfloat16"  # [ours]
   # [paper] says soft-NMS; its kind is mmcv's default. The rest [mmdet], but for two points each of
   # sampling_ratio, Detectron's, where mmdet adapts their number.
-  config_lib.set_for(options.head, HEADS, nms_kind="soft_linear")
+  config_lib.set_for(options.head, _HEADS, nms_kind="soft_linear")
   # Not taken from a head trained on Objects365, which has no masks [paper] and other classes.
   options.init.keep = ("head/mask_heads/.*", "head/box_heads/.*/classes/.*")
 
@@ -271,7 +273,7 @@ def _objects365(config: ml_collections.ConfigDict) -> None:
   _decay(config)
   options = config.detection
   options.data = "files"
-  config_lib.set_for(options.head, HEADS, with_masks=False)
+  config_lib.set_for(options.head, _HEADS, with_masks=False)
   options.init.keep = ()
   # The paper prints an input of [800, 1024], and not which sides these are; here, in mmdet's manner, the
   # short side is 800 unless the long one would exceed 1024 [ours].
