@@ -17,23 +17,11 @@ import time
 from absl import app, flags
 import numpy as np
 
-from experiments import tables
-from frozen_vision.config import BackboneOptions, Config
+from experiments import available, tables
 from frozen_vision.data.classification import augment, folders
 from frozen_vision.files import atomic
-from frozen_vision.freezing import embeddings, prepare
+from frozen_vision.freezing import embeddings
 from frozen_vision.probes import linear, suite
-
-BACKBONES = {
-  "random": ("swinv2_nano", "random"),
-  "swinv2_nano": ("swinv2_nano", "shipped"),
-  "efficientnet_lite0": ("efficientnet_lite0", "efficientnet_lite0"),
-  "efficientnet_lite1": ("efficientnet_lite1", "efficientnet_lite1"),
-  "efficientnet_lite2": ("efficientnet_lite2", "efficientnet_lite2"),
-}
-NAMES = {"random": "SwinV2-nano, random weights", "swinv2_nano": "SwinV2-nano (CIFAR-10, shipped)"} | {
-  f"efficientnet_lite{i}": f"EfficientNet-Lite{i} (ImageNet)" for i in range(3)
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +53,11 @@ DATA = {
 _ROOT = flags.DEFINE_string("data", None, "Folder with the data sets.", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for embeddings and results.", required=True)
 _SETS = flags.DEFINE_list("sets", list(DATA), f"Data sets, of {', '.join(DATA)}.")
-_BACKBONES = flags.DEFINE_list("backbones", list(BACKBONES), f"Backbones, of {', '.join(BACKBONES)}.")
+_BACKBONES = flags.DEFINE_list(
+  "backbones", list(available.BACKBONES), f"Backbones, of {', '.join(available.BACKBONES)}."
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+_COLLECT = flags.DEFINE_bool("collect", False, "Only write what the workdir has, and what it lacks.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
 
 
@@ -85,16 +76,15 @@ class Every:
 
 def embed(data: Data, name: str, seed: int, workdir: pathlib.Path) -> tuple[suite.Examples, suite.Examples]:
   """Embeddings of the training and of the test images, from the workdir where they are there."""
-  backbone, weights = BACKBONES[name]
-  folder = workdir / "embeddings" / f"{data.title}_{name}{f'_{seed}' if weights == 'random' else ''}"
+  of_seed = f"_{seed}" if name == "random" else ""
+  folder = workdir / "embeddings" / f"{data.title}_{name}{of_seed}"
   parts = []
   frozen = None
   for part, path, step in zip(("train", "test"), (data.train, data.test), data.every):
     file = folder / f"{part}.npz"
     if not file.exists():
       if frozen is None:
-        config = Config(backbone=BackboneOptions(name=backbone, weights=weights), seed=seed)
-        frozen = prepare.Backbones().of(config)
+        frozen = available.frozen(name, seed)
       source = Every(folders.open_source(pathlib.Path(_ROOT.value) / path), step)
       started = time.perf_counter()
       found = embeddings.embed(frozen, source, augment.EvalTransform(data.size), batch_size=64, num_threads=2)
@@ -108,9 +98,14 @@ def embed(data: Data, name: str, seed: int, workdir: pathlib.Path) -> tuple[suit
   return parts[0], parts[1]
 
 
+def result_file(key: str, name: str, seed: int, workdir: pathlib.Path) -> pathlib.Path:
+  """Where the results of one seed are."""
+  return workdir / "results" / f"{key}_{name}_{seed}.json"
+
+
 def probe(key: str, name: str, seed: int, workdir: pathlib.Path) -> dict:
   """The results of one seed, from the workdir where they are there."""
-  file = workdir / "results" / f"{key}_{name}_{seed}.json"
+  file = result_file(key, name, seed, workdir)
   if not file.exists():
     train, test = embed(DATA[key], name, seed, workdir)
     kept, held = linear.split(train.labels, seed=seed)
@@ -151,7 +146,7 @@ def table(key: str, found: dict[str, list[dict]]) -> list[str]:
     cells.append(_mean([each["calibration"]["ece"] for each in results], 3))
     cells.append(_mean([each["calibration"]["scaled_ece"] for each in results], 3))
     cells.append(_mean([each["calibration_on_test_folds"]["scaled_ece"] for each in results], 3))
-    lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+    lines.append(f"| {available.BACKBONES[name][2]} | {' | '.join(cells)} |")
   return lines
 
 
@@ -176,8 +171,18 @@ def _main(argv: list[str]) -> None:
     "together. SwinV2-nano was pretrained on CIFAR-10's training images with their labels, so that its row",
     "there shows no transfer. Images are smaller than those that the ImageNet backbones were trained on.",
   ]
+  absent = []
   for key in _SETS.value:
-    lines += table(key, {n: [probe(key, n, s, workdir) for s in seeds] for n in _BACKBONES.value})
+    found = {}
+    for name in _BACKBONES.value:
+      if _COLLECT.value and not all(result_file(key, name, seed, workdir).exists() for seed in seeds):
+        absent.append(f"{available.BACKBONES[name][2]} on {DATA[key].title}")
+      else:
+        found[name] = [probe(key, name, seed, workdir) for seed in seeds]
+    if found:
+      lines += table(key, found)
+  if absent:
+    lines += ["", f"Not run yet: {'; '.join(absent)}."]
   tables.publish("\n".join(lines) + "\n", _OUT.value)
 
 
