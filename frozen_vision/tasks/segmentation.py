@@ -25,7 +25,7 @@ from frozen_vision.data.segmentation import (
 )
 from frozen_vision.data.segmentation import transforms as segmentation_transforms
 from frozen_vision.files import atomic
-from frozen_vision.heads import linear, upernet
+from frozen_vision.heads import linear, plain_mask_decoder, upernet
 from frozen_vision.heads.base import SegmentationHead
 from frozen_vision.heads.mask2former import mask2former
 from frozen_vision.metrics import mean_iou
@@ -38,6 +38,7 @@ from frozen_vision.visualization import label_maps as visualize_semantic
 # The module of a head by the name in its options (`segmentation_options.HEADS`).
 HEADS: dict[str, Callable[..., SegmentationHead]] = {
   "mask2former": mask2former.Mask2Former,
+  "plain_mask": plain_mask_decoder.PlainMaskDecoder,
   "upernet": upernet.UPerNet,
   "linear": linear.LinearHead,
 }

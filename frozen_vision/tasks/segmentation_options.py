@@ -7,12 +7,14 @@ from typing import Literal
 from frozen_vision import config, options
 from frozen_vision.heads import linear, upernet
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
+from frozen_vision.heads.plain_mask_decoder import PlainMaskConfig
 from frozen_vision.necks import build as necks
 from frozen_vision.options import Count, DType, Fraction, Natural, Path, Positive, Size
 from frozen_vision.tasks.shared_options import InitOptions, ScenesOptions
 
 HEADS = {
   "mask2former": Mask2FormerConfig,
+  "plain_mask": PlainMaskConfig,
   "upernet": upernet.UPerNetConfig,
   "linear": linear.LinearConfig,
 }
@@ -79,7 +81,9 @@ class SegmentationOptions:
   eval_long_side: Natural = 0
   test: TestOptions = TestOptions()
   neck: necks.NoNeck | necks.NeckConfig = options.choice(NECKS, "none")
-  head: Mask2FormerConfig | upernet.UPerNetConfig | linear.LinearConfig = options.choice(HEADS, "mask2former")
+  head: Mask2FormerConfig | PlainMaskConfig | upernet.UPerNetConfig | linear.LinearConfig = options.choice(
+    HEADS, "mask2former"
+  )
   head_dtype: DType = "float32"
   init: InitOptions = InitOptions()
 

@@ -62,6 +62,17 @@ def test_htc_on_an_adapter():
   assert list(statistics) == ["neck"] and all(jax.tree.leaves(statistics))
 
 
+def test_the_plain_mask_decoder_anneals_its_masks(tmp_path):
+  config = _on_vit(tiny.segmentation("plain_mask"))
+  config.trainable = ("head/.*",)
+  options = dict(num_queries=8, blocks=1, num_heads=2, num_points=32, anneal_starts=(0,), anneal_ends=(2,))
+  config.segmentation.head.update(options)
+  before, after, scalars = _after_a_step(config)
+  assert np.isfinite(scalars["loss"])
+  assert all(jax.tree.leaves(_changed(before["mutable"], after["mutable"]))), "statistics and the count"
+  assert int(after["mutable"]["head"]["batches"][...]) == 1
+
+
 def test_a_neck_that_would_not_train_is_refused():
   config = _on_vit(tiny.segmentation("linear"))
   config.segmentation.neck.name = "simple_pyramid"

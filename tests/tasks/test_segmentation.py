@@ -148,7 +148,7 @@ def test_options_that_do_not_fit_are_named(tmp_path):
     tasks_build.build_task(config)
   for key, value, message in (
     ("segmentation.data", "cityscapes", "'cityscapes'; expected scenes, ade20k, files or prepared"),
-    ("segmentation.head.name", "fcn", "'fcn'; known: mask2former, upernet, linear"),
+    ("segmentation.head.name", "fcn", "'fcn'; known: mask2former, plain_mask, upernet, linear"),
   ):
     config = tiny.segmentation("linear")
     config.update_from_flattened_dict({key: value})

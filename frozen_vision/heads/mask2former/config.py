@@ -6,8 +6,32 @@ from typing import Annotated, Literal
 from frozen_vision.options import Count, Fraction, from_data, NonNegative, Range
 
 
+class MaskLossConfig:
+  """Options that matching and losses read; the dataclass of a head's options inherits it.
+
+  Attributes: see `Mask2FormerConfig`.
+  """
+
+  num_classes: int
+  class_weight: float
+  mask_weight: float
+  dice_weight: float
+  no_object_weight: float
+  num_points: int
+  oversample_ratio: float
+  importance_ratio: float
+
+  @property
+  def num_candidates(self) -> int:
+    return int(self.num_points * self.oversample_ratio)
+
+  @property
+  def num_important(self) -> int:
+    return int(self.num_points * self.importance_ratio)
+
+
 @dataclasses.dataclass(frozen=True)
-class Mask2FormerConfig:
+class Mask2FormerConfig(MaskLossConfig):
   """Defaults are those of the official ADE20K recipe.
 
   Sources: facebookresearch/Mask2Former, configs/ade20k/semantic-segmentation/maskformer2_R50_bs16_160k.yaml,
@@ -98,11 +122,3 @@ class Mask2FormerConfig:
   def num_predictions(self) -> int:
     """Predictions with a loss: one per decoder layer, and one from the initial queries."""
     return self.decoder_layers + 1
-
-  @property
-  def num_candidates(self) -> int:
-    return int(self.num_points * self.oversample_ratio)
-
-  @property
-  def num_important(self) -> int:
-    return int(self.num_points * self.importance_ratio)

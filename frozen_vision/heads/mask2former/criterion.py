@@ -4,7 +4,7 @@ Predictions are matched and scored one after the other, in loops whose body is c
 and only masks with a segment are multiplied out: memory hardly depends on the number of predictions.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float, PRNGKeyArray
 import optax
 
 from frozen_vision.heads.mask2former import points as point_ops
-from frozen_vision.heads.mask2former.config import Mask2FormerConfig
-from frozen_vision.heads.mask2former.transformer_decoder import mask_logits, Predictions
+from frozen_vision.heads.mask2former.config import MaskLossConfig
 from frozen_vision.ops.arrays import Array
 
 _LARGE = 1e6  # stands for a cost that is no finite number
@@ -25,6 +24,24 @@ class Targets(NamedTuple):
   labels: Array  # int [b, H, W]
   segment_labels: Array  # int [b, s]
   segment_valid: Array  # bool [b, s]
+
+
+@runtime_checkable
+class MaskPredictions(Protocol):
+  """Predictions of a pass, a pytree; masks may be kept as factors, of which only some are multiplied out.
+
+  Attributes:
+    class_logits: float32 [p, b, q, num_classes + 1]; the last class is "no object".
+    factors: [p, b, q, ...], what the masks of the queries are made of.
+  """
+
+  class_logits: Array
+
+  @property
+  def factors(self) -> Array: ...
+
+  def multiplied(self, factors: Array) -> Float[Array, "b n h w"]:
+    """Mask logits, float32, of some factors of one prediction [b, n, ...]."""
 
 
 class Points(NamedTuple):
@@ -42,7 +59,7 @@ class Matches(NamedTuple):
   matched: Array  # bool [..., s]
 
 
-def draw_points(rng: PRNGKeyArray, batch: int, segments: int, config: Mask2FormerConfig) -> Points:
+def draw_points(rng: PRNGKeyArray, batch: int, segments: int, config: MaskLossConfig) -> Points:
   """Uniform points for one prediction."""
   keys = jax.random.split(rng, 3)
   shapes = (
@@ -54,9 +71,9 @@ def draw_points(rng: PRNGKeyArray, batch: int, segments: int, config: Mask2Forme
 
 
 def criterion(
-  predictions: Predictions,
+  predictions: MaskPredictions,
   targets: Targets,
-  config: Mask2FormerConfig,
+  config: MaskLossConfig,
   points: PRNGKeyArray | Points,
 ) -> tuple[dict[str, Float[Array, "p"]], Matches]:
   """Weighted losses of every prediction, and which query was matched to which segment.
@@ -92,20 +109,20 @@ def criterion(
   fixed = jax.lax.stop_gradient(predictions)
 
   def cost(step):
-    class_logits, embeddings, drawn = step
-    masks = jnp.moveaxis(mask_logits(embeddings, fixed.mask_features), 1, -1)
+    class_logits, factors, drawn = step
+    masks = jnp.moveaxis(fixed.multiplied(factors), 1, -1)
     return matching_cost(class_logits, masks, targets, draw(drawn).matching, config)
 
-  matches = match(jax.lax.map(cost, (fixed.class_logits, fixed.mask_embeddings, points)), valid)
+  matches = match(jax.lax.map(cost, (fixed.class_logits, fixed.factors, points)), valid)
 
   @jax.checkpoint
   def losses(step):
-    class_logits, embeddings, drawn, matches = step
+    class_logits, factors, drawn, matches = step
     drawn = draw(drawn)
     found, accuracy = class_loss(class_logits, targets, matches, config)
-    query = jnp.minimum(matches.query, embeddings.shape[1] - 1)
-    embeddings = jnp.take_along_axis(embeddings, query[..., None], axis=1)
-    masks = mask_logits(embeddings, predictions.mask_features)
+    query = jnp.minimum(matches.query, factors.shape[1] - 1)
+    query = query.reshape(*query.shape, *(1,) * (factors.ndim - 2))
+    masks = predictions.multiplied(jnp.take_along_axis(factors, query, axis=1))
     bce, dice = mask_losses(masks, targets, matches, drawn.candidates, drawn.others, config)
     return {
       "class": config.class_weight * found,
@@ -114,7 +131,7 @@ def criterion(
       "accuracy": accuracy,
     }
 
-  steps = (predictions.class_logits, predictions.mask_embeddings, points, matches)
+  steps = (predictions.class_logits, predictions.factors, points, matches)
   return jax.lax.map(losses, steps), matches
 
 
@@ -123,7 +140,7 @@ def matching_cost(
   masks: Float[Array, "b h w q"],
   targets: Targets,
   points: Float[Array, "b n 2"],
-  config: Mask2FormerConfig,
+  config: MaskLossConfig,
 ) -> Float[Array, "b s q"]:
   """Costs of matching each segment to each query: class (minus its probability), cross-entropy and dice."""
   labels = jnp.clip(targets.segment_labels, 0, class_logits.shape[-1] - 1)
@@ -169,7 +186,7 @@ def match(cost: Float[Array, "*p b s q"], valid: Bool[Array, "b s"]) -> Matches:
 
 
 def class_loss(
-  logits: Float[Array, "b q k"], targets: Targets, matches: Matches, config: Mask2FormerConfig
+  logits: Float[Array, "b q k"], targets: Targets, matches: Matches, config: MaskLossConfig
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Cross-entropy of all queries, those without a segment weighted less; accuracy of the matched (%)."""
   b, queries, classes = logits.shape
@@ -190,7 +207,7 @@ def mask_losses(
   matches: Matches,
   candidates: Float[Array, "b s c 2"],
   others: Float[Array, "b s o 2"],
-  config: Mask2FormerConfig,
+  config: MaskLossConfig,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
   """Cross-entropy and dice of the matched masks, at points most of which lie where they are least certain.
 

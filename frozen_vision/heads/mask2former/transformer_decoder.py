@@ -25,6 +25,15 @@ class Predictions(NamedTuple):
   mask_embeddings: Array  # [p, b, q, mask_dim]
   mask_features: Array  # [b, h, w, mask_dim]
 
+  @property
+  def factors(self) -> Array:
+    """See `criterion.MaskPredictions`."""
+    return self.mask_embeddings
+
+  def multiplied(self, factors: Float[Array, "b n c"]) -> Float[Array, "b n h w"]:
+    """Mask logits of some of the queries of one prediction, float32."""
+    return mask_logits(factors, self.mask_features)
+
   def mask_logits(self, index: int) -> Float[Array, "b q h w"]:
     """Mask logits of prediction `index`, float32, of the finest level's size."""
     return mask_logits(self.mask_embeddings[index], self.mask_features)

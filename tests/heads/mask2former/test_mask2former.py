@@ -14,7 +14,7 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads.mask2former import criterion, points
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
 from frozen_vision.heads.mask2former.mask2former import Mask2Former
-from frozen_vision.heads.mask2former.transformer_decoder import TransformerDecoder
+from frozen_vision.heads.mask2former.transformer_decoder import Predictions, TransformerDecoder
 
 SIDE = 32
 SPECS = tuple(FeatureSpec(4 << i, 4) for i in range(4))
@@ -183,7 +183,7 @@ def test_invalid_segments_and_padding_of_segments_change_nothing(quick_compilati
   config = dataclasses.replace(TINY, num_points=400)
   rng = np.random.default_rng(0)
   b, p = 1, config.num_predictions
-  predictions = criterion.Predictions(
+  predictions = Predictions(
     jnp.asarray(rng.standard_normal((p, b, 4, 4)), jnp.float32),
     jnp.asarray(rng.standard_normal((p, b, 4, 4)), jnp.float32),
     jnp.asarray(rng.standard_normal((b, 8, 8, 4)), jnp.float32),
