@@ -227,7 +227,7 @@ def test_prediction_in_bands_of_rows(monkeypatch, quick_compilation):
 
   scores = predict()
   assert scores.shape == (2, *size, 3) and scores.dtype == jnp.float32
-  monkeypatch.setattr("frozen_vision.heads.mask2former.mask2former._BAND", 7)
+  monkeypatch.setattr("frozen_vision.heads.mask2former.mask_head._BAND", 7)
   np.testing.assert_allclose(predict(), scores, rtol=1e-5)
   predictions = jax.jit(lambda x: head(x))(features(2))
   masks = jax.image.resize(predictions.mask_logits(-1), (2, 4, *size), "linear", antialias=False)
@@ -273,7 +273,7 @@ def test_mistakes_are_named():
     (dict(hidden_dim=10), "multiple of 4"),
     (dict(hidden_dim=12, num_heads=8), r"multiple of num_heads \(8\)"),
     (dict(num_queries=0), "num_queries is 0"),
-    (dict(importance_ratio=1.5), "a share between 0 and 1"),
+    (dict(importance_ratio=1.5), "a fraction between 0 and 1"),
   ):
     with pytest.raises(ValueError, match=text):
       dataclasses.replace(TINY, **change)
