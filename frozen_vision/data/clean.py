@@ -1,9 +1,11 @@
 """Removes shared memory that loader workers of killed runs have left behind.
 
-  python -m frozen_vision.data.clean [--dry-run] [--workdir=DIR]
+  python -m frozen_vision.data.clean --dry-run
+  python -m frozen_vision.data.clean --workdir=DIR
 
-A run removes by itself what earlier ones in its workdir have left; this is for workdirs that are not used
-again. Running processes are not touched.
+Without `--dry-run`, which only counts, it removes; without `--workdir` it looks at all runs. A run removes
+by itself what earlier ones in its workdir have left; this is for workdirs that are not used again. Running
+processes are not touched.
 """
 
 import argparse

@@ -195,7 +195,7 @@ class Checkpoints:
       (parameters, mutable variables, the `meta` saved with them).
 
     Raises:
-      As `restore` does.
+      ValueError, FileNotFoundError: as `restore`.
     """
     names = ("ema", "ema_mutable") if averaged else ("trainable", "mutable")
     if averaged and not self.has_part("ema_mutable", step, best=best):
