@@ -19,6 +19,8 @@ _CHECKED = (
   "frozen_vision.backbones.video_swin",
   "frozen_vision.data",
   "frozen_vision.files",
+  "frozen_vision.freezing",
+  "frozen_vision.heads",
   "frozen_vision.metrics",
   "frozen_vision.necks",
   "frozen_vision.ops",
