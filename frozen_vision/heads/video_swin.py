@@ -20,6 +20,7 @@ import numpy as np
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.backbones.video_swin import model as video_swin
 from frozen_vision.heads.base import ClipHead
+from frozen_vision.layers import stages
 from frozen_vision.layers.mlp import gelu, linear, Mlp
 from frozen_vision.layers.norms import LayerNorm, level_norms
 from frozen_vision.ops import self_similarity
@@ -214,8 +215,7 @@ class VideoSwinHead(ClipHead):
   ):
     self.dtype = dtype
     self.levels = check_levels(config.levels, feature_specs)
-    rates = np.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
-    starts = np.cumsum((0, *config.depths))
+    rates = stages.drop_path_rates(config.drop_path_rate, config.depths)
     self.stages = nnx.List(
       [
         _Level(
@@ -223,7 +223,7 @@ class VideoSwinHead(ClipHead):
           config.channels[index - 1] if index else None,
           config.channels[index],
           config,
-          rates[starts[index] : starts[index + 1]],
+          rates[index],
           dtype=dtype,
           rngs=rngs,
         )

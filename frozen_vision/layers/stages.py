@@ -1,11 +1,25 @@
 """Networks of stages: blocks at one stride, then a merging that leads to the next."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from frozen_vision.ops.arrays import Array
+
+
+def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+  """Rates of stochastic depth of every stage's blocks, growing linearly from 0 at the first to `last`.
+
+  The rule of Swin's and ConvNeXt's released code; Huang et al. 2016, section 3.
+
+  Args:
+    last: the rate of the last block of all.
+    depths: blocks of each stage.
+  """
+  rates = iter(np.linspace(0, last, sum(depths)).tolist())
+  return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
 def features(stages: Iterable[Any], x: Array, rng: Array | None) -> tuple[Array, ...]:

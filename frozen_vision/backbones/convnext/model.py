@@ -7,12 +7,11 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
-import numpy as np
 
 from frozen_vision.backbones import base
 from frozen_vision.backbones.convnext import architecture, folded
 from frozen_vision.backbones.convnext.architecture import ConvNeXtConfig, NORM_EPSILON
-from frozen_vision.layers import patches
+from frozen_vision.layers import patches, stages
 from frozen_vision.layers.convolution import Conv, ConvSpec
 from frozen_vision.layers.mlp import linear, Mlp
 from frozen_vision.layers.norms import LayerNorm
@@ -78,13 +77,9 @@ class ConvNeXt(base.Backbone):
     self.config = config
     self.dtype = dtype
     self.preprocessing = base.Preprocessing(config.mean, config.std)
-    rates = np.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
-    starts = np.cumsum((0,) + config.depths)
+    rates = stages.drop_path_rates(config.drop_path_rate, config.depths)
     self.stages = nnx.List(
-      [
-        Stage(config, stage, rates[starts[stage] : starts[stage + 1]], dtype=dtype, rngs=rngs)
-        for stage in range(len(config.depths))
-      ]
+      [Stage(config, stage, rates[stage], dtype=dtype, rngs=rngs) for stage in range(len(config.depths))]
     )
     self.norm = LayerNorm(config.channels[-1], epsilon=NORM_EPSILON, rngs=rngs)
 

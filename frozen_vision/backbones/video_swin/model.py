@@ -213,13 +213,9 @@ class VideoSwin(nnx.Module):
     self.config = config
     self.dtype = dtype
     self.patch_embed = PatchEmbedding(config.embed_dim, dtype=dtype, rngs=rngs)
-    rates = np.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
-    starts = np.cumsum((0,) + config.depths)
+    rates = stages.drop_path_rates(config.drop_path_rate, config.depths)
     self.stages = nnx.List(
-      [
-        Stage(config, stage, rates[starts[stage] : starts[stage + 1]], dtype=dtype, rngs=rngs)
-        for stage in range(len(config.depths))
-      ]
+      [Stage(config, stage, rates[stage], dtype=dtype, rngs=rngs) for stage in range(len(config.depths))]
     )
     self.norm = LayerNorm(config.stage_channels(len(config.depths) - 1), rngs=rngs)
 
