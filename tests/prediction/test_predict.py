@@ -313,7 +313,7 @@ def test_inputs_are_found_and_named(tmp_path):
     inputs_lib.find_inputs([folder / "out" / ".."], exclude=folder)
 
 
-def test_clear_errors(tmp_path):
+def test_clear_errors(tmp_path, without_type_checks):
   run = _run(tmp_path / "run", _segmentation())
   with pytest.raises(ValueError, match="No head"):
     predict.Predictor(None, {})
