@@ -42,9 +42,7 @@ class DetectionHead(nnx.Module):
   config: DetectionHeadConfig
 
   @abc.abstractmethod
-  def losses(
-    self, features: Features, batch: Mapping[str, jax.Array], rng: jax.Array
-  ) -> tuple[Scalars, Scalars]:
+  def losses(self, features: Features, batch: Mapping[str, Array], rng: jax.Array) -> tuple[Scalars, Scalars]:
     """(terms, metrics): terms are weighted already, their sum is the loss; metrics are logged beside it.
 
     Args:
@@ -104,9 +102,7 @@ class SegmentationHead(nnx.Module):
   """A segmentation head: built as `Head(feature_specs, config, dtype=..., rngs=...)` on a backbone."""
 
   @abc.abstractmethod
-  def losses(
-    self, features: Features, batch: Mapping[str, jax.Array], rng: jax.Array
-  ) -> tuple[Scalars, Scalars]:
+  def losses(self, features: Features, batch: Mapping[str, Array], rng: jax.Array) -> tuple[Scalars, Scalars]:
     """(terms, metrics): terms are weighted already, their sum is the loss; metrics are logged beside it.
 
     Args:

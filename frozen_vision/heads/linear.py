@@ -99,7 +99,7 @@ class LinearHead(SegmentationHead):
     return sum(logits)
 
   def losses(
-    self, features: Sequence[Float[Array, "b _h _w _c"]], batch: Mapping[str, jax.Array], rng: jax.Array
+    self, features: Sequence[Float[Array, "b _h _w _c"]], batch: Mapping[str, Array], rng: jax.Array
   ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """({"loss_ce"}, {"pixel_accuracy"}) of `batch["labels"]`; `rng` is not used."""
     del rng

@@ -212,7 +212,7 @@ class RetinaNet(DetectionHead):
     return found
 
   def losses(
-    self, features: Features, batch: Mapping[str, jax.Array], rng: PRNGKeyArray
+    self, features: Features, batch: Mapping[str, Array], rng: PRNGKeyArray
   ) -> tuple[Scalars, Scalars]:
     """Losses `class` and `box`; see `DetectionHead.losses`.
 

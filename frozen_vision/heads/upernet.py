@@ -177,7 +177,7 @@ class UPerNet(SegmentationHead):
     return jnp.where(kept, x / (1 - rate), 0)
 
   def losses(
-    self, features: Sequence[Float[Array, "b _h _w _c"]], batch: Mapping[str, jax.Array], rng: jax.Array
+    self, features: Sequence[Float[Array, "b _h _w _c"]], batch: Mapping[str, Array], rng: jax.Array
   ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """({"loss_ce" and "loss_auxiliary"}, {"pixel_accuracy"}) of `batch["labels"]`."""
     rng, auxiliary_rng = jax.random.split(rng)
