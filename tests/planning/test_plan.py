@@ -98,9 +98,9 @@ def test_weights_are_planned_as_they_are_held(storage, quick_compilation):
 def test_neither_data_nor_weights_are_looked_for(configs):
   for name, config in configs.items():
     options = config[name]
-    if "data" in options:
-      options.data = {"detection": "coco", "segmentation": "ade20k", "action": "videos"}[name]
-    else:
+    of_files = {"detection": "coco", "segmentation": "ade20k", "action": "videos", "classification": "files"}
+    options.data = of_files[name]
+    if name == "classification":
       options.train = options.validation = "absent"
     config.backbone.weights = "absent/weights.safetensors"
     if "init" in options:
