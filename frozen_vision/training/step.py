@@ -181,10 +181,14 @@ def _accumulated(
 
 
 def _average(ema: nnx.State, newest: nnx.State, step: jax.Array, ema_decay: float) -> nnx.State:
-  """The average after an update; see `make_train_step`."""
+  """The average after an update; see `make_train_step`. Of counts, which have no average, the newest."""
   step = step.astype(jnp.float32)
   decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
-  return jax.tree.map(lambda old, leaf: decay * old + (1 - decay) * leaf, ema, newest)
+
+  def average(old: jax.Array, leaf: jax.Array) -> jax.Array:
+    return decay * old + (1 - decay) * leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+  return jax.tree.map(average, ema, newest)
 
 
 def make_features_step(

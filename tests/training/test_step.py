@@ -100,6 +100,32 @@ def test_statistics_are_averaged_with_the_parameters_that_they_belong_to(tmp_pat
       np.testing.assert_allclose(found["norm"]["mean"][...], wanted, rtol=1e-6)
 
 
+class _Counting(_Normed):
+  """Counts its batches too."""
+
+  def __init__(self):
+    super().__init__()
+    self.batches = nnx.BatchStat(jnp.int32(0))
+
+
+class _CountingTask(_Task):
+  def loss(self, model, batch, features, rng, state):
+    model.batches[...] += 1
+    return super().loss(model, batch, features, rng, state)
+
+
+def test_a_count_is_not_averaged():
+  graphdef, trainable, mutable, frozen = partition.split(_Counting(), (".*",))
+  tx = optax.sgd(0.0)
+  state = step_lib.init_state(trainable, tx, seed=0, ema=True, mutable=mutable, task_state=jnp.int32(0))
+  step = jax.jit(step_lib.make_train_step(_CountingTask(), graphdef, tx, ema_decay=0.5, frozen_pass=False))
+  program = step.lower(state, frozen, {"x": np.ones((2, 2), np.float32)}).compile()
+  for _ in range(3):
+    state, _ = program(state, frozen, {"x": np.ones((2, 2), np.float32)})
+  count = programs.evaluated(state)[1]["batches"][...]
+  assert count == 3 and count.dtype == jnp.int32
+
+
 def test_a_norm_that_is_frozen_keeps_its_statistics():
   graphdef, trainable, mutable, frozen = _parts(("layer/.*",))
   assert not jax.tree.leaves(mutable)
