@@ -113,11 +113,6 @@ def _demo(config: ml_collections.ConfigDict) -> None:
   _small_head(options)
 
 
-def _lite0(config: ml_collections.ConfigDict) -> None:
-  """[ours]: ImageNet weights that come as a Python package."""
-  config.backbone.update(dict(name="efficientnet_lite0", weights="efficientnet_lite0"))
-
-
 def _small_head(options: ml_collections.ConfigDict) -> None:
   """[ours]: HTC with narrow layers and few rois."""
   config_lib.set_for(
@@ -141,27 +136,13 @@ def _small_head(options: ml_collections.ConfigDict) -> None:
 
 
 def _photos(config: ml_collections.ConfigDict) -> None:
-  """All [ours]: real photographs without a download; too few for a score to compare with others'."""
+  """All [ours]: as `_files`; too few photographs for a score to compare with others'."""
+  _files(config)
   config.headline = (
     "34 built-in photographs, evaluated on 16 others, with an ImageNet-pretrained EfficientNet-Lite0."
   )
-  _lite0(config)
-  config.steps = 1000
-  config.batch_size = 4
-  config.eval_batch_size = 4
-  config.ema_decay = 0.99
-  config.log_every = 50
-  config.eval_every = config.checkpoint_every = 250
-  config.optimizer.update(dict(learning_rate=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0))
-  options = config.detection
-  options.data = "photos"
-  options.frame = options.eval_frame = (320, 320)
-  options.scale_range = (0.5, 2.0)
-  config_lib.set_for(options.neck, NECKS, channels=64)
-  _small_head(options)
-  config_lib.set_for(
-    options.head, _HEADS, anchor_scales=(8.0,), roi_samples=64, finest_scale=56.0, max_detections=100
-  )
+  config.detection.data = "photos"
+  config.detection.frame = config.detection.eval_frame = (320, 320)
 
 
 # The photographs of :overfit, by COCO image id: those of the built-in sample with up to nine objects of mixed
@@ -198,7 +179,7 @@ def _files(config: ml_collections.ConfigDict) -> None:
     "Your own data with an ImageNet-pretrained EfficientNet-Lite0 and a small head; for a large backbone "
     "take :swinv2_b with --config.detection.data=files."
   )
-  _lite0(config)
+  config.backbone.update(dict(name="efficientnet_lite0", weights="efficientnet_lite0"))
   config.steps = 1000
   config.batch_size = config.eval_batch_size = 4
   config.ema_decay = 0.99
