@@ -91,7 +91,7 @@ def test_own_data(tmp_path, quick_environment):
   )
   assert len(_pictures(cells, tmp_path)) == 3
   printed = "".join(cell["printed"] for cell in cells)
-  assert "12 training and 3 validation images, held out of one file" in printed
+  assert "39 training and 10 validation images, held out of one file" in printed
   # The ids of the file that the notebook made, not those of COCO.
   content = json.loads((tmp_path / "run" / "mine.json").read_text())
   detections = json.loads((tmp_path / "run" / "detections.json").read_text())

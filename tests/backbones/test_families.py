@@ -15,6 +15,7 @@ from frozen_vision.devices import sharding
 from frozen_vision.files import trees
 from frozen_vision.freezing import feature_key
 from frozen_vision.layers import storage
+from frozen_vision.tasks import build as tasks_build
 from frozen_vision.tasks import common
 from tests import tiny
 
@@ -114,13 +115,13 @@ def test_files_that_are_none(path, tmp_path):
 def test_weights_of_another_network_than_the_named_one(path):
   config = tiny.detection()
   config.backbone.weights = str(path)
-  common.build_backbone(config)  # the same shape
+  common.build_backbone(tasks_build.read_config(config))  # the same shape
   config.backbone.overrides = {}
   with pytest.raises(ValueError, match=r"embed_dim = 8, but config.backbone.name = swinv2_nano has 32"):
-    common.build_backbone(config)
+    common.build_backbone(tasks_build.read_config(config))
   config.backbone.weights = str(path.with_name("absent.safetensors"))
   with pytest.raises(FileNotFoundError, match="config.backbone.weights: .*absent.safetensors does not exist"):
-    common.build_backbone(config)
+    common.build_backbone(tasks_build.read_config(config))
 
 
 def test_random_weights_are_no_identity():
@@ -128,7 +129,7 @@ def test_random_weights_are_no_identity():
   config.backbone.overrides = dict(embed_dim=8, depths=(1,) * 4, num_heads=(1,) * 4)
 
   def scale():
-    return common.build_backbone(config).stages[0].blocks[0].norm1.scale[...]
+    return common.build_backbone(tasks_build.read_config(config)).stages[0].blocks[0].norm1.scale[...]
 
   np.testing.assert_array_equal(scale(), 1)
   config.backbone.weights = "init"
