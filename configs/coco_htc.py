@@ -5,7 +5,7 @@
 | arguments | data | minutes on two CPU cores (AMD EPYC) | result |
 |---|---|---|---|
 | recipe=demo, the default | generated scenes | 4.3 to 5.1 | mask AP 0.375 to 0.399, mean 0.387, of 3 seeds |
-| recipe=photos | 34 built-in photographs, evaluated on 16 others | 11.1 | box AP50 0.041 over 80 classes, one seed |
+| recipe=photos | 34 built-in photographs, 16 others to validate | 11.1 | box AP50 0.041, of 80 classes |
 | recipe=overfit | eight built-in photographs, overfitted | 7.1 | mask AP50 0.898 on the same |
 | recipe=files | your own COCO JSON and images | | |
 | backbone=swinv2_t, _b, _l, _g | COCO below config.detection.root | | not run: a recipe at full scale |
