@@ -8,7 +8,7 @@ registers, which take part in its sequence: feature maps do not have them.
 from collections.abc import Sequence
 import dataclasses
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from flax import nnx
 import jax
@@ -32,7 +32,7 @@ from frozen_vision.layers.upsampling import Deconv2x
 from frozen_vision.ops import convolution
 from frozen_vision.ops.arrays import Array
 from frozen_vision.ops.resize import resize_bilinear
-from frozen_vision.options import Count, Fraction, from_data, Natural, NonNegative, Range
+from frozen_vision.options import Count, Natural
 
 _ROTARY_BASE = 100.0  # of DINOv3, which PMT's blocks share
 _ANNEALING_POWER = 0.9
@@ -56,7 +56,6 @@ class PlainMaskConfig(MaskLossConfig):
       see `Mask2FormerConfig`.
   """
 
-  num_classes: int = from_data(150)
   name: Literal["plain_mask"] = "plain_mask"
   num_queries: Count = 100
   blocks: Count = 6
@@ -64,14 +63,6 @@ class PlainMaskConfig(MaskLossConfig):
   mlp_dim: Natural = 0
   anneal_starts: tuple[Natural, ...] = ()
   anneal_ends: tuple[Natural, ...] = ()
-
-  class_weight: NonNegative = 2.0
-  mask_weight: NonNegative = 5.0
-  dice_weight: NonNegative = 5.0
-  no_object_weight: NonNegative = 0.1
-  num_points: Count = 12544
-  oversample_ratio: Annotated[float, Range(1)] = 3.0
-  importance_ratio: Fraction = 0.75
 
   def __post_init__(self):
     pairs = list(zip(self.anneal_starts, self.anneal_ends))

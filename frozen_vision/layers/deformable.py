@@ -67,7 +67,7 @@ class DeformableAttention(nnx.Module):
     references: Float[np.ndarray, "q 2"],
     shapes: Sequence[tuple[int, int]],
   ) -> Float[Array, "b q c"]:
-    """What the queries read, projected.
+    """Samples the values around the points of each query, and projects their sum.
 
     Args:
       queries: decide where to sample, and how much each sample counts.

@@ -1,9 +1,10 @@
-"""Layer normalisation in float32, and a norm for every level of a feature pyramid."""
+"""Normalisation in float32, and a norm for every level of a feature pyramid."""
 
 from collections.abc import Callable, Sequence
 
 from flax import nnx
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from frozen_vision.ops.arrays import Array
@@ -26,6 +27,13 @@ class LayerNorm(nnx.LayerNorm):
 
   def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
     return super().__call__(x).astype(x.dtype)
+
+
+def group_norm(channels: int, groups: int = 32, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
+  """A GroupNorm as PyTorch has it, with statistics in float32, returned in `dtype`."""
+  return nnx.GroupNorm(
+    channels, num_groups=groups, epsilon=NORM_EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs
+  )
 
 
 def level_norms(

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from frozen_vision.backbones.base import FeatureSpec
+from frozen_vision.layers import norms
 from frozen_vision.necks.base import Neck
 from frozen_vision.necks.fpn import resize_nearest
 from frozen_vision.ops.arrays import Array
@@ -31,9 +32,7 @@ Map = Float[Array, "b _h _w _c"]
 def _norm(channels: int, norm: Norm, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm | None:
   if norm == "none":
     return None
-  return nnx.GroupNorm(
-    channels, num_groups=_GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs
-  )
+  return norms.group_norm(channels, _GROUPS, dtype=dtype, rngs=rngs)
 
 
 def max_pool(x: Map) -> Float[Array, "b y x c"]:

@@ -14,10 +14,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from frozen_vision.backbones.base import FeatureSpec
+from frozen_vision.layers import norms
 from frozen_vision.layers.activations import ACTIVATIONS
 from frozen_vision.layers.convolution import BatchNorm
 from frozen_vision.necks.base import Neck
 from frozen_vision.necks.fpn import resize_nearest
+from frozen_vision.ops import convolution as conv_ops
 from frozen_vision.ops.arrays import Array
 
 Norm = Literal["batch", "group"]
@@ -58,11 +60,6 @@ NODES = (
 )
 
 
-def max_pool(x: Map, factor: int) -> Float[Array, "b _y _x _c"]:
-  """The maximum of squares of `factor` cells; the last square may be smaller."""
-  return nnx.max_pool(x, (factor, factor), strides=(factor, factor), padding="SAME")
-
-
 def global_max(x: Map) -> Float[Array, "b 1 1 _c"]:
   """The maximum of a map per channel.
 
@@ -97,7 +94,8 @@ class NASFPNBlock(nnx.Module):
 
     def resized(number: int, level: int) -> jax.Array:
       if levels[number] < level:
-        return max_pool(nodes[number], 2 ** (level - levels[number]))
+        factor = 2 ** (level - levels[number])
+        return conv_ops.max_pool(nodes[number], size=factor, strides=factor, padding="SAME")
       return resize_nearest(nodes[number], sizes[level])
 
     for node, conv, norm in zip(NODES, self.convs, self.norms, strict=True):
@@ -180,9 +178,7 @@ class NASFPN(Neck):
     def make_norm() -> nnx.Module:
       if norm == "batch":
         return BatchNorm(channels, epsilon=_EPSILON, momentum=_MOMENTUM, rngs=rngs)
-      return nnx.GroupNorm(
-        channels, num_groups=_GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs
-      )
+      return norms.group_norm(channels, _GROUPS, dtype=dtype, rngs=rngs)
 
     # None where a level has the right number of channels already, as in the reference.
     self.laterals = nnx.List(
@@ -213,7 +209,7 @@ class NASFPN(Neck):
       for x, layer, norm in zip(maps, self.laterals, self.lateral_norms, strict=True)
     ]
     while len(maps) < _LEVELS:
-      maps.append(max_pool(maps[-1], 2))
+      maps.append(conv_ops.max_pool(maps[-1], size=2, strides=2, padding="SAME"))
     for block in self.blocks:
       maps = block(maps)
     return tuple(maps)

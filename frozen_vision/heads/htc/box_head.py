@@ -11,6 +11,7 @@ import optax
 
 from frozen_vision.heads import detection_losses as loss_ops
 from frozen_vision.heads.htc.config import HTCConfig, Quad
+from frozen_vision.layers import norms
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops.arrays import Array
 
@@ -37,18 +38,7 @@ class BoxConv(nnx.Module):
       kernel_init=_KAIMING,
       rngs=rngs,
     )
-    self.norm = (
-      nnx.GroupNorm(
-        channels_out,
-        num_groups=32,
-        epsilon=1e-5,
-        use_fast_variance=False,
-        dtype=dtype,
-        rngs=rngs,
-      )
-      if norm == "group"
-      else None
-    )
+    self.norm = norms.group_norm(channels_out, dtype=dtype, rngs=rngs) if norm == "group" else None
 
   def __call__(self, x: Float[Array, "r s s c"]) -> Float[Array, "r s s d"]:
     x = self.conv(x)

@@ -6,20 +6,21 @@ from typing import Annotated, Literal
 from frozen_vision.options import Count, Fraction, from_data, NonNegative, Range
 
 
+@dataclasses.dataclass(frozen=True)
 class MaskLossConfig:
   """Options that matching and losses read; the dataclass of a head's options inherits it.
 
   Attributes: see `Mask2FormerConfig`.
   """
 
-  num_classes: int
-  class_weight: float
-  mask_weight: float
-  dice_weight: float
-  no_object_weight: float
-  num_points: int
-  oversample_ratio: float
-  importance_ratio: float
+  num_classes: int = from_data(150)
+  class_weight: NonNegative = 2.0
+  mask_weight: NonNegative = 5.0
+  dice_weight: NonNegative = 5.0
+  no_object_weight: NonNegative = 0.1
+  num_points: Count = 12544
+  oversample_ratio: Annotated[float, Range(1)] = 3.0
+  importance_ratio: Fraction = 0.75
 
   @property
   def num_candidates(self) -> int:
@@ -62,7 +63,6 @@ class Mask2FormerConfig(MaskLossConfig):
       others are uniform.
   """
 
-  num_classes: int = from_data(150)
   name: Literal["mask2former"] = "mask2former"
   num_queries: Count = 100
   hidden_dim: Count = 256
@@ -77,14 +77,6 @@ class Mask2FormerConfig(MaskLossConfig):
   decoder_ffn_dim: Count = 2048
   norm_groups: Count = 32
   input_norm: bool = True
-
-  class_weight: NonNegative = 2.0
-  mask_weight: NonNegative = 5.0
-  dice_weight: NonNegative = 5.0
-  no_object_weight: NonNegative = 0.1
-  num_points: Count = 12544
-  oversample_ratio: Annotated[float, Range(1)] = 3.0
-  importance_ratio: Fraction = 0.75
 
   def __post_init__(self):
     for name in (

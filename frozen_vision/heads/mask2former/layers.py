@@ -31,12 +31,6 @@ def layer_norm(channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerN
   return nnx.LayerNorm(channels, epsilon=EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
-def group_norm(channels: int, groups: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
-  return nnx.GroupNorm(
-    channels, num_groups=groups, epsilon=EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs
-  )
-
-
 def sine_positions(height: int, width: int, channels: int) -> Float[Array, "n c"]:
   """Position embedding [height * width, channels] of a map: rows in the first half, columns in the second.
 

@@ -49,7 +49,7 @@ class _Projection(nnx.Module):
       if kernel == 1
       else nnx.Conv(channels_in, channels, (kernel, kernel), **options)
     )
-    self.norm = layers.group_norm(channels, groups, dtype=dtype, rngs=rngs)
+    self.norm = norms.group_norm(channels, groups, dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
     return self.norm(self.conv(x))
