@@ -131,8 +131,8 @@ class Tower(nnx.Module):
       [
         nnx.List(
           [
-            BatchNorm(config.channels, epsilon=1e-3, momentum=0.01, rngs=rngs) if has_norm else None
-            for _ in range(levels)
+            BatchNorm(config.channels, epsilon=1e-3, momentum=0.01, rngs=rngs)
+            for _ in range(levels if has_norm else 0)
           ]
         )
         for _ in range(config.convs)
@@ -144,7 +144,7 @@ class Tower(nnx.Module):
     """The outputs of one level, in the head's dtype."""
     for conv, norms in zip(self.convs, self.norms, strict=True):
       x = conv(x)
-      x = self.activation(x if norms[level] is None else norms[level](x))
+      x = self.activation(norms[level](x) if norms else x)
     return self.outputs(x)
 
 
@@ -223,10 +223,8 @@ class RetinaNet(DetectionHead):
     levels = self(features)
     logits, deltas = (jnp.concatenate([level[i] for level in levels], axis=1) for i in (0, 1))
     anchors = jnp.concatenate([anchors for _, _, anchors in levels])
-    centers = 0.5 * (anchors[:, :2] + anchors[:, 2:])
-    usable = (centers[None] < batch["image_size"][:, None, ::-1]).all(-1)
-    truth, labels = jnp.asarray(batch["boxes"], jnp.float32), batch["labels"].astype(jnp.int32)
-    valid = batch["valid"] & box_ops.is_valid_size(truth)
+    usable = anchor_ops.center_inside(anchors, batch["image_size"])
+    truth = sampling.truth_of(batch)
 
     def targets(usable, boxes, labels, valid):
       assigned = sampling.assign_max_iou(
@@ -242,8 +240,7 @@ class RetinaNet(DetectionHead):
       own = jnp.maximum(assigned, 0)
       return assigned, labels[own], box_ops.encode_deltas(anchors, boxes[own], _STDS)
 
-    boxes = jnp.where(valid[..., None], truth, 0.0)
-    assigned, labels, wanted = jax.vmap(targets)(usable, boxes, labels, valid)
+    assigned, labels, wanted = jax.vmap(targets)(usable, truth["boxes"], truth["labels"], truth["valid"])
     positive = assigned >= 0
     count = positive.sum() + 1
     is_class = positive[..., None] & (labels[..., None] == jnp.arange(config.num_classes))

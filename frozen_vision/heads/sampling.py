@@ -1,9 +1,10 @@
 """Which anchors and rois are positive, and which of them a loss sees. All shapes are static.
 
-Rules of mmdet 3.3's MaxIoUAssigner and RandomSampler. Functions work on one image; `jax.vmap` adds
-the batch.
+Rules of mmdet 3.3's MaxIoUAssigner and RandomSampler. All functions but `truth_of` work on
+one image; `jax.vmap` adds the batch.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,23 @@ from frozen_vision.ops.arrays import Array
 
 NEGATIVE = -1
 IGNORED = -2
+
+
+def truth_of(batch: Mapping[str, Array]) -> dict[str, Array]:
+  """Boxes, labels and valid of a training batch; objects without an area are no longer valid.
+
+  Raises:
+    ValueError: boxes without rows.
+  """
+  boxes = jnp.asarray(batch["boxes"], jnp.float32)
+  if boxes.shape[1] == 0:
+    raise ValueError('batch["boxes"] has no rows; pad it to at least one row per image, with valid=False.')
+  valid = batch["valid"] & box_ops.is_valid_size(boxes)
+  return {
+    "boxes": jnp.where(valid[..., None], boxes, 0.0),
+    "labels": batch["labels"].astype(jnp.int32),
+    "valid": valid,
+  }
 
 
 def assign_max_iou(

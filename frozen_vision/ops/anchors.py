@@ -72,3 +72,14 @@ def inside_flags(
     & (x2 < width + allowed_border)
     & (y2 < height + allowed_border)
   )
+
+
+def center_inside(anchors: Num[Array, "n 4"], image_size: Int[Array, "b 2"]) -> Bool[Array, "b n"]:
+  """Anchors whose cell begins inside the image, and not in its padding (mmdet's `valid_flags`).
+
+  Args:
+    anchors: xyxy in input pixels, shared by all images.
+    image_size: (height, width) of each image's content.
+  """
+  centers = 0.5 * (anchors[:, :2] + anchors[:, 2:])
+  return (centers[None] < image_size[:, None, ::-1]).all(-1)

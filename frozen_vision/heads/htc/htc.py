@@ -24,7 +24,6 @@ from frozen_vision.heads.htc.detections import select_detections
 from frozen_vision.heads.htc.mask_head import mask_flow, MaskHead
 from frozen_vision.heads.htc.rpn import Proposals, RPN
 from frozen_vision.heads.htc.semantic_head import SemanticHead
-from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import masks as mask_ops
 from frozen_vision.ops import roi_align as roi_ops
 from frozen_vision.ops.arrays import Array
@@ -166,7 +165,7 @@ class HTC(base.DetectionHead):
       Losses, already weighted: their sum is the loss. Then metrics, which must not be added:
       accuracy/stage* in percent, positives/* per image.
     """
-    truth = self._truth(batch)
+    truth = sampling.truth_of(batch)
     rpn_key, roi_key = jax.random.split(rng)
     outputs = self.rpn(features)
     losses, metrics = self.rpn.losses(outputs, truth["boxes"], truth["valid"], batch["image_size"], rpn_key)
@@ -179,18 +178,6 @@ class HTC(base.DetectionHead):
     roi_losses, roi_metrics = self.roi_losses(features, proposals.boxes, proposals.valid, batch, roi_key)
     return losses | roi_losses, metrics | roi_metrics
 
-  def _truth(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-    """Boxes, labels and valid of the batch; objects without an area are no longer valid."""
-    boxes = jnp.asarray(batch["boxes"], jnp.float32)
-    if boxes.shape[1] == 0:
-      raise ValueError('batch["boxes"] has no rows; pad it to at least one row per image, with valid=False.')
-    valid = batch["valid"] & box_ops.is_valid_size(boxes)
-    return {
-      "boxes": jnp.where(valid[..., None], boxes, 0.0),
-      "labels": batch["labels"].astype(jnp.int32),
-      "valid": valid,
-    }
-
   def roi_losses(
     self,
     features: Features,
@@ -201,7 +188,7 @@ class HTC(base.DetectionHead):
   ) -> tuple[Scalars, Scalars]:
     """Losses of all stages (and of the semantic branch) from given proposals; else as `losses`."""
     config = self.config
-    truth = self._truth(batch)
+    truth = sampling.truth_of(batch)
     losses, metrics = {}, {}
     logits, embedding = self.semantic(features)
     if logits is not None:

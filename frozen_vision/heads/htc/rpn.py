@@ -97,10 +97,7 @@ class RPN(nnx.Module):
     )
     usable = anchor_ops.inside_flags(anchors, image_size, config.allowed_border)
     if config.allowed_border < 0:
-      # Nothing to learn in the padding: the anchor's cell must begin inside the image (mmdet:
-      # valid_flags).
-      centers = 0.5 * (anchors[:, :2] + anchors[:, 2:])
-      usable &= (centers[None] < image_size[:, None, ::-1]).all(-1)
+      usable &= anchor_ops.center_inside(anchors, image_size)  # nothing to learn in the padding
 
     def targets_of(key, usable, gt_boxes, gt_valid):
       assigned = sampling.assign_max_iou(
