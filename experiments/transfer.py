@@ -99,7 +99,7 @@ def embed(data: Data, name: str, seed: int, workdir: pathlib.Path) -> tuple[suit
 
 
 def result_file(key: str, name: str, seed: int, workdir: pathlib.Path) -> pathlib.Path:
-  """Where the results of one seed are."""
+  """The folder of the results of one seed."""
   return workdir / "results" / f"{key}_{name}_{seed}.json"
 
 

@@ -1,4 +1,4 @@
-"""What a frozen backbone's embeddings know of a data set: `python -m frozen_vision.main --mode=probe`."""
+"""Probes the embeddings of a frozen backbone on a data set: `python -m frozen_vision.main --mode=probe`."""
 
 import logging
 import os

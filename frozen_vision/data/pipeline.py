@@ -73,7 +73,7 @@ class Order:
     return np.array([self.view(i) * self.length + int(self.positions[i]) for i in indices], np.int64)
 
   def generator(self, index: int, position: int) -> np.random.Generator:
-    """Of the augmentation of the view that an example shows."""
+    """The generator of the augmentation of the view that an example shows."""
     return np.random.default_rng((self.augment_seed, self.view(index), position))
 
 

@@ -46,7 +46,7 @@ def of_run(workdir: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def prefix() -> str | None:
-  """What the names of this process's segments begin with; None where segments are not listed as files."""
+  """The start of the names of this process's segments; None where segments are not listed as files."""
   if not _prefixes:  # a loader outside of any run
     _remove(_LIBRARY)
     owner = contextlib.ExitStack()

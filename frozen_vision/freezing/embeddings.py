@@ -15,7 +15,7 @@ _PASSED = ("index", "example_valid", "image")  # of a batch; everything else is 
 
 
 class Embeddings(NamedTuple):
-  """What a linear probe or kNN reads.
+  """Embeddings of a data set, which linear probes and kNN read.
 
   Attributes:
     features: of `backbone.embed`.

@@ -27,7 +27,7 @@ Targets = Int[np.ndarray, "_"] | Bool[np.ndarray, "_ k"]
 
 @dataclasses.dataclass(frozen=True)
 class LinearResult:
-  """What a linear evaluation found.
+  """Results of a linear evaluation.
 
   Attributes:
     metric: of all scores here, which are in 0..1.

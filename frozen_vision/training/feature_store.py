@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import contextlib
+import functools
 import logging
 import math
 from typing import Any, Self
@@ -206,14 +207,12 @@ class FeatureStore:
       self._store(*self._pending.pop(0))
     return placed, features
 
-  @property
+  @functools.cached_property
   def _stand_ins(self) -> dict[str, jax.Array]:
-    if not hasattr(self, "_zeros"):
-      count = jax.process_count()
-      shapes = {name: self._shapes[name] for name in self._pixels}
-      zeros = {name: np.zeros((x.shape[0] // count, *x.shape[1:]), x.dtype) for name, x in shapes.items()}
-      self._zeros = sharding.put_batch(zeros, self._mesh)
-    return self._zeros
+    count = jax.process_count()
+    shapes = {name: self._shapes[name] for name in self._pixels}
+    zeros = {name: np.zeros((x.shape[0] // count, *x.shape[1:]), x.dtype) for name, x in shapes.items()}
+    return sharding.put_batch(zeros, self._mesh)
 
   def _compute(self, placed: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
     if self._program is None:

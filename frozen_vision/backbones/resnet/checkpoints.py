@@ -182,13 +182,15 @@ def recognises(tensors: Mapping[str, LazyTensor]) -> bool:
 
 
 def _layout_of(tensors: Mapping[str, LazyTensor]) -> Layout | None:
-  """The layout of the names; of two that have the same prefix, the one that knows what stands beside."""
-  found = [layout for layout in LAYOUTS if all(layout.depths(tensors))]
-  prefixed = [layout for layout in found if layout.prefix]
-  beside = [
-    layout for layout in found if any(re.fullmatch(name, key) for name, _ in layout.beside for key in tensors)
-  ]
-  return next(iter(prefixed or beside or found[-1:]), None)
+  """The layout of the names; one without a prefix is told by what stands beside the encoder."""
+
+  def fits(layout: Layout) -> bool:
+    if not all(layout.depths(tensors)):
+      return False
+    is_told = bool(layout.prefix) or not layout.beside
+    return is_told or any(re.fullmatch(name, key) for name, _ in layout.beside for key in tensors)
+
+  return next(filter(fits, LAYOUTS), None)
 
 
 def _fits(config: ResNetConfig, layout: Layout, tensors: Mapping[str, LazyTensor]) -> bool:
