@@ -16,6 +16,7 @@ import optax
 from frozen_vision.backbones import families
 from frozen_vision.devices import sharding
 from frozen_vision.files import trees
+from frozen_vision.heads import sampling
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 from frozen_vision.training import step as step_lib
@@ -116,7 +117,7 @@ def _selected_rois(task, model):
       count=head.config.train_proposals,
     )
     box_key, _ = jax.random.split(jax.random.fold_in(roi_key, 0))
-    samples = head._sample(box_key, 0, proposals.boxes, proposals.valid, head._truth(batch))
+    samples = head._sample(box_key, 0, proposals.boxes, proposals.valid, sampling.truth_of(batch))
     # Coordinates come from sums of floating point numbers: the indices of what was chosen are exact.
     return dict(gt_index=samples.gt_index, positive=samples.positive, valid=samples.valid)
 
