@@ -23,7 +23,8 @@ _ROWS = (
   ("tasks", "probes", "diagnostics"),
   ("training", "config_files"),
   ("prediction", "planning", "command_line"),
-  ("report", "export", "convert", "distributed", "probe"),
+  ("export", "convert", "distributed", "probe"),
+  ("report",),
   ("main", "__init__"),
 )
 
