@@ -1,4 +1,4 @@
-"""Semantic segmentation with Mask2Former, UPerNet or a linear head on a frozen SwinV2.
+"""Semantic segmentation with Mask2Former and other heads on a frozen backbone.
 
   python -m frozen_vision.main --config=configs/ade20k_mask2former.py --workdir=/tmp/segmentation
 
@@ -10,18 +10,25 @@
 | recipe=camvid,head=linear | the same | 2.6, 2.3 | mIoU 0.383, 0.376 |
 | recipe=files | yours: config.segmentation.classes, .train.images, .train.labels, .validation likewise | | |
 | backbone=swinv2_t, _b, _l, _g | ADE20K below config.segmentation.root | | not run: a recipe at full scale |
+| backbone=dinov2_vitg14, dinov3_vitl16, dinov3_vith16plus, dinov3_vit7b16 | the same | | likewise not run |
 
 `configs/ade20k_mask2former.py:recipe=camvid,head=linear` is how they are given; the CamVid runs shared
 their cores with other jobs (experiments/README.md has them). A full recipe reads backbone weights at
-config.backbone.weights. Short names: :camvid, :files, :swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g.
+config.backbone.weights; those of a plain vision transformer are fetched by name. Short names: :camvid,
+:files, :swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g, :dinov2_vitg14, :dinov3_vitl16, :dinov3_vith16plus,
+:dinov3_vit7b16.
 
 head=upernet or linear puts another head on the same features; the rates and schedules here are
-Mask2Former's. For UPerNet, [paper] has, for the fine-tuned B and L, learning rate 6e-5, batch 64, 40,000
-steps, 375 of warm-up (G: 4e-5, 32, 80,000 and 750), and [mmseg] category_max_area 0.75.
+Mask2Former's. On a plain vision transformer Mask2Former and UPerNet stand on DINOv3's adapter, which trains
+with them (neck=simple_pyramid takes the simple feature pyramid instead), the linear head on its maps, and
+head=plain_mask is PMT's decoder with its schedule. For UPerNet, [paper] has, for the fine-tuned B and L,
+learning rate 6e-5, batch 64, 40,000 steps, 375 of warm-up (G: 4e-5, 32, 80,000 and 750), and [mmseg]
+category_max_area 0.75.
 
 Tags of the values: [m2f] Mask2Former's released ADE20K configs, Swin-L at 640 px and R50 at 512 px, with
 all of the backbone trained; [paper] arXiv 2111.09883 (SwinV2), appendix A1 and A2, UPerNet on ADE20K,
-likewise; [mmseg] mmsegmentation's UPerNet on ADE20K; [ours] our choice: the appendix of the frozen study
+likewise; [mmseg] mmsegmentation's UPerNet on ADE20K; [pmt] tue-mps/pmt's recipe for ADE20K, a frozen DINOv3-L
+at 512 px; [dinov3] DINOv3's released evaluation code; [ours] our choice: the appendix of the frozen study
 (2211.02043) with its learning rate, schedule and window sizes for frozen backbones was not available to us.
 """
 
@@ -30,17 +37,19 @@ import ml_collections
 from frozen_vision import config as config_lib
 from frozen_vision.tasks.segmentation_options import HEADS, SegmentationConfig
 
-_BACKBONES = ("swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
+_SIZES = ("swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
+_PLAIN = ("dinov2_vitg14", "dinov3_vitl16", "dinov3_vith16plus", "dinov3_vit7b16")
 ARGUMENTS = {
   "recipe": ("demo", "camvid", "files"),
-  "backbone": _BACKBONES,  # the recipe at full scale
-  "head": tuple(HEADS),
+  "backbone": _SIZES + _PLAIN,  # the recipe at full scale
+  "head": tuple(HEADS),  # plain_mask is for plain vision transformers
+  "neck": ("vit_adapter", "simple_pyramid"),  # of plain vision transformers
 }
 VARIANTS = {
   "": "recipe=demo",
   "camvid": "recipe=camvid",
   "files": "recipe=files",
-  **{size: f"backbone={size}" for size in _BACKBONES},
+  **{size: f"backbone={size}" for size in _SIZES + _PLAIN},
 }
 
 
@@ -48,11 +57,19 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
   chosen = config_lib.parse_arguments(arguments, ARGUMENTS, "configs/ade20k_mask2former.py", VARIANTS)
   config = config_lib.config_dict(SegmentationConfig())
   config.trainable = ("head/.*",)
-  config.segmentation.head.name = chosen.get("head", "mask2former")
-  if "backbone" in chosen:
-    _full(config, chosen["backbone"])
-  else:
+  head = config.segmentation.head.name = chosen.get("head", "mask2former")
+  backbone = chosen.get("backbone")
+  if backbone not in _PLAIN and ("neck" in chosen or head == "plain_mask"):
+    raise ValueError(
+      "configs/ade20k_mask2former.py: neck= and head=plain_mask need a plain vision transformer, such as "
+      "backbone=dinov3_vitl16."
+    )
+  if backbone is None:
     {"demo": _demo, "camvid": _camvid, "files": _files}[chosen.get("recipe", "demo")](config)
+  elif backbone in _PLAIN:
+    _plain(config, backbone, chosen.get("neck"))
+  else:
+    _swin(config, backbone)
   return config
 
 
@@ -156,19 +173,14 @@ def _small_heads(options: ml_collections.ConfigDict, *, queries: int, points: in
   config_lib.set_for(options.head, "upernet", channels=64, auxiliary_channels=32, norm_groups=8)
 
 
-def _full(config: ml_collections.ConfigDict, name: str) -> None:
-  """The frozen recipe at full scale."""
-  config.backbone.update(dict(name=name, weights=f"weights/{name}.safetensors", dtype="bfloat16"))
-  config.frozen_dtype = "bfloat16"
-  # Window 40 on 640-pixel crops, positions normalised by the windows of the pretraining [paper]: those that
-  # the weights or the backbone's row say. T's window on ADE20K is 16 at 512 px [paper, A1].
-  crop, window = (512, 16) if name == "swinv2_t" else (640, 40)
-  config.backbone.overrides = dict(window_sizes=(window,) * 4)
+def _full(config: ml_collections.ConfigDict, crop: int) -> None:
+  """What the recipes at full scale share: Mask2Former's, on square crops of `crop` pixels."""
+  config.backbone.dtype = config.frozen_dtype = "bfloat16"
   options = config.segmentation
   options.frame = (crop, crop)
   options.colour_jitter = True  # [m2f]
   # [ours]: room for ratios up to 1.6, in both orientations; wider images become smaller.
-  options.eval_frame = (832, 832) if crop == 512 else (1024, 1024)
+  options.eval_frame = (-(-8 * crop // 320) * 64,) * 2
   options.eval_short_side = crop  # [m2f]
   options.eval_long_side = 4 * crop  # [m2f]
   # Multi-scale testing is --config.segmentation.test.flip=True with
@@ -190,3 +202,47 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
       schedule="linear",
     )
   )  # [ours]: [m2f] decays polynomially
+
+
+def _swin(config: ml_collections.ConfigDict, name: str) -> None:
+  """The frozen recipe of a SwinV2."""
+  # Window 40 on 640-pixel crops, positions normalised by the windows of the pretraining [paper]: those that
+  # the weights or the backbone's row say. T's window on ADE20K is 16 at 512 px [paper, A1].
+  crop, window = (512, 16) if name == "swinv2_t" else (640, 40)
+  _full(config, crop)
+  overrides = dict(window_sizes=(window,) * 4)
+  config.backbone.update(dict(name=name, weights=f"weights/{name}.safetensors", overrides=overrides))
+
+
+def _plain(config: ml_collections.ConfigDict, name: str, neck: str | None) -> None:
+  """The frozen recipe of a plain vision transformer."""
+  options = config.segmentation
+  head = options.head.name
+  # [dinov3]: 896 px for Mask2Former on the 7B; [pmt] and [dinov3]'s linear head: 512.
+  _full(config, 896 if head in ("mask2former", "upernet") else 512)
+  # A stride of 16 resizes images by 14/16 for patches of 14, and changes nothing for patches of 16 [ours].
+  config.backbone.update(dict(name=name, weights=name, overrides=dict(stride=16)))
+  options.neck.name = neck or ("vit_adapter" if head in ("mask2former", "upernet") else "none")
+  if options.neck.name != "none":
+    config.trainable = ("neck/.*", "head/.*")
+  if name == "dinov3_vit7b16":
+    # [dinov3], whose encoder of pixels also has stride 4 among its levels.
+    wide = dict(hidden_dim=2048, mask_dim=2048, num_heads=16, encoder_ffn_dim=4096)
+    config_lib.set_for(options.head, "mask2former", **wide)
+  if head == "linear":
+    config.batch_size, config.steps = 16, 40_000  # [dinov3]
+    config.optimizer.update(dict(learning_rate=1e-3, weight_decay=1e-2, clip_norm=35.0))  # [dinov3]
+  if head == "plain_mask":
+    _pmt(config)
+
+
+def _pmt(config: ml_collections.ConfigDict) -> None:
+  """[pmt]: 16 epochs of 1,263 batches; masks are annealed one block after another."""
+  config.steps = 16 * 1263
+  config.optimizer.update(dict(learning_rate=2e-4, schedule="cosine", warmup_steps=6000))
+  config_lib.set_for(
+    config.segmentation.head,
+    "plain_mask",
+    anneal_starts=(0, 5384, 7403, 9422, 11_442, 13_461),
+    anneal_ends=(3000, 8749, 10_769, 12_788, 14_807, 16_826),
+  )

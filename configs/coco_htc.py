@@ -1,4 +1,4 @@
-"""Detection and instance segmentation with HTC on a frozen SwinV2.
+"""Detection and instance segmentation with HTC on a frozen backbone.
 
   python -m frozen_vision.main --config=configs/coco_htc.py --workdir=/tmp/demo
 
@@ -9,9 +9,12 @@
 | recipe=overfit | eight built-in photographs, overfitted | 7.1 | mask AP50 0.898 on the same |
 | recipe=files | your own COCO JSON and images | | |
 | backbone=swinv2_t, _b, _l, _g | COCO below config.detection.root | | not run: a recipe at full scale |
+| backbone=dinov2_vitg14, dinov3_vitl16, dinov3_vith16plus, dinov3_vit7b16 | the same | | likewise not run |
 
 `configs/coco_htc.py:recipe=photos` is how they are given, commas between several; experiments/README.md has
-the runs. A full recipe reads backbone weights at config.backbone.weights. recipe=files trains a small head
+the runs. A full recipe reads backbone weights at config.backbone.weights; those of a plain vision transformer
+are fetched by name. Its pyramid is made by neck=simple_pyramid, or with neck=vit_adapter by DINOv3's adapter,
+which also trains convolutions on the image. recipe=files trains a small head
 on any COCO JSON and the folder of its images, of which a fifth is held out for validation unless
 detection.validation.annotations and .images are given too:
 
@@ -30,7 +33,8 @@ head:
 
 With train=all, both stages are as the paper ran them, all weights training (between the two,
 experiments/export_backbone.py too). Short names: :photos, :overfit, :files, :swinv2_t, :swinv2_b, :swinv2_l,
-:swinv2_g, :objects365_swinv2_g, :swinv2_g_finetune, :objects365_swinv2_g_finetune. Multi-scale testing, at
+:swinv2_g, :objects365_swinv2_g, :swinv2_g_finetune, :objects365_swinv2_g_finetune, :dinov2_vitg14,
+:dinov3_vitl16, :dinov3_vith16plus, :dinov3_vit7b16. Multi-scale testing, at
 the scales of ViT-Adapter's HTC++ (the paper's are not known), of a finished run:
 
   python -m frozen_vision.main --config=configs/coco_htc.py:backbone=swinv2_g --workdir=COCO --mode=evaluate \
@@ -40,8 +44,9 @@ the scales of ViT-Adapter's HTC++ (the paper's are not known), of a finished run
 
 Tags of the values: [paper] arXiv 2111.09883 (SwinV2), appendix A2, whose detectors are fine-tuned; [mmdet]
 mmdet 3.3.0's HTC R50; [swin] the released detection code of Swin; [swin1] arXiv 2103.14030, appendix A2.2;
-[lsj] mmdet 3.3.0's common/lsj; [ours] our choice: the appendix of the frozen study (2211.02043) with its
-learning rate, schedule and window sizes for frozen backbones was not available to us.
+[lsj] mmdet 3.3.0's common/lsj; [vitdet] detectron2's ViTDet B and L, fine-tuned for 100 epochs; [ours] our
+choice: the appendix of the frozen study (2211.02043) with its learning rate, schedule and window sizes for
+frozen backbones was not available to us.
 """
 
 import ml_collections
@@ -53,18 +58,20 @@ from frozen_vision.tasks.detection_options import DetectionConfig
 # The heads whose options are set here; RetinaNet keeps its own defaults.
 _HEADS = ("htc", "cascade_mask_rcnn", "mask_rcnn")
 _SIZES = ("swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
+_PLAIN = ("dinov2_vitg14", "dinov3_vitl16", "dinov3_vith16plus", "dinov3_vit7b16")
 ARGUMENTS = {
   "recipe": ("demo", "photos", "overfit", "files"),
-  "backbone": _SIZES,  # the recipe at full scale
-  "stage": ("coco", "objects365"),
-  "train": ("heads", "all"),
+  "backbone": _SIZES + _PLAIN,  # the recipe at full scale
+  "stage": ("coco", "objects365"),  # of swinv2_*
+  "train": ("heads", "all"),  # of swinv2_*
+  "neck": ("simple_pyramid", "vit_adapter"),  # of plain vision transformers
 }
 VARIANTS = {
   "": "recipe=demo",
   "photos": "recipe=photos",
   "overfit": "recipe=overfit",
   "files": "recipe=files",
-  **{size: f"backbone={size}" for size in _SIZES},
+  **{size: f"backbone={size}" for size in _SIZES + _PLAIN},
   "objects365_swinv2_g": "backbone=swinv2_g,stage=objects365",
   "swinv2_g_finetune": "backbone=swinv2_g,train=all",
   "objects365_swinv2_g_finetune": "backbone=swinv2_g,stage=objects365,train=all",
@@ -75,13 +82,22 @@ _PYRAMIDS = ("fpn", "bifpn", "simple_pyramid")  # necks with the options of an F
 def get_config(arguments: str = "") -> ml_collections.ConfigDict:
   chosen = config_lib.parse_arguments(arguments, ARGUMENTS, "configs/coco_htc.py", VARIANTS)
   config = config_lib.config_dict(DetectionConfig())
-  if "backbone" not in chosen:
-    if {"stage", "train"} & set(chosen):
-      raise ValueError("configs/coco_htc.py: stage= and train= need a backbone=, such as backbone=swinv2_b.")
+  backbone = chosen.get("backbone")
+  if {"stage", "train"} & set(chosen) and backbone not in _SIZES:
+    raise ValueError("configs/coco_htc.py: stage= and train= need a SwinV2, such as backbone=swinv2_b.")
+  if "neck" in chosen and backbone not in _PLAIN:
+    raise ValueError(
+      "configs/coco_htc.py: neck= needs a plain vision transformer, such as backbone=dinov3_vitl16."
+    )
+  if backbone is None:
     recipes = {"demo": _demo, "photos": _photos, "overfit": _overfit, "files": _files}
     recipes[chosen.get("recipe", "demo")](config)
     return config
-  _full(config, chosen["backbone"])
+  _full(config)
+  if backbone in _PLAIN:
+    _plain(config, backbone, chosen.get("neck", "simple_pyramid"))
+  else:
+    _swin(config, backbone)
   if chosen.get("stage") == "objects365":
     _objects365(config)
   if chosen.get("train") == "all":
@@ -198,47 +214,59 @@ def _files(config: ml_collections.ConfigDict) -> None:
   )
 
 
-def _full(config: ml_collections.ConfigDict, name: str) -> None:
-  """The frozen recipe at full scale."""
-  config.backbone.update(dict(name=name, weights=f"weights/{name}.safetensors", dtype="bfloat16"))
-  config.frozen_dtype = "bfloat16"
-  # Window 32 on 1536-pixel crops, positions normalised by the windows of the pretraining [paper]: those that
-  # the weights or the backbone's row say.
-  config.backbone.overrides = dict(window_sizes=(32, 32, 32, 32))
-  config.batch_size = 64  # [paper] for B and L; 96 for G
+def _full(config: ml_collections.ConfigDict) -> None:
+  """What the recipes at full scale share."""
+  config.backbone.dtype = config.frozen_dtype = "bfloat16"
+  config.batch_size = 64  # [paper] for B and L, [vitdet]
   config.steps = 118_287 * 36 // 64  # 3x: 36 epochs of train2017 [paper]
-  rate = 4e-4  # [paper], of the fine-tuned B and L at batch 64
-  if name == "swinv2_g":
-    config.batch_size, config.steps, rate = 96, 45_000, 6e-4  # [paper], of the fine-tuned G
-  config.optimizer.update(
-    dict(
-      name="adamw",
-      learning_rate=rate,
-      weight_decay=0.05,  # [paper]
-      schedule="steps",  # [mmdet]
-      warmup_steps=500,
-    )
-  )  # [mmdet]
-  _decay(config)
+  config.optimizer.update(dict(name="adamw", schedule="steps"))  # [mmdet], [vitdet]
   config.eval_every = config.checkpoint_every = 5000  # [ours]
   config.loader.workers = 8  # [ours]
   options = config.detection
   options.head.name = "htc"  # [paper] says HTC++, a third-party table of the frozen study HTC
+  options.resize = "lsj"
+  options.scale_range = (0.1, 2.0)  # [paper], [vitdet]
+  options.flip = 0.5  # [lsj]
+  options.head_dtype = "bfloat16"  # [ours]
+  # Of the head, [mmdet] where nothing else is said, but for two points each of sampling_ratio, Detectron's,
+  # where mmdet adapts their number.
+
+
+def _swin(config: ml_collections.ConfigDict, name: str) -> None:
+  """The frozen recipe of a SwinV2."""
+  config.backbone.update(dict(name=name, weights=f"weights/{name}.safetensors"))
+  # Window 32 on 1536-pixel crops, positions normalised by the windows of the pretraining [paper]: those that
+  # the weights or the backbone's row say.
+  config.backbone.overrides = dict(window_sizes=(32, 32, 32, 32))
+  rate = 4e-4  # [paper], of the fine-tuned B and L at batch 64
+  if name == "swinv2_g":
+    config.batch_size, config.steps, rate = 96, 45_000, 6e-4  # [paper], of the fine-tuned G
+  # Decay [paper], warm-up [mmdet].
+  config.optimizer.update(dict(learning_rate=rate, weight_decay=0.05, warmup_steps=500))
+  _decay(config)
+  options = config.detection
   options.neck.name = "fpn"
   # [mmdet]; [swin]: a norm on every level of the backbone
   config_lib.set_for(options.neck, _PYRAMIDS, channels=256, levels=5, input_norm=True)
-  options.resize = "lsj"
   options.frame = (1536, 1536)  # [paper]
-  options.scale_range = (0.1, 2.0)  # [paper]
-  options.flip = 0.5  # [lsj]
   options.eval_frame = (1536, 1536)  # [ours]; the paper tests at a short side of 1100 without a long side
   options.eval_short_side = 1100  # [paper]
-  options.head_dtype = "bfloat16"  # [ours]
-  # [paper] says soft-NMS; its kind is mmcv's default. The rest [mmdet], but for two points each of
-  # sampling_ratio, Detectron's, where mmdet adapts their number.
+  # [paper] says soft-NMS; its kind is mmcv's default.
   config_lib.set_for(options.head, _HEADS, nms_kind="soft_linear")
   # Not taken from a head trained on Objects365, which has no masks [paper] and other classes.
   options.init.keep = ("head/mask_heads/.*", "head/box_heads/.*/classes/.*")
+
+
+def _plain(config: ml_collections.ConfigDict, name: str, neck: str) -> None:
+  """The frozen recipe of a plain vision transformer; nobody has published one."""
+  # A stride of 16 resizes images by 14/16 for patches of 14, and changes nothing for patches of 16 [ours].
+  config.backbone.update(dict(name=name, weights=name, overrides=dict(stride=16)))
+  config.optimizer.update(dict(learning_rate=1e-4, weight_decay=0.1, warmup_steps=250))  # [vitdet]
+  # x 0.1 at 163,889 and 177,546 of 184,375 steps [vitdet].
+  config.optimizer.decay_at = (config.steps * 8 // 9, config.steps * 26 // 27)
+  options = config.detection
+  options.neck.name = neck  # with the defaults of its source, ViTDet or DINOv3
+  options.frame = options.eval_frame = (1024, 1024)  # [vitdet]
 
 
 def _decay(config: ml_collections.ConfigDict) -> None:

@@ -1,4 +1,4 @@
-"""Action recognition with a Video Swin head on a frozen SwinV2.
+"""Action recognition with a Video Swin head on a frozen image backbone.
 
   python -m frozen_vision.main --config=configs/kinetics_video_swin.py --workdir=/tmp/action
 
@@ -8,13 +8,16 @@
 | recipe=fights | 140 real clips, action.lists | 2.5 to 2.8 a fold, one core | 0.650 (0.568 to 0.724) |
 | recipe=files | yours, at action.train and action.validation | | |
 | backbone=swinv2_t, _b, _l, _g | Kinetics-400 | | not run: a recipe at full scale |
+| backbone=dinov2_vitg14, dinov3_vitl16, dinov3_vith16plus, dinov3_vit7b16 | the same | | likewise not run |
 
 `configs/kinetics_video_swin.py:recipe=fights` is how they are given; experiments/README.md has the runs.
 The demo's classes differ in motion alone; the fights are five folds by scene, with the 95% interval. On the
 demo, head=attentive and head=average are at chance, 1/6; on the fights they reach 0.529 and 0.600. A full
 recipe needs Kinetics-400 at config.action.train and config.action.validation (or prepared once, with
---config.action.data=prepared --config.action.root=SHARDS) and backbone weights at config.backbone.weights.
-Short names: :fights, :files, :swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g.
+--config.action.data=prepared --config.action.root=SHARDS) and backbone weights at config.backbone.weights;
+those of a plain vision transformer are fetched by name, and the heads read its last map. Short names:
+:fights, :files, :swinv2_t, :swinv2_b, :swinv2_l, :swinv2_g, :dinov2_vitg14, :dinov3_vitl16,
+:dinov3_vith16plus, :dinov3_vit7b16.
 
 Tags of the values: [vswin] the released Video Swin configs for Kinetics-400, with all of the network
 trained; [sw2] arXiv 2111.09883 (SwinV2), appendix, Video-SwinV2-G, likewise; [ours] our choice. The frozen
@@ -27,7 +30,8 @@ import ml_collections
 from frozen_vision import config as config_lib
 from frozen_vision.tasks.action_options import ActionConfig, HEADS
 
-_BACKBONES = ("swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g")
+_PLAIN = ("dinov2_vitg14", "dinov3_vitl16", "dinov3_vith16plus", "dinov3_vit7b16")
+_BACKBONES = ("swinv2_t", "swinv2_b", "swinv2_l", "swinv2_g", *_PLAIN)
 ARGUMENTS = {
   "recipe": ("demo", "fights", "files"),
   "backbone": _BACKBONES,  # the recipe at full scale
@@ -143,13 +147,18 @@ def _fights(config: ml_collections.ConfigDict) -> None:
   config_lib.set_for(options.head, "average", levels=(1,), dropout=0.5)
 
 
-# All [ours]: side in pixels, windows of the backbone's stages, width of the head.
+# All [ours]: side in pixels, and width of the head. A SwinV2's windows are as large as its third stage's map.
 _SIZES = {
-  "swinv2_t": (256, (16, 16, 16, 8), 384),
-  "swinv2_b": (256, (16, 16, 16, 8), 512),
-  "swinv2_l": (256, (16, 16, 16, 8), 768),
-  "swinv2_g": (384, (24, 24, 24, 12), 1024),
+  "swinv2_t": (256, 384),
+  "swinv2_b": (256, 512),
+  "swinv2_l": (256, 768),
+  "swinv2_g": (384, 1024),
+  "dinov2_vitg14": (224, 768),
+  "dinov3_vitl16": (256, 768),
+  "dinov3_vith16plus": (256, 768),
+  "dinov3_vit7b16": (256, 1024),
 }
+_GIANTS = ("swinv2_g", "dinov3_vit7b16")
 
 
 def _files(config: ml_collections.ConfigDict) -> None:
@@ -189,10 +198,15 @@ def _files(config: ml_collections.ConfigDict) -> None:
 
 def _full(config: ml_collections.ConfigDict, name: str) -> None:
   """The frozen recipe at full scale."""
-  side, windows, width = _SIZES[name]
-  config.backbone.update(dict(name=name, weights=f"weights/{name}.safetensors", dtype="bfloat16"))
+  side, width = _SIZES[name]
+  config.backbone.update(dict(name=name, dtype="bfloat16"))
   config.frozen_dtype = "bfloat16"
-  config.backbone.overrides = dict(window_sizes=windows)
+  if name in _PLAIN:
+    config.backbone.weights = name
+    config_lib.set_for(config.action.head, "attentive", channels=width, num_heads=width // 64)  # [ours]
+  else:
+    config.backbone.weights = f"weights/{name}.safetensors"
+    config.backbone.overrides = dict(window_sizes=(side // 16, side // 16, side // 16, side // 32))
   config.batch_size = 64  # [ours]; the released configs of [vswin] multiply out to 256 and 512
   epoch = 240_000 // config.batch_size  # about: videos of Kinetics-400 are withdrawn all the time
   config.steps = 30 * epoch  # [vswin]
@@ -217,7 +231,7 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
       short_side=side * 8 // 7,  # [vswin]: 256 for crops of 224
       crop_scale=(0.08, 1.0),
       flip=0.5,  # [vswin]
-      frames_per_pass=16 if name == "swinv2_g" else 128,  # [ours]
+      frames_per_pass=16 if name in _GIANTS else 128,  # [ours]
       head_dtype="bfloat16",
     )
   )
@@ -225,7 +239,7 @@ def _full(config: ml_collections.ConfigDict, name: str) -> None:
   config_lib.set_for(
     options.head,
     "video_swin",
-    levels=(3,),
+    levels=(-1,),
     channels=(width,),
     depths=(4,),  # [ours]
     window_size=(8, 7, 7),

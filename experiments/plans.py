@@ -1,7 +1,8 @@
-"""Plans of SwinV2-G with each head on slices that people rent, and what a device holds of frozen weights.
+"""Plans of giant backbones with each head on slices that people rent; what a device holds of frozen weights.
 
   PYTHONPATH=. python experiments/plans.py --out=experiments/results/plans.md
   PYTHONPATH=. python experiments/plans.py --only=htc --topologies=v5e:8x8
+  PYTHONPATH=. python experiments/plans.py --only=7b_htc,7b_mask2former,7b_video --topologies=v5e:8x8,v6e:4x4
   PYTHONPATH=. python experiments/plans.py --shares --out=experiments/results/frozen_shares.md
 
 Each row is `--mode=plan` in a process of its own, which takes 5 to 40 minutes; its `plan.json` stays in
@@ -29,13 +30,31 @@ from frozen_vision.layers import storage as stored
 from frozen_vision.planning import machines
 
 _TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:8x8", "v5p:4x4x4", "v6e:4x4"], "Slices.")
-_ONLY = flags.DEFINE_list("only", [], "Rows of the table by name; all if empty.")
+_ONLY = flags.DEFINE_list("only", [], "Rows of the table by name; those of SwinV2-G if empty.")
 _WORKDIR = flags.DEFINE_string("workdir", "experiments/results/plans", "Where each plan.json stays.")
 _PER_CHIP = flags.DEFINE_integer("per_chip", 1, "Examples (images or clips) on a chip.")
 _SHARES = flags.DEFINE_bool("shares", False, "What one of 1 to 256 chips holds of frozen weights, instead.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
 
 _WINDOWS = "--config.backbone.overrides.window_sizes=({0},{0},{0},{0})"
+# Of DINOv3, planned when --only names them.
+_PLAIN_ROWS = {
+  f"{short}_{head}": (f"{title}, {what}", [f"--config=configs/{config}:backbone={backbone}", *options])
+  for short, title, backbone in (
+    ("7b", "DINOv3-7B", "dinov3_vit7b16"),
+    ("vitl", "DINOv3-L", "dinov3_vitl16"),
+  )
+  for head, what, config, options in (
+    ("htc", "HTC, 1024 px", "coco_htc.py", []),
+    ("mask2former", "Mask2Former, 896 px", "ade20k_mask2former.py", []),
+    (
+      "video",
+      "Video Swin, 16 frames of 384 px",
+      "kinetics_video_swin.py",
+      ["--config.action.image_size=384", "--config.action.short_side=438"],
+    ),
+  )
+}
 # By name: what it is, and the command's options.
 ROWS = {
   "htc": ("HTC, 1536 px, window 32", ["--config=configs/coco_htc.py:swinv2_g"]),
@@ -53,6 +72,7 @@ ROWS = {
     ["--config=configs/kinetics_video_swin.py:swinv2_g", "--config.action.frames=8"],
   ),
   "video_16": ("Video Swin, 16 frames of 384 px", ["--config=configs/kinetics_video_swin.py:swinv2_g"]),
+  **_PLAIN_ROWS,
 }
 # Beside --topologies, the smallest slice: fine-tuning must be told not to fit.
 _SMALL = ("htc", "v5e:2x2")
@@ -75,7 +95,7 @@ def command(name: str, topology: str, folder: pathlib.Path) -> list[str]:
 
 def plans() -> None:
   """Makes the plans that are asked for and not there, and writes the table after each."""
-  names = _ONLY.value or list(ROWS)
+  names = _ONLY.value or [name for name in ROWS if name not in _PLAIN_ROWS]
   pairs = [(name, topology) for topology in _TOPOLOGIES.value for name in names]
   if not _ONLY.value:
     pairs.append(_SMALL)

@@ -148,9 +148,11 @@ def test_one_sentence_names_the_one_option_that_is_wrong(argument):
   [
     ("swinv2_x", "no variant 'swinv2_x'; known: :photos, .*recipe=demo|photos|overfit|files"),
     ("backbone=swinv2_x", "backbone is 'swinv2_x'; known: swinv2_t, swinv2_b, swinv2_l, swinv2_g"),
-    ("backbon=swinv2_b", "no argument 'backbon'; known: recipe, backbone, stage, train"),
+    ("backbon=swinv2_b", "no argument 'backbon'; known: recipe, backbone, stage, train, neck"),
     ("recipe=files,backbone=swinv2_b", "recipe=files has its own backbone; give recipe= or backbone="),
-    ("stage=objects365", "stage= and train= need a backbone="),
+    ("stage=objects365", "stage= and train= need a SwinV2, such as backbone="),
+    ("backbone=dinov3_vitl16,train=all", "stage= and train= need a SwinV2, such as backbone="),
+    ("backbone=swinv2_b,neck=vit_adapter", "neck= needs a plain vision transformer, such as backbone="),
   ],
 )
 def test_arguments_of_a_config_that_do_not_fit(arguments, message):

@@ -15,6 +15,7 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.files import trees
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.heads.htc import htc
+from frozen_vision.necks import build as necks
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.tasks import detection
 from tests import tiny
@@ -107,6 +108,16 @@ def test_every_variant_is_a_config_that_is_read():
     assert is_small == (weights == ("efficientnet_lite0" if variant in ("photos", "files") else "shipped"))
     if not is_small:
       assert config.backbone.name in variant and config.backbone.name in config.backbone.weights
+    if variant.startswith("dino"):
+      assert {spec.stride for spec in backbone.feature_specs} == {16} and weights == variant
+      for neck in ("simple_pyramid", "vit_adapter"):
+        options = tasks_build.read_config(module.get_config(f"{arguments},neck={neck}")).detection.neck
+        pyramid = nnx.eval_shape(
+          lambda o=options, b=backbone: necks.from_options(
+            o, b.feature_specs, dtype="bfloat16", rngs=nnx.Rngs(0)
+          )
+        )
+        assert [spec.stride for spec in pyramid.feature_specs] == [4, 8, 16, 32, 64]
   assert module.get_config("").headline.startswith("DEMO")
   for name in list(module.VARIANTS)[2:]:
     assert f":{name}" in module.__doc__

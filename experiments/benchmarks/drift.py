@@ -1,28 +1,36 @@
-"""How far features move when frozen weights are stored as bfloat16 or int8: per stage, against float32.
+"""How far features move when frozen weights are stored as bfloat16 or int8: per feature map, against float32.
 
   PYTHONPATH=. python experiments/benchmarks/drift.py --out=experiments/results/drift.md
 
-Random weights (--weights=random), whose blocks are not the identity, or --weights=FILE or a name that
-load_backbone knows, then of one backbone. The image is noise, or --image=FILE.
+Random weights (--weights=random), those of a config's weights=random, whose blocks are not the identity; or
+--weights=FILE or a name that load_backbone knows, then of one backbone. The image is noise, or --image=FILE.
 """
 
-import time
-
 from absl import app, flags
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from experiments import tables
-from frozen_vision.backbones import families
+from frozen_vision.backbones import base, families
+from frozen_vision.config import BackboneOptions
+from frozen_vision.freezing import prepare
 from frozen_vision.planning import machines
 
-_BACKBONES = flags.DEFINE_list("backbones", ["swinv2_b", "swinv2_l"], "Rows of the table of variants.")
+_DEFAULT = [
+  "swinv2_b",
+  "swinv2_l",
+  "dinov3_vitb16",
+  "dinov3_vitl16",
+  "clip_vitb16",
+  "resnet50",
+  "convnext_tiny",
+]
+_BACKBONES = flags.DEFINE_list("backbones", _DEFAULT, "Rows of the families' tables.")
 _WEIGHTS = flags.DEFINE_string("weights", "random", "random, or what load_backbone takes.")
 _SIZE = flags.DEFINE_integer("image_size", 192, "Side of the image.")
-_WINDOW = flags.DEFINE_integer("window", 12, "Window of the stages, where the maps are as large.")
+_WINDOW = flags.DEFINE_integer("window", 12, "Window of a random SwinV2, where its maps are as large.")
 _IMAGE = flags.DEFINE_string("image", None, "A picture; noise, if absent.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of weights and noise.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, if absent.")
@@ -44,55 +52,51 @@ def distance(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float, float
   return cosine.mean(), cosine.min(), np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
 
 
-def measure(name: str, images: jax.Array) -> list[tuple[str, int, float, float, float]]:
-  """(form, stage, mean cosine, smallest cosine, relative error) of one backbone."""
-  if _WEIGHTS.value == "random":
+def open_backbone(name: str) -> base.Backbone:
+  """The backbone of --weights; the windows of a random SwinV2 are --window, where its maps are as large."""
+  if _WEIGHTS.value != "random":
+    return families.load_backbone(_WEIGHTS.value, name)
+  overrides = {}
+  if name.startswith("swinv2"):
+    windows = tuple(min(_WINDOW.value, _SIZE.value // (4 * 2**stage)) for stage in range(4))
+    overrides = dict(window_sizes=windows, pretrained_window_sizes=windows)
+  return prepare.open_source(BackboneOptions(name=name, weights="random", overrides=overrides), _SEED.value)
 
-    def effective(window):
-      return tuple(min(window, _SIZE.value // (4 * 2**stage)) for stage in range(4))
 
-    windows = effective(_WINDOW.value)
-    backbone = families.build_backbone(
-      name,
-      rngs=nnx.Rngs(_SEED.value),
-      window_sizes=windows,
-      pretrained_window_sizes=windows,
-      residual_norm_init=1.0,
-    )
+def measure(name: str) -> list[tuple[str, int, float, float, float]]:
+  """(form, number of the map, mean cosine, smallest cosine, relative error) of one backbone."""
+  backbone, side = open_backbone(name), _SIZE.value
+  if _IMAGE.value:
+    picture = Image.open(_IMAGE.value).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    images = backbone.preprocessing.normalise(jnp.asarray(picture)[None])
   else:
-    backbone = families.load_backbone(_WEIGHTS.value, name)
+    images = jax.random.normal(jax.random.key(_SEED.value), (1, side, side, 3))
   run = jax.jit(lambda folded, images: folded(images))
   wanted = jax.device_get(run(backbone.fold(), images))
   rows = []
   for form, options in FORMS.items():
     found = jax.device_get(run(backbone.fold(**options), images))
-    rows += [(form, stage + 1, *distance(*pair)) for stage, pair in enumerate(zip(found, wanted))]
+    rows += [(form, number + 1, *distance(*pair)) for number, pair in enumerate(zip(found, wanted))]
   return rows
 
 
 def _main(argv: list[str]) -> None:
   del argv
   side = _SIZE.value
-  if _IMAGE.value:
-    picture = Image.open(_IMAGE.value).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-    images = backbone.preprocessing.normalise(jnp.asarray(picture)[None])
-  else:
-    images = jax.random.normal(jax.random.key(_SEED.value), (1, side, side, 3))
-  started = time.perf_counter()
   lines = [
-    "| backbone | frozen part | stage | cosine similarity, mean over positions | smallest | relative error |",
+    "| backbone | frozen part | map | cosine similarity, mean over positions | smallest | relative error |",
     "|---|---|---|---|---|---|",
   ]
   for name in _BACKBONES.value:
-    for form, stage, mean, least, error in measure(name, images):
-      lines.append(f"| {name} | {form} | {stage} | {mean:.6f} | {least:.6f} | {error:.5f} |")
+    for form, number, mean, least, error in measure(name):
+      lines.append(f"| {name} | {form} | {number} | {mean:.6f} | {least:.6f} | {error:.5f} |")
   text = "\n".join(lines) + "\n"
   print(text)
   what = "random weights" if _WEIGHTS.value == "random" else _WEIGHTS.value
   tables.write(
     f"Made by `experiments/benchmarks/drift.py`: {what}, {side} px, window {_WINDOW.value}, "
     f"{_IMAGE.value or 'noise'}, seed {_SEED.value}, "
-    f"{jax.devices()[0].device_kind} ({machines.processor()}), {time.perf_counter() - started:.0f} s. "
+    f"{jax.devices()[0].device_kind} ({machines.processor()}). "
     f"Against the same weights folded in float32.\n\n{text}",
     _OUT.value,
   )

@@ -21,7 +21,10 @@ def _load():
   return module
 
 
-@pytest.mark.parametrize("variant", _load().VARIANTS)
+_PLAIN = [variant for variant in _load().VARIANTS if variant.startswith("dino")]
+
+
+@pytest.mark.parametrize("variant", [name for name in _load().VARIANTS if name not in _PLAIN])
 def test_every_variant_and_head(variant):
   config = tasks_build.read_config(_load().get_config(variant))
   assert config.trainable == ("head/.*",)
@@ -43,6 +46,29 @@ def test_every_variant_and_head(variant):
     assert max(options.short_sides) == 2 * options.frame[0] == 4 * min(options.short_sides)
     assert options.max_segments <= options.head.num_queries
     assert f":{variant}" in _load().get_config("").headline
+
+
+@pytest.mark.parametrize("variant", _PLAIN)
+def test_plain_vision_transformers_and_every_head(variant):
+  # What stands between backbone and head, and the side of a crop.
+  wanted = dict(
+    mask2former=("vit_adapter", 896),
+    upernet=("vit_adapter", 896),
+    linear=("none", 512),
+    plain_mask=("none", 512),
+  )
+  assert wanted.keys() == segmentation.HEADS.keys()
+  for head, (neck, side) in wanted.items():
+    config = tasks_build.read_config(_load().get_config(f"backbone={variant},head={head}"))
+    options = config.segmentation
+    assert (options.head.name, options.neck.name, options.frame) == (head, neck, (side, side))
+    assert config.trainable == (("head/.*",) if neck == "none" else ("neck/.*", "head/.*"))
+    assert config.backbone.name == config.backbone.weights == variant
+    assert options.eval_frame[0] % 32 == 0 and options.eval_frame[0] >= 1.6 * side
+  chosen = _load().get_config(f"backbone={variant},head=linear,neck=simple_pyramid")
+  assert chosen.segmentation.neck.name == "simple_pyramid" and chosen.trainable == ("neck/.*", "head/.*")
+  with pytest.raises(ValueError, match="neck= and head=plain_mask need a plain vision transformer"):
+    _load().get_config("backbone=swinv2_b,head=plain_mask")
 
 
 def test_camvid_opens_files_of_its_layout(tmp_path):
