@@ -14,6 +14,7 @@ import hashlib
 import multiprocessing
 import os
 import pathlib
+import re
 import secrets
 
 try:
@@ -67,20 +68,35 @@ def remove_leftovers(workdir: str | os.PathLike[str] | None = None, *, dry_run: 
 
 def _remove(run: str, *, dry_run: bool = False) -> Leftovers:
   """`remove_leftovers` of the run of that name; `*` for all."""
+  if fcntl is None:
+    return Leftovers(0, 0)
   count = size = 0
-  owners = sorted(_FOLDER.glob(f"{_START}{run}-*{_OWNER}")) if fcntl is not None else []
-  for owner in owners:
-    name = owner.name.removesuffix(_OWNER)
-    with contextlib.suppress(OSError), open(owner, "rb") as file:  # OSError: locked, or of another user
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      for segment in [*_FOLDER.glob(f"{name}-*"), *_FOLDER.glob(f"sem.{name}-*")]:
+  # In this order: who has segments now and no owner's file afterwards has ended.
+  names = {name for path in _FOLDER.glob(f"*{_START}{run}-*") if (name := _name_of(path))}
+  for name in sorted(names):
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # OSError: locked, or another user's
+      owner = _FOLDER / f"{name}{_OWNER}"
+      with contextlib.suppress(FileNotFoundError):
+        fcntl.flock(stack.enter_context(open(owner, "rb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+      for segment in _segments(name):
         found = segment.stat().st_size
         if not dry_run:
           segment.unlink()
         count, size = count + 1, size + found
       if not dry_run:
-        owner.unlink()
+        owner.unlink(missing_ok=True)
   return Leftovers(count, size)
+
+
+def _segments(name: str) -> list[pathlib.Path]:
+  """Segments and semaphores of the process with that name."""
+  return [*_FOLDER.glob(f"{name}-*"), *_FOLDER.glob(f"sem.{name}-*")]
+
+
+def _name_of(path: pathlib.Path) -> str | None:
+  """The name of the process that a segment, a semaphore or an owner's file belongs to."""
+  found = re.fullmatch(rf"(?:sem\.)?({_START}.+?-[0-9a-f]{{8}})(?:-.*|{re.escape(_OWNER)})", path.name)
+  return found and found[1]
 
 
 @contextlib.contextmanager
@@ -104,7 +120,8 @@ def _owned(run: str) -> Iterator[None]:
     finally:
       _prefixes.remove(f"{name}-")
       names["semprefix"] = before
-      owner.unlink(missing_ok=True)
+      if not _segments(name):  # else a worker has not ended yet: whoever comes next finds the file unlocked
+        owner.unlink(missing_ok=True)
 
 
 def run_name(workdir: str | os.PathLike[str]) -> str:

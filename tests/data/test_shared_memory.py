@@ -92,3 +92,18 @@ def test_an_ordinary_end_leaves_no_owner(tmp_path):
     assert shared_memory.prefix().startswith("frozen_vision-")
     assert set(_FOLDER.glob("frozen_vision-*")) - before
   assert set(_FOLDER.glob("frozen_vision-*")) <= before
+
+
+def test_a_segment_that_outlives_its_owner_is_found(tmp_path):
+  with shared_memory.of_run(tmp_path):
+    prefix = shared_memory.prefix()
+    (_FOLDER / f"{prefix}0").write_bytes(bytes(1000))  # of a worker that has not ended yet
+  assert (_FOLDER / f"{prefix[:-1]}.owner").exists()
+  (_FOLDER / f"{prefix[:-1]}.owner").unlink()  # as earlier versions did
+  other, kept = _start(_RUN, tmp_path / "living")
+  assert shared_memory.remove_leftovers(tmp_path, dry_run=True) == shared_memory.Leftovers(1, 1000)
+  assert _segments(prefix)
+  shared_memory.remove_leftovers()
+  assert not _segments(prefix) and _segments(kept)
+  _kill(other)
+  shared_memory.remove_leftovers(tmp_path / "living")
