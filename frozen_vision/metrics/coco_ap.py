@@ -1,7 +1,8 @@
-"""Average precision of boxes and instance masks, as the COCO server measures it.
+"""Average precision of boxes and instance masks, as the COCO server measures it, and LVIS.
 
 Matching is done by faster-coco-eval and run-length encoding by pycocotools; the numbers equal those
-of pycocotools (`COCOeval`) on the written file. On the command line:
+of pycocotools (`COCOeval`) on the written file, and on an annotation file of LVIS's, whose images have
+`neg_category_ids` and `not_exhaustive_category_ids`, those of the `lvis` package. On the command line:
 
     python -m frozen_vision.metrics.coco_ap ground_truth.json detections.json
 """
@@ -199,7 +200,7 @@ class CocoEvaluator:
 
   def result(self) -> dict[str, float]:
     """12 numbers per type: box_AP, box_AP50, ..., mask_AR_large (`METRIC_NAMES` in the module
-    `coco_matching`).
+    `coco_matching`; for LVIS the 13 of `LVIS_METRIC_NAMES`, such as box_AP_rare).
 
     Every process must call it, and each gets the answer. Images of the ground truth without update
     count as images without detection, which a warning says. Without annotations: `{}`.

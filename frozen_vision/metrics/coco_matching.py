@@ -1,5 +1,6 @@
 """COCO ground truth, matching and run-length encoding: the parts of `coco_ap`."""
 
+import collections
 from collections.abc import Mapping, Sequence
 import logging
 import math
@@ -26,6 +27,18 @@ METRIC_NAMES = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
     "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
+# LVIS's: one bound on detections, 300 an image, and precision by how many training images have a class.
+LVIS_METRIC_NAMES = (
+  "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AP_rare", "AP_common", "AP_frequent",
+  "AR_300", "AR_small", "AR_medium", "AR_large",
+)  # fmt: skip
+_LVIS_KEYS = (
+  "AP_all", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large", "APr", "APc", "APf",
+  "AR_all", "AR_small", "AR_medium", "AR_large",
+)  # fmt: skip
+_LVIS_DETECTIONS = 300
+_LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
+_FREQUENCIES = ("r", "c", "f")  # in up to 10, up to 100 and more training images
 PREFIXES: dict[IouType, str] = {"bbox": "box", "segm": "mask"}
 KEYS: dict[IouType, str] = {"bbox": "bbox", "segm": "segmentation"}
 
@@ -127,6 +140,15 @@ class GroundTruth:
   Encoding the polygons once makes repeated evaluations cheaper. Annotation ids are replaced by
   1, 2, ...: matching uses them as marks in which 0 means "none" (pycocotools counts an object of id
   0 as never found), and ids that occur twice hide each other.
+
+  In a file of LVIS's an image tells of few classes whether they are there: `neg_category_ids` are not, and of
+  `not_exhaustive_category_ids` only some objects are marked.
+
+  Attributes:
+    images: the records, by id.
+    categories: in the order of ids.
+    annotations: of listed images.
+    is_lvis: the images say which classes they were searched for.
   """
 
   def __init__(self, source: Mapping[str, Any] | str | os.PathLike[str], iou_types):
@@ -145,6 +167,9 @@ class GroundTruth:
         raise ValueError(f"{name}: {key!r} is a {type(source[key]).__name__}; expected a list.")
     self.images = {_identity(image, "image", name): image for image in source["images"]}
     self.categories = sorted(source["categories"], key=lambda category: _identity(category, "category", name))
+    self.is_lvis = any(key in image for image in source["images"] for key in _LVIS_LISTS)
+    if self.is_lvis:
+      self._check_lvis(name)
     self.annotations = []
     missing_area = 0
     for i, annotation in enumerate(source.get("annotations") or ()):
@@ -163,6 +188,23 @@ class GroundTruth:
           "%s: %d annotations have no 'area'; it was computed from the mask or the box.",
           name, missing_area,
       )  # fmt: skip
+
+  def _check_lvis(self, name: str) -> None:
+    known = {category["id"] for category in self.categories}
+    for image in self.images.values():
+      for key in _LVIS_LISTS:
+        listed = image.get(key)
+        if not isinstance(listed, list) or not all(isinstance(x, int) and x in known for x in listed):
+          raise ValueError(
+            f"{name}: image {image['id']} has {key} = {listed!r}; expected a list of ids of 'categories', "
+            "as in every image of an LVIS file."
+          )
+    for category in self.categories:
+      if (frequency := category.get("frequency")) not in _FREQUENCIES:
+        raise ValueError(
+          f"{name}: category {category['id']} has the frequency {frequency!r}; expected 'r', 'c' or 'f', "
+          "as in every category of an LVIS file."
+        )
 
   def _annotation(self, annotation: Any, where: str, *, with_masks: bool) -> dict[str, Any] | None:
     """The annotation as matching reads it, None of an image that is not listed; raises ValueError."""
@@ -267,13 +309,14 @@ def match(
   """Matches detections to objects; `stats` of the answer holds the 12 numbers.
 
   Images and categories are numbered 1, 2, ... in the order of their ids: faster-coco-eval confuses ids above
-  2^53, which pycocotools evaluates.
+  2^53, which pycocotools evaluates. Against a truth of LVIS's, the 300 detections of the highest scores of
+  each image count; those of classes that the image says nothing of do not.
   """
   image_numbers = {identity: number for number, identity in enumerate(sorted(truth.images), 1)}
   category_numbers = {category["id"]: number for number, category in enumerate(truth.categories, 1)}
   by_box = iou_type == "bbox" or (mask_area == "box" and "bbox" in (detections or [{}])[0])
   found = []
-  for detection in detections:
+  for detection in _best_of_each_image(detections) if truth.is_lvis else detections:
     if detection["category_id"] not in category_numbers:
       continue  # as pycocotools
     annotation = {
@@ -292,11 +335,15 @@ def match(
       annotation["area"] = int(mask_utils.area(detection["segmentation"]))
     found.append(annotation)
 
+  def renumbered(image: Mapping[str, Any], number: int) -> dict[str, Any]:
+    lists = {key: [category_numbers[x] for x in image[key]] for key in _LVIS_LISTS if truth.is_lvis}
+    return {**image, **lists, "id": number}
+
   def coco(annotations: Sequence[Mapping[str, Any]]) -> faster_coco_eval.COCO:
     index = faster_coco_eval.COCO()
     # Copies, because evaluation writes into the annotations.
     index.dataset = {
-      "images": [{**truth.images[identity], "id": number} for identity, number in image_numbers.items()],
+      "images": [renumbered(truth.images[identity], number) for identity, number in image_numbers.items()],
       "categories": [{**category, "id": number} for number, category in enumerate(truth.categories, 1)],
       "annotations": [
         {
@@ -312,34 +359,49 @@ def match(
     return index
 
   evaluation = faster_eval_api.COCOeval_faster(
-    coco(truth.annotations), coco(found), iou_type, print_function=_logger.debug
+    coco(truth.annotations), coco(found), iou_type, print_function=_logger.debug, lvis_style=truth.is_lvis
   )
+  if truth.is_lvis:
+    evaluation.params.maxDets = [_LVIS_DETECTIONS]
   evaluation.run()
   return evaluation
 
 
+def _best_of_each_image(detections: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+  """The detections that LVIS counts."""
+  of_images = collections.defaultdict(list)
+  for detection in detections:
+    of_images[detection["image_id"]].append(detection)
+  best = (sorted(rows, key=lambda row: -row["score"])[:_LVIS_DETECTIONS] for rows in of_images.values())
+  return [row for rows in best for row in rows]
+
+
 def stats(evaluation: faster_eval_api.COCOeval_faster, iou_type: IouType) -> dict[str, float]:
-  prefix = PREFIXES[iou_type]
-  return {
-    f"{prefix}_{name}": float(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True)
-  }
+  """The numbers of an evaluation by name: `METRIC_NAMES`, or `LVIS_METRIC_NAMES`, after `box_` or `mask_`."""
+  names, values = METRIC_NAMES, evaluation.stats
+  if evaluation.lvis_style:
+    by_key = evaluation.stats_as_dict
+    names, values = LVIS_METRIC_NAMES, [by_key[key] for key in _LVIS_KEYS]
+  return {f"{PREFIXES[iou_type]}_{name}": float(value) for name, value in zip(names, values, strict=True)}
 
 
 def format_table(result: Mapping[str, float]) -> str:
-  """The lines that pycocotools prints, for each type in `result`."""
+  """The lines that pycocotools prints, for each type in `result`; of LVIS's results, those of its package."""
   lines = []
   for prefix in PREFIXES.values():
+    names = LVIS_METRIC_NAMES if f"{prefix}_AR_300" in result else METRIC_NAMES
     if f"{prefix}_AP" not in result:
       continue
     lines.append(f"{prefix}:")
-    for name in METRIC_NAMES:
+    for name in names:
       kind, _, rest = name.replace("50", "_50").replace("75", "_75").partition("_")
       iou = f"0.{rest}" if rest in ("50", "75") else "0.50:0.95"
       area = rest if rest in ("small", "medium", "large") else "all"
-      most = rest if kind == "AR" and rest.isdigit() else "100"
+      most = "300" if names is LVIS_METRIC_NAMES else rest if kind == "AR" and rest.isdigit() else "100"
       title = f"Average {'Precision' if kind == 'AP' else 'Recall'}"
+      classes = f" | classes={rest}" if rest in ("rare", "common", "frequent") else ""
       lines.append(
-        f" {title:<18} ({kind}) @[ IoU={iou:<9} | area={area:>6} | maxDets={most:>3} ] = "
+        f" {title:<18} ({kind}) @[ IoU={iou:<9} | area={area:>6} | maxDets={most:>3}{classes} ] = "
         f"{result[f'{prefix}_{name}']:.3f}"
       )
   return "\n".join(lines)
