@@ -189,16 +189,16 @@ def read_images(
   seen, wrong = {}, []
   for position, entry in enumerate(raw["images"]):
     identity = integer(entry.get("id")) if isinstance(entry, dict) else None
-    if identity is None or not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
+    name = _file_name(entry) if identity is not None else ""
+    if identity is None or not name:
       problems.saw("images")
       problems.add("image_invalid", f"number {position}: {short(entry)}")
       continue
-    name = entry["file_name"]
     if identity in seen:
       if entry == seen[identity]:
         problems.add("image_duplicate", f"id {identity}, {name}")
       else:
-        wrong.append(f"id {identity} is {seen[identity]['file_name']} and {name}")
+        wrong.append(f"id {identity} is {_file_name(seen[identity])} and {name}")
       continue
     seen[identity] = entry
     if chosen is not None and identity not in chosen:
@@ -223,6 +223,14 @@ def read_images(
   if absent:
     raise CocoError(f"{path}: has no images with the {len(absent)} ids asked: {_first(absent)}.")
   return list(rows.values())
+
+
+def _file_name(entry: Mapping[str, Any]) -> str:
+  """The name of an image's file; LVIS has addresses instead, which end like `train2017/000000000009.jpg`."""
+  name = entry.get("file_name")
+  if name is None and isinstance(address := entry.get("coco_url"), str):
+    name = "/".join(address.split("/")[-2:])
+  return name if isinstance(name, str) else ""
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> bool:

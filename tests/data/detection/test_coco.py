@@ -14,6 +14,7 @@ import pytest
 
 from frozen_vision.data import images as image_io
 from frozen_vision.data.detection import coco, coco_annotations, mask_encoding
+from frozen_vision.metrics import coco_ap
 from tests import paths, samples
 
 SQUARE = [[10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0]]
@@ -396,3 +397,23 @@ def test_report_names_the_first_and_counts_the_rest(load):
   text = str(source.findings)
   assert text.startswith("10 annotations of a category") and "annotation 20" in text
   assert "and 7 more" in text
+
+
+def test_a_file_of_lvis(load):
+  """Addresses in the place of names, no `iscrowd`, and what the metric needs stays with the images."""
+  lists = dict(neg_category_ids=[5], not_exhaustive_category_ids=[90])
+  images = [
+    dict(id=7, coco_url="http://images.cocodataset.org/train2017/a.jpg", height=40, width=60, **lists),
+    dict(id=3, coco_url="http://images.cocodataset.org/val2017/b.jpg", height=40, width=60, **lists),
+  ]
+  for image, name in zip(images, ("train2017/a.jpg", "val2017/b.jpg")):
+    path = load.folder / name
+    path.parent.mkdir()
+    (load.folder / path.name).rename(path)
+  categories = [dict(id=90, name="toothbrush", frequency="r"), dict(id=5, name="airplane", frequency="f")]
+  raw = _file([_annotation(11, iscrowd=...)], images=images, categories=categories)
+  source = load(raw)
+  assert [source.record(i)["file_name"] for i in range(2)] == ["train2017/a.jpg", "val2017/b.jpg"]
+  assert not source.findings.counts and source[0]["image"].shape == (40, 60, 3)
+  evaluator = coco_ap.CocoEvaluator(source.ground_truth)
+  assert {"box_AP_rare", "mask_AP_frequent", "box_AR_300"} <= evaluator.result().keys()
