@@ -114,7 +114,7 @@ _WRONG = {
   "optimizer.name=lamb": "optimizer.name is 'lamb'; expected adamw, muon or sgd.",
   "frozen_dtype=float16": "frozen_dtype is 'float16'; expected float32, bfloat16 or int8.",
   "detection.head.name=rcnn": "detection.head.name is 'rcnn'; known: htc, cascade_mask_rcnn, mask_rcnn, "
-  "retinanet.",
+  "tf_mask_rcnn, tf_cascade_mask_rcnn, retinanet.",
   "detection.frame=(64,)": "detection.frame is (64,); expected 2 values, each a whole number of at least 1.",
   "detection.frame=64x64": "detection.frame is '64x64'; expected 2 values, each ",
   "detection.head.anchor_scales=(8, -1)": "detection.head.anchor_scales is (8, -1); expected a tuple "

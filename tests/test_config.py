@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import pathlib
 import re
 
@@ -183,6 +184,39 @@ def test_objects365_and_coco_share_what_a_head_may_start_from():
   first, second = leaves
   fresh = {name for name in second if any(re.fullmatch(pattern, name) for pattern in options.init.keep)}
   assert {name for name in second if first.get(name) != second[name]} == fresh
+
+
+def test_recipes_of_proper_reuse():
+  """Every combination is read; what trains has the paper's size (table 3), as far as the config says."""
+  module = _load("coco_proper_reuse")
+  trained = {}
+  for backbone, detector, masks in itertools.product(
+    *(module.ARGUMENTS[x] for x in ("backbone", "detector", "masks"))
+  ):
+    arguments = f"backbone={backbone},detector={detector},masks={masks}"
+    if (detector, masks) == ("retinanet", "on"):
+      with pytest.raises(ValueError, match="RetinaNet has no masks"):
+        module.get_config(arguments)
+      continue
+    config = tasks_build.read_config(module.get_config(f"{arguments},data=lvis"))
+    assert config.detection.data == "files" and config.detection.head.max_detections == 300
+    config = tasks_build.read_config(module.get_config(arguments))
+    assert bool(config.detection.copy_paste) == (backbone == "efficientnet_b7" and masks == "on")
+    specs = families.backbone_config(config.backbone.name).feature_specs
+    neck = nnx.eval_shape(
+      lambda o=config.detection.neck, s=specs: necks.from_options(o, s, dtype="bfloat16", rngs=nnx.Rngs(0))
+    )
+    head = nnx.eval_shape(
+      lambda o=config.detection.head, s=neck.feature_specs: detection.HEADS[o.name](
+        s, dataclasses.replace(o, num_classes=90), dtype="bfloat16", rngs=nnx.Rngs(0)
+      )
+    )
+    leaves = jax.tree.leaves(nnx.state((neck, head), nnx.Param))
+    trained[backbone, detector, masks] = sum(leaf.size for leaf in leaves) / 1e6
+  found = [trained["resnet_rs101", detector, "off"] for detector in ("fpn", "nas_fpn", "cascade")]
+  assert found == pytest.approx([20.7, 38.9, 71.3], abs=0.06)
+  long = module.get_config("detector=retinanet,epochs=600,train=all")
+  assert long.steps == 277_200 and long.trainable == (".*",) and long.optimizer.decay_at == (265_650, 272_580)
 
 
 def test_an_unknown_variant_lists_the_known_ones():

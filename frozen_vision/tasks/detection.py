@@ -27,6 +27,7 @@ from frozen_vision.files import atomic
 from frozen_vision.heads import retinanet
 from frozen_vision.heads import views as views_lib
 from frozen_vision.heads.base import DetectionHead
+from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
 from frozen_vision.metrics import coco_ap
 from frozen_vision.necks import build as necks
@@ -49,9 +50,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 # The module of a head by the name in its options (`detection_options.HEADS`).
 HEADS: dict[str, Callable[..., DetectionHead]] = {
-  "htc": htc.HTC,
-  "cascade_mask_rcnn": htc.HTC,
-  "mask_rcnn": htc.HTC,
+  **dict.fromkeys(htc_config.PRESETS, htc.HTC),
   "retinanet": retinanet.RetinaNet,
 }
 

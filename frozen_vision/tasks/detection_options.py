@@ -1,6 +1,7 @@
 """Options of detection and instance segmentation."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 from frozen_vision import config, options
@@ -11,9 +12,7 @@ from frozen_vision.options import Count, DType, Fraction, Natural, Path, Positiv
 from frozen_vision.tasks.shared_options import InitOptions, ScenesOptions
 
 HEADS = {
-  "htc": htc_config.htc,
-  "cascade_mask_rcnn": htc_config.cascade_mask_rcnn,
-  "mask_rcnn": htc_config.mask_rcnn,
+  **{name: functools.partial(htc_config.preset, name) for name in htc_config.PRESETS},
   "retinanet": retinanet.RetinaNetConfig,
 }
 

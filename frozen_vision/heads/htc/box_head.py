@@ -12,6 +12,7 @@ import optax
 from frozen_vision.heads import detection_losses as loss_ops
 from frozen_vision.heads.htc.config import HTCConfig, Quad
 from frozen_vision.layers import norms
+from frozen_vision.layers.activations import ACTIVATIONS
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops.arrays import Array
 
@@ -26,9 +27,10 @@ class BoxOutput(NamedTuple):
 
 
 class BoxConv(nnx.Module):
-  """3x3 convolution, a norm over each roi (or none), ReLU."""
+  """3x3 convolution, a norm over each roi (or none), activation."""
 
-  def __init__(self, channels_in: int, channels_out: int, norm: str, *, dtype: DTypeLike, rngs: nnx.Rngs):
+  def __init__(self, channels_in: int, config: HTCConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    norm, channels_out = config.box_conv_norm, config.box_conv_channels
     self.conv = nnx.Conv(
       channels_in,
       channels_out,
@@ -39,10 +41,11 @@ class BoxConv(nnx.Module):
       rngs=rngs,
     )
     self.norm = norms.group_norm(channels_out, dtype=dtype, rngs=rngs) if norm == "group" else None
+    self.activation = ACTIVATIONS[config.activation]
 
   def __call__(self, x: Float[Array, "r s s c"]) -> Float[Array, "r s s d"]:
     x = self.conv(x)
-    return nnx.relu(x if self.norm is None else self.norm(x))
+    return self.activation(x if self.norm is None else self.norm(x))
 
 
 class BoxHead(nnx.Module):
@@ -53,7 +56,7 @@ class BoxHead(nnx.Module):
     self.config = config
     convs = []
     for _ in range(config.num_box_convs):
-      convs.append(BoxConv(channels, config.box_conv_channels, config.box_conv_norm, dtype=dtype, rngs=rngs))
+      convs.append(BoxConv(channels, config, dtype=dtype, rngs=rngs))
       channels = config.box_conv_channels
     self.convs = nnx.List(convs)
     size = config.box_roi_size**2 * channels
@@ -82,7 +85,7 @@ class BoxHead(nnx.Module):
       x = conv(x)
     x = x.reshape(*leading, -1)
     for fc in self.fcs:
-      x = nnx.relu(fc(x))
+      x = ACTIVATIONS[self.config.activation](fc(x))
     logits = self.classes(x).astype(jnp.float32)
     deltas = self.boxes(x).astype(jnp.float32)
     return BoxOutput(logits, deltas.reshape(*deltas.shape[:2], -1, 4))

@@ -1,7 +1,7 @@
 """Configuration of HTC; (Cascade) Mask R-CNN is the same head with parts switched off."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from frozen_vision.heads.base import DetectionHeadConfig
 from frozen_vision.options import Count, Fraction, from_data, Natural, NonNegative, Positive, Range
@@ -18,7 +18,8 @@ class HTCConfig(DetectionHeadConfig):
 
   Attributes:
     num_classes: foreground classes; the background is the class after the last.
-    name: which head the defaults are of: `htc`, `cascade_mask_rcnn` or `mask_rcnn`.
+    name: which head the defaults are of, a row of `PRESETS`.
+    activation: of all layers but the semantic branch's: `relu` or `swish`.
     anchor_scales: anchor side in strides. anchor_ratios: height over width.
     rpn_channels: channels of the RPN's 3x3 convolution.
     rpn_positive_iou, rpn_negative_iou: anchors at or above are positive, below negative, between
@@ -60,6 +61,8 @@ class HTCConfig(DetectionHeadConfig):
     mask_info_flow: a mask head also sees the features of the mask head before it.
     mask_average: "all" stages' probabilities are averaged [mmdet 2.28.2; Cascade Mask R-CNN in both
       versions], or the "last" stage predicts alone (HTC in mmdet 3.3.0).
+    class_average: what is averaged over the stages for a class's score, "logits" or, as in TensorFlow
+      Model Garden, "probabilities".
     score_threshold, nms_iou, max_detections: of the final detections.
     nms_kind: "hard", or soft-NMS, which lowers the scores of overlapping boxes and does not drop
       them: "soft_linear" (from nms_iou on) or "soft_gaussian" (with soft_nms_sigma)
@@ -75,7 +78,8 @@ class HTCConfig(DetectionHeadConfig):
   """
 
   num_classes: int = from_data(80)
-  name: Literal["htc", "cascade_mask_rcnn", "mask_rcnn"] = "htc"
+  name: Literal["htc", "cascade_mask_rcnn", "mask_rcnn", "tf_mask_rcnn", "tf_cascade_mask_rcnn"] = "htc"
+  activation: Literal["relu", "swish"] = "relu"
 
   anchor_scales: tuple[Positive, ...] = (8.0,)
   anchor_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)
@@ -124,6 +128,7 @@ class HTCConfig(DetectionHeadConfig):
   mask_info_flow: bool = True
   mask_average: Literal["all", "last"] = "all"
 
+  class_average: Literal["logits", "probabilities"] = "logits"
   score_threshold: Fraction = 0.001
   nms_kind: Literal["hard", "soft_linear", "soft_gaussian"] = "hard"
   nms_iou: Fraction = 0.5
@@ -147,6 +152,8 @@ class HTCConfig(DetectionHeadConfig):
       ("mask_average", ("all", "last")),
       ("nms_kind", ("hard", "soft_linear", "soft_gaussian")),
       ("box_conv_norm", ("none", "group")),
+      ("activation", ("relu", "swish")),
+      ("class_average", ("logits", "probabilities")),
     ):
       if getattr(self, name) not in known:
         raise ValueError(f"HTCConfig.{name} is {getattr(self, name)!r}; known: {known}.")
@@ -172,37 +179,64 @@ class HTCConfig(DetectionHeadConfig):
     return 2 * self.mask_roi_size
 
 
+_MASK_RCNN = dict(
+  stage_ious=(0.5,),
+  stage_stds=((0.1, 0.1, 0.2, 0.2),),
+  stage_loss_weights=(1.0,),
+  interleaved=False,
+  mask_info_flow=False,
+  score_threshold=0.05,
+)
+# TensorFlow Model Garden's Faster and Mask R-CNN as Proper Reuse (arXiv 2204.00484) released them
+# (official/projects/backbone_reuse on official/vision/configs/maskrcnn.py), on a pyramid of strides 4 to 64.
+# What stays as in HTC: group norms in the box head and none in the mask head, where theirs have batch norms;
+# SmoothL1 in the RPN, of which their Huber loss with delta 1/9 is a ninth; a mask head for each stage.
+_TF = _MASK_RCNN | dict(
+  activation="swish",
+  rpn_min_positive_iou=0.0,
+  allowed_border=-1,
+  train_proposals=1000,
+  match_low_quality=False,
+  class_specific_boxes=True,
+  roi_levels=5,
+  num_box_convs=4,
+  box_conv_norm="group",
+)
+# Fields that differ from the defaults, by name.
+PRESETS: dict[str, dict[str, Any]] = {
+  "htc": {},
+  "cascade_mask_rcnn": dict(
+    interleaved=False, mask_info_flow=False, match_low_quality=False, score_threshold=0.05
+  ),
+  "mask_rcnn": _MASK_RCNN
+  | dict(class_specific_boxes=True, rpn_box_beta=0.0, box_beta=0.0, allowed_border=-1, train_proposals=1000),
+  "tf_mask_rcnn": _TF,
+  "tf_cascade_mask_rcnn": _TF
+  | dict(
+    stage_ious=(0.5, 0.7, 0.8),
+    stage_stds=HTCConfig.stage_stds,
+    stage_loss_weights=(1 / 3, 1 / 3, 1 / 3),
+    class_specific_boxes=False,
+    class_average="probabilities",
+  ),
+}
+
+
+def preset(row: str, /, **changes) -> HTCConfig:
+  """The head of a row of `PRESETS`, with changes."""
+  return HTCConfig(**{"name": row, **PRESETS[row], **changes})
+
+
 def htc(**changes) -> HTCConfig:
   """HTC R50-FPN without the semantic branch (box AP 42.3, mask AP 37.4 in 1x, mmdet's metafile)."""
-  return dataclasses.replace(HTCConfig(), **changes)
+  return preset("htc", **changes)
 
 
 def cascade_mask_rcnn(**changes) -> HTCConfig:
   """Cascade Mask R-CNN as in mmdet 3.3 configs/_base_/models/cascade-mask-rcnn_r50_fpn.py."""
-  base = HTCConfig(
-    name="cascade_mask_rcnn",
-    interleaved=False,
-    mask_info_flow=False,
-    match_low_quality=False,
-    score_threshold=0.05,
-  )
-  return dataclasses.replace(base, **changes)
+  return preset("cascade_mask_rcnn", **changes)
 
 
 def mask_rcnn(**changes) -> HTCConfig:
   """Mask R-CNN as in mmdet 3.3 configs/_base_/models/mask-rcnn_r50_fpn.py."""
-  base = HTCConfig(
-    name="mask_rcnn",
-    stage_ious=(0.5,),
-    stage_stds=((0.1, 0.1, 0.2, 0.2),),
-    stage_loss_weights=(1.0,),
-    class_specific_boxes=True,
-    rpn_box_beta=0.0,
-    box_beta=0.0,
-    allowed_border=-1,
-    train_proposals=1000,
-    interleaved=False,
-    mask_info_flow=False,
-    score_threshold=0.05,
-  )
-  return dataclasses.replace(base, **changes)
+  return preset("mask_rcnn", **changes)

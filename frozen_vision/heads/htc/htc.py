@@ -279,20 +279,21 @@ class HTC(base.DetectionHead):
     """Boxes and class probabilities before NMS, which multi-scale testing merges.
 
     Boxes are the last stage's. Class logits are averaged over the stages before the softmax, as in
-    mmdet.
+    mmdet, or probabilities (`config.class_average`).
 
     Returns:
       Boxes (k = 1, or one per class), probabilities of the foreground classes, valid.
     """
     proposals = self.propose(features, image_size) if proposals is None else proposals
     _, embedding = self.semantic(features)
-    rois, logits = proposals.boxes, 0.0
+    rois, of_logits, total = proposals.boxes, self.config.class_average == "logits", 0.0
     for stage, head in enumerate(self.box_heads):
       output = self.box_outputs(stage, features, rois, embedding)
-      logits = logits + output.logits
+      total = total + (output.logits if of_logits else jax.nn.softmax(output.logits, axis=-1))
       if stage + 1 < self.config.num_stages:
         rois = head.refine(output, rois, image_size)
-    probabilities = jax.nn.softmax(logits / self.config.num_stages, axis=-1)[..., :-1]
+    mean = total / self.config.num_stages
+    probabilities = (jax.nn.softmax(mean, axis=-1) if of_logits else mean)[..., :-1]
     return head.decode(output, rois, image_size), probabilities, proposals.valid
 
   def predict_boxes(

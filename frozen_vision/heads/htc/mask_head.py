@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from frozen_vision.heads.htc.config import HTCConfig
+from frozen_vision.layers.activations import ACTIVATIONS
 from frozen_vision.layers.upsampling import Deconv2x
 from frozen_vision.ops.arrays import Array
 
@@ -33,6 +34,7 @@ class MaskHead(nnx.Module):
     self.upsample = Deconv2x(sizes[-1], width, dtype=dtype, rngs=rngs)
     self.logits = nnx.Linear(width, config.num_classes, dtype=dtype, kernel_init=_KAIMING, rngs=rngs)
     self.dtype = dtype
+    self.activation = ACTIVATIONS[config.activation]
 
   def features(
     self, x: Float[Array, "n h w c"], previous: Float[Array, "n h w d"] | None = None
@@ -41,9 +43,9 @@ class MaskHead(nnx.Module):
     if previous is not None:
       if self.flow is None:
         raise ValueError("MaskHead got features of a previous stage but was built without `flow`.")
-      x = x + nnx.relu(self.flow(previous))
+      x = x + self.activation(self.flow(previous))
     for conv in self.convs:
-      x = nnx.relu(conv(x))
+      x = self.activation(conv(x))
     return x
 
   def predict(
@@ -53,7 +55,7 @@ class MaskHead(nnx.Module):
 
     With labels only the wanted class is computed, which saves the memory of all the others.
     """
-    x = nnx.relu(self.upsample(x))
+    x = self.activation(self.upsample(x))
     if labels is None:
       return self.logits(x).astype(jnp.float32)
     kernel = jnp.asarray(self.logits.kernel[...], self.dtype)[:, labels]

@@ -14,6 +14,7 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import detection_losses as loss_ops
 from frozen_vision.heads import sampling
 from frozen_vision.heads.htc.config import HTCConfig
+from frozen_vision.layers.activations import ACTIVATIONS
 from frozen_vision.ops import anchors as anchor_ops
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import nms as nms_ops
@@ -58,7 +59,7 @@ class RPN(nnx.Module):
   def __call__(self, features: Sequence[Float[Array, "b _h _w c"]]) -> list[RPNOutput]:
     outputs = []
     for x in features:
-      x = nnx.relu(self.conv(x))
+      x = ACTIVATIONS[self.config.activation](self.conv(x))
       outputs.append(RPNOutput(self.objectness(x), self.deltas(x)))
     return outputs
 

@@ -146,6 +146,8 @@ def test_labels_of_padding_do_not_matter(step):
     (htc_config.htc(with_masks=False), 3, False),
     (htc_config.cascade_mask_rcnn(), 3, True),
     (htc_config.mask_rcnn(), 1, True),
+    (htc_config.preset("tf_mask_rcnn", with_masks=False), 1, False),
+    (htc_config.preset("tf_cascade_mask_rcnn"), 3, True),
   ],
 )
 def test_presets_at_published_sizes(preset, stages, masks):
@@ -197,6 +199,28 @@ def test_two_step_prediction(preset):
   assert (scores[valid] > 0.2).all() and not scores[~valid].any() and not boxes[~valid].any()
   assert (boxes >= 0).all() and (boxes <= np.asarray(image_size)[:, None, [1, 0, 1, 0]]).all()
   assert masks.shape == (2, 12, 8, 8) and (0 < masks).all() and (masks < 1).all()
+
+
+def test_class_average():
+  """Probabilities of two stages on the same rois, averaged before the softmax or after it."""
+  config = htc_config.htc(**TINY, **TWO_STAGES)
+  head = HTC(SPECS, config, rngs=nnx.Rngs(0))
+  image_size = BATCHES["one"]["image_size"]
+  proposals = head.propose(features(), image_size)
+  first = head.box_outputs(0, features(), proposals.boxes)
+  second = head.box_outputs(1, features(), head.box_heads[0].refine(first, proposals.boxes, image_size))
+  logits = 30 * np.stack([first.logits, second.logits])  # far from where both ways give the same
+  for box_head in head.box_heads:
+    box_head.classes.kernel[...] *= 30
+    box_head.classes.bias[...] *= 30
+  for average, wanted in (
+    ("logits", jax.nn.softmax(logits.mean(0), axis=-1)),
+    ("probabilities", jax.nn.softmax(logits, axis=-1).mean(0)),
+  ):
+    head.config = dataclasses.replace(config, class_average=average)
+    found = head.score_boxes(features(), image_size, proposals)[1]
+    np.testing.assert_allclose(found, wanted[..., :-1], atol=1e-4)
+  assert np.abs(jax.nn.softmax(logits.mean(0), axis=-1) - wanted).max() > 0.01
 
 
 def test_mask_average():
