@@ -1,9 +1,10 @@
-"""Writes the backbone of a finished classification run as a weights file, and measures what was written.
+"""Writes the backbone of a finished pretraining as a weights file, and measures what was written.
 
   PYTHONPATH=. python experiments/export_backbone.py --config=configs/cifar10_swinv2_nano.py \
     --workdir=/tmp/nano --out=frozen_vision/backbones/weights/swinv2_nano.safetensors --dtype=float16
 
-The accuracy printed is that of the written file, rounding included, under the run's own classifier.
+The run is one that trained its backbone: classification or feature distillation. The metrics printed are
+those of the written file, rounding included, under the run's own classifier or projector.
 """
 
 import logging
@@ -32,7 +33,7 @@ def export(config: Config, workdir: str, out: str, dtype: str) -> dict[str, floa
   """Writes the weights and returns the metrics of the file as it was written."""
   config = config.replace({"backbone.fold": False})  # what is written are the parameters themselves
   task = tasks_build.build_task(config)
-  model = loop.build_model(task, config)
+  model = loop.build_model(task, config, with_teacher=task.teacher_in_evaluation)
   with checkpoint.Checkpoints(workdir) as checkpoints:
     trainable, mutable, meta = checkpoints.restore_evaluated(
       model.trainable, model.mutable, averaged=config.ema_decay > 0

@@ -83,7 +83,11 @@ def test_options_of_heads_and_backbones_are_checked():
 @pytest.mark.parametrize(
   "key, value, message",
   [
-    ("task", "detektion", "config.task is 'detektion'; known: action, classification, detection, segm"),
+    (
+      "task",
+      "detektion",
+      "config.task is 'detektion'; known: action, classification, detection, feature_distillation, segm",
+    ),
     ("detection.data", "coko", "'coko'; expected scenes, photos, coco, files or prepared"),
     ("detection.head.name", "rcnn", "config.detection.head.name is 'rcnn'; known: .*mask_rcnn"),
     ("backbone.name", "swinv2_x", "Unknown backbone 'swinv2_x'; known: .*swinv2_nano"),
@@ -227,6 +231,26 @@ def test_an_unknown_variant_lists_the_known_ones():
 def test_the_pretraining_is_a_config_that_is_read():
   config = _load("cifar10_swinv2_nano").get_config()
   assert tasks_build.read_config(config).classification.resolutions == ((0, 64),)
+
+
+def test_every_recipe_of_feature_distillation_is_a_config_that_is_read():
+  module = _load("feature_distillation")
+  released = dict(clip_vitb16_100=100, clip_vitb16=300, clip_vitl14=300, deit_vitb16=300, dino_vitb16=300)
+  for variant in module.VARIANTS:
+    config = tasks_build.read_config(module.get_config(variant))
+    assert config.trainable == (".*",) and config.backbone.weights == "init"
+    student = families.backbone_config(config.backbone.name, **config.backbone.overrides)
+    teacher = config.feature_distillation.teacher
+    assert families.backbone_config(teacher.name, **teacher.overrides).feature_specs
+    if variant in released:
+      assert config.steps == released[variant] * 625 and config.optimizer.learning_rate == 1.2e-3
+      assert student.positions == "relative" and student.mean == (0.485, 0.456, 0.406)
+      assert student.position_grid == 224 // student.patch_size
+    else:
+      assert student.residual_norm_init == 1e-5
+  overrides = {"feature_distillation.teacher.overrides.window_sise": 4}
+  with pytest.raises(ValueError, match="config.feature_distillation.teacher.*'window_sise'"):
+    tasks_build.check(tasks_build.read_config(module.get_config()).replace(overrides))
 
 
 def test_a_config_file_is_read_as_by_the_command_line():

@@ -12,6 +12,7 @@ from frozen_vision import config as config_lib
 from frozen_vision.tasks.action_options import ActionOptions
 from frozen_vision.tasks.classification_options import ClassificationOptions
 from frozen_vision.tasks.detection_options import DetectionOptions
+from frozen_vision.tasks.feature_distillation_options import FeatureDistillationOptions
 from frozen_vision.tasks.segmentation_options import SegmentationOptions
 
 # A SwinV2 of 0.1 M parameters, whose blocks are not the identity.
@@ -38,6 +39,7 @@ def get_config(task: str = "detection") -> ml_collections.ConfigDict:
     "classification": classification,
     "segmentation": segmentation,
     "action": action,
+    "feature_distillation": feature_distillation,
   }
   return configs[task]()
 
@@ -162,6 +164,25 @@ def classification(
     )
   )
   return config
+
+
+def feature_distillation() -> ml_collections.ConfigDict:
+  """Generated shapes at 32 px: `SMALL_BACKBONE` from scratch, and a wider one as the teacher."""
+  config = _base("feature_distillation", trainable=(".*",), batch_size=4, ema_decay=0.0, pictures=1)
+  config.backbone.weights = "init"
+  config.backbone.overrides.update(residual_norm_init=1e-5, drop_path_rate=0.2)
+  config.feature_distillation = config_lib.config_dict(FeatureDistillationOptions())
+  options = config.feature_distillation
+  small_images(options)
+  options.teacher.weights = "random"
+  options.teacher.overrides = dict(SMALL_BACKBONE, embed_dim=16)
+  return config
+
+
+def small_images(options: ml_collections.ConfigDict) -> None:
+  """Few generated shapes of 32 px in the section of a task that trains on images alone."""
+  options.update(dict(data="shapes", image_size=32, crop_scale=(0.5, 1.0)))
+  options.shapes.update(dict(train_images=20, validation_images=3, image_size=32))
 
 
 def image_folder(root: pathlib.Path, *, classes: int = 3, images: int = 4, side: int = 16) -> pathlib.Path:

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from flax import nnx
 import jax
@@ -108,6 +108,22 @@ class BackboneConfig(abc.ABC):
     return dataclasses.replace(self, **tuples(overrides))
 
 
+class FinalFeatures(NamedTuple):
+  """What a backbone ends with, after its final norm.
+
+  Attributes:
+    map: the last level.
+    class_token: of a plain ViT that has one; None otherwise.
+  """
+
+  map: Float[Array, "b h w c"]
+  class_token: Float[Array, "b c"] | None = None
+
+
+# Changes the map that enters the first block, [b, rows, columns, c]; its shape and dtype stay.
+EditStem = Callable[[Float[Array, "b rows columns c"]], Float[Array, "b rows columns c"]]
+
+
 class Backbone(nnx.Module):
   """A pretrained image model without its classifier.
 
@@ -166,6 +182,26 @@ class Backbone(nnx.Module):
     By default the mean of the last level over all positions.
     """
     return jnp.mean(self(images, rng=rng)[-1], axis=(1, 2))
+
+  def final_features(
+    self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None, edit_stem: EditStem | None = None
+  ) -> FinalFeatures:
+    """The last map after the final norm, what pretraining and distillation predict from.
+
+    By default the last level as it is.
+
+    Args:
+      images, rng: as for `__call__`.
+      edit_stem: replaces cells of the stem's output by mask tokens, for instance.
+
+    Raises:
+      ValueError: `edit_stem` for a family whose stem is not a map of patches.
+    """
+    if edit_stem is not None:
+      raise ValueError(
+        f"A {type(self).__name__} has no patch embedding that could be masked; take a SwinV2 or a plain ViT."
+      )
+    return FinalFeatures(self(images, rng=rng)[-1])
 
   @property
   @abc.abstractmethod
@@ -257,6 +293,10 @@ class FoldedBackbone(abc.ABC):
   def embed(self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None) -> Float[Array, "b d"]:
     """One vector per image; see `Backbone.embed`."""
     return jnp.mean(self(images)[-1], axis=(1, 2))
+
+  def final_features(self, images: Float[Array, "b h w 3"]) -> FinalFeatures:
+    """The last map after the final norm; see `Backbone.final_features`."""
+    return FinalFeatures(self(images)[-1])
 
 
 class _OneKey(nnx.RngStream):

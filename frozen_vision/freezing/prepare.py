@@ -105,7 +105,8 @@ def prepare(
     mesh: where the weights go; None leaves them on the default device.
     over: the devices that share frozen weights.
     trained_as: the program in the place of a backbone of which something trains; by default itself.
-    teacher: a second frozen network, which becomes the attribute `teacher` of the model.
+    teacher: a second frozen network, which becomes the attribute `teacher` of the model; a backbone is folded
+      and stored as one that nothing trains of, even where `source` trains.
 
   Raises:
     ValueError: a pattern that matches nothing; a storage that is unknown, or that asks for folding where it
@@ -113,7 +114,12 @@ def prepare(
   """
   stored.check(storage, "config.frozen_dtype")
   module = build(source.module if isinstance(source, families.BackboneFile) else source)
-  if teacher is not None:
+  known = teacher is not None and not _has_shapes_only(teacher)
+  identity = trees.fingerprint(trees.weights(teacher)) if known else None
+  if isinstance(teacher, base.Backbone):
+    program = freeze(teacher, storage=storage, fold=fold, mesh=mesh, over=over).program
+    module.teacher = program if isinstance(program, nnx.Module) else nnx.data(program)
+  elif teacher is not None:
     module.teacher = teacher
   _, trained, frozen = partition.partition(module, trainable)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(frozen))
@@ -122,12 +128,7 @@ def prepare(
     model = on_backbone(module, backbone, trainable)
   else:
     model = _open_model(module, source, trainable, storage, trained_as)
-  known = teacher is not None and not _has_shapes_only(teacher)
-  model = dataclasses.replace(
-    model,
-    frozen_parameters=parameters,
-    teacher=trees.fingerprint(trees.weights(teacher)) if known else None,
-  )
+  model = dataclasses.replace(model, frozen_parameters=parameters, teacher=identity)
   return model if mesh is None else place(model, mesh, over)
 
 
@@ -341,7 +342,7 @@ def _open_model(
     graphdef,
     trained,
     mutable,
-    _cast_state(frozen, storage),
+    _cast_but_teacher(frozen, storage),
     frozen_pass=False,
     feature_key=None,
     frozen_parameters=0,
@@ -406,6 +407,14 @@ def _cast_state(state: nnx.State, storage: str) -> nnx.State:
   if _are_shapes(state):
     return jax.eval_shape(lambda state: partition.cast(state, dtype), state)
   return partition.cast(state, dtype)
+
+
+def _cast_but_teacher(state: nnx.State, storage: str) -> nnx.State:
+  """`_cast_state` of what is frozen of a model; a teacher is stored already, its tables in float32."""
+  flat = nnx.to_flat_state(state)
+  teacher = [(path, leaf) for path, leaf in flat if path[0] == "teacher"]
+  others = nnx.from_flat_state([(path, leaf) for path, leaf in flat if path[0] != "teacher"])
+  return nnx.from_flat_state([*nnx.to_flat_state(_cast_state(others, storage)), *teacher])
 
 
 def _has_shapes_only(module: nnx.Module) -> bool:

@@ -17,6 +17,7 @@ def attention(
   value: Float[Array, "b k heads d"],
   *,
   scale: float | None = None,
+  bias: Float[Array, "heads q k"] | None = None,
 ) -> Float[Array, "b q heads d"]:
   """Softmax attention; scores and softmax are float32.
 
@@ -25,6 +26,7 @@ def attention(
 
   Args:
     scale: of the scores; 1 / sqrt(d) by default.
+    bias: added to the scaled scores of every example.
 
   Returns:
     In the queries' dtype.
@@ -34,11 +36,21 @@ def attention(
   score_bytes = 4 * images * heads * length * key.shape[1]
   chunks = -(-score_bytes // _SCORE_BYTES)
   if chunks <= 1:
-    return jax.nn.dot_product_attention(query, key, value, scale=scale)
+    bias = None if bias is None else bias[None]
+    return jax.nn.dot_product_attention(query, key, value, bias, scale=scale)
   size = -(-length // chunks)
   chunks = -(-length // size)
-  padded = jnp.pad(query, ((0, 0), (0, chunks * size - length), (0, 0), (0, 0)))
+  rest = chunks * size - length
+  padded = jnp.pad(query, ((0, 0), (0, rest), (0, 0), (0, 0)))
   parts = padded.reshape(b, chunks, size, heads, d).swapaxes(0, 1)
-  attend = jax.checkpoint(lambda part: jax.nn.dot_product_attention(part, key, value, scale=scale))
-  out = jax.lax.map(attend, parts)
+  biases = None
+  if bias is not None:
+    biases = jnp.pad(bias, ((0, 0), (0, rest), (0, 0))).reshape(heads, chunks, 1, size, -1)
+    biases = jnp.moveaxis(biases, 0, 2)
+
+  @jax.checkpoint
+  def attend(part):
+    return jax.nn.dot_product_attention(part[0], key, value, part[1], scale=scale)
+
+  out = jax.lax.map(attend, (parts, biases))
   return out.swapaxes(0, 1).reshape(b, chunks * size, heads, d)[:, :length]

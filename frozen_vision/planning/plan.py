@@ -240,6 +240,8 @@ def without_files(config: ConfigLike) -> Config:
   changes = {} if config.backbone.weights == "shipped" else {"backbone.weights": "random"}
   if hasattr(config.section, "init"):
     changes[f"{config.task}.init.path"] = ""
+  if getattr(getattr(config.section, "teacher", None), "weights", "shipped") != "shipped":
+    changes[f"{config.task}.teacher.weights"] = "random"
   return config.replace(changes)
 
 

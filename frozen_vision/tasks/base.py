@@ -82,6 +82,7 @@ class Task(abc.ABC):
     result_type: what a prediction is, how it is drawn, written and exported.
     media: "image" or "video", what one input is.
     input_name: key of a batch under which the pixels are.
+    teacher_in_evaluation: evaluation compares the model with its teacher, so it is built there too.
     phases: static settings under which the train step is compiled, one program each, the largest last; most
       tasks have the single phase None.
     classes: what the model tells apart.
@@ -95,6 +96,7 @@ class Task(abc.ABC):
   result_type: ClassVar[type[results.Result]]
   media: ClassVar[Literal["image", "video"]] = "image"
   input_name: ClassVar[str] = "image"
+  teacher_in_evaluation: ClassVar[bool] = False
   phases: tuple[Any, ...] = (None,)
   classes: Classes
   headline: str

@@ -9,10 +9,20 @@ import ml_collections
 from frozen_vision import config as config_lib
 from frozen_vision import options
 from frozen_vision.backbones import families
-from frozen_vision.tasks import action, base, classification, detection, old_options, segmentation
+from frozen_vision.config import BackboneOptions
+from frozen_vision.tasks import (
+  action,
+  base,
+  classification,
+  detection,
+  feature_distillation,
+  old_options,
+  segmentation,
+)
 from frozen_vision.tasks.action_options import ActionConfig
 from frozen_vision.tasks.classification_options import ClassificationConfig
 from frozen_vision.tasks.detection_options import DetectionConfig
+from frozen_vision.tasks.feature_distillation_options import FeatureDistillationConfig
 from frozen_vision.tasks.segmentation_options import SegmentationConfig
 
 # By name: the task, and its configs. A task from elsewhere is added here.
@@ -20,6 +30,7 @@ TASKS: dict[str, tuple[type[base.Task], type[config_lib.Config]]] = {
   "action": (action.ActionTask, ActionConfig),
   "classification": (classification.ClassificationTask, ClassificationConfig),
   "detection": (detection.DetectionTask, DetectionConfig),
+  "feature_distillation": (feature_distillation.FeatureDistillationTask, FeatureDistillationConfig),
   "segmentation": (segmentation.SegmentationTask, SegmentationConfig),
 }
 
@@ -61,17 +72,32 @@ def read_current(values: Mapping[str, Any]) -> config_lib.Config:
 
 
 def check(config: config_lib.Config) -> config_lib.Config:
-  """The config, if its backbone has the options that it sets; raises OptionError."""
-  backbone = config.backbone
+  """The config, if its backbone, and its teacher if it has one, have the options that it sets.
+
+  Raises:
+    OptionError: they have not.
+  """
+  config = dataclasses.replace(config, backbone=_checked(config.backbone, "config.backbone"))
+  teacher = getattr(config.section, "teacher", None)
+  if isinstance(teacher, BackboneOptions):
+    teacher = _checked(teacher, f"config.{config.task}.teacher")
+    config = dataclasses.replace(
+      config, **{config.task: dataclasses.replace(config.section, teacher=teacher)}
+    )
+  return config
+
+
+def _checked(backbone: BackboneOptions, path: str) -> BackboneOptions:
+  """The section `path`, with `overrides` of the types that its backbone's sizes have."""
   try:
     sizes = type(families.backbone_config(backbone.name))
-    overrides = options.check_values(sizes, backbone.overrides, "config.backbone.overrides")
+    overrides = options.check_values(sizes, backbone.overrides, f"{path}.overrides")
     families.backbone_config(backbone.name, **overrides)
   except options.OptionError:
     raise
   except (TypeError, ValueError) as error:
-    raise options.OptionError(f"config.backbone: {error}") from error
-  return dataclasses.replace(config, backbone=dataclasses.replace(backbone, overrides=overrides))
+    raise options.OptionError(f"{path}: {error}") from error
+  return dataclasses.replace(backbone, overrides=overrides)
 
 
 def task_class(name: str) -> type[base.Task]:

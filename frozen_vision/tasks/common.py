@@ -10,7 +10,7 @@ import jax
 
 from frozen_vision.backbones import families
 from frozen_vision.backbones.base import FeatureSpec
-from frozen_vision.config import Config
+from frozen_vision.config import BackboneOptions, Config
 from frozen_vision.data import classes as class_lists
 from frozen_vision.data import pipeline
 from frozen_vision.data.classification import augment
@@ -26,13 +26,22 @@ _NECK_STREAM = 0x6E65636B  # the neck's random numbers are not the head's
 
 def build_backbone(config: Config) -> nnx.Module:
   """The backbone that `config.backbone` names, with its weights. Raises as `prepare.open_source` does."""
-  found = prepare.open_source(config.backbone, config.seed)
+  return load_backbone(config.backbone, config.seed)
+
+
+def load_backbone(options: BackboneOptions, seed: int) -> nnx.Module:
+  """The backbone that a section of a config names, with its weights; the seed is that of random ones."""
+  found = prepare.open_source(options, seed)
   return found.load() if isinstance(found, families.BackboneFile) else found
 
 
 def feature_specs(config: Config) -> tuple[FeatureSpec, ...]:
   """The levels of the backbone that `config.backbone` names; nothing is built or read."""
-  options = config.backbone
+  return specs_of(config.backbone)
+
+
+def specs_of(options: BackboneOptions) -> tuple[FeatureSpec, ...]:
+  """The levels of the backbone that a section of a config names; nothing is built or read."""
   return families.backbone_config(options.name, **options.overrides).feature_specs
 
 

@@ -182,7 +182,7 @@ def evaluate(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, f
 def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, float]:
   """`evaluate`, in a workdir that nobody else writes to."""
   task, config, _, mesh = _open(config, "evaluate")
-  model = build_model(task, config, mesh)
+  model = build_model(task, config, mesh, with_teacher=task.teacher_in_evaluation)
   with (
     jax.set_mesh(mesh),
     checkpoint.Checkpoints(folder) as checkpoints,
@@ -192,6 +192,8 @@ def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str
     meta = checkpoints.read_meta()
     hosts.compare_weights(model, None, meta["step"])
     _check_features(meta, model, config)
+    if task.teacher_in_evaluation:
+      _check_teacher(meta, model, folder)
     workdir_lib.check_classes(meta.get("classes"), task.classes, where=str(folder))
     trainable, mutable, meta = checkpoints.restore_evaluated(
       model.trainable, model.mutable, averaged=config.ema_decay > 0
@@ -312,11 +314,7 @@ def _restore(
     workdir_lib.check_resumed(
       meta, config.to_dict(), task.classes, config.batch_size, where=str(folder), ignore=_FREE_OPTIONS
     )
-    if meta.get("teacher") != model.teacher:
-      raise ValueError(
-        f"The run in {folder} had the teacher {meta.get('teacher')}, this one has {model.teacher} "
-        "(fingerprints of their weights). Give the teacher that it began with, or use another --workdir."
-      )
+    _check_teacher(meta, model, folder)
     return fingerprint.check_resumed(
       meta.get("data"), data, where=str(folder), allow=config.data.allow_changes
     )
@@ -332,6 +330,15 @@ def _restore(
     _logger.warning("%s It goes on with these.", changed)
   _logger.info("Continuing from step %d in %s.", meta["step"], folder)
   return state, meta["step"], meta.get("pending", [])
+
+
+def _check_teacher(meta: Mapping[str, Any], model: prepare.Model, folder: pathlib.Path) -> None:
+  """Raises a ValueError if a run had another teacher than the model has."""
+  if meta.get("teacher") != model.teacher:
+    raise ValueError(
+      f"The run in {folder} had the teacher {meta.get('teacher')}, this one has {model.teacher} "
+      "(fingerprints of their weights). Give the teacher that it began with, or use another --workdir."
+    )
 
 
 def _check_features(meta: Mapping[str, Any], model: prepare.Model, config: Config) -> None:

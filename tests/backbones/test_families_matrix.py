@@ -102,11 +102,17 @@ def test_features_have_their_specs_and_folded_they_are_the_same(family):
       assert np.isfinite(level).all() and np.ptp(level) > 0
     for found, level in zip(_features(folded, size), wanted, strict=True):
       assert np.abs(found - level).max() <= 2e-5 * np.abs(level).max()
-  embed = jax.jit(lambda program, images: program.embed(images))
+  specs = backbone.feature_specs
+  ends = jax.jit(lambda program, images: (program.embed(images), program.final_features(images)))
   images = jax.random.normal(jax.random.key(1), (2, *_SIZES[0], 3))
-  vectors = embed(backbone, images)
+  vectors, final = ends(backbone, images)
   assert vectors.shape == (2, backbone.embed_dim)
-  np.testing.assert_allclose(embed(folded, images), vectors, rtol=1e-4, atol=1e-5)
+  assert final.map.shape == (2, *(-(-side // specs[-1].stride) for side in _SIZES[0]), specs[-1].channels)
+  assert (final.class_token is not None) == getattr(backbone.config, "class_token", False)
+  for found, wanted in zip(
+    jax.tree.leaves(ends(folded, images)), jax.tree.leaves((vectors, final)), strict=True
+  ):
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("family", sorted(families.FAMILIES))

@@ -58,6 +58,10 @@ class FoldedConvNeXt(base.FoldedBackbone):
     del rng
     return _norm(jnp.mean(self(images)[-1], axis=(1, 2)), stored.arrays(self.norm))
 
+  def final_features(self, images: Float[Array, "b h w 3"]) -> base.FinalFeatures:
+    """The last map, normed at each position."""
+    return base.FinalFeatures(_norm(self(images)[-1], stored.arrays(self.norm)))
+
 
 def fold(
   backbone: base.Backbone,

@@ -106,6 +106,17 @@ class ConvNeXt(base.Backbone):
     """The last map, averaged over positions, after the final norm."""
     return self.norm(jnp.mean(self(images, rng=rng)[-1], axis=(1, 2)))
 
+  def final_features(
+    self,
+    images: Float[Array, "b h w 3"],
+    *,
+    rng: jax.Array | None = None,
+    edit_stem: base.EditStem | None = None,
+  ) -> base.FinalFeatures:
+    """The last map, normed at each position; classifiers norm its mean. See `Backbone.final_features`."""
+    last = super().final_features(images, rng=rng, edit_stem=edit_stem)
+    return base.FinalFeatures(self.norm(last.map))
+
   @property
   def num_depths(self) -> int:
     return sum(self.config.depths) + 1

@@ -71,7 +71,11 @@ class FoldedSwinV2(base.FoldedBackbone):
   def embed(self, images: Float[Array, "b h w 3"], *, rng: Array | None = None) -> Float[Array, "b c"]:
     """The final norm's output, averaged over positions."""
     del rng
-    return jnp.mean(stored.norm(self(images)[-1], stored.arrays(self.norm)), axis=(1, 2))
+    return jnp.mean(self.final_features(images).map, axis=(1, 2))
+
+  def final_features(self, images: Float[Array, "b h w 3"]) -> base.FinalFeatures:
+    """The last stage's map after the final norm."""
+    return base.FinalFeatures(stored.norm(self(images)[-1], stored.arrays(self.norm)))
 
   def _block(self, x: Float[Array, "b h w c"], block: Tree, stage: int, shifted: bool):
     size = self.config.window_sizes[stage]

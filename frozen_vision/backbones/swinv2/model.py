@@ -203,13 +203,29 @@ class SwinV2(base.Backbone):
     Returns:
       One [b, ceil(h / s), ceil(w / s), c] for each of `feature_specs`.
     """
+    return self._maps(images, rng)
+
+  def _maps(
+    self, images: Float[Array, "b h w 3"], rng: Array | None, edit_stem: base.EditStem | None = None
+  ) -> tuple[Float[Array, "b _h _w _c"], ...]:
     if self.config.whole_windows:
       check_patches(images.shape[1:3])
-    return stages.features(self.stages, self.patch_embed(images.astype(self.dtype)), rng)
+    x = self.patch_embed(images.astype(self.dtype))
+    return stages.features(self.stages, x if edit_stem is None else edit_stem(x), rng)
 
   def embed(self, images: Float[Array, "b h w 3"], *, rng: Array | None = None) -> Float[Array, "b c"]:
     """The final norm's output, averaged over positions."""
     return jnp.mean(self.norm(self(images, rng=rng)[-1]), axis=(1, 2))
+
+  def final_features(
+    self,
+    images: Float[Array, "b h w 3"],
+    *,
+    rng: Array | None = None,
+    edit_stem: base.EditStem | None = None,
+  ) -> base.FinalFeatures:
+    """The last stage's map after the final norm; see `Backbone.final_features`."""
+    return base.FinalFeatures(self.norm(self._maps(images, rng, edit_stem)[-1]))
 
   @property
   def num_depths(self) -> int:

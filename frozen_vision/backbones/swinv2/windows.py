@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 
+from frozen_vision.layers.relative_positions import position_index
 from frozen_vision.ops.arrays import Array
 
 MAX_LOGIT_SCALE = math.log(100.0)  # the trained temperature stays above 0.01.
@@ -49,18 +50,6 @@ def position_table(
   """The bias of every relative position of a window, in the order of `position_coordinates`."""
   hidden = jax.nn.relu(jnp.asarray(position_coordinates(window, pretrained)) @ kernel1 + bias1)
   return 16 * jax.nn.sigmoid(hidden @ kernel2)
-
-
-def position_index(window: tuple[int, int]) -> Int[Array, "n n"]:
-  """Row of the bias table for each (query, key) pair of a window of n = h*w cells.
-
-  Computed in the program: as a constant it would be megabytes of each program with large windows.
-  """
-  height, width = window
-  rows, columns = jnp.divmod(jnp.arange(height * width), width)
-  down = rows[:, None] - rows[None, :] + height - 1
-  right = columns[:, None] - columns[None, :] + width - 1
-  return down * (2 * width - 1) + right
 
 
 def pair_bias(

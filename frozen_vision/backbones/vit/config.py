@@ -24,8 +24,10 @@ class ViTConfig(BackboneConfig):
     mlp: two linear layers with an activation between, or SwiGLU, `down(silu(gate(x)) * up(x))`.
     activation: of the two-layer MLPs; "gelu" is exact, "gelu_tanh" its tanh form, "quick_gelu" is
       x * sigmoid(1.702 x).
-    positions: "learned" and "sine" (fixed, MAE's) are added to the tokens, "rotary" turns queries and keys.
-    position_grid: cells per side that learned and sine positions are stored for.
+    positions: "learned" and "sine" (fixed, MAE's) are added to the tokens, "rotary" turns queries and keys,
+      "relative" adds a bias for every offset and head to the scores of all blocks, zero at first: the shared
+      relative position bias of feature distillation's students.
+    position_grid: cells per side that learned, sine and relative positions are stored for.
     position_resize: how they are resized to other sizes: PyTorch's bicubic without antialiasing by size
       ("bicubic") or by the scale (n + 0.1) / grid ("bicubic_scale", DINO's and DINOv2's code), or with it
       ("bicubic_antialias").
@@ -61,7 +63,7 @@ class ViTConfig(BackboneConfig):
   mlp_dim: int = 0
   mlp: Literal["mlp", "swiglu"] = "mlp"
   activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
-  positions: Literal["learned", "sine", "rotary"] = "learned"
+  positions: Literal["learned", "sine", "rotary", "relative"] = "learned"
   position_grid: int = 14
   position_resize: Resize = "bicubic"
   rotary_base: float = 100.0
@@ -92,6 +94,10 @@ class ViTConfig(BackboneConfig):
       raise ValueError(
         f"Rotary positions turn pairs of channels by rows and by columns; {self.embed_dim} channels of "
         f"{self.num_heads} heads are {self.embed_dim // self.num_heads} each, expected a multiple of 4."
+      )
+    if self.positions == "relative" and self.registers:
+      raise ValueError(
+        f"ViTConfig.registers = {self.registers}: relative positions have no bias for registers; expected 0."
       )
     if self.pooling == "class" and not self.class_token:
       raise ValueError("ViTConfig.pooling = 'class' needs class_token = True.")

@@ -34,8 +34,8 @@ class FoldedViT(base.FoldedBackbone):
 
   Attributes:
     stem: patch embedding, tokens before the patches, and the norm before the blocks.
-    positions: the stored table of patches, or the rotary periods; resized or turned into angles for the size
-      of the image at hand.
+    positions: the stored table of patches, the rotary periods, or the biases of offsets; resized, turned
+      into angles or looked up for the size of the image at hand.
     stages: the blocks up to the last tap, and those that follow, which only `embed` needs.
     norm: the final norm.
     pool: SigLIP's attention pooling, or None.
@@ -65,6 +65,12 @@ class FoldedViT(base.FoldedBackbone):
     x, _, _ = self._run(images, self.stages)
     return stored.norm(x, sharding.gathered(stored.arrays(self.norm)), self.config.norm_epsilon)
 
+  def final_features(self, images: Float[Array, "b h w 3"]) -> base.FinalFeatures:
+    """See `model.ViT.final_features`."""
+    x, _, size = self._run(images, self.stages)
+    norm = sharding.gathered(stored.arrays(self.norm))
+    return tokens.final_features(stored.norm(x, norm, self.config.norm_epsilon), size, self.config)
+
   def embed(self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None) -> Float[Array, "b c"]:
     """See `model.ViT.embed`."""
     del rng
@@ -88,10 +94,12 @@ class FoldedViT(base.FoldedBackbone):
     x = stored.linear(patches(images, config.patch_size), stem["proj"])
     size = x.shape[1:3]
     x = x.reshape(x.shape[0], -1, config.embed_dim)
-    rotary = None
+    rotary = bias = None
     if config.positions == "rotary":
       angles = positions.rotary_angles(table, size)
       rotary = jnp.cos(angles), jnp.sin(angles)
+    elif config.positions == "relative":
+      bias = tokens.relative_bias(table, size, config)
     else:
       resized = positions.resize_table(table, config.position_grid, size, config.position_resize)
       x = x + resized.astype(x.dtype)
@@ -105,11 +113,11 @@ class FoldedViT(base.FoldedBackbone):
 
     def tapping(state, leaves, _):
       x, taps, number = state
-      x = self._block(x, leaves, rotary)
+      x = self._block(x, leaves, rotary, bias)
       return x, jax.lax.dynamic_update_index_in_dim(taps, x, places[number], 0), number + 1
 
     def plain(x, leaves, _):
-      return self._block(x, leaves, rotary)
+      return self._block(x, leaves, rotary, bias)
 
     before, after = stored.arrays(self.stages)
     x, taps, _ = stored.run_blocks((x, taps, jnp.int32(0)), before, tapping, remat=self.remat)
@@ -117,13 +125,19 @@ class FoldedViT(base.FoldedBackbone):
       x = stored.run_blocks(x, after, plain, remat=self.remat)
     return x, list(taps), size
 
-  def _block(self, x: Float[Array, "b n c"], block: Tree, rotary: tuple[Array, Array] | None):
+  def _block(
+    self,
+    x: Float[Array, "b n c"],
+    block: Tree,
+    rotary: tuple[Array, Array] | None,
+    bias: Float[Array, "heads n n"] | None,
+  ) -> Float[Array, "b n c"]:
     config = self.config
     qkv = stored.linear(stored.norm(x, block["norm1"], config.norm_epsilon), block["qkv"])
     query, key, value = (tokens.split_heads(part, config.num_heads) for part in jnp.split(qkv, 3, axis=-1))
     if rotary is not None:
       query, key = positions.rotate(query, *rotary), positions.rotate(key, *rotary)
-    x = x + stored.linear(attention(query, key, value, scale=1.0).reshape(x.shape), block["proj"])
+    x = x + stored.linear(attention(query, key, value, scale=1.0, bias=bias).reshape(x.shape), block["proj"])
     return x + self._mlp(stored.norm(x, block["norm2"], config.norm_epsilon), block["mlp"])
 
   def _mlp(self, x: Float[Array, "... c"], mlp: Tree) -> Float[Array, "... c"]:
@@ -167,6 +181,8 @@ def fold(
   )
   if own.periods is not None:
     table = own.periods[...]
+  elif own.relative_positions is not None:
+    table = own.relative_positions[...]
   else:
     table = own.positions[...][int(config.class_token) :]
 
@@ -207,7 +223,7 @@ class _Tables(nnx.Module):
   """The variables of a ViT that lie in no child module, so that they can be read apart from the rest."""
 
   def __init__(self, backbone: base.Backbone):
-    for name in ("cls_token", "registers", "positions", "periods"):
+    for name in ("cls_token", "registers", "positions", "periods", "relative_positions"):
       setattr(self, name, nnx.data(getattr(backbone, name)))
 
 

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
-from frozen_vision.backbones.base import Backbone, COMMON_SHARDING_RULES, Preprocessing, ShardingRules
+from frozen_vision.backbones.base import (
+  Backbone,
+  COMMON_SHARDING_RULES,
+  EditStem,
+  FinalFeatures,
+  Preprocessing,
+  ShardingRules,
+)
 from frozen_vision.backbones.vit import folded, positions, tokens
 from frozen_vision.backbones.vit.config import ViTConfig
 from frozen_vision.layers.activations import ACTIVATIONS, SwiGlu
@@ -59,7 +66,10 @@ class Attention(nnx.Module):
     self.proj = linear(channels, channels, dtype=dtype, rngs=rngs)
 
   def __call__(
-    self, x: Float[Array, "b n c"], rotary: tuple[Array, Array] | None = None
+    self,
+    x: Float[Array, "b n c"],
+    rotary: tuple[Array, Array] | None = None,
+    bias: Float[Array, "heads n n"] | None = None,
   ) -> Float[Array, "b n c"]:
     query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
     query, key, value = (
@@ -68,7 +78,7 @@ class Attention(nnx.Module):
     )
     if rotary is not None:
       query, key = positions.rotate(query, *rotary), positions.rotate(key, *rotary)
-    return self.proj(attention(query, key, value).reshape(x.shape))
+    return self.proj(attention(query, key, value, bias=bias).reshape(x.shape))
 
 
 class Block(nnx.Module):
@@ -89,10 +99,14 @@ class Block(nnx.Module):
     self.scale2 = layer_scale()
 
   def __call__(
-    self, x: Float[Array, "b n c"], rotary: tuple[Array, Array] | None, rng: Array | None = None
+    self,
+    x: Float[Array, "b n c"],
+    rotary: tuple[Array, Array] | None,
+    bias: Float[Array, "heads n n"] | None,
+    rng: Array | None = None,
   ) -> Float[Array, "b n c"]:
     keys = (None, None) if rng is None or not self.drop_path else jax.random.split(rng)
-    update = self.attn(self.norm1(x), rotary)
+    update = self.attn(self.norm1(x), rotary, bias)
     x = x + drop_path(_scaled(update, self.scale1), self.drop_path, keys[0])
     update = self.mlp(self.norm2(x))
     return x + drop_path(_scaled(update, self.scale2), self.drop_path, keys[1])
@@ -139,7 +153,7 @@ class ViT(Backbone):
   """
 
   sharding_rules: ClassVar[ShardingRules] = COMMON_SHARDING_RULES + (
-    (r"(.*/)?(positions|registers|prefix)", (-1,)),  # [positions, channels]
+    (r"(.*/)?(positions|relative_positions|registers|prefix)", (-1,)),  # [positions, channels]
     (r"(.*/)?(q_bias|k_bias|v_bias|cls_token|probe)", (-1,)),
   )
   no_weight_decay: ClassVar[tuple[str, ...]] = (r"positions", r"registers")
@@ -156,7 +170,7 @@ class ViT(Backbone):
     self.patch_embed = PatchEmbedding(config, dtype=dtype, rngs=rngs)
     self.cls_token = table(channels) if config.class_token else None
     self.registers = table(config.registers, channels) if config.registers else None
-    stored = periods = None
+    stored = periods = relative = None
     match config.positions:
       case "learned":
         stored = table(config.position_grid**2 + config.class_token, channels)
@@ -165,6 +179,10 @@ class ViT(Backbone):
         stored = FixedTable(jnp.asarray(np.pad(sine, ((int(config.class_token), 0), (0, 0)))))
       case "rotary":
         periods = FixedTable(jnp.asarray(positions.rotary_periods(config.rotary_base, config.head_dim)))
+      case "relative":
+        rows = positions.relative_rows(config.position_grid, config.class_token)
+        relative = nnx.Param(jnp.zeros((rows, config.num_heads)))
+    self.relative_positions = nnx.data(relative)
     self.positions, self.periods = nnx.data(stored), nnx.data(periods)
     self.pre_norm = LayerNorm(channels, epsilon=config.norm_epsilon, rngs=rngs) if config.pre_norm else None
     rates = np.linspace(0, config.drop_path_rate, config.depth).tolist()
@@ -192,6 +210,13 @@ class ViT(Backbone):
     [last], _ = self._run(images, (self.config.depth - 1,), rng)
     return self.norm(last)
 
+  def final_features(
+    self, images: Float[Array, "b h w 3"], *, rng: Array | None = None, edit_stem: EditStem | None = None
+  ) -> FinalFeatures:
+    """Patches and class token after the final norm; see `Backbone.final_features`."""
+    [last], size = self._run(images, (self.config.depth - 1,), rng, edit_stem)
+    return tokens.final_features(self.norm(last), size, self.config)
+
   def embed(self, images: Float[Array, "b h w 3"], *, rng: Array | None = None) -> Float[Array, "b c"]:
     """The normed class token, or what the learned query attends to (`ViTConfig.pooling`).
 
@@ -201,21 +226,29 @@ class ViT(Backbone):
     return x[:, 0] if self.attention_pool is None else self.attention_pool(x)
 
   def _run(
-    self, images: Float[Array, "b h w 3"], taps: tuple[int, ...], rng: Array | None
+    self,
+    images: Float[Array, "b h w 3"],
+    taps: tuple[int, ...],
+    rng: Array | None,
+    edit_stem: EditStem | None = None,
   ) -> tuple[list[Float[Array, "b n c"]], tuple[int, int]]:
     """Outputs of some blocks, and rows and columns of the patches."""
     x = self.patch_embed(tokens.align_to_stride(images, self.config).astype(self.dtype))
+    if edit_stem is not None:
+      x = edit_stem(x)
     size = x.shape[1:3]
     x = self._prefixed(x.reshape(x.shape[0], -1, self.config.embed_dim), size)
     if self.pre_norm is not None:
       x = self.pre_norm(x)
-    rotary = None
+    rotary = bias = None
+    if self.relative_positions is not None:
+      bias = tokens.relative_bias(self.relative_positions[...], size, self.config)
     if self.periods is not None:
       angles = positions.rotary_angles(self.periods[...], size)
       rotary = (jnp.cos(angles), jnp.sin(angles))
     outputs = []
     for index, block in enumerate(self.blocks[: taps[-1] + 1]):
-      x = block(x, rotary, None if rng is None else jax.random.fold_in(rng, index))
+      x = block(x, rotary, bias, None if rng is None else jax.random.fold_in(rng, index))
       if index in taps:
         outputs.append(x)
     return outputs, size

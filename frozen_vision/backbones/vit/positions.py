@@ -1,4 +1,4 @@
-"""Positions of plain ViTs: learned and fixed tables at any size, and rotary angles."""
+"""Positions of plain ViTs: learned and fixed tables at any size, rotary angles, and biases of offsets."""
 
 import math
 
@@ -7,6 +7,7 @@ from jaxtyping import Float
 import numpy as np
 
 from frozen_vision.backbones.vit.config import Resize
+from frozen_vision.layers.relative_positions import position_index
 from frozen_vision.ops import bicubic
 from frozen_vision.ops.arrays import Array
 
@@ -38,6 +39,41 @@ def resize_table(
     table.reshape(grid, grid, -1), size, antialias=resize == "bicubic_antialias", scale=scale
   )
   return cells.reshape(size[0] * size[1], -1)
+
+
+def relative_rows(grid: int, class_token: bool) -> int:
+  """Rows of a table of biases: one per offset, and three of the class token (`relative_bias`)."""
+  return (2 * grid - 1) ** 2 + 3 * class_token
+
+
+def relative_bias(
+  table: Float[Array, "offsets heads"], grid: int, size: tuple[int, int], class_token: bool, resize: Resize
+) -> Float[Array, "heads n n"]:
+  """The bias of every (query, key) pair of tokens, float32 (BEiT, arXiv 2106.08254; feature distillation).
+
+  Args:
+    table: biases of offsets between cells, query minus key, row by row; behind them those of class token to
+      patch, patch to class token, and class token to itself, in this order.
+    grid: cells per side that the table is stored for; for another size its offsets are resized bicubically,
+      which is our choice: the released code knows one size.
+    size: rows and columns of the patches.
+  """
+  rows, columns = size
+  offsets = (2 * grid - 1) ** 2
+  table = table.astype(jnp.float32)
+  by_offset = table[:offsets].reshape(2 * grid - 1, 2 * grid - 1, -1)
+  if size != (grid, grid):
+    antialias = resize == "bicubic_antialias"
+    by_offset = bicubic.resize_bicubic(by_offset, (2 * rows - 1, 2 * columns - 1), antialias=antialias)
+  pairs = by_offset.reshape(-1, table.shape[1])[position_index(size)]
+  pairs = jnp.moveaxis(pairs, -1, 0)
+  if not class_token:
+    return pairs
+  to_patch, from_patch, to_itself = table[offsets:, :, None, None]
+  heads, patches = pairs.shape[:2]
+  first = jnp.concatenate([to_itself, jnp.broadcast_to(to_patch, (heads, 1, patches))], axis=2)
+  others = jnp.concatenate([jnp.broadcast_to(from_patch, (heads, patches, 1)), pairs], axis=2)
+  return jnp.concatenate([first, others], axis=1)
 
 
 def rotary_periods(base: float, head_dim: int) -> np.ndarray:

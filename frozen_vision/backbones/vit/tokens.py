@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from frozen_vision.backbones.base import FinalFeatures
+from frozen_vision.backbones.vit import positions
 from frozen_vision.backbones.vit.config import ViTConfig
 from frozen_vision.layers.patches import pad_to_multiple
 from frozen_vision.ops.arrays import Array
@@ -32,3 +34,18 @@ def with_prefix(x: Float[Array, "b n c"], prefix: Float[Array, "p c"]) -> Float[
 def to_map(tokens: Float[Array, "b n c"], size: tuple[int, int], prefix: int) -> Float[Array, "b _h _w c"]:
   """The tokens of the patches as a map."""
   return tokens[:, prefix:].reshape(tokens.shape[0], *size, tokens.shape[-1])
+
+
+def final_features(tokens: Float[Array, "b n c"], size: tuple[int, int], config: ViTConfig) -> FinalFeatures:
+  """Normed tokens as a map and a class token."""
+  class_token = tokens[:, 0] if config.class_token else None
+  return FinalFeatures(to_map(tokens, size, config.prefix_tokens), class_token)
+
+
+def relative_bias(
+  table: Float[Array, "offsets heads"], size: tuple[int, int], config: ViTConfig
+) -> Float[Array, "heads n n"]:
+  """`positions.relative_bias` of a network for patches of `size` rows and columns."""
+  return positions.relative_bias(
+    table, config.position_grid, size, config.class_token, config.position_resize
+  )

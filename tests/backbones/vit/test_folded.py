@@ -19,11 +19,13 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 _SIZES = dict(embed_dim=32, depth=3, num_heads=2, mlp_dim=48)
 _ROWS = (
   *("deit_vits16", "mae_vitb16", "dinov2_vits14", "dinov2_vitg14_reg4", "dinov3_vits16"),
-  *("dinov3_vits16plus", "dinov3_vit7b16", "clip_vitb16", "siglip2_vitb16"),
+  *("dinov3_vits16plus", "dinov3_vit7b16", "clip_vitb16", "siglip2_vitb16", "relative"),
 )
 
 
 def _backbone(row, **changes):
+  if row == "relative":  # a student of feature distillation
+    row, changes = "deit_vits16", dict(positions="relative", qkv_bias="qv", layer_scale=True) | changes
   config = VARIANTS[row]
   grid = {} if config.positions == "rotary" else dict(position_grid=3)
   backbone = vit.ViT(config.replace(**_SIZES | grid | changes), rngs=nnx.Rngs(0))
@@ -92,6 +94,18 @@ def test_long_sequences_never_hold_all_scores(row, monkeypatch):
   shapes = [tuple(map(int, sides.split(","))) for sides in re.findall(r"f32\[([\d,]+)\]", text)]
   held = [4 * int(np.prod(shape)) for shape in shapes if len(shape) > 3 and shape[-1] == tokens]
   assert held and max(held) <= scores // 3
+
+
+def test_chunks_of_queries_have_their_biases(monkeypatch):
+  """Seven queries in three chunks; the last one is padded."""
+  rng = np.random.default_rng(0)
+  parts = [jnp.asarray(rng.standard_normal((1, 7, 2, 4)), jnp.float32) for _ in range(3)]
+  bias = jnp.asarray(rng.standard_normal((2, 7, 7)), jnp.float32)
+  scores = jnp.einsum("bqhd,bkhd->bhqk", *parts[:2]) / 2 + bias
+  wanted = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), parts[2])
+  _assert_close(attention.attention(*parts, bias=bias), wanted)
+  monkeypatch.setattr(attention, "_SCORE_BYTES", 2 * 3 * 7 * 4)
+  _assert_close(attention.attention(*parts, bias=bias), wanted)
 
 
 def test_chunks_have_gradients(monkeypatch):
