@@ -1,4 +1,4 @@
-"""Type checks of the package in tests, fixtures of several test modules, and which skips are allowed."""
+"""How tests compile, type checks of the package, shared fixtures, and which skips are allowed."""
 
 import os
 import pathlib
@@ -10,6 +10,16 @@ import jaxtyping
 import pytest
 
 from tests import skips, type_check
+
+# Compiling dominates the time of tests at toy size. Four fifths of it on CPU are optimisations of LLVM and
+# XLA's fusion emitters, which save a toy program no time. Child processes inherit the variables.
+# FROZEN_VISION_TEST_COMPILATION=default compiles as users do.
+_FLAGS = os.environ.get("XLA_FLAGS", "")
+if os.environ.get("JAX_PLATFORMS") == "cpu" and os.environ.get("FROZEN_VISION_TEST_COMPILATION") != "default":
+  if "--xla_cpu_use_fusion_emitters" not in _FLAGS:  # XLA reads its flags at the first computation
+    os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_cpu_use_fusion_emitters=false".strip()
+  os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "True"
+  jax.config.update("jax_disable_most_optimizations", True)
 
 # Every call of a function of these rooms checks its arguments and its result, shapes of arrays included.
 # Child processes run without the checks. FROZEN_VISION_TEST_TYPES=0 leaves them out here too, and
@@ -33,8 +43,8 @@ if _TYPES != "0":
   jaxtyping.install_import_hook(rooms, f"{type_check.__name__}.check")
 
 
-# Compiling dominates the time of tests at toy size, and most programs of a test are those of another, in this
-# process, in other workers and in child processes: all of them share one folder of compiled programs.
+# Most programs of a test are those of another, in this process, in other workers and in child processes: all
+# share one folder of compiled programs.
 _CACHE = "FROZEN_VISION_TEST_CACHE"
 _CACHING = dict(
   jax_persistent_cache_min_compile_time_secs=0.0,
@@ -62,16 +72,13 @@ def cache_folder() -> pathlib.Path:
 
 @pytest.fixture
 def quick_compilation():
-  """Compiles without most of LLVM's optimisations, half of the time, which toy sizes do not need."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+  """Nothing more: every test compiles quickly."""
 
 
 @pytest.fixture
 def quick_environment():
-  """Variables with which child processes do the same."""
-  return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}
+  """No variables: child processes inherit those of quick compilation."""
+  return {}
 
 
 @pytest.fixture

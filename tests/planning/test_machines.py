@@ -62,28 +62,29 @@ def test_the_table_has_every_slice_in_the_form_that_its_chip_has():
     assert all(len(size.split("x")) == chip.axes for size in chip.slices), name
 
 
-# With libtpu, which the package does not need otherwise: pip install 'frozen_vision[tpu]'.
+@pytest.fixture
+def libtpu(monkeypatch):
+  """Skips without libtpu (pip install 'frozen_vision[tpu]'), which ends a process that has flags for CPU."""
+  pytest.importorskip("libtpu")
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 
 @pytest.mark.parametrize(
   "name, devices", [("v5e:1x1", 1), ("v5e:8x8", 64), ("v5p:4x4x4", 64), ("v6e:4x4", 16)]
 )
-def test_tpu_slices(name, devices):
-  pytest.importorskip("libtpu")
+def test_tpu_slices(libtpu, name, devices):
   machine = machines.describe(name)
   assert len(machine.devices) == devices
   assert {device.platform for device in machine.devices} == {"tpu"}
 
 
-def test_a_slice_that_does_not_exist():
-  pytest.importorskip("libtpu")
+def test_a_slice_that_does_not_exist(libtpu):
   with pytest.raises(ValueError, match="v5e:3x3: libtpu refuses .* Slices of v5e are 1x1, 2x2"):
     machines.describe("v5e:3x3")
 
 
 @pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-def test_memory_is_what_the_compiler_compares_with(name):
-  pytest.importorskip("libtpu")
+def test_memory_is_what_the_compiler_compares_with(libtpu, name):
   machine = machines.describe(name)
   place = jax.sharding.SingleDeviceSharding(machine.devices[0])
   large = jax.ShapeDtypeStruct((2**36,), jnp.float32, sharding=place)
