@@ -16,6 +16,7 @@ from frozen_vision import command_line, config_files, failures, output, probe
 from frozen_vision.devices import processes as distributed
 from frozen_vision.planning import plan
 from frozen_vision.prediction import files as predict_files
+from frozen_vision.report import command as report
 from frozen_vision.training import loop
 
 _CONFIG = command_line.define_config(
@@ -25,8 +26,9 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints, metrics and pictures; an interrupted run continues there."
 )
 _MODE = flags.DEFINE_enum(
-  "mode", "train", ["train", "evaluate", "predict", "plan", "extract", "probe"], "What to do."
+  "mode", "train", ["train", "evaluate", "predict", "plan", "extract", "probe", "report"], "What to do."
 )
+report.define_flags()
 _INPUTS = flags.DEFINE_multi_string(
   "inputs", [], "To predict on: folders, files or patterns of images and videos; further arguments are too."
 )
@@ -58,6 +60,7 @@ _NEEDED = {
   "plan": ("config", "workdir", "topology"),
   "extract": ("config",),
   "probe": ("config", "workdir"),
+  "report": ("backbones", "workdir"),
 }
 
 
@@ -71,6 +74,7 @@ trains, and continues what it finds in the folder. Other modes:
   --mode=predict   --workdir=FOLDER IMAGE ...  writes and draws what a trained head finds; needs no --config
   --mode=extract   --config.cache.path=FOLDER  fills the feature cache ahead; see docs/pages/features.md
   --mode=probe     says what the embeddings of a frozen backbone know: linear, kNN, few-shot, calibration
+  --mode=report    --backbones=NAME,FILE  takes backbones through every task, and makes a page
   --mode=plan      --topology=v5e:8x8  says whether a config fits a machine, without the machine
 
 Configs; a path to a file of your own works too:
@@ -99,6 +103,8 @@ def _run(argv: list[str]) -> None:
       )
     case "probe":
       probe.probe(_CONFIG.value, command_line.path(_WORKDIR.value))
+    case "report":
+      report.from_flags(command_line.path(_WORKDIR.value))
     case "plan":
       plan.plan(
         _CONFIG.value, command_line.path(_WORKDIR.value), _TOPOLOGY.value, mfu=_MFU.value, name=_CONFIG.source

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from frozen_vision import config as config_lib
 from frozen_vision.files import atomic
@@ -27,7 +28,7 @@ def probe(config: config_lib.ConfigLike, workdir: str | os.PathLike) -> dict[str
 
   Args:
     config: of task `classification`; its section `classification.probe` has the probes' options.
-    workdir: where `probe.json` and `probe.md` are written.
+    workdir: where `probe.json`, `probe.md` and `examples.npz` (`suite.Results.examples`) are written.
 
   Returns:
     What `probe.json` holds.
@@ -78,6 +79,8 @@ def probe(config: config_lib.ConfigLike, workdir: str | os.PathLike) -> dict[str
   }
   text = results.to_text()
   folder = pathlib.Path(workdir)
+  with atomic.open_aside(folder / "examples.npz") as file:
+    np.savez(file, **results.examples)
   atomic.write_json(folder / "probe.json", found)
   atomic.write_text(folder / "probe.md", _page(config, found, text))
   _logger.info("Written: %s and probe.json.\n%s", folder / "probe.md", text)

@@ -11,6 +11,7 @@ ALLOWED = {
   r"'libtpu'": "No libtpu, which compiles plans for TPU slices.",
   r"(tensorflow|tensorboard|clu) is not installed": "No TensorBoard, which reads the event files of a run.",
   r"needs /proc": "No /proc: the operating system is not Linux.",
+  r"Chromium is not installed": "No Chromium, which shows the page of a report.",
   r"needs a small disk": "This system lets no user mount a small disk (unshare, tmpfs).",
   r"this kernel gives huge pages always or never": "The kernel decides about huge pages by itself.",
   r"frozen_vision is installed": "The package is installed, so no script can show that it runs without it.",

@@ -42,6 +42,10 @@ def test_results_are_written(config, tmp_path):
   assert set(found["knn"]) == {"10", "20", "100"}  # 192 images vote, fewer than 200
   assert set(found["few_shot"]) == {"5", "20"} and found["few_shot"]["20"]["classes"] == 6
   assert len(found["backbone"]["key"]["weights"]) >= 32
+  with np.load(tmp_path / "examples.npz") as examples:
+    assert examples["linear"].shape == (48,) and examples["linear"].mean() == found["linear"]["test"]
+    assert examples["knn_20"].mean() == found["knn"]["20"]
+    assert examples["few_shot_5"].mean() == pytest.approx(found["few_shot"]["5"]["mean"])
   page = (tmp_path / "probe.md").read_text()
   assert page.startswith(
     "# swinv2_nano (random), frozen\n\n144 training, 48 validation and 48 test images at 16 px;"
@@ -56,7 +60,7 @@ def test_without_test_data_a_part_of_training_is_held_out(config, tmp_path, monk
   def run(*parts, **options):
     seen.append((parts, options))
     counts = dict(zip(("train", "validation", "test"), (len(part.labels) for part in parts)))
-    return types.SimpleNamespace(to_dict=lambda: {"examples": counts}, to_text=lambda: "")
+    return types.SimpleNamespace(to_dict=lambda: {"examples": counts}, to_text=lambda: "", examples={})
 
   monkeypatch.setattr(suite, "run", run)
   found = probe.probe(config.replace({"classification.test": "", "seed": 1}), tmp_path)

@@ -290,6 +290,15 @@ def open_backbone(
   return BackboneFile(module, leaves, path, header.get("fingerprint"))
 
 
+def weights_file(source: str | os.PathLike) -> pathlib.Path:
+  """The file, or folder of files, that `load_backbone` reads; published weights are fetched.
+
+  Raises:
+    FileNotFoundError, ConnectionError: as `load_backbone` does.
+  """
+  return _find(source, None)[0]
+
+
 def open_public(source: str | os.PathLike, name: str | None = None, **overrides: Any) -> Checkpoint:
   """A public checkpoint of some family, mapped onto our variables, without reading a weight yet.
 

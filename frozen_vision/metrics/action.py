@@ -24,13 +24,14 @@ class ActionEvaluator:
     self._accuracy = accuracy.AccuracyEvaluator(top_k)
     self.confusion: Int[np.ndarray, "c c"] = np.zeros((len(self.classes),) * 2, np.int64)
     self._unreadable = 0
+    self._predictions: list[tuple[int, int, int]] = []
 
   def update(self, predictions: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> None:
     """Adds one batch.
 
     Args:
       predictions: `probabilities` [b, c].
-      batch: `label` [b]; `example_valid` and `readable` [b] bool where present.
+      batch: `label` [b]; `index` [b] in the data, and `example_valid` and `readable` [b] bool where present.
 
     Raises:
       ValueError: as `AccuracyEvaluator.update`.
@@ -41,7 +42,19 @@ class ActionEvaluator:
     self._unreadable += int(np.sum(valid & ~readable))
     valid = valid & readable
     self._accuracy.update({"logits": probabilities}, {"label": labels, "example_valid": valid})
-    np.add.at(self.confusion, (labels[valid], probabilities[valid].argmax(1)), 1)
+    predicted = probabilities[valid].argmax(1)
+    np.add.at(self.confusion, (labels[valid], predicted), 1)
+    if "index" in batch:
+      rows = (np.asarray(batch["index"])[valid], labels[valid], predicted)
+      self._predictions += zip(*(row.tolist() for row in rows))
+
+  def predictions(self) -> list[tuple[int, int, int]]:
+    """(index, true class, predicted class) of every video that could be read, over all processes, in order.
+
+    Empty where batches have no `index`. Every process must call it.
+    """
+    parts = gather.gather_objects(self._predictions)
+    return sorted(tuple(row) for part in parts for row in part)
 
   def total(self) -> Int[np.ndarray, "c c"]:
     """The confusion matrix over all processes; every process must call it."""

@@ -1,12 +1,13 @@
 """All probes on the features of one data set: linear, nearest neighbours, few-shot episodes, calibration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 import numpy as np
 
+from frozen_vision.metrics import accuracy
 from frozen_vision.probes import calibration, few_shot, knn, linear
 
 
@@ -28,6 +29,8 @@ class Results:
     few_shot: for each number of shots that the data allow, over images of all parts together.
     calibration: of the linear classifier on test data, with a temperature fitted on validation data.
     calibration_on_test_folds: with temperatures fitted on test data, as arXiv 2011.13377 has it.
+    examples: by probe, the scores that its number is made of: 1 for every test example that is classified
+      right, else 0 (`linear`, `knn_20` and so on); the accuracy of every episode (`few_shot_5` and so on).
   """
 
   counts: tuple[int, int, int]
@@ -36,6 +39,7 @@ class Results:
   few_shot: tuple[few_shot.FewShotResult, ...]
   calibration: calibration.Calibration
   calibration_on_test_folds: calibration.Calibration
+  examples: Mapping[str, Float[np.ndarray, "_"]]
 
   def to_dict(self) -> dict[str, Any]:
     """The numbers, as JSON."""
@@ -133,15 +137,29 @@ def run(
   found = linear.evaluate(train, validation, test, metric=metric)
   together = Examples(*(np.concatenate(part) for part in zip(train, validation)))
   everything = Examples(*(np.concatenate(part) for part in zip(train, validation, test)))
-  possible = [k for k in ks if k <= len(together.labels)]
+  neighbours = _neighbours(together, test, [k for k in ks if k <= len(together.labels)])
+  episodes_of = tuple(
+    few_shot.evaluate(*everything, shots=count, episodes=episodes, seed=seed)
+    for count in few_shot.possible_shots(everything.labels, shots)
+  )
+  examples = {"linear": (accuracy.label_ranks(found.logits, test.labels) < 1).astype(np.float64)}
+  examples |= {f"knn_{k}": right for k, right in neighbours.items()}
+  examples |= {f"few_shot_{each.shots}": each.accuracies for each in episodes_of}
   return Results(
     counts=(len(train.labels), len(validation.labels), len(test.labels)),
     linear=found,
-    knn=knn.top1(test.features, test.labels, *together, ks=possible) if possible else {},
-    few_shot=tuple(
-      few_shot.evaluate(*everything, shots=count, episodes=episodes, seed=seed)
-      for count in few_shot.possible_shots(everything.labels, shots)
-    ),
+    knn={k: float(np.mean(right)) for k, right in neighbours.items()},
+    few_shot=episodes_of,
     calibration=calibration.evaluate(found.validation_logits, validation.labels, found.logits, test.labels),
     calibration_on_test_folds=calibration.evaluate_on_test_folds(found.logits, test.labels, seed=seed),
+    examples=examples,
   )
+
+
+def _neighbours(train: Examples, test: Examples, ks: Sequence[int]) -> dict[int, Float[np.ndarray, "n"]]:
+  """Whether each test example is classified right by its k nearest neighbours, for each k."""
+  if not ks:
+    return {}
+  num_classes = 1 + int(max(np.max(train.labels), np.max(test.labels)))
+  votes = knn.votes(test.features, *train, num_classes=num_classes, ks=ks)
+  return {k: (np.argmax(each, axis=1) == test.labels).astype(np.float64) for k, each in votes.items()}

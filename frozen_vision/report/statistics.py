@@ -253,7 +253,8 @@ def _estimate(
     values = values[np.isfinite(values)]
     if len(values) > 1:
       parts[len(values) - 1] += fraction**2 * bootstrap_variance(values)
-  if not parts:  # one seed and no examples: nothing tells how far the score may be off
+  # One seed, or seeds without an effect, and no examples: nothing tells how far the score may be off.
+  if not parts or (not groups and not sum(parts.values())):
     return Estimate(mean, math.nan, math.nan, math.nan, count)
   # Values that are equal but for rounding have no variance; a sign test of their number decides.
   if sum(parts.values()) <= (1e-12 * max(1.0, abs(mean))) ** 2:

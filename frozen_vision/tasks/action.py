@@ -203,8 +203,8 @@ class ActionTask(base.Task):
     return {"clips": visualize_action.draw_strips(examples, self._names)} if examples else {}
 
   def write_results(self, evaluator: action_metrics.ActionEvaluator, folder: pathlib.Path) -> None:
-    """`confusion.csv` (true classes downwards) and a picture of it."""
-    confusion = evaluator.total()
+    """`confusion.csv` (true classes downwards), a picture of it, and `predictions.csv`, one line a video."""
+    confusion, predictions = evaluator.total(), evaluator.predictions()
     if jax.process_index():
       return
     path = folder / "confusion.csv"
@@ -212,6 +212,11 @@ class ActionTask(base.Task):
       writer = csv.writer(file)
       writer.writerow(["", *evaluator.classes])
       writer.writerows([name, *row] for name, row in zip(evaluator.classes, confusion.tolist()))
+    path = folder / "predictions.csv"
+    with atomic.path_aside(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
+      writer = csv.writer(file)
+      writer.writerow(["index", "true", "predicted"])
+      writer.writerows(predictions)
     instances.save_png(
       visualize_action.draw_confusion(confusion, evaluator.classes), folder / "confusion.png"
     )

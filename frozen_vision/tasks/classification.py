@@ -80,14 +80,24 @@ class ClassificationTask(base.Task):
     }
 
   def _open_files(self) -> dict[str, Any]:
-    paths = {name: getattr(self._options, name) for name in ("train", "validation", "test")}
-    return {name: self._open(path) for name, path in paths.items() if path}
+    options = self._options
+    paths = {name: getattr(options, name) for name in ("train", "validation", "test")}
+    if options.validation_fraction:
+      del paths["validation"]
+    sources = {name: self._open(path) for name, path in paths.items() if path}
+    if options.validation_fraction:
+      sources["train"], sources["validation"] = folders.hold_out(
+        sources["train"], options.validation_fraction
+      )
+    if options.decoded_cache:
+      sources = {name: folders.DecodedImages(source) for name, source in sources.items()}
+    return sources
 
-  def _open(self, path: str) -> Any:
+  def _open(self, path: str) -> folders.ImageFolder | folders.ImageTar:
     source = folders.open_source(common.existing_path(path, "classification"))
     if self._config.data.check:
       source.check()
-    return folders.DecodedImages(source) if self._options.decoded_cache else source
+    return source
 
   def phase_at(self, step: int) -> Any:
     if not self._starts:

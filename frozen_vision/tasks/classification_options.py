@@ -37,6 +37,8 @@ class ClassificationOptions:
   data: Literal["files", "shapes"] = "files"  # at `train` and `validation`, or generated
   train: Path = "."  # image folder or tar archive with CLASS/IMAGE members
   validation: Path = "."
+  # Of every class in `train`, held out and taken in the place of `validation`; the same whatever the seed.
+  validation_fraction: Fraction = 0.0
   test: Path = ""  # of probes; without it they test on `validation` and hold out a part of `train`
   shapes: ShapesOptions = ShapesOptions()
   probe: ProbeOptions = ProbeOptions()

@@ -176,6 +176,7 @@ def test_a_run_leaves_everything_that_a_person_reads(tmp_path):
   assert rows[0] == ",left,right,up,down,growing,shrinking"
   assert sum(int(value) for row in rows[1:] for value in row.split(",")[1:]) == 7
   assert (tmp_path / "confusion.png").stat().st_size > 1000
+  assert (tmp_path / "predictions.csv").read_text().splitlines()[0] == "index,true,predicted"
   assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
   again = loop.evaluate(config, tmp_path)
   assert {key: value for key, value in again.items() if "per_second" not in key} == {

@@ -5,7 +5,7 @@ import pathlib
 import tarfile
 from typing import Any
 
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 import numpy as np
 
 from frozen_vision.data import classes as class_names
@@ -154,6 +154,66 @@ class ImageTar:
     self._starts, self._ends = self._starts[kept], self._ends[kept]
 
 
+class Part:
+  """Some records of a source, in the order of the positions.
+
+  Attributes `classes`, `names`, `labels` and `findings` are as in `ImageFolder`.
+  """
+
+  def __init__(self, source: ImageFolder | ImageTar, positions: Int[np.ndarray, "n"]):
+    self._source, self._positions = source, positions
+    self.classes = source.classes
+    self.names = [source.names[position] for position in positions]
+    self.labels = source.labels[positions]
+    self.findings = findings.Findings(KINDS)
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """The record, as the source has it."""
+    return self._source[int(self._positions[index])]
+
+  def identity(self) -> dict[str, Any]:
+    """See `fingerprint.Identified`."""
+    return {
+      name: [values[position] for position in self._positions]
+      if name == "file names"
+      else values[self._positions]
+      for name, values in self._source.identity().items()
+    }
+
+
+def hold_out(source: ImageFolder | ImageTar, fraction: float) -> tuple[Part, Part]:
+  """Splits a source into images to train on and images to evaluate on, class by class.
+
+  The draw is the same for every seed of a run, so that all runs on the data are judged by the same images.
+
+  Args:
+    fraction: of the images of each class, between 0 and 1; of two images or more at least one is held out,
+      and one is trained on.
+
+  Returns:
+    (training, validation); the findings of the source are the training's.
+
+  Raises:
+    ValueError: a fraction that is not between 0 and 1, or nothing to hold out.
+  """
+  if not 0 < fraction < 1:
+    raise ValueError(f"The fraction of images held out is {fraction}; expected a number between 0 and 1.")
+  held: list[int] = []
+  for label in np.unique(source.labels):
+    members = np.random.default_rng(int(label)).permutation(np.flatnonzero(source.labels == label))
+    count = min(max(1, round(fraction * len(members))), len(members) - 1)
+    held += members[:count].tolist()
+  if not held:
+    raise ValueError("No class has two images or more, so that none can be held out; give validation data.")
+  kept = np.setdiff1d(np.arange(len(source)), held)
+  train, validation = Part(source, kept), Part(source, np.sort(np.asarray(held)))
+  train.findings = source.findings
+  return train, validation
+
+
 class DecodedImages:
   """All images of a source decoded once into one array: for many small images of one size.
 
@@ -161,7 +221,7 @@ class DecodedImages:
   Attributes `classes`, `names`, `labels` are those of the source.
   """
 
-  def __init__(self, source: ImageFolder | ImageTar, *, max_bytes: int = 2**30):
+  def __init__(self, source: ImageFolder | ImageTar | Part, *, max_bytes: int = 2**30):
     """Decodes every record.
 
     Raises:

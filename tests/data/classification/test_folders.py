@@ -210,3 +210,20 @@ def test_mixup_and_cutmix():
   )
   with pytest.raises(ValueError, match="mixup_alpha is -1"):
     mixup.mixup_cutmix(images, jnp.eye(2), jax.random.key(0), mixup_alpha=-1.0)
+
+
+def test_images_are_held_out_of_every_class(folder):
+  source = classification.open_source(folder)
+  train, held = classification.hold_out(source, 0.5)
+  assert sorted(train.names + held.names) == source.names and not set(train.names) & set(held.names)
+  assert [name.split("/")[0] for name in held.names] == ["cat", "dog"]  # the only ant is trained on
+  assert held.classes == source.classes and held[1]["name"] == held.names[1]
+  assert held[1]["label"] == held.labels[1] == source.classes.index("dog")
+  assert held.identity()["file names"] == held.names and len(held.identity()["file sizes"]) == 2
+  assert classification.hold_out(source, 0.5)[1].names == held.names
+  with pytest.raises(ValueError, match="between 0 and 1"):
+    classification.hold_out(source, 1.0)
+  for name in ("dog/a.png", "cat/2.png"):
+    (folder / name).unlink()
+  with pytest.raises(ValueError, match="No class has two images"):
+    classification.hold_out(classification.open_source(folder), 0.5)

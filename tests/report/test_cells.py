@@ -1,0 +1,211 @@
+"""Cells of a report: what is asked for, what is finished, stale or missing, and that nothing is run twice."""
+
+import dataclasses
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+
+from frozen_vision import command_line
+from frozen_vision.backbones import families
+from frozen_vision.files import lock, tensors
+from frozen_vision.report import cells, command, entries, recipes, single
+from tests.report import reports
+
+
+def test_backbones_are_named_in_every_way(tmp_path):
+  path = shutil.copy(families.weights_file("swinv2_nano"), tmp_path / "mine.safetensors")
+  found = entries.read(
+    ["swinv2_nano", str(path), "again=swinv2_nano", "swinv2_nano:random", f"x=swinv2_nano:{path}"]
+  )
+  assert [entry.label for entry in found] == ["swinv2_nano", "mine", "again", "swinv2_nano-random", "x"]
+  assert {entry.options.name for entry in found} == {"swinv2_nano"}
+  assert found[0].weights == found[2].weights and found[1].weights == found[4].weights
+  assert found[3].weights == found[3].options.weights == "random"
+  assert entries.read(entries.describe(found).split(",")) == found
+  for texts, problem in (
+    ([], "needs backbones"),
+    (["swinv2_nano", "swinv2_nano"], "more than once"),
+    (["swinv2_b"], "does not exist"),
+    (["absent.safetensors"], "does not exist"),
+  ):
+    with pytest.raises((ValueError, FileNotFoundError), match=problem):
+      entries.read(texts)
+
+
+def test_a_file_of_other_sizes_brings_them(tmp_path):
+  path = tmp_path / "small.safetensors"
+  leaf = tensors.LazyTensor(
+    (1,), np.dtype(np.float32), lambda: np.zeros(1, np.float32)
+  )  # only the header is read
+  config = families.backbone_config("swinv2_nano", depths=(1, 1, 1, 1), drop_path_rate=0.5)
+  fingerprint = families.write_leaves({"leaf": leaf}, path, name="swinv2_nano", config=config)
+  [entry] = entries.read([str(path)])
+  assert entry.options.overrides == {"depths": (1, 1, 1, 1)}  # the rate has no weights
+  assert entry.weights == fingerprint
+  with pytest.raises(ValueError, match="holds a swinv2_nano, expected a swinv2_t"):
+    entries.read([f"swinv2_t:{path}"])
+
+
+@pytest.mark.parametrize("budget", recipes.BUDGETS)
+def test_every_recipe_has_a_config_on_every_kind_of_backbone(budget):
+  for entry in entries.read(["swinv2_nano", "swinv2_t:random", "resnet18:random", "dinov2_vits14:random"]):
+    for recipe in recipes.RECIPES.values():
+      config = recipes.make_config(recipe, entry, 3, budget=budget)
+      assert config.seed == 3 and config.backbone.name == entry.options.name
+      assert config.headline == "" and config.keep_checkpoints == 1
+  # The maps of a plain ViT have one stride.
+  assert recipes.make_config(recipes.RECIPES["detection"], entry, 0, budget=budget).detection.neck.name == (
+    "simple_pyramid"
+  )
+
+
+def test_data_of_ones_own_take_the_place_of_the_built_in():
+  [entry] = entries.read(["swinv2_nano"])
+  data = recipes.Data(class_folders=("images",), coco=("a.json", "photos"), videos=("clips",))
+  configs = {
+    name: recipes.make_config(recipe, entry, 7, budget="demo", data=data)
+    for name, recipe in recipes.RECIPES.items()
+  }
+  assert configs["probes"].classification.validation_fraction == 0.25
+  assert configs["probes"].classification.train.endswith("/images")
+  assert configs["detection"].detection.train.images.endswith("/photos")
+  assert configs["detection"].steps == configs["action"].steps == 200
+  assert configs["action"].action.data == "folds" and configs["action"].action.fold == 2
+  assert configs["segmentation"].segmentation.data == "scenes"
+  two = dataclasses.replace(data, class_folders=("a", "b"), videos=("c", "d"))
+  config = recipes.make_config(recipes.RECIPES["probes"], entry, 0, budget="demo", data=two)
+  assert config.classification.validation.endswith("/b") and not config.classification.validation_fraction
+  assert (
+    recipes.make_config(recipes.RECIPES["action"], entry, 0, budget="demo", data=two).action.data == "videos"
+  )
+  with pytest.raises(ValueError, match="--coco is 'a.json'; expected FILE.json,IMAGES"):
+    recipes.Data(coco=("a.json",))
+
+
+def test_a_printed_command_asks_for_the_same_report(tmp_path, capsys):
+  asked = reports.plan(
+    tmp_path, seeds=2, budget="small", tasks=("linear", "detection"), options=["detection:steps=7"]
+  )
+  reports.fill(asked, without=("other/detection/1",))
+  command.print_commands(asked)
+  [line] = capsys.readouterr().out.splitlines()
+  words = shlex.split(line)
+  assert words[:3] == ["python", "-m", "frozen_vision.main"] and words[-1] == "--cell=other/detection/1"
+  given = {}
+  for flag in words[3:-1]:
+    name, _, value = flag.removeprefix("--").partition("=")
+    given.setdefault(name, []).append(value)
+  again = command.make_plan(
+    given["backbones"][0].split(","),
+    given["workdir"][0],
+    tasks=given["tasks"][0].split(","),
+    seeds=int(given["seeds"][0]),
+    budget=given["budget"][0],
+    options=given["option"],
+  )
+  assert again == asked and again.config(again.cell("other/detection/1")).steps == 7
+  assert command_line.split(words)[1] == {}  # none of the flags is taken for an option of a config
+
+
+def test_flags_that_do_not_fit_are_named(tmp_path):
+  for flags, problem in (
+    (dict(tasks=("detecton",)), "detecton.*detection"),
+    (dict(seeds=0), "--seeds is 0"),
+    (dict(budget="huge"), "--budget is 'huge'; known: demo, small, paper"),
+    (dict(options=["steps=3"]), "expected RECIPE:OPTION=VALUE"),
+    (dict(options=["detecton:steps=3"]), "detecton"),
+  ):
+    with pytest.raises(ValueError, match=problem):
+      reports.plan(tmp_path, **flags)
+  with pytest.raises(ValueError, match="this report has swinv2_nano/card/0"):
+    reports.plan(tmp_path).cell("absent")
+
+
+def test_states_of_cells(tmp_path):
+  asked = reports.plan(tmp_path, seeds=1)
+  cell = asked.cell("other/linear_segmentation/0")
+  folder = asked.folder(cell)
+  assert cells.look(asked, cell).state == "missing"
+  folder.mkdir(parents=True)
+  (folder / "error.json").write_text('{"error": "The disk is full."}')
+  assert cells.look(asked, cell).reason == "The disk is full"
+  reports.finish(asked, cell)
+  found = cells.look(asked, cell)
+  assert found.state == "finished" and found.result["scores"] == {"mIoU": 0.6}
+  assert not (folder / "error.json").exists()
+  # Options that change no number do not make it stale; others, other weights and another version do.
+  free = reports.plan(tmp_path, seeds=1, options=["linear_segmentation:pictures=1"])
+  assert cells.look(free, cell).state == "finished"
+  other = reports.plan(tmp_path, seeds=1, options=["linear_segmentation:optimizer.learning_rate=0.5"])
+  found = cells.look(other, cell)
+  assert found.state == "stale" and "config.optimizer.learning_rate was 0.003 and is 0.5" in found.reason
+  with pytest.raises(ValueError, match="run otherwise"):
+    single.run(other, cell)
+  moved = dataclasses.replace(cell, entry=dataclasses.replace(cell.entry, weights="other"))
+  assert "weights was" in cells.look(asked, moved).reason
+  (folder / "cell.json").write_text("{")
+  assert "cannot be read" in cells.look(asked, cell).reason
+
+
+def test_data_that_change_make_a_cell_stale(tmp_path):
+  images = tmp_path / "images"
+  images.mkdir()
+  (images / "a.png").write_bytes(b"1")
+  asked = reports.plan(tmp_path / "w", seeds=1, class_folders=[str(images)])
+  cell = asked.cell("other/probes/0")
+  reports.finish(asked, cell)
+  assert cells.look(asked, cell).state == "finished"
+  (images / "b.png").write_bytes(b"22")
+  assert cells.look(asked, cell).state == "stale"
+
+
+def test_a_finished_cell_is_not_run_again_and_a_failure_is_kept(tmp_path, monkeypatch):
+  asked = reports.plan(tmp_path, seeds=1)
+  cell = asked.cell("other/action/0")
+  monkeypatch.setattr(single, "_run", lambda *arguments: (_ for _ in ()).throw(ValueError("No such data.")))
+  with pytest.raises(ValueError, match="No such data"):
+    single.run(asked, cell)
+  assert cells.look(asked, cell).reason == "No such data"
+  with lock.hold(asked.folder(cell) / ".cell.lock", "a test"), pytest.raises(lock.LockedError):
+    single.run(asked, cell)
+  monkeypatch.setattr(single, "_run", lambda asked, cell, folder: reports.finish(asked, cell))
+  assert single.run(asked, cell).state == "finished"
+  monkeypatch.setattr(single, "_run", None)
+  assert single.run(asked, cell).state == "finished"
+
+
+def test_bad_cells_do_not_stop_the_others(tmp_path, monkeypatch):
+  asked = reports.plan(tmp_path, seeds=1, tasks=("linear", "action"))
+  reports.fill(asked, without=("swinv2_nano/action/0", "other/action/0", "other/probes/0"))
+  tried = []
+
+  def run_apart(asked, cell):
+    tried.append(cell.name)
+    folder = asked.folder(cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    if cell.name == "swinv2_nano/action/0":
+      (folder / "log.txt").write_text("12:00:00 Begins.\nError: The videos are gone.\n")
+      return 1
+    if cell.name == "other/action/0":
+      (folder / "log.txt").write_text("12:00:00 Begins.\n")
+      return -9
+    reports.finish(asked, cell)
+    return 0
+
+  monkeypatch.setattr(command, "_run_apart", run_apart)
+  found = {each.cell.name: each for each in command.run(asked)}
+  assert sorted(tried) == ["other/action/0", "other/probes/0", "swinv2_nano/action/0"]
+  assert found["swinv2_nano/action/0"].reason == "The videos are gone"
+  assert found["other/action/0"].reason == "its process was ended by SIGKILL"
+  assert found["other/probes/0"].state == "finished"
+  # The same again tries what failed, and nothing else.
+  tried.clear()
+  command.run(asked)
+  assert sorted(tried) == ["other/action/0", "swinv2_nano/action/0"]
+  monkeypatch.setattr(command, "_run_apart", lambda asked, cell: -15)
+  (asked.folder(asked.cell("other/action/0")) / "error.json").unlink()
+  (asked.folder(asked.cell("swinv2_nano/action/0")) / "error.json").unlink()
+  with pytest.raises(single.Interrupted, match="the same command continues"):
+    command.run(asked)
