@@ -156,6 +156,11 @@ def build_backbone(name: str, *, dtype: Any = jnp.float32, rngs: nnx.Rngs, **ove
   return family_of(name).module(backbone_config(name, **overrides), dtype=dtype, rngs=rngs)
 
 
+def abstract_backbone(name: str, *, dtype: Any = jnp.float32, **overrides: Any) -> base.Backbone:
+  """A backbone with shapes in the place of weights (`base.abstract`); arguments as of `build_backbone`."""
+  return base.abstract(family_of(name).module, backbone_config(name, **overrides), dtype=dtype)
+
+
 def fold_backbone(
   backbone: base.Backbone, *, storage: str | None = None, dtype: Any = None, scan: bool = True
 ) -> base.FoldedBackbone:

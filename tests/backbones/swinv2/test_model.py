@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_vision.backbones import families
+from frozen_vision.backbones import base, families
 from frozen_vision.backbones.swinv2 import checkpoints as convert
 from frozen_vision.backbones.swinv2 import model as swinv2
 from frozen_vision.backbones.swinv2 import windows
 from frozen_vision.files import tensors as weights
-from tests import golden_values, paths
+from tests import golden_values, paths, random_backbones
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 _PRETRAINED_WINDOWS = {"swinv2_w8": (0, 0, 0, 0), "swinv2_w12from8": (8, 8, 8, 4), "swinv2_w16": (0, 0, 0, 0)}
 
@@ -37,12 +39,12 @@ def test_features_and_logits_equal_the_reference(name):
   )
   assert checkpoint.source == "timm" and not checkpoint.ignored
   assert checkpoint.config.num_heads == tuple(spec["heads"])
-  backbone = swinv2.SwinV2(checkpoint.config, rngs=nnx.Rngs(0))
-  nnx.update(backbone, weights.fill(nnx.state(backbone, nnx.Param), checkpoint.leaves, folder / name))
+  graphdef, state = nnx.split(base.abstract(swinv2.SwinV2, checkpoint.config))
+  backbone = nnx.merge(graphdef, weights.fill(state, checkpoint.leaves, folder / name))
   head = checkpoint.head()
   shape = (2, 3, spec["image"], spec["image"])
   images = golden_values.values(spec["seed"], "images", shape).transpose(0, 2, 3, 1)
-  features, pooled = jax.jit(lambda x: (backbone(x), backbone.embed(x)))(jnp.asarray(images))
+  features, pooled = jax.jit(lambda module, x: (module(x), module.embed(x)))(backbone, images)
   logits = pooled @ head.kernel + head.bias
   np.testing.assert_array_less(
     np.abs(np.asarray(logits) - golden["logits"]).max(), 1e-5 * np.abs(golden["logits"]).max()
@@ -66,7 +68,7 @@ def test_features_and_logits_equal_the_reference(name):
   ],
 )
 def test_parameter_counts_and_extra_norms(name, with_head, without_head, extra_norms):
-  backbone = nnx.eval_shape(lambda: families.build_backbone(name, rngs=nnx.Rngs(0)))
+  backbone = families.abstract_backbone(name)
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(backbone, nnx.Param)))
   assert count + 1000 * backbone.feature_specs[-1].channels + 1000 == with_head
   assert without_head is None or count == without_head
@@ -155,9 +157,8 @@ def test_no_regions_without_a_shift():
   assert windows.shift_regions((8, 8), (4, 4), (0, 0)) is None
 
 
-@pytest.mark.parametrize("most", [1, 4, 6, 12, 24])
 @pytest.mark.parametrize("size", [(16, 24), (15, 22), (3, 24)])
-def test_large_windows_in_groups_change_nothing(size, most, monkeypatch):
+def test_large_windows_in_groups_change_nothing(size, monkeypatch):
   window = (min(4, size[0]), 4)
   qkv = jax.random.normal(jax.random.key(0), (2, *size, 12))
   bias = jax.random.normal(jax.random.key(1), (2, window[0] * 4, window[0] * 4))
@@ -172,16 +173,29 @@ def test_large_windows_in_groups_change_nothing(size, most, monkeypatch):
   def run(x):
     return windows.attend_in_windows(x, 4, True, attention, 2)
 
-  wanted, wanted_gradient = run(qkv), jax.grad(lambda x: jnp.sum(jnp.sin(run(x))))(qkv)
+  wanted, wanted_gradient = _output_and_gradient(run, qkv)
   whole = set(groups)
-  groups.clear()
-  monkeypatch.setattr(windows, "_MOST_SCORES", most * 2 * (window[0] * 4) ** 2)
-  np.testing.assert_allclose(run(qkv), wanted, atol=1e-6)
-  np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(jnp.sin(run(x))))(qkv), wanted_gradient, atol=5e-5)
-  in_group = {shape[1] * shape[2] // (window[0] * 4) for shape in groups}
-  assert max(in_group) <= most and all(shape[0] == 2 for shape in groups)
-  if most < 6:  # every map here has more windows
-    assert not whole & set(groups)
+  for most in (1, 4, 6, 12, 24):
+    groups.clear()
+    monkeypatch.setattr(windows, "_MOST_SCORES", most * 2 * (window[0] * 4) ** 2)
+    found, gradient = _output_and_gradient(run, qkv)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    np.testing.assert_allclose(gradient, wanted_gradient, atol=5e-5)
+    in_group = {shape[1] * shape[2] // (window[0] * 4) for shape in groups}
+    assert max(in_group) <= most and all(shape[0] == 2 for shape in groups)
+    if most < 6:  # every map here has more windows
+      assert not whole & set(groups)
+
+
+def _output_and_gradient(run, x):
+  """`run` of x, and the gradient of a sum over it; traced anew at every call."""
+
+  def loss(x):
+    y = run(x)
+    return jnp.sum(jnp.sin(y)), y
+
+  gradient, y = jax.jit(jax.grad(loss, has_aux=True))(x)
+  return y, gradient
 
 
 @pytest.mark.parametrize("window", [(2, 5), (4, 3), (1, 1)])
@@ -195,45 +209,40 @@ def test_pairs_by_slices_are_those_that_are_gathered(window, monkeypatch):
   np.testing.assert_array_equal(windows._pairs_of_table(by_head), wanted)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 4])
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (3, 12)])
-def test_heads_in_groups_change_nothing(size, at_once, monkeypatch):
+def test_heads_in_groups_change_nothing(size, monkeypatch):
   window = (min(4, size[0]), 4)
   qkv = jax.random.normal(jax.random.key(0), (2, *size, 24))
   table = jax.random.normal(jax.random.key(1), ((2 * window[0] - 1) * 7, 4))
   scale = jnp.array([3.0, 5.0, 2.0, 4.0])
 
-  def run(qkv, table):
+  def run(inputs):
+    qkv, table = inputs
+
     def attention(x, found, regions):
       return windows.cosine_attention(x, found, scale, windows.pair_bias(table, found), regions)
 
     return windows.attend_in_windows(qkv, 4, True, attention, 4)
 
-  gradients = jax.grad(lambda *arguments: jnp.sum(jnp.sin(run(*arguments))), argnums=(0, 1))
-  wanted, wanted_gradients = run(qkv, table), gradients(qkv, table)
+  wanted, wanted_gradients = _output_and_gradient(run, (qkv, table))
   monkeypatch.setattr(windows, "_MOST_PAIRS", 0)
-  monkeypatch.setattr(windows, "_MOST_SCORES", at_once * (window[0] * 4) ** 2)
-  scores = f"f32[2,{at_once},{window[0] * 4},{window[0] * 4}]"  # a window of both images
-  assert scores in str(jax.make_jaxpr(run)(qkv, table))
-  np.testing.assert_allclose(run(qkv, table), wanted, atol=1e-6)
-  for found, gradient in zip(gradients(qkv, table), wanted_gradients):
-    np.testing.assert_allclose(found, gradient, atol=5e-5)
+  for at_once in (1, 2, 4):
+    monkeypatch.setattr(windows, "_MOST_SCORES", at_once * (window[0] * 4) ** 2)
+    scores = f"f32[2,{at_once},{window[0] * 4},{window[0] * 4}]"  # a window of both images
+    assert scores in str(jax.make_jaxpr(lambda inputs: run(inputs))((qkv, table)))
+    found, gradients = _output_and_gradient(run, (qkv, table))
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    for gradient, wanted_gradient in zip(gradients, wanted_gradients):
+      np.testing.assert_allclose(gradient, wanted_gradient, atol=5e-5)
 
 
-def _small(**changes):
-  options = dict(
-    embed_dim=8,
-    depths=(2, 1, 1, 1),
-    num_heads=(1, 2, 4, 8),
-    window_sizes=(4, 4, 4, 2),
-    residual_norm_init=1.0,
-  )
-  return families.build_backbone("swinv2_nano", rngs=nnx.Rngs(0), **(options | changes))
+_SMALL = dict(embed_dim=8, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8), window_sizes=(4, 4, 4, 2))
+_features = jax.jit(lambda module, images: module(images))
 
 
 @pytest.fixture(scope="module")
 def small():
-  return _small()
+  return random_backbones.build("swinv2_nano", **_SMALL)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 70), (33, 128), (4, 4), (1, 37)])
@@ -245,8 +254,8 @@ def test_any_input_size(small, size):
 
 def test_what_is_padded_inside_is_zeros_at_the_right_and_at_the_bottom(small):
   images = jax.random.normal(jax.random.key(1), (2, 50, 69, 3))
-  features = jax.jit(small)(images)
-  padded = jax.jit(small)(jnp.pad(images, ((0, 0), (0, 2), (0, 3), (0, 0))))
+  features = _features(small, images)
+  padded = _features(small, jnp.pad(images, ((0, 0), (0, 2), (0, 3), (0, 0))))
   for found, wanted in zip(features, padded):
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -261,14 +270,17 @@ def test_maps_that_windows_do_not_divide_are_padded_and_cropped():
 
 
 def test_without_rng_nothing_is_random(small):
-  graphdef, state = nnx.split(small)
-  del graphdef
-  random = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: _small(drop_path_rate=0.9))), state)
+  random = families.abstract_backbone("swinv2_nano", drop_path_rate=0.9, **_SMALL)
+  nnx.update(random, nnx.state(small))
   images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
-  wanted = jax.jit(small)(images)
-  for found, feature in zip(jax.jit(random)(images), wanted):
-    np.testing.assert_array_equal(found, feature)
-  with_rng = jax.jit(lambda key: random(images, rng=key)[-1])
+  program = _features.lower(small, images)
+  assert _features.lower(random, images).as_text() == program.as_text()
+  wanted = program.compile()(small, images)
+  draw = jax.jit(lambda random, key: random(images, rng=key)[-1])
+
+  def with_rng(key):
+    return draw(random, key)
+
   first = with_rng(jax.random.key(3))
   np.testing.assert_array_equal(first, with_rng(jax.random.key(3)))
   assert not np.array_equal(first, with_rng(jax.random.key(4)))
@@ -276,7 +288,7 @@ def test_without_rng_nothing_is_random(small):
 
 
 def test_drop_path():
-  backbone = nnx.eval_shape(lambda: _small(drop_path_rate=0.8))
+  backbone = families.abstract_backbone("swinv2_nano", drop_path_rate=0.8, **_SMALL)
   rates = [block.drop_path for stage in backbone.stages for block in stage.blocks]
   np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.6, 0.8])
   x = jnp.ones((2000, 2, 3))

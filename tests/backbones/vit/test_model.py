@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen_vision.backbones import families
+from frozen_vision.backbones import base, families
 from frozen_vision.backbones.vit import checkpoints
 from frozen_vision.backbones.vit import model as vit
 from frozen_vision.backbones.vit.config import VARIANTS
@@ -74,7 +74,7 @@ def test_parameter_counts(name):
 
 
 def test_7b_without_a_weight():
-  backbone = nnx.eval_shape(lambda: vit.ViT(VARIANTS["dinov3_vit7b16"], rngs=nnx.Rngs(0)))
+  backbone = families.abstract_backbone("dinov3_vit7b16")
   state = nnx.state(backbone)
   sizes = {path: leaf.size for path, leaf in nnx.to_flat_state(state)}
   assert sum(sizes.values()) == _COUNTS["dinov3_vit7b16"] + 4096 // 32 // 4
@@ -105,7 +105,7 @@ def test_golden_tokens(name):
     for key, value in golden_values.state_dict(spec).items()
   }
   checkpoint = checkpoints.map_tensors(tensors, pathlib.Path(name), name=row, **overrides)
-  backbone = nnx.eval_shape(lambda: vit.ViT(checkpoint.config, rngs=nnx.Rngs(0)))
+  backbone = base.abstract(vit.ViT, checkpoint.config)
   backbone = families.BackboneFile(backbone, checkpoint.leaves, checkpoint.path, None).load()
   if not normed:
     backbone.norm = lambda x: x
@@ -125,7 +125,7 @@ def _small(row, **changes):
 def test_contract(row):
   config, stride = _small(row, depth=2), VARIANTS[row].patch_size
   assert families.variants()[row] == VARIANTS[row]
-  backbone = nnx.eval_shape(lambda: families.family_of(row).module(config, rngs=nnx.Rngs(0)))
+  backbone = base.abstract(families.family_of(row).module, config)
   assert [(spec.stride, spec.channels) for spec in backbone.feature_specs] == [(stride, 16)] * 2
   images = jax.ShapeDtypeStruct((2, 50, 65, 3), jnp.float32)
   *maps, embedded = nnx.eval_shape(lambda module, x: (*module(x), module.embed(x)), backbone, images)
@@ -144,17 +144,17 @@ def test_contract(row):
 
 def test_feature_options_are_what_changes_features():
   def key(**changes):
-    backbone = nnx.eval_shape(lambda: vit.ViT(_small("dinov2_vits14", **changes), rngs=nnx.Rngs(0)))
+    backbone = base.abstract(vit.ViT, _small("dinov2_vits14", **changes))
     return feature_key.feature_key(backbone, "abc")
 
-  base = key()
-  assert base["family"] == "vit" and base["taps"] == [0, 1, 2, 3]
-  assert key(taps=(0, 1, 2, 3)) == base == key(drop_path_rate=0.1) == key(layer_scale_init=1.0)
+  default = key()
+  assert default["family"] == "vit" and default["taps"] == [0, 1, 2, 3]
+  assert key(taps=(0, 1, 2, 3)) == default == key(drop_path_rate=0.1) == key(layer_scale_init=1.0)
   others = [
     *(key(taps=(3,)), key(norm_taps=False), key(stride=16), key(mean=(0.5, 0.5, 0.5))),
     *(key(position_resize="bicubic"), key(activation="gelu_tanh"), key(norm_epsilon=1e-5)),
   ]
-  assert all(other != base for other in others)
+  assert all(other != default for other in others)
 
 
 def test_published_taps_and_sizes():

@@ -6,12 +6,11 @@ skipped, and those of golden outputs and of files in each layout remain.
 
 import json
 
-from flax import nnx
 import jax
 import numpy as np
 import pytest
 
-from frozen_vision.backbones import families
+from frozen_vision.backbones import base, families
 from frozen_vision.backbones.vit import checkpoints, positions
 from frozen_vision.backbones.vit import model as vit
 from tests import reference_scripts
@@ -86,7 +85,7 @@ def test_positions_of_mae(references):
 
 
 def _load(checkpoint):
-  module = nnx.eval_shape(lambda: vit.ViT(checkpoint.config, rngs=nnx.Rngs(0)))
+  module = base.abstract(vit.ViT, checkpoint.config)
   return families.BackboneFile(module, checkpoint.leaves, checkpoint.path, None).load()
 
 
