@@ -25,7 +25,8 @@ def fold(backbone: base.Backbone, **options: Any) -> base.FoldedBackbone:
 def fill(module: nnx.Module, seed: int = 0) -> nnx.Module:
   """A module of shapes with values for all its variables, each drawn by its path.
 
-  Kernels keep the variance of what they multiply, scales and variances are near 1, all others near 0.
+  Matrices keep the variance of what they multiply and kernels of convolutions double it (He et al. 2015),
+  since half of it is lost after them; scales and variances are near 1, all others near 0.
   """
   graphdef, state = nnx.split(module)
   flat = [(path, leaf.replace(_draw(path, leaf, seed))) for path, leaf in nnx.to_flat_state(state)]
@@ -36,7 +37,8 @@ def _draw(path: tuple, leaf: nnx.Variable, seed: int) -> jnp.ndarray:
   rng = np.random.default_rng([seed, zlib.crc32(trees.path_string(path).encode())])
   values = rng.standard_normal(leaf.shape)
   if path[-1] == "kernel":
-    values /= np.sqrt(np.prod(leaf.shape[:-1]))
+    gain = 2 if values.ndim == 4 else 1
+    values *= np.sqrt(gain / np.prod(leaf.shape[:-1]))
   elif path[-1] in ("scale", "var"):
     values = np.exp(0.1 * values)
   else:
