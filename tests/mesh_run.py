@@ -97,7 +97,7 @@ def main(task_name: str, head: str = "", backbone: str = "") -> None:
       predictions=_difference(found["predictions"], wanted["predictions"]),
       rois_equal=all(np.array_equal(found["rois"][name], value) for name, value in wanted["rois"].items()),
       num_rois=int(sum(np.sum(value) for name, value in wanted["rois"].items() if name == "positive")),
-      frozen_share=float(found["frozen_bytes"]["held"] / wanted["frozen_bytes"]["held"]),
+      frozen_share=float(found["frozen_bytes"]["held"] / max(wanted["frozen_bytes"]["held"], 1)),
     )
   print(json.dumps(report))
 

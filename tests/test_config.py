@@ -86,7 +86,7 @@ def test_options_of_heads_and_backbones_are_checked():
     (
       "task",
       "detektion",
-      "config.task is 'detektion'; known: action, classification, detection, feature_distillation, segm",
+      "config.task is 'detektion'; known: action, classification, detection, feature_distillation, mask",
     ),
     ("detection.data", "coko", "'coko'; expected scenes, photos, coco, files or prepared"),
     ("detection.head.name", "rcnn", "config.detection.head.name is 'rcnn'; known: .*mask_rcnn"),
@@ -251,6 +251,22 @@ def test_every_recipe_of_feature_distillation_is_a_config_that_is_read():
   overrides = {"feature_distillation.teacher.overrides.window_sise": 4}
   with pytest.raises(ValueError, match="config.feature_distillation.teacher.*'window_sise'"):
     tasks_build.check(tasks_build.read_config(module.get_config()).replace(overrides))
+
+
+def test_every_recipe_of_masked_image_modeling_is_a_config_that_is_read():
+  module = _load("masked_image_modeling")
+  for variant in module.VARIANTS:
+    config = tasks_build.read_config(module.get_config(variant))
+    assert config.trainable == (".*",) and config.backbone.weights == "init"
+    backbone = families.backbone_config(config.backbone.name, **config.backbone.overrides)
+    options = config.masked_image_modeling
+    # A masked patch is whole cells of the last map or the other way round, and images are whole patches.
+    assert options.side % options.mask_patch == options.side % backbone.feature_specs[-1].stride == 0
+    if variant in ("swinv2_b", "vitb16"):
+      assert config.steps == 800 * 625 and config.optimizer.decay_at == (700 * 625,)
+  giant = tasks_build.read_config(module.get_config("swinv2_g"))
+  assert giant.steps == pytest.approx(20 * 70e6 / giant.batch_size, rel=1e-3)
+  assert giant.optimizer.clip_norm == 100 and giant.masked_image_modeling.crop_scale == (0.67, 1.0)
 
 
 def test_a_config_file_is_read_as_by_the_command_line():

@@ -13,6 +13,7 @@ from frozen_vision.tasks.action_options import ActionOptions
 from frozen_vision.tasks.classification_options import ClassificationOptions
 from frozen_vision.tasks.detection_options import DetectionOptions
 from frozen_vision.tasks.feature_distillation_options import FeatureDistillationOptions
+from frozen_vision.tasks.masked_image_modeling_options import MaskedImageModelingOptions
 from frozen_vision.tasks.segmentation_options import SegmentationOptions
 
 # A SwinV2 of 0.1 M parameters, whose blocks are not the identity.
@@ -40,6 +41,7 @@ def get_config(task: str = "detection") -> ml_collections.ConfigDict:
     "segmentation": segmentation,
     "action": action,
     "feature_distillation": feature_distillation,
+    "masked_image_modeling": masked_image_modeling,
   }
   return configs[task]()
 
@@ -176,6 +178,16 @@ def feature_distillation() -> ml_collections.ConfigDict:
   small_images(options)
   options.teacher.weights = "random"
   options.teacher.overrides = dict(SMALL_BACKBONE, embed_dim=16)
+  return config
+
+
+def masked_image_modeling() -> ml_collections.ConfigDict:
+  """Generated shapes at 32 px, masked in patches of 8."""
+  config = _base("masked_image_modeling", trainable=(".*",), batch_size=4, ema_decay=0.0, pictures=1)
+  config.backbone.weights = "init"
+  config.masked_image_modeling = config_lib.config_dict(MaskedImageModelingOptions())
+  small_images(config.masked_image_modeling)
+  config.masked_image_modeling.update(dict(mask_patch=8, target_window=7))
   return config
 
 

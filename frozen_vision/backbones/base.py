@@ -52,6 +52,10 @@ class Preprocessing:
   std: tuple[float, float, float] = IMAGENET_STD
   input_scale: float = 1.0
 
+  def denormalise(self, normalised: Float[Array, "... 3"]) -> Float[Array, "... 3"]:
+    """Undoes `normalise`: RGB in 0..255, as far as the values are those of an image."""
+    return (normalised * jnp.asarray(self.std) + jnp.asarray(self.mean)) * 255
+
   def normalise(
     self, images: Num[Array, "b h w 3"], image_size: Int[Array, "b 2"] | None = None
   ) -> Float[Array, "b h w 3"]:
@@ -160,6 +164,11 @@ class Backbone(nnx.Module):
   def embed_dim(self) -> int:
     """Size of `embed`'s vectors; by default the channels of the last level."""
     return self.feature_specs[-1].channels
+
+  @property
+  def stem_channels(self) -> int | None:
+    """Channels of the patch embedding that `final_features` lets one edit; None where there is none."""
+    return None
 
   @abc.abstractmethod
   def __call__(

@@ -24,6 +24,19 @@ def linear(inputs: int, outputs: int, *, use_bias: bool = True, dtype: Any, rngs
   )
 
 
+def uniform_linear(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+  """A linear layer drawn as PyTorch draws one, weights and biases uniform within 1 / sqrt(inputs); float32.
+
+  For layers that released code leaves as PyTorch makes them.
+  """
+  bound = inputs**-0.5
+
+  def draw(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> Array:
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return nnx.Linear(inputs, outputs, kernel_init=draw, bias_init=draw, rngs=rngs)
+
+
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
   """x times the normal distribution's cumulative, exact, by erf as in PyTorch and in float32 as there.
 

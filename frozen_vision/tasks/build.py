@@ -16,6 +16,7 @@ from frozen_vision.tasks import (
   classification,
   detection,
   feature_distillation,
+  masked_image_modeling,
   old_options,
   segmentation,
 )
@@ -23,6 +24,7 @@ from frozen_vision.tasks.action_options import ActionConfig
 from frozen_vision.tasks.classification_options import ClassificationConfig
 from frozen_vision.tasks.detection_options import DetectionConfig
 from frozen_vision.tasks.feature_distillation_options import FeatureDistillationConfig
+from frozen_vision.tasks.masked_image_modeling_options import MaskedImageModelingConfig
 from frozen_vision.tasks.segmentation_options import SegmentationConfig
 
 # By name: the task, and its configs. A task from elsewhere is added here.
@@ -31,6 +33,7 @@ TASKS: dict[str, tuple[type[base.Task], type[config_lib.Config]]] = {
   "classification": (classification.ClassificationTask, ClassificationConfig),
   "detection": (detection.DetectionTask, DetectionConfig),
   "feature_distillation": (feature_distillation.FeatureDistillationTask, FeatureDistillationConfig),
+  "masked_image_modeling": (masked_image_modeling.MaskedImageModelingTask, MaskedImageModelingConfig),
   "segmentation": (segmentation.SegmentationTask, SegmentationConfig),
 }
 

@@ -15,9 +15,10 @@ import numpy as np
 from frozen_vision import config as config_lib
 from frozen_vision.backbones.base import FinalFeatures
 from frozen_vision.heads import detection_losses
+from frozen_vision.layers.mlp import uniform_linear
 from frozen_vision.layers.norms import NORM_EPSILON
 from frozen_vision.ops.arrays import Array
-from frozen_vision.tasks import base, common, feature_maps, image_data, student
+from frozen_vision.tasks import base, common, feature_maps, image_data, initial_weights
 from frozen_vision.tasks.feature_distillation_options import FeatureDistillationConfig
 
 
@@ -57,13 +58,8 @@ class Distilled(nnx.Module):
 
   def __init__(self, backbone: nnx.Module, channels: int, target_channels: int, *, rngs: nnx.Rngs):
     self.backbone = backbone
-    bound = channels**-0.5  # PyTorch's default of a convolution of size 1, which the released code leaves
-    uniform = nnx.initializers.uniform(2 * bound)
-
-    def draw(*arguments: Any) -> jax.Array:
-      return uniform(*arguments) - bound
-
-    self.projector = nnx.Linear(channels, target_channels, kernel_init=draw, bias_init=draw, rngs=rngs)
+    # As PyTorch draws a convolution of size 1, which the released code leaves as it is.
+    self.projector = uniform_linear(channels, target_channels, rngs=rngs)
 
 
 class FeatureDistillationTask(image_data.ImageData, base.Task):
@@ -81,7 +77,7 @@ class FeatureDistillationTask(image_data.ImageData, base.Task):
     config, options = self._config, self._options
     backbone = backbone or common.build_backbone(config)
     if config.backbone.weights == "init" and options.initialisation == "fixed":
-      backbone = student.initialise(backbone, config.seed)
+      backbone = initial_weights.rescaled(backbone, config.seed)
     channels = backbone.feature_specs[-1].channels
     target_channels = common.specs_of(options.teacher)[-1].channels
     return Distilled(backbone, channels, target_channels, rngs=nnx.Rngs(config.seed))

@@ -16,7 +16,7 @@ class FeatureDistillationOptions(ImageOptions):
   teacher: BackboneOptions = BackboneOptions()
   teacher_size: Natural = 0  # side that images are resized to for the teacher; 0: the student's
   beta: NonNegative = 2.0  # of smooth l1: below it the loss is quadratic
-  # fixed: what the released code draws a student with `backbone.weights=init` from (`student.initialise`);
+  # Of a student with `backbone.weights=init`. fixed: as in the released code (`initial_weights.rescaled`);
   # plain: as the backbone's family is initialised.
   initialisation: Literal["fixed", "plain"] = "fixed"
 

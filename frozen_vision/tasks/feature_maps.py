@@ -58,10 +58,14 @@ class FeatureMap(results.Result):
   ) -> UInt8[np.ndarray, "y x 3"]:
     """The central square of the image beside the map, in colours of its principal components."""
     del score_threshold
-    side = min(picture.shape[:2])
-    top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
-    square = np.ascontiguousarray(picture[top : top + side, left : left + side])
-    return side_by_side(square, principal_colours([self.features]))
+    return side_by_side(central_square(picture), principal_colours([self.features]))
+
+
+def central_square(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "side side 3"]:
+  """The largest square in the middle, which evaluation resizes."""
+  side = min(picture.shape[:2])
+  top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
+  return np.ascontiguousarray(picture[top : top + side, left : left + side])
 
 
 def principal_colours(

@@ -23,7 +23,7 @@ from frozen_vision.planning import flops, plan
 from frozen_vision.prediction import files as predict_files
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import build as tasks_build
-from frozen_vision.tasks import feature_distillation, feature_maps, student
+from frozen_vision.tasks import feature_distillation, feature_maps, initial_weights
 from frozen_vision.training import loop, optimizer
 from frozen_vision.training import step as step_lib
 from tests import comparing, tiny
@@ -168,7 +168,7 @@ def test_a_teacher_has_its_own_statistics_and_size_and_its_map_is_resized():
 @_quick
 def test_students_begin_as_released():
   config = ViTConfig(64, 2, 4, positions="relative", layer_scale=True, layer_scale_init=0.1)
-  found = trees.flatten(nnx.state(student.initialise(vit.ViT(config, rngs=nnx.Rngs(0)), 0), nnx.Param))
+  found = trees.flatten(nnx.state(initial_weights.rescaled(vit.ViT(config, rngs=nnx.Rngs(0)), 0), nnx.Param))
   for block in range(2):
     for name in ("attn/qkv", "mlp/fc1", "attn/proj", "mlp/fc2"):
       kernel = np.asarray(found[f"blocks/{block}/{name}/kernel"])
@@ -183,7 +183,7 @@ def test_students_begin_as_released():
   sizes = dict(tiny.SMALL_BACKBONE, depths=(2, 1), residual_norm_init=1e-5)
   sizes |= dict(num_heads=(1, 2), window_sizes=(4, 4), pretrained_window_sizes=(0, 0))
   plain = families.build_backbone("swinv2_nano", rngs=nnx.Rngs(0), **sizes)
-  found = trees.flatten(nnx.state(student.initialise(plain, 0), nnx.Param))
+  found = trees.flatten(nnx.state(initial_weights.rescaled(plain, 0), nnx.Param))
   before = trees.flatten(nnx.state(plain, nnx.Param))
   for number, block in enumerate(("0/blocks/0", "0/blocks/1", "1/blocks/0"), 1):
     for name in ("attn/proj", "mlp/fc2"):

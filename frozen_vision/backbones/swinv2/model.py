@@ -191,6 +191,10 @@ class SwinV2(base.Backbone):
     )
     self.norm = LayerNorm(self.feature_specs[-1].channels, rngs=rngs)
 
+  @property
+  def stem_channels(self) -> int:
+    return self.config.embed_dim
+
   def __call__(
     self, images: Float[Array, "b h w 3"], *, rng: Array | None = None
   ) -> tuple[Float[Array, "b _h _w _c"], ...]:

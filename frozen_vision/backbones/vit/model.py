@@ -195,6 +195,10 @@ class ViT(Backbone):
   def embed_dim(self) -> int:
     return self.config.embed_dim
 
+  @property
+  def stem_channels(self) -> int:
+    return self.config.embed_dim
+
   def __call__(
     self, images: Float[Array, "b h w 3"], *, rng: Array | None = None
   ) -> tuple[Float[Array, "b _h _w c"], ...]:

@@ -1,4 +1,4 @@
-"""How a student of feature distillation begins (github.com/SwinTransformer/Feature-Distillation)."""
+"""How backbones begin that SimMIM and feature distillation train from scratch, by their released code."""
 
 import math
 import re
@@ -15,12 +15,13 @@ _STD = 0.02
 _LAST_LAYERS = re.compile(r".*/(attn/proj|mlp/fc2|mlp/down)/kernel")
 
 
-def initialise(backbone: base.Backbone, seed: int) -> base.Backbone:
-  """A backbone as a student of the released code begins.
+def rescaled(backbone: base.Backbone, seed: int) -> base.Backbone:
+  """A backbone as the ViTs of SimMIM, and all students of feature distillation, begin.
 
-  In every block the last matrices of attention and MLP are divided by sqrt(2 l), l = 1 for the first block of
-  the network. What a plain ViT draws comes from a normal distribution of standard deviation 0.02 that is cut
-  off at one standard deviation, as BEiT's. Constants (biases, norms, LayerScale) stay.
+  github.com/microsoft/SimMIM and github.com/SwinTransformer/Feature-Distillation; both follow BEiT. In every
+  block the last matrices of attention and MLP are divided by sqrt(2 l), l = 1 for the first block of the
+  network. What a plain ViT draws comes from a normal distribution of standard deviation 0.02 that is cut off
+  at one standard deviation. Constants (biases, norms, LayerScale) stay.
 
   Args:
     backbone: with initial weights. It is not changed.

@@ -1,0 +1,63 @@
+"""Reconstructed images as results: how they are drawn and written."""
+
+from collections.abc import Mapping
+import dataclasses
+import io
+from typing import ClassVar
+
+from jaxtyping import UInt8
+import numpy as np
+from PIL import Image
+
+from frozen_vision.files import atomic
+from frozen_vision.tasks import feature_maps, results
+
+_GRAY = 127  # of masked pixels in pictures
+
+
+class ReconstructionWriter(results.ResultWriter):
+  """`reconstructions/NAME.png` of every input, at the side that the network sees."""
+
+  def add(self, name: str, file_name: str, result: "Reconstruction") -> None:
+    del file_name
+    buffer = io.BytesIO()
+    Image.fromarray(result.image).save(buffer, format="PNG")
+    atomic.write_bytes(self.folder / "reconstructions" / f"{name}.png", buffer.getvalue(), sync=False)
+
+  def finish(self) -> None:
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruction(results.Result):
+  """An image of which some patches are predicted from the others.
+
+  Attributes:
+    image: RGB, predictions in the place of what was masked.
+    masked: the image without what was masked.
+  """
+
+  exported: ClassVar[tuple[str, ...]] = ("reconstruction",)
+  writer: ClassVar[type[results.ResultWriter]] = ReconstructionWriter
+
+  image: UInt8[np.ndarray, "side side 3"]
+  masked: UInt8[np.ndarray, "side side 3"]
+
+  @classmethod
+  def from_outputs(
+    cls,
+    outputs: Mapping[str, np.ndarray],
+    batch: Mapping[str, np.ndarray],
+    count: int,
+    classes: results.Classes,
+  ) -> "list[Reconstruction]":
+    del batch, classes
+    rows = zip(outputs["reconstruction"][:count], outputs["pixel_mask"][:count])
+    return [cls(image, np.where(mask[..., None], np.uint8(_GRAY), image)) for image, mask in rows]
+
+  def draw(
+    self, picture: UInt8[np.ndarray, "h w 3"], *, score_threshold: float = 0.3
+  ) -> UInt8[np.ndarray, "y x 3"]:
+    """The central square of the image, what the network sees of it, and the reconstruction."""
+    del score_threshold
+    return feature_maps.side_by_side(feature_maps.central_square(picture), (self.masked, self.image))
