@@ -49,7 +49,8 @@ def test_every_mesh_gives_what_one_device_gives(task, head, quick_environment):
   assert list(report) == (["8x1"] if trains_backbone else ["8x1", "4x2", "2x4", "1x8"])
   for mesh, found in report.items():
     for name in ("scalars", "updated", "gradients", "predictions"):
-      assert found[name] <= 1e-5, (mesh, name, found)
+      # Where a whole backbone trains, sums over the batch pass through all of it on their way back.
+      assert found[name] <= (3e-5 if trains_backbone else 1e-5), (mesh, name, found)
     assert found["rois_equal"] and (task != "detection" or found["num_rois"] > 8), (mesh, found)
     # Weights of (2, 4) are spread over groups of 4, those of the others over all 8.
     if task == "masked_image_modeling":
