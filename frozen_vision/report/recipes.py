@@ -168,7 +168,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     Recipe(
       name="probes",
-      title="Probes of the embeddings",
+      title="Probes",
       kind="probe",
       rows=(
         Row("linear", "linear probe, top-1", "whether each image is classified right", is_mean=True),

@@ -96,6 +96,8 @@ def test_a_report_that_is_killed_goes_on(flags, in_this_process, tmp_path, monke
 
     return call
 
+  cards = {each["label"]: each["card"] for each in expected["backbones"]}
+  monkeypatch.setattr(card, "make", lambda entry: cards[entry.label])
   monkeypatch.setattr(probe, "probe", maybe(run_probe))
   monkeypatch.setattr(cells, "finish", maybe(finish))
   in_this_process.clear()
