@@ -77,7 +77,8 @@ Outcome = tuple[dict[str, float], dict[str, np.ndarray], dict[str, str], dict[st
 def _train(recipe: recipes.Recipe, config: Config, folder: pathlib.Path) -> Outcome:
   """(scores, examples, data, details) of a head that is trained, from the files of its run."""
   loop.train(config, folder)
-  series = curves.read_metrics(folder / "metrics.jsonl")
+  log = folder / "metrics.jsonl"  # not there yet if the run was told to stop at once
+  series = curves.read_metrics(log) if log.exists() else {}
   final = {
     key.removeprefix("eval/"): points[-1][1]
     for key, points in series.items()

@@ -79,14 +79,16 @@ def chart(
   heights = [value for p in points for value in (p.y, p.low, p.high) if value is not None]
   down = _scale(heights, y, _HEIGHT - _BOTTOM, _TOP)
   parts = [*_axis_lines(x, y, points, heights, across, down)]
-  places: list[float] = []
+  names_at: list[tuple[float, float, str]] = []
   for name, each in series.items():
     place = names.index(name) if name in names else 0
     kept = [point for point in each if _fits(point, x, y)]
     if kept and lines:
-      parts += _line(name, kept, place, across, down, places, (marks or {}).get(name))
+      parts += _line(kept, place, across, down, (marks or {}).get(name))
     elif kept:
-      parts += [part for point in kept for part in _dot(name, point, place, across, down, places)]
+      parts += [part for point in kept for part in _dot(point, place, across, down)]
+    names_at += [(down(point.y), across(point.x), name) for point in (kept[-1:] if lines else kept)]
+  parts += _labels(names_at)
   return (
     f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(description, quote=True)}">'
     f"<title>{html.escape(description)}</title>{''.join(parts)}</svg>"
@@ -166,19 +168,18 @@ def _axis_lines(x, y, points, heights, across, down):
   )
 
 
-def _dot(name, point, place, across, down, places):
-  """A marker, its interval and its name, which keeps clear of the names before it."""
+def _dot(point, place, across, down):
+  """A marker and its interval."""
   x, y = across(point.x), down(point.y)
   if point.low is not None and point.high is not None:
     low, high = down(point.low), down(point.high)
     yield f'<path class="s{place % _SERIES} interval" d="M{x:.1f} {low:.1f}V{high:.1f}"/>'
     yield f'<path class="s{place % _SERIES} interval" d="M{x - 4:.1f} {low:.1f}h8m-8 {high - low:.1f}h8"/>'
   yield marker(place, x, y)
-  yield _label(name, x, y, places)
 
 
-def _line(name, points, place, across, down, places, mark):
-  """A line with a dash of its own and its name at the end."""
+def _line(points, place, across, down, mark):
+  """A line with a dash of its own."""
   dash = _DASHES[place % len(_DASHES)]
   path = "L".join(f"{across(point.x):.1f} {down(point.y):.1f}" for point in points)
   yield (
@@ -189,17 +190,15 @@ def _line(name, points, place, across, down, places, mark):
   if mark is not None:
     nearest = min(points, key=lambda point: abs(point.x - mark))
     yield marker(place, across(nearest.x), down(nearest.y))
-  yield _label(name, across(points[-1].x), down(points[-1].y), places)
 
 
-def _label(name: str, x: float, y: float, places: list[float]) -> str:
-  """The name beside a point; on the left of one that is near the right end."""
-  height = y - 7
-  while any(abs(height - other) < 12 for other in places):
-    height += 12
-  places.append(height)
-  height = min(max(height, 10), _HEIGHT - _BOTTOM - 2)
-  is_right = x > _WIDTH * 0.6
-  shift, anchor = (-8, "end") if is_right else (8, "start")
-  where = f'x="{x + shift:.1f}" y="{height:.1f}" text-anchor="{anchor}"'
-  return f'<text class="name" {where}>{html.escape(name)}</text>'
+def _labels(names_at: Sequence[tuple[float, float, str]]) -> list[str]:
+  """Names beside their points, (y, x, name) from the top, none over another; left of points on the right."""
+  labels, last = [], -math.inf
+  for y, x, name in sorted(names_at):
+    last = height = max(y - 7, last + 12, 10)
+    is_right = x > _WIDTH * 0.6
+    shift, anchor = (-8, "end") if is_right else (8, "start")
+    where = f'x="{x + shift:.1f}" y="{height:.1f}" text-anchor="{anchor}"'
+    labels.append(f'<text class="name" {where}>{html.escape(name)}</text>')
+  return labels

@@ -66,18 +66,20 @@ def budget(report: Report) -> str:
   """What was run."""
   seeds = report["seeds"]
   return (
-    f"Budget {report['budget']}, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}. Every backbone is "
+    f"Budget {report['budget']}, {_count(len(seeds), 'seed')}. Every backbone is "
     "frozen and gets the same data, head, steps and learning rate in every row; nothing but the weight decay "
     "of the linear probe is chosen, on validation data."
   )
 
 
+def _count(number: int, noun: str) -> str:
+  return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def about_data(report: Report) -> str:
   """Whose data."""
   if not report["data"]:
-    return (
-      "All data are the built-in ones: generated scenes, clips and shapes. They rank backbones on those only."
-    )
+    return "All data are built in: generated scenes, clips and shapes. Backbones are ranked on those only."
   own = "; ".join(f"{name}: {', '.join(paths)}" for name, paths in report["data"].items())
   return f"Data of one's own: {own}. Other rows are on built-in, generated data."
 
@@ -96,9 +98,9 @@ def about_intervals(report: Report) -> str:
 def about_ranks(report: Report) -> str:
   """What a mean rank is."""
   return (
-    f"The mean over the {report['ranked_rows']} rows that all backbones have; 1 is the best. The interval is "
-    "a bootstrap over rows and seeds: it says how far the order hangs on the choice of rows. Rows share data "
-    "and are few."
+    f"The mean over {_count(report['ranked_rows'], 'row')} that all backbones have; 1 is the best. The "
+    "interval is a bootstrap over rows and seeds: it says how far the order hangs on the choice of rows. "
+    "Rows share data and are few."
   )
 
 
@@ -106,9 +108,9 @@ def about_wins(report: Report) -> str:
   """What a win is."""
   tested = sum(each["adjusted"] is not None for each in report["comparisons"])
   return (
-    f"{tested} comparisons of two backbones in one row, paired over the same test examples and seeds "
-    "(bootstrap over the examples, Student's t over the seeds), with Holm's correction over all of them: "
-    "where no two backbones differ, a report names any winner with a probability of at most "
+    f"{_count(tested, 'comparison')} of two backbones in one row, paired over the same test examples and "
+    "seeds (bootstrap over the examples, Student's t over the seeds), with Holm's correction over all of "
+    "them: where no two backbones differ, a report names any winner with a probability of at most "
     f"{report['level']:.0%}. Three seeds show large differences only; no win does not mean equal."
   )
 

@@ -1,8 +1,13 @@
 """Cells of a report: what is asked for, what is finished, stale or missing, and that nothing is run twice."""
 
 import dataclasses
+import json
+import pathlib
+import re
 import shlex
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -209,3 +214,30 @@ def test_bad_cells_do_not_stop_the_others(tmp_path, monkeypatch):
   (asked.folder(asked.cell("swinv2_nano/action/0")) / "error.json").unlink()
   with pytest.raises(single.Interrupted, match="the same command continues"):
     command.run(asked)
+
+
+def test_the_command_line(tmp_path):
+  """One process that makes pages and prints commands, and errors in one sentence."""
+  asked = reports.plan(tmp_path, seeds=1, tasks=("linear",))
+  reports.fill(asked, without=("other/probes/0",))
+  own = ["--mode=report", f"--workdir={tmp_path}", "--seeds=1", "--tasks=linear"]
+  lines = [
+    [*own, f"--backbones={','.join(reports.BACKBONES)}", "--only_page"],
+    [*own, f"--backbones={','.join(reports.BACKBONES)}", "--print_commands"],
+    [*own, "--backbones=absent"],
+    own,
+  ]
+  found = subprocess.run(
+    [sys.executable, "-m", "tests.command_lines"],
+    input=json.dumps(lines),
+    capture_output=True,
+    text=True,
+    cwd=pathlib.Path(__file__).resolve().parents[2],
+    timeout=300,
+  ).stdout
+  page, commands, absent, nothing, _ = re.split(r"=== exit \d", found)
+  assert "3 of 4 cells are finished" in page and "other/probes/0: missing" in page
+  assert (tmp_path / "report.html").exists()
+  assert len(commands.strip().splitlines()) == 1 and "--cell=other/probes/0" in commands
+  assert "Error: Backbone weights 'absent'" in absent and "Traceback" not in absent
+  assert "--mode=report needs --backbones" in nothing

@@ -152,6 +152,12 @@ def test_charts_leave_out_what_an_axis_cannot_show():
   axes = svg.Axis("x", log=True), svg.Axis("y")
   assert svg.chart({"a": [svg.Point(0.0, 1.0)]}, *axes, description="d") == ""
   drawn = svg.chart({"a<b": [svg.Point(1e6, 1.0, 0.5, 1.5)]}, *axes, description="d")
+  # Names stand in the order of their points, one under the other.
+  close = {"low": [svg.Point(1, 1)], "high": [svg.Point(1, 1.01)], "far": [svg.Point(1, 9)]}
+  texts = re.findall(r'class="name"[^>]* y="([\d.]+)"[^>]*>(\w+)<', svg.chart(close, *axes, description="d"))
+  assert [name for _, name in texts] == ["far", "high", "low"]
+  heights = [float(height) for height, _ in texts]
+  assert min(np.diff(heights)) >= 12
   assert "a&lt;b" in drawn and ">1M</text>" in drawn and "nan" not in drawn
   assert [svg.number(value) for value in (0, 3_413_024, 1.07e9, 57.2, 1e-6)] == [
     "0",
