@@ -1,6 +1,7 @@
 """A folded ViT gives the features of the module it was made from."""
 
 import dataclasses
+import functools
 import re
 
 from flax import nnx
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frozen_vision.backbones import base
 from frozen_vision.backbones.vit import model as vit
 from frozen_vision.backbones.vit.config import VARIANTS
 from frozen_vision.layers import attention
 from frozen_vision.layers import storage as stored
+from tests import random_backbones
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -23,19 +26,17 @@ _ROWS = (
 )
 
 
-def _backbone(row, **changes):
+def _shapes(row, **changes):
   if row == "relative":  # a student of feature distillation
     row, changes = "deit_vits16", dict(positions="relative", qkv_bias="qv", layer_scale=True) | changes
   config = VARIANTS[row]
   grid = {} if config.positions == "rotary" else dict(position_grid=3)
-  backbone = vit.ViT(config.replace(**_SIZES | grid | changes), rngs=nnx.Rngs(0))
-  rng = np.random.default_rng(0)
+  return base.abstract(vit.ViT, config.replace(**_SIZES | grid | changes))
 
-  def noise(leaf):
-    return jnp.asarray(leaf + 0.2 * rng.standard_normal(leaf.shape), jnp.float32)
 
-  nnx.update(backbone, jax.tree.map(noise, nnx.state(backbone)))
-  return backbone
+@functools.cache
+def _backbone(row, **changes):
+  return random_backbones.fill(_shapes(row, **changes))
 
 
 def _run(module, images):
@@ -57,7 +58,7 @@ def _images(*size):
 def test_equal_features(row):
   backbone, images = _backbone(row), _images(50, 70)
   wanted = _run(backbone, images)
-  folded = backbone.fold()
+  folded = random_backbones.fold(backbone)
   assert folded.stages[0]["repeated"] is not None and folded.stages[0]["blocks"] == ()
   _assert_close(_run(folded, images), wanted)
   assert folded.feature_specs == backbone.feature_specs and folded.embed_dim == backbone.embed_dim
@@ -67,8 +68,8 @@ def test_equal_features(row):
 def test_single_blocks_and_early_taps():
   backbone, images = _backbone("dinov3_vits16", taps=(0, 1)), _images(32, 48)
   wanted = _run(backbone, images)
-  _assert_close(_run(backbone.fold(scan=False), images), wanted)
-  folded = backbone.fold()
+  _assert_close(_run(random_backbones.fold(backbone, scan=False), images), wanted)
+  folded = random_backbones.fold(backbone)
   assert len(folded.stages[1]["blocks"]) == 1  # what only `embed` needs
   _assert_close(_run(folded, images), wanted)
 
@@ -78,7 +79,7 @@ def test_stride_16_of_patches_of_14():
   assert backbone.preprocessing.input_scale == 14 / 16
   wanted = _run(backbone, images)
   assert [map_.shape for map_ in wanted[:-2]] == [(2, 4, 6, 32)] * 3
-  _assert_close(_run(backbone.fold(), images), wanted)
+  _assert_close(_run(random_backbones.fold(backbone), images), wanted)
 
 
 @pytest.mark.parametrize("row", ["dinov2_vits14", "dinov3_vits16plus"])
@@ -88,9 +89,10 @@ def test_long_sequences_never_hold_all_scores(row, monkeypatch):
   tokens = wanted[-1].shape[1]
   scores = 2 * 2 * tokens * tokens * 4
   monkeypatch.setattr(attention, "_SCORE_BYTES", scores // 3)
-  _assert_close(_run(backbone.fold(), images), wanted)
+  folded = random_backbones.fold(backbone)
+  _assert_close(_run(folded, images), wanted)
 
-  text = str(jax.make_jaxpr(lambda m, x: m(x))(backbone.fold(), images))
+  text = str(jax.make_jaxpr(lambda m, x: m(x))(folded, images))
   shapes = [tuple(map(int, sides.split(","))) for sides in re.findall(r"f32\[([\d,]+)\]", text)]
   held = [4 * int(np.prod(shape)) for shape in shapes if len(shape) > 3 and shape[-1] == tokens]
   assert held and max(held) <= scores // 3
@@ -126,12 +128,13 @@ def test_smaller_weights_drift_little():
   backbone, images = _backbone("dinov3_vits16"), _images(64, 64)
   wanted = np.asarray(_run(backbone, images)[-3])
   sizes = {}
+  # Twice what the worst of eight draws of weights lost: 0.000074, 0.00002, and 0.00021 with int8.
   for storage, options, least in (
-    ("bfloat16", dict(dtype=jnp.bfloat16), 0.998),
-    ("bfloat16", {}, 0.999),
-    ("int8", {}, 0.998),
+    ("bfloat16", dict(dtype=jnp.bfloat16), 0.99985),
+    ("bfloat16", {}, 0.99996),
+    ("int8", {}, 0.9995),
   ):
-    folded = backbone.fold(storage=storage, **options)
+    folded = random_backbones.fold(backbone, storage=storage, **options)
     found = np.asarray(_run(folded, images)[-3], np.float32)
     cosine = np.sum(found * wanted, -1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(wanted, axis=-1)
     assert least < cosine.min() < 1 - 1e-7, (storage, cosine.min())
@@ -141,7 +144,7 @@ def test_smaller_weights_drift_little():
 
 def test_blocks_are_read_one_at_a_time():
   backbone, images = _backbone("dinov2_vits14_reg4"), _images(42, 42)
-  abstract = nnx.eval_shape(lambda: _backbone("dinov2_vits14_reg4"))
+  abstract = _shapes("dinov2_vits14_reg4")
   weights = dict(nnx.to_flat_state(nnx.state(backbone)))
   asked = []
 
