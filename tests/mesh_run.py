@@ -54,7 +54,11 @@ def main(task_name: str, head: str = "", backbone: str = "") -> None:
   def run(mesh: jax.sharding.Mesh, over: str) -> dict[str, dict[str, np.ndarray]]:
     config.mesh.frozen = over
     placed = loop.build_model(task, config, mesh, with_teacher=True)
-    state = step_lib.init_state(placed.trainable, tx, seed=3, ema=False)
+    module = nnx.merge(placed.graphdef, placed.trainable, placed.mutable, placed.frozen)
+    own = task.initial_state(module)
+    state = step_lib.init_state(
+      placed.trainable, tx, seed=3, ema=False, mutable=placed.mutable, task_state=own
+    )
     layout = sharding.state_shardings(state, mesh, over, placed.sharding_rules)
     state = sharding.put(state, layout)
     whole = sharding.replicated(mesh)

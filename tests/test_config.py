@@ -86,7 +86,7 @@ def test_options_of_heads_and_backbones_are_checked():
     (
       "task",
       "detektion",
-      "config.task is 'detektion'; known: action, classification, detection, feature_distillation, mask",
+      "config.task is 'detektion'; known: action, classification, contrastive, detection, feature",
     ),
     ("detection.data", "coko", "'coko'; expected scenes, photos, coco, files or prepared"),
     ("detection.head.name", "rcnn", "config.detection.head.name is 'rcnn'; known: .*mask_rcnn"),
@@ -267,6 +267,17 @@ def test_every_recipe_of_masked_image_modeling_is_a_config_that_is_read():
   giant = tasks_build.read_config(module.get_config("swinv2_g"))
   assert giant.steps == pytest.approx(20 * 70e6 / giant.batch_size, rel=1e-3)
   assert giant.optimizer.clip_norm == 100 and giant.masked_image_modeling.crop_scale == (0.67, 1.0)
+
+
+def test_every_recipe_of_contrastive_pretraining_is_a_config_that_is_read():
+  module = _load("contrastive")
+  for variant in module.VARIANTS:
+    config = tasks_build.read_config(module.get_config(variant))
+    assert config.backbone.weights == "init" and config.accumulate == 1
+  assert config.optimizer.learning_rate == pytest.approx(2.4e-3)  # moco-v3's for ViT-B
+  [pattern] = config.trainable
+  assert re.fullmatch(pattern, "backbone/blocks/0/mlp/fc1/kernel") and re.fullmatch(pattern, "predictor/x")
+  assert not re.fullmatch(pattern, "backbone/patch_embed/proj/kernel")
 
 
 def test_a_config_file_is_read_as_by_the_command_line():

@@ -11,6 +11,7 @@ from PIL import Image
 from frozen_vision import config as config_lib
 from frozen_vision.tasks.action_options import ActionOptions
 from frozen_vision.tasks.classification_options import ClassificationOptions
+from frozen_vision.tasks.contrastive_options import ContrastiveOptions
 from frozen_vision.tasks.detection_options import DetectionOptions
 from frozen_vision.tasks.feature_distillation_options import FeatureDistillationOptions
 from frozen_vision.tasks.masked_image_modeling_options import MaskedImageModelingOptions
@@ -42,6 +43,7 @@ def get_config(task: str = "detection") -> ml_collections.ConfigDict:
     "action": action,
     "feature_distillation": feature_distillation,
     "masked_image_modeling": masked_image_modeling,
+    "contrastive": contrastive,
   }
   return configs[task]()
 
@@ -188,6 +190,15 @@ def masked_image_modeling() -> ml_collections.ConfigDict:
   config.masked_image_modeling = config_lib.config_dict(MaskedImageModelingOptions())
   small_images(config.masked_image_modeling)
   config.masked_image_modeling.update(dict(mask_patch=8, target_window=7))
+  return config
+
+
+def contrastive() -> ml_collections.ConfigDict:
+  """Two views of generated shapes at 32 px."""
+  config = _base("contrastive", trainable=(".*",), batch_size=4, ema_decay=0.0, pictures=1)
+  config.contrastive = config_lib.config_dict(ContrastiveOptions())
+  small_images(config.contrastive)
+  config.contrastive.update(dict(hidden=8, channels=4))
   return config
 
 

@@ -160,6 +160,16 @@ class ClassificationBatch(Batch):
   target: NotRequired[Float32[Array, "*b classes"]]
 
 
+class TwoViewBatch(ClassificationBatch):
+  """Two views of an image, from `classification.views.TwoViews`.
+
+  Attributes:
+    second_image: the other view, of the same size as `image`.
+  """
+
+  second_image: Required[UInt8[Array, "*b side side 3"]]
+
+
 def mismatches(batch: Mapping[str, Any], kind: type) -> list[str]:
   """Differences of an example or batch from its description, one sentence each; empty where it fits.
 

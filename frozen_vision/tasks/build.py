@@ -14,6 +14,7 @@ from frozen_vision.tasks import (
   action,
   base,
   classification,
+  contrastive,
   detection,
   feature_distillation,
   masked_image_modeling,
@@ -22,6 +23,7 @@ from frozen_vision.tasks import (
 )
 from frozen_vision.tasks.action_options import ActionConfig
 from frozen_vision.tasks.classification_options import ClassificationConfig
+from frozen_vision.tasks.contrastive_options import ContrastiveConfig
 from frozen_vision.tasks.detection_options import DetectionConfig
 from frozen_vision.tasks.feature_distillation_options import FeatureDistillationConfig
 from frozen_vision.tasks.masked_image_modeling_options import MaskedImageModelingConfig
@@ -31,6 +33,7 @@ from frozen_vision.tasks.segmentation_options import SegmentationConfig
 TASKS: dict[str, tuple[type[base.Task], type[config_lib.Config]]] = {
   "action": (action.ActionTask, ActionConfig),
   "classification": (classification.ClassificationTask, ClassificationConfig),
+  "contrastive": (contrastive.ContrastiveTask, ContrastiveConfig),
   "detection": (detection.DetectionTask, DetectionConfig),
   "feature_distillation": (feature_distillation.FeatureDistillationTask, FeatureDistillationConfig),
   "masked_image_modeling": (masked_image_modeling.MaskedImageModelingTask, MaskedImageModelingConfig),

