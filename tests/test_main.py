@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from frozen_vision.data import shared_memory
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import state_leaves
 from frozen_vision.tasks import build as tasks_build
@@ -25,21 +26,60 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _STEP = re.compile(r"step +(\d+)/")
 
 
-def _start(*arguments, environment=None, **options):
-  """A process of the real command line; stdout and stderr together."""
+def _environment(environment=None):
   variables = {**os.environ, "JAX_PLATFORMS": "cpu", **(environment or {})}
   # Imports of this test's own process must not decide what a fresh one prints.
   for name in ("TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"):
     variables.pop(name, None)
+  return variables
+
+
+def _start(*arguments, environment=None, **options):
+  """A process of the real command line; stdout and stderr together."""
   return subprocess.Popen(
     [sys.executable, "-m", "frozen_vision.main", *map(str, arguments)],
     cwd=_ROOT,
-    env=variables,
+    env=_environment(environment),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
     **options,
   )
+
+
+# The command line once for each list of arguments, in processes that share what takes seconds: its imports.
+_RUN_EACH = """
+import json, os, runpy, sys, warnings
+from frozen_vision import probe
+from frozen_vision.planning import plan
+from frozen_vision.prediction import files
+warnings.filterwarnings("ignore", "os.fork")  # jax warns; before the first computation forks are safe
+for index, arguments in enumerate(json.loads(sys.argv[1])):
+  child = os.fork()
+  if not child:
+    output = os.open(f"{sys.argv[2]}/{index}.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = ["main", *arguments]
+    runpy.run_module("frozen_vision.main", run_name="__main__")
+    sys.exit()
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def _run_each(commands, folder):
+  """(output, exit code) of the command line with each of some lists of arguments."""
+  process = subprocess.run(
+    [sys.executable, "-c", _RUN_EACH, json.dumps(commands), folder],
+    cwd=_ROOT,
+    env=_environment({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}),  # so that no process starts itself again
+    stdout=subprocess.PIPE,
+    text=True,
+    timeout=300,
+    check=True,
+  )
+  outputs = [(folder / f"{index}.txt").read_text() for index in range(len(commands))]
+  return list(zip(outputs, map(int, process.stdout.split()), strict=True))
 
 
 @pytest.mark.slow
@@ -75,12 +115,8 @@ def test_errors_are_one_message_and_leave_nothing(tmp_path):
     ("--config=tests/tiny.py", workdir, "--mode=evaluate"): ["No checkpoint in"],
   }
 
-  def run(arguments):
-    process = _start(*arguments)
-    return arguments, process.communicate(timeout=300)[0], process.returncode
-
   # One after the other: the workdir is locked while a process looks at it.
-  for arguments, output, code in map(run, cases):
+  for arguments, (output, code) in zip(cases, _run_each(list(cases), tmp_path), strict=True):
     assert code == 1, (arguments, output)
     assert output.count("Error: ") >= 1 and "Traceback" not in output, (arguments, output)
     assert "DEMO" not in output, (arguments, output)  # nothing falls back to it
@@ -102,8 +138,9 @@ def _marked(marker):
   return found
 
 
-def _shared_memory():
-  return {name for name in os.listdir("/dev/shm")}
+def _shared_memory(workdir):
+  """Names of segments and semaphores of a run, not those of others on this machine."""
+  return [path.name for path in pathlib.Path("/dev/shm").glob(f"*{shared_memory.run_name(workdir)}*")]
 
 
 def _wait_for(condition, seconds=30):
@@ -114,9 +151,8 @@ def _wait_for(condition, seconds=30):
 
 
 def _state(workdir):
-  """(step, every leaf of the newest checkpoint as bytes)."""
-  config = tiny.detection()
-  config = tasks_build.read_config(config)
+  """(step, every leaf of the newest checkpoint as bytes) of a run of `_SEGMENTATION`."""
+  config = tasks_build.read_config(tiny.segmentation())
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
   tx = optimizer.build(
@@ -130,23 +166,33 @@ def _state(workdir):
   return meta["step"], {path: np.asarray(leaf).tobytes() for path, leaf in leaves.items()}
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not pathlib.Path("/proc/self/environ").exists(), reason="needs /proc")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_kill_9_at_random_moments(tmp_path, quick_compilation, quick_environment, workers):
-  marker = f"FROZEN_VISION_TEST={tmp_path}"
-  environment = quick_environment | dict([marker.split("=", 1)])
-  command = ["--config=tests/tiny.py", f"--config.loader.workers={workers}"]
-  whole, killed = tmp_path / "whole", tmp_path / "killed"
-  process = _start(*command, "--config.loader.workers=0", f"--workdir={whole}", environment=environment)
+# A head that compiles in a second, long enough to be killed in.
+_SEGMENTATION = ("--config=tests/tiny.py:segmentation", "--config.steps=60", "--config.checkpoint_every=5")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """The folder of a run that nothing ended early."""
+  folder = tmp_path_factory.mktemp("whole")
+  process = _start(*_SEGMENTATION, "--config.loader.workers=0", f"--workdir={folder}")
   output = process.communicate(timeout=300)[0]
   assert process.returncode == 0, output
   assert "Traceback" not in output
+  return folder
 
-  before = _shared_memory()
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc/self/environ").exists(), reason="needs /proc")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_9_at_random_moments(tmp_path, whole, workers):
+  marker = f"FROZEN_VISION_TEST={tmp_path}"
+  environment = dict([marker.split("=", 1)])
+  command = [*_SEGMENTATION, f"--config.loader.workers={workers}"]
+  killed = tmp_path / "killed"
+
   rng = random.Random(workers)
   # Once while it starts (workers too), then anywhere: in steps, and in the saves of every fifth one.
-  moments = [0] + [8 * index + rng.randint(1, 4) for index in range(4)]
+  moments = [0, *(11 * index + rng.randint(1, 5) for index in range(3))]
   done = []
   for moment in moments:
     process = _start(*command, f"--workdir={killed}", environment=environment)
@@ -167,20 +213,20 @@ def test_kill_9_at_random_moments(tmp_path, quick_compilation, quick_environment
     assert process.returncode == -signal.SIGKILL, output
     done.append(int((_STEP.findall(output) or [0])[-1]))
     assert _wait_for(lambda: not _marked(marker)), "processes are left behind"
-  assert done[-1] < 40 and max(done) > 20
+  assert done[-1] < 60 and max(done) > 20
   process = _start(*command, f"--workdir={killed}", environment=environment)
   output = process.communicate(timeout=300)[0]
   assert process.returncode == 0, output
   assert "Continuing from step" in output
   assert _wait_for(lambda: not _marked(marker)), "processes are left behind"
-  assert _wait_for(lambda: not _shared_memory() - before), _shared_memory() - before
+  assert _wait_for(lambda: not _shared_memory(killed)), _shared_memory(killed)
 
   wanted, found = _state(whole), _state(killed)
-  assert wanted[0] == found[0] == 40
+  assert wanted[0] == found[0] == 60
   assert wanted[1] == found[1]
   # Every step is logged once, with the same loss.
   losses = [tiny.metrics(workdir)["train/loss"] for workdir in (whole, killed)]
-  assert losses[0] == losses[1] and [step for step, _ in losses[0]] == list(range(1, 41))
+  assert losses[0] == losses[1] and [step for step, _ in losses[0]] == list(range(1, 61))
   scores = [
     json.dumps(
       {
@@ -197,9 +243,9 @@ def test_kill_9_at_random_moments(tmp_path, quick_compilation, quick_environment
 
 @pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/environ").exists(), reason="needs /proc")
-def test_ctrl_c_saves_and_ends_workers(tmp_path, quick_environment):
+def test_ctrl_c_saves_and_ends_workers(tmp_path):
   marker = f"FROZEN_VISION_TEST={tmp_path}"
-  environment = quick_environment | dict([marker.split("=", 1)])
+  environment = dict([marker.split("=", 1)])
   command = ["--config=tests/tiny.py", f"--workdir={tmp_path}/run", "--config.checkpoint_every=1000"]
   process = _start(*command, "--config.loader.workers=1", environment=environment, start_new_session=True)
   output = ""

@@ -168,13 +168,13 @@ def test_learning_rates_decay_by_its_depths():
 
 
 @pytest.mark.slow
-def test_on_8_devices_a_step_is_that_of_one(quick_environment):
+def test_on_8_devices_a_step_is_that_of_one():
   command = [sys.executable, "-m", "tests.mesh_run", "segmentation", "linear", "tiny_conv"]
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", **quick_environment}
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
   process = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=600)
   assert process.returncode == 0, process.stdout + process.stderr
   report = json.loads(process.stdout.splitlines()[-1])
-  assert len(report) == 4
+  assert list(report) == ["4x2", "2x4"]
   for mesh, row in report.items():
     assert max(row[part] for part in ("scalars", "updated", "gradients", "predictions")) < 1e-4, (mesh, row)
     pieces = 4 if mesh == "2x4" else 8
