@@ -36,7 +36,10 @@ def test_the_wheel_has_every_module_and_config_and_what_ships(wheel):
   modules = {path.relative_to(_ROOT).as_posix() for path in (_ROOT / "frozen_vision").rglob("*.py")}
   assert modules <= files
   assert {f"frozen_vision/configs/{path.name}" for path in (_ROOT / "configs").glob("*.py")} <= files
-  assert "frozen_vision/backbones/weights/swinv2_nano.safetensors" in files
+  assert {
+    "frozen_vision/backbones/weights/swinv2_nano.safetensors",
+    "frozen_vision/report/style.css",
+  } <= files
   assert "frozen_vision/data/detection/photos/instances.json" in files and "frozen_vision/py.typed" in files
   assert not [name for name in files if name.startswith(("tests/", "configs/", "experiments/"))]
 

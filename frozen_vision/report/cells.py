@@ -14,6 +14,7 @@ stale and leaves it out.
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -112,12 +113,17 @@ class Plan:
     options = {key: value for key, value in config.items() if key not in (*_FREE, *_FREE_SECTIONS)}
     options["dtype"] = config["backbone"]["dtype"]
     kind = recipes.RECIPES[cell.recipe].data
-    paths = getattr(self.data, kind) if kind else ()
     return {
       **found,
       "config": workdir_lib.to_json(options, "config"),
-      "data": [_stamp(path) for path in paths],
+      "data": self._stamps.get(kind, []),
     }
+
+  @functools.cached_property
+  def _stamps(self) -> dict[str, list[Any]]:
+    """What tells the user's data from others, looked up once: a folder may hold a million files."""
+    paths = dataclasses.asdict(self.data)
+    return {name: [_stamp(path) for path in own] for name, own in paths.items() if own}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _scores(report: Report, labels: Sequence[str]) -> str:
 def _score(cell: Mapping[str, Any] | None, row: Any) -> str:
   """A number, its interval, and where it lies within the row."""
   if cell is None:
-    return '<span class="absent">not run</span>'
+    return '<span class="absent">no score</span>'
   text = f"<strong>{cell['mean']:.3f}</strong>"
   interval = words.interval(cell)
   if not interval:

@@ -273,7 +273,7 @@ def _half_width(parts: Mapping[int, float], level: float) -> float:
 def _p_value(mean: float, parts: Mapping[int, float]) -> float:
   """The level at which the interval ends at zero, at least e^-60; half-widths fall as the level grows."""
   low, high = -60.0, 0.0  # of its logarithm
-  for _ in range(42):
+  for _ in range(24):
     middle = (low + high) / 2
     low, high = (middle, high) if _half_width(parts, math.exp(middle)) > abs(mean) else (low, middle)
   return math.exp(high)

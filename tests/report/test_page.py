@@ -95,7 +95,7 @@ def test_the_page_is_made_from_what_is_there(tmp_path):
   assert states == dict.fromkeys(names, "missing") | {"other/detection/1": "failed"}
   text = (tmp_path / "report.html").read_text()
   _read(text)
-  assert "The disk &lt;is&gt; full" in text and "<is>" not in text and "not run" in text
+  assert "The disk &lt;is&gt; full" in text and "<is>" not in text and "no score" in text
   assert list(report["scores"]["action/top1"]) == ["other"] and report["ranked_rows"] == 7
   # Of a report of which nothing has been run there is a page, too.
   nothing = reports.plan(tmp_path / "nothing", seeds=1)

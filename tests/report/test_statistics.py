@@ -23,7 +23,7 @@ def test_seeds_alone_give_students_interval_and_paired_test():
   assert found.mean == pytest.approx(first.mean()) and found.seeds == 5
   result, by_examples = statistics.difference(one, other)
   expected = stats.ttest_rel(first, second)
-  assert result.p_value == pytest.approx(expected.pvalue, rel=1e-9) and not by_examples
+  assert result.p_value == pytest.approx(expected.pvalue, rel=1e-5) and not by_examples
   interval = expected.confidence_interval()
   np.testing.assert_allclose((result.low, result.high), (interval.low, interval.high), rtol=1e-10)
 
@@ -135,7 +135,7 @@ def test_a_winner_is_also_ahead_in_the_table():
   assert comparison.adjusted < 0.01 and not comparison.winner
 
 
-def _simulated(draw, *, kind, run_noise, gain=0.0, seeds=3, examples=60, names=("a", "b", "c")):
+def _simulated(draw, *, kind, run_noise, gain=0.0, seeds=3, examples=40, names=("a", "b", "c")):
   """Scores of backbones that are equally good but for `gain` of the first.
 
   Every example has a difficulty of its own, which all backbones feel, and every run is off by `run_noise`.
