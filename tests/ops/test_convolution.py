@@ -30,14 +30,20 @@ def test_equals_the_compilers_convolution(groups, inputs, outputs, strides, padd
       feature_group_count=groups,
     )
 
-  np.testing.assert_allclose(ours(x, kernel), reference(x, kernel), rtol=1e-5, atol=1e-5)
-  weights = _draw(*reference(x, kernel).shape)
-  for argument in (0, 1):
-    found, wanted = (
-      jax.grad(lambda x, kernel, f=f: jnp.sum(weights * f(x, kernel)), argument)(x, kernel)
-      for f in (ours, reference)
-    )
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+  weights = _draw(*jax.eval_shape(reference, x, kernel).shape)
+
+  @jax.jit
+  def values_and_gradients(x, kernel):
+    results = []
+    for function in (ours, reference):
+      value, pull_back = jax.vjp(function, x, kernel)
+      results.append((value, pull_back(weights)))
+    return results
+
+  (found, gradients), (wanted, wanted_gradients) = values_and_gradients(x, kernel)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+  for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
+    np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-4, atol=1e-4)
 
 
 def test_a_depthwise_convolution_in_bfloat16_adds_in_float32():
