@@ -1,5 +1,7 @@
 """Heads on frozen frame features: what each can and cannot see, shapes, and their options."""
 
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import video_swin
+from tests import random_backbones
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -30,28 +33,26 @@ def _video_swin(**changes):
   return video_swin.VideoSwinHead(_SPECS, config, 5, rngs=nnx.Rngs(0))
 
 
-def _heads():
-  return {
-    "video_swin": _video_swin(),
-    "video_swin with motion": _video_swin(motion_radius=1),
-    "average": video_swin.AverageHead(_SPECS, 5, levels=(1, 2), dropout=0.5, rngs=nnx.Rngs(0)),
-    "attentive": video_swin.AttentiveHead(
-      _SPECS, 5, levels=(1, 2), channels=8, num_heads=2, dropout=0.5, rngs=nnx.Rngs(0)
-    ),
-  }
+def _head(name):
+  options = dict(levels=(1, 2), dropout=0.5, rngs=nnx.Rngs(0))
+  match name:
+    case "video_swin":
+      return _video_swin()
+    case "video_swin with motion":
+      return _video_swin(motion_radius=1)
+    case "average":
+      return video_swin.AverageHead(_SPECS, 5, **options)
+    case "attentive":
+      return video_swin.AttentiveHead(_SPECS, 5, channels=8, num_heads=2, **options)
 
 
 @pytest.mark.parametrize("name", ["video_swin", "video_swin with motion", "average", "attentive"])
 def test_logits_are_float32_and_only_a_key_makes_them_random(name):
-  head = _heads()[name]
-  head = nnx.merge(
-    nnx.graphdef(head),
-    jax.tree.map(  # a fresh classifier hides the rest: it starts near zero
-      lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), nnx.state(head)
-    ),
-  )
+  # A fresh classifier hides the rest: it starts near zero.
+  head = random_backbones.fill(nnx.eval_shape(lambda: _head(name)))
   features = tuple(feature.astype(jnp.bfloat16) for feature in _features()[1:])
-  apply = jax.jit(lambda features, key: head(features, key))
+  run = jax.jit(lambda head, features, key: head(features, key))
+  apply = functools.partial(run, head)
   logits = apply(features, None)
   assert logits.shape == (2, 5) and logits.dtype == jnp.float32 and np.isfinite(logits).all()
   np.testing.assert_array_equal(logits, apply(features, None))
@@ -71,7 +72,7 @@ def test_logits_are_float32_and_only_a_key_makes_them_random(name):
 
 @pytest.mark.parametrize("name, sees_order", [("video_swin", True), ("average", False), ("attentive", True)])
 def test_which_heads_see_the_order_of_frames(name, sees_order):
-  head = _heads()[name]
+  head = _head(name)
   head.classifier.linear.kernel[...] = jax.random.normal(
     jax.random.key(0), head.classifier.linear.kernel.shape
   )
