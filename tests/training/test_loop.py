@@ -31,6 +31,23 @@ def images(tmp_path_factory):
   return tiny.image_folder(tmp_path_factory.mktemp("images"))
 
 
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+  """(config, folder) of a run of four steps whose head alone trains; nobody writes there."""
+  config = tiny.classification(images, images)
+  config.update(dict(trainable=("head/.*",), steps=4, log_every=1))
+  config.optimizer.update(dict(learning_rate=0.01, schedule="linear", warmup_steps=2))
+  folder = tmp_path_factory.mktemp("finished")
+  train.train(config, folder)
+  return config, folder
+
+
+def _copy(finished, folder):
+  config, source = finished
+  shutil.copytree(source, folder, dirs_exist_ok=True)
+  return config.copy_and_resolve_references()
+
+
 def _with_everything_random(config):
   """Mixing, augmentation, erasing and stochastic depth, which a resumed run has to repeat."""
   config.backbone.overrides.drop_path_rate = 0.3
@@ -69,35 +86,40 @@ def _stop_at(monkeypatch, step, number=signal.SIGTERM):
   monkeypatch.setattr(classification.ClassificationTask, "phase_at", phase_at)
 
 
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+  """(config, folder, metrics) of a run with everything random that nothing interrupts."""
+  config = _with_everything_random(tiny.classification(images, images))
+  config.checkpoint_every = 100  # so that only a stop saves before the end
+  config.log_every = 1
+  folder = tmp_path_factory.mktemp("whole")
+  return config, folder, train.train(config, folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_interrupted_and_continued_equals_uninterrupted(tmp_path, images, monkeypatch, number):
-  config = _with_everything_random(tiny.classification(images, images))
-  config.checkpoint_every = 100  # so that only the stop saves
-  config.log_every = 1
-  whole = train.train(config, tmp_path / "whole")
+def test_interrupted_and_continued_equals_uninterrupted(tmp_path, whole, monkeypatch, number):
+  config, folder, metrics = whole
   with monkeypatch.context() as patch:
     _stop_at(patch, 2, number)
-    assert train.train(config, tmp_path / "parts") == {}
-  assert checkpoint.Checkpoints(tmp_path / "parts").latest_step() == 3
-  parts = train.train(config, tmp_path / "parts")
-  step, wanted = _final_state(config, tmp_path / "whole")
+    assert train.train(config, tmp_path) == {}
+  assert checkpoint.Checkpoints(tmp_path).latest_step() == 3
+  found = train.train(config, tmp_path)
+  step, wanted = _final_state(config, folder)
   assert step == config.steps and any(path.startswith("ema/") for path in wanted)
-  assert _final_state(config, tmp_path / "parts") == (step, wanted)
-  assert {**parts, "examples_per_second": 0} == {**whole, "examples_per_second": 0}
+  assert _final_state(config, tmp_path) == (step, wanted)
+  assert {**found, "examples_per_second": 0} == {**metrics, "examples_per_second": 0}
   # Each step is logged once, with the same loss.
-  logged = [tiny.metrics(tmp_path / name)["train/loss"] for name in ("whole", "parts")]
+  logged = [tiny.metrics(run)["train/loss"] for run in (folder, tmp_path)]
   assert logged[0] == logged[1] and [at for at, _ in logged[0]] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path, images, caplog):
-  config = tiny.classification(images, images)
-  config.steps = 2
-  train.train(config, tmp_path)
+def test_a_finished_run_is_left_as_it_is(tmp_path, finished, caplog):
+  config = _copy(finished, tmp_path)
   before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
   with caplog.at_level("INFO"):
     assert train.train(config, tmp_path) == {}
-  assert "All 2 steps are done" in caplog.text
+  assert "All 4 steps are done" in caplog.text
   assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
   for path in tmp_path.glob("*.*"):  # of a run that was moved, the checkpoints alone are enough
     path.unlink()
@@ -139,12 +161,8 @@ def test_logging_and_saving_for_the_first_time_after_an_evaluation_compiles_noth
   assert tiny.metrics(tmp_path)["compilations/after_first_evaluation"] == [(5, 0)]
 
 
-def test_the_learning_rate_that_is_logged(tmp_path, images):
-  config = tiny.classification(images, images)
-  config.update(dict(steps=4, log_every=1))
-  config.optimizer.update(dict(learning_rate=0.01, schedule="linear", warmup_steps=2))
-  train.train(config, tmp_path)
-  rates = [value for _, value in tiny.metrics(tmp_path)["train/learning_rate"]]
+def test_the_learning_rate_that_is_logged(finished):
+  rates = [value for _, value in tiny.metrics(finished[1])["train/learning_rate"]]
   np.testing.assert_allclose(rates, [0, 0.005, 0.01, 0.005], rtol=1e-5)
 
 
@@ -355,22 +373,21 @@ def test_evaluation_without_a_checkpoint(tmp_path, images):
   assert not (tmp_path / "empty").exists()
 
 
-def test_a_workdir_belongs_to_one_config(tmp_path, images):
-  config = tiny.classification(images, images)
-  config.steps = 2
-  train.train(config, tmp_path)
+def test_a_workdir_belongs_to_one_config(tmp_path, finished):
+  config = _copy(finished, tmp_path)
   config.optimizer.learning_rate = 0.5
-  config.steps = 4
+  config.steps = 6
   with pytest.raises(ValueError) as caught:
     train.train(config, tmp_path)
   message = str(caught.value)
-  assert "belongs to another config" in message and "steps: 2 there, 4 now" in message
-  assert "optimizer.learning_rate: 0.001 there, 0.5 now" in message
+  assert "belongs to another config" in message and "steps: 4 there, 6 now" in message
+  assert "optimizer.learning_rate: 0.01 there, 0.5 now" in message
 
 
 @pytest.mark.slow
 def test_options_that_change_no_number_may_change(tmp_path, images, monkeypatch):
   config = tiny.classification(images, images)
+  config.trainable = ("head/.*",)
   with monkeypatch.context() as patch:
     _stop_at(patch, 2)
     train.train(config, tmp_path)
@@ -385,7 +402,7 @@ def test_options_that_change_no_number_may_change(tmp_path, images, monkeypatch)
 
 def test_a_config_that_cannot_run_does_not_claim_the_workdir(tmp_path, images):
   config = tiny.classification(images, images)
-  config.steps = 2
+  config.update(dict(trainable=("head/.*",), steps=2))
   config.backbone.weights = str(tmp_path / "weights.safetensors")
   with pytest.raises(FileNotFoundError, match="config.backbone.weights: .*weights.safetensors"):
     train.train(config, tmp_path / "run")
