@@ -15,7 +15,7 @@ import time
 from absl import flags
 
 from frozen_vision import messages
-from frozen_vision.files import atomic
+from frozen_vision.files import atomic, lock
 from frozen_vision.options import Text
 from frozen_vision.report import cells, entries, recipes, single, words, write
 
@@ -77,6 +77,9 @@ def from_flags(workdir: str) -> None:
   except single.Interrupted as error:
     _logger.warning("%s", error)
     sys.exit(single.INTERRUPTED)
+  except lock.LockedError as error:
+    _logger.warning("%s", error)
+    sys.exit(single.LOCKED)
   report = write.write(plan)
   _logger.info("%s", words.state(report))
   for each in report["absent"]:
@@ -197,6 +200,8 @@ def run(plan: cells.Plan) -> list[cells.Found]:
       _logger.info("  finished in %.0f s.", time.perf_counter() - started)
     elif state.state == "missing":
       state = _name_failure(plan, cell, code)
+    if state.state == "missing":
+      _logger.warning("  %s is not finished: %s.", cell.name, state.reason)
     if state.state == "failed":
       _logger.warning("  %s failed: %s. %s has more.", cell.name, state.reason, plan.folder(cell) / "log.txt")
     found.append(state)
@@ -241,6 +246,8 @@ def _name_failure(plan: cells.Plan, cell: cells.Cell, code: int) -> cells.Found:
   """Of a process that ended without a word: was it ended from outside?"""
   if -code in (signal.SIGINT, signal.SIGTERM) or code == single.INTERRUPTED:
     raise single.Interrupted(f"{cell.name} was told to stop; the same command continues.")
+  if code == single.LOCKED:
+    return cells.Found(cell, "missing", "another process is running it")
   log = plan.folder(cell) / "log.txt"
   lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
   last = lines[-1] if lines else ""

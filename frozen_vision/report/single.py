@@ -19,8 +19,10 @@ from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 
-# Exit status of a process that runs one cell and was told to stop (EX_TEMPFAIL: try again).
+# Exit statuses of a process that runs one cell: it was told to stop (EX_TEMPFAIL: try again), and another
+# process is running the cell.
 INTERRUPTED = 75
+LOCKED = 76
 
 
 class Interrupted(RuntimeError):
@@ -44,9 +46,10 @@ def run(plan: cells.Plan, cell: cells.Cell) -> cells.Found:
     raise ValueError(f"{cell.name}: {found.reason}.")
   folder = plan.folder(cell)
   with lock.hold(folder / ".cell.lock", f"the cell {cell.name}"):
+    (folder / "error.json").unlink(missing_ok=True)  # of an earlier try
     try:
       _run(plan, cell, folder)
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt, lock.LockedError):
       raise
     except Exception as error:
       reason = failures.sentence(error) or f"{type(error).__name__}: {error}"

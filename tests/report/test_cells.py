@@ -210,9 +210,14 @@ def test_bad_cells_do_not_stop_the_others(tmp_path, monkeypatch):
   tried.clear()
   command.run(asked)
   assert sorted(tried) == ["other/action/0", "swinv2_nano/action/0"]
+  # What another process is running is no failure, and neither is what was told to stop.
+  for name in tried:
+    (asked.folder(asked.cell(name)) / "error.json").unlink()
+  monkeypatch.setattr(command, "_run_apart", lambda asked, cell: single.LOCKED)
+  found = {each.cell.name: each for each in command.run(asked)}
+  assert found["other/action/0"].reason == "another process is running it"
+  assert cells.look(asked, asked.cell("other/action/0")).reason == "it has not been run"
   monkeypatch.setattr(command, "_run_apart", lambda asked, cell: -15)
-  (asked.folder(asked.cell("other/action/0")) / "error.json").unlink()
-  (asked.folder(asked.cell("swinv2_nano/action/0")) / "error.json").unlink()
   with pytest.raises(single.Interrupted, match="the same command continues"):
     command.run(asked)
 
