@@ -3,8 +3,9 @@
   PYTHONPATH=. python experiments/export_backbone.py --config=configs/cifar10_swinv2_nano.py \
     --workdir=/tmp/nano --out=frozen_vision/backbones/weights/swinv2_nano.safetensors --dtype=float16
 
-The run is one that trained its backbone: classification or feature distillation. The metrics printed are
-those of the written file, rounding included, under the run's own classifier or projector.
+The run is one that trained its backbone: classification, feature distillation, masked image modeling or
+contrastive pretraining. The metrics printed are those of the written file, rounding included, under what else
+the run has trained: classifier, projector or decoder.
 """
 
 import logging

@@ -76,6 +76,15 @@ def check_neck_trains(neck: nnx.Module, config: Config, init: InitOptions) -> No
   )
 
 
+def check_backbone_trains(backbone: Any, config: Config) -> None:
+  """Raises ValueError where a task that pretrains has a folded backbone, of which nothing trains."""
+  if not isinstance(backbone, nnx.Module):
+    raise ValueError(
+      f"config.task is {config.task}, which trains a backbone, and config.trainable is {config.trainable}: "
+      "nothing of the backbone would train. Set --config.trainable=\"('.*',)\"."
+    )
+
+
 def start_head(module: nnx.Module, init: InitOptions, option: str) -> None:
   """Fills neck and head from the file `init.path`, if one is given; `option` is the section's name."""
   if init.path:

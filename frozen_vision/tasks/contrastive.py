@@ -171,6 +171,7 @@ class ContrastiveTask(image_data.ImageData, base.Task):
 
     Its BatchNorms normalise by the batch, as the model's do, and it has no stochastic depth.
     """
+    common.check_backbone_trains(model.backbone, self._config)
     encoders, moved = {}, {"step": state["step"] + 1}
     for name in ("backbone", "projector"):
       graphdef, newest, rest = nnx.split(getattr(model, name), nnx.Param, ...)
@@ -197,9 +198,5 @@ class ContrastiveTask(image_data.ImageData, base.Task):
 
 
 def _pictures(predictions: dict[str, np.ndarray], batch: base.Batch, count: int) -> dict[str, np.ndarray]:
-  """Images beside their last maps, each in colours of its own principal components."""
-  rows = [
-    feature_maps.side_by_side(image, feature_maps.principal_colours([map_]))
-    for image, map_ in zip(batch["image"][:count], predictions["features"])
-  ]
-  return {"features": np.concatenate(rows)}
+  """Images beside their last maps, in colours of the maps' principal components."""
+  return {"features": feature_maps.rows_of_pictures(batch["image"][:count], predictions["features"])}

@@ -161,11 +161,6 @@ def cosine(first: Float[Array, "b n c"], second: Float[Array, "b n c"]) -> Float
 
 
 def _pictures(predictions: dict[str, np.ndarray], batch: base.Batch, count: int) -> dict[str, np.ndarray]:
-  """Image, student's prediction and teacher's target in rows, by the target's principal components."""
-  rows = []
-  for image, predicted, target in zip(
-    batch["image"][:count], predictions["predicted"], predictions["target"]
-  ):
-    colours = feature_maps.principal_colours([target, predicted])
-    rows.append(feature_maps.side_by_side(image, colours[::-1]))
-  return {"features": np.concatenate(rows)}
+  """Image, teacher's target and student's prediction in rows, by the targets' principal components."""
+  maps = predictions["target"], predictions["predicted"]
+  return {"features": feature_maps.rows_of_pictures(batch["image"][:count], *maps)}

@@ -91,6 +91,19 @@ def principal_colours(
   return colours
 
 
+def rows_of_pictures(
+  images: UInt8[np.ndarray, "b h w 3"], *stacks: Float[np.ndarray, "b rows columns c"]
+) -> UInt8[np.ndarray, "y x 3"]:
+  """A row for every image: the image beside its maps, by the principal components of all first maps together.
+
+  Equal colours are equal features, in one picture and across all of them.
+  """
+  count = len(images)
+  colours = principal_colours([maps[:count].reshape(-1, *maps.shape[2:]) for maps in stacks])
+  panels = [flat.reshape(count, -1, *flat.shape[1:]) for flat in colours]
+  return np.concatenate([side_by_side(image, maps) for image, *maps in zip(images, *panels)])
+
+
 def side_by_side(
   image: UInt8[np.ndarray, "h w 3"], maps: Sequence[UInt8[np.ndarray, "_h _w 3"]]
 ) -> UInt8[np.ndarray, "y x 3"]:

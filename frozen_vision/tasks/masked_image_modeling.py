@@ -108,6 +108,7 @@ class MaskedImageModelingTask(image_data.ImageData, base.Task):
     return batch | {"mask": mask}
 
   def features(self, model: MaskedModel, batch: base.Batch, rng: jax.Array | None) -> base.Features:
+    common.check_backbone_trains(model.backbone, self._config)
     images = model.backbone.preprocessing.normalise(batch["image"])
     return (model.encode(images, batch["mask"], rng),)
 

@@ -315,6 +315,17 @@ def test_principal_colours_have_one_range_for_all_maps():
   assert few.shape == (1, 2, 3)
 
 
+def test_pictures_of_several_images_share_their_colours():
+  rng = np.random.default_rng(0)
+  maps = rng.standard_normal((2, 1, 2, 8))
+  maps[1, 0, 1] = maps[0, 0, 0]
+  images = np.zeros((2, 8, 8, 3), np.uint8)
+  picture = feature_maps.rows_of_pictures(images, maps, maps)
+  assert picture.shape == (2 * 224, 3 * 224, 3)
+  np.testing.assert_array_equal(picture[:, 224:448], picture[:, 448:])
+  np.testing.assert_array_equal(picture[0, 224], picture[-1, 447])  # equal features of two images
+
+
 def test_means_leave_out_repeated_examples():
   evaluator = feature_maps.MeanEvaluator(("error",))
   assert evaluator.result() == {}

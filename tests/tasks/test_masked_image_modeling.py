@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import types
 
 from flax import nnx
 import jax
@@ -134,6 +135,9 @@ def test_what_does_not_fit_is_said():
   resnet = nnx.eval_shape(lambda: families.build_backbone("resnet50", rngs=nnx.Rngs(0)))
   with pytest.raises(ValueError, match="has no patch embedding .*take a SwinV2 or a plain ViT"):
     masked_image_modeling.MaskedModel(resnet, rngs=nnx.Rngs(0))
+  folded = types.SimpleNamespace(backbone=object())
+  with pytest.raises(ValueError, match="nothing of the backbone would train"):
+    _task().features(folded, {}, None)
   with pytest.raises(ValueError, match="has no patch embedding"):
     resnet.final_features(jnp.zeros((1, 32, 32, 3)), edit_stem=lambda x: x)
 
