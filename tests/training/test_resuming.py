@@ -33,7 +33,7 @@ def images(tmp_path_factory):
 def whole(images, tmp_path_factory):
   """(config, folder, metrics) of a run that nothing interrupted; nobody writes there."""
   config = tiny.classification(images, images)
-  config.steps, config.log_every, config.eval_every, config.checkpoint_every = 4, 2, 2, 2
+  config.update(dict(trainable=("head/.*",), steps=4, log_every=2, eval_every=2, checkpoint_every=2))
   folder = tmp_path_factory.mktemp("whole")
   return config, folder, train.train(config, folder)
 
@@ -116,7 +116,7 @@ def test_what_is_evaluated_is_saved_first_whatever_the_steps_between_checkpoints
   images, tmp_path, monkeypatch
 ):
   config = tiny.classification(images, images)
-  config.update(dict(steps=4, log_every=4, eval_every=2, checkpoint_every=100))
+  config.update(dict(trainable=("head/.*",), steps=4, log_every=4, eval_every=2, checkpoint_every=100))
   with monkeypatch.context() as patch:
     _fails_once(patch, 2)
     with pytest.raises(ValueError, match="truncated"):
