@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import logging
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable, Self
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from frozen_vision.training import step as step_lib
 _logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Feed(Protocol):
   """Training batches without end; close it, or use it in a `with`.
 
