@@ -7,6 +7,7 @@ backbone but what a probe selects on validation data.
 from collections.abc import Mapping
 import dataclasses
 import functools
+import math
 import pathlib
 from typing import Any, Literal
 
@@ -185,6 +186,10 @@ RECIPES: dict[str, Recipe] = {
   )
 }
 
+# Recipes whose head reads a pyramid of maps.
+_NEED_PYRAMID = ("detection", "segmentation")
+# A stride that `simple_pyramid` turns into those of every pyramid, 4 to 32.
+_PYRAMID_STRIDE = 16
 # What --tasks takes: (recipe, rows of it).
 TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
   **{
@@ -239,11 +244,12 @@ def make_config(
     ValueError: options that do not exist or do not fit.
   """
   own = getattr(data, recipe.data) if recipe.data else ()
+  neck, sizes = _pyramid_options(recipe, entry)
   options = {
     **_runs_options(cache, seed),
     **recipe.changes[budget],
     **(_data_options(recipe.data, own, seed) if own else {}),
-    **_neck_options(recipe, entry),
+    **neck,
     **(changes or {}),
   }
   source = recipe.paper_config if budget == "paper" else recipe.files_config if own else recipe.config
@@ -254,7 +260,10 @@ def make_config(
     config,
     headline="",
     backbone=dataclasses.replace(
-      config.backbone, name=backbone.name, weights=backbone.weights, overrides={**kept, **backbone.overrides}
+      config.backbone,
+      name=backbone.name,
+      weights=backbone.weights,
+      overrides={**kept, **backbone.overrides, **sizes},
     ),
   )
 
@@ -289,14 +298,19 @@ def _data_options(kind: str, paths: tuple[str, ...], seed: int) -> dict[str, Any
       }
 
 
-def _neck_options(recipe: Recipe, entry: entries.Entry) -> dict[str, Any]:
-  """A neck that makes a pyramid, for a backbone whose maps have one stride, under heads that need one."""
+def _pyramid_options(recipe: Recipe, entry: entries.Entry) -> tuple[dict[str, Any], dict[str, int]]:
+  """(options, overrides of the backbone) where a head reads a pyramid and a backbone's maps have one stride.
+
+  A neck makes the pyramid. Of patches of 14 pixels it cannot; their images are resized to one patch for every
+  16 pixels (`ViTConfig.stride`).
+  """
   specs = families.backbone_config(entry.options.name, **entry.options.overrides).feature_specs
-  if len({spec.stride for spec in specs}) > 1 or not recipe.name.endswith(("detection", "segmentation")):
-    return {}
-  section = "detection" if recipe.name == "detection" else "segmentation"
-  trainable = {} if section == "detection" else {"trainable": ("neck/.*", "head/.*")}
-  return {f"{section}.neck.name": "simple_pyramid", **trainable}
+  if len({spec.stride for spec in specs}) > 1 or recipe.name not in _NEED_PYRAMID:
+    return {}, {}
+  trainable = {} if recipe.name == "detection" else {"trainable": ("neck/.*", "head/.*")}
+  scale = specs[-1].stride / 4
+  sizes = {} if scale >= 1 and math.log2(scale).is_integer() else {"stride": _PYRAMID_STRIDE}
+  return {f"{recipe.name}.neck.name": "simple_pyramid", **trainable}, sizes
 
 
 @functools.cache

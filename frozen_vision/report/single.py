@@ -102,6 +102,7 @@ def _train(recipe: recipes.Recipe, config: Config, folder: pathlib.Path) -> Outc
     "optimizer": config.optimizer.name,
     "learning_rate": config.optimizer.learning_rate,
     "test_examples": len(task.data["validation"]),
+    "stride": config.backbone.overrides.get("stride"),
     "curves": {key: series[key] for key in ("train/loss",) if key in series},
     "metrics": final,
   }

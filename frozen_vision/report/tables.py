@@ -163,6 +163,7 @@ def _run(found: cells.Found) -> dict[str, Any]:
     "optimizer",
     "learning_rate",
     "test_examples",
+    "stride",
     "seconds",
   )
   return {

@@ -163,10 +163,11 @@ def runs(report: Report) -> list[tuple[str, ...]]:
   for (task, backbone), each in found.items():
     first = each[0]
     minutes = [one["seconds"] / 60 for one in each if one["seconds"]]
+    stride = f" (at stride {first['stride']})" if first["stride"] else ""
     rows.append(
       (
         task,
-        backbone,
+        backbone + stride,
         f"{first['trained_parameters']:,}",
         f"{first['steps']} x {first['batch_size']}",
         f"{first['optimizer']}, {first['learning_rate']:g}",

@@ -16,6 +16,7 @@ from frozen_vision import command_line
 from frozen_vision.backbones import families
 from frozen_vision.files import lock, tensors
 from frozen_vision.report import cells, command, entries, recipes, single
+from frozen_vision.tasks import build as tasks_build
 from tests.report import reports
 
 
@@ -60,10 +61,19 @@ def test_every_recipe_has_a_config_on_every_kind_of_backbone(budget):
       config = recipes.make_config(recipe, entry, 3, budget=budget)
       assert config.seed == 3 and config.backbone.name == entry.options.name
       assert config.headline == "" and config.keep_checkpoints == 1
-  # The maps of a plain ViT have one stride.
-  assert recipes.make_config(recipes.RECIPES["detection"], entry, 0, budget=budget).detection.neck.name == (
-    "simple_pyramid"
-  )
+      if "stride" in config.backbone.overrides and budget == "demo":
+        assert single._trained_parameters(tasks_build.build_task(config), config) > 0
+  # The maps of a plain ViT have one stride, of which a pyramid is made where a head needs one.
+  configs = {
+    name: recipes.make_config(recipe, entry, 0, budget=budget) for name, recipe in recipes.RECIPES.items()
+  }
+  assert configs["detection"].detection.neck.name == "simple_pyramid"
+  assert configs["segmentation"].segmentation.neck.name == "simple_pyramid"
+  assert configs["segmentation"].trainable == ("neck/.*", "head/.*")
+  assert configs["detection"].backbone.overrides["stride"] == 16  # of patches of 14 pixels
+  linear = configs["linear_segmentation"]
+  assert linear.segmentation.neck.name == "none" and linear.trainable == ("head/.*",)
+  assert "stride" not in linear.backbone.overrides
 
 
 def test_data_of_ones_own_take_the_place_of_the_built_in():
