@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import pathlib
 from typing import Any, Literal
+import zipfile
 
 import numpy as np
 
@@ -29,17 +30,23 @@ from frozen_vision.report import entries, recipes
 from frozen_vision.runs import workdir as workdir_lib
 
 CARD = "card"
+_EXAMPLES = "cell_examples.npz"
 # Options that change no number.
 _FREE = (
   "headline",
-  "backbone",
   "log_every",
   "checkpoint_every",
   "keep_checkpoints",
   "pictures",
   "tensorboard",
 )
-_FREE_SECTIONS = ("cache", "loader", "mesh", "data")
+_FREE_SECTIONS = ("loader", "mesh")
+# Of other sections; the backbone's name and weights are compared by themselves.
+_FREE_OF_SECTION = {
+  "backbone": ("name", "weights"),
+  "cache": ("path",),
+  "data": ("allow_changes", "allow_drops"),
+}
 
 State = Literal["finished", "stale", "failed", "missing"]
 STATES: tuple[State, ...] = ("finished", "stale", "failed", "missing")
@@ -111,7 +118,8 @@ class Plan:
       return found
     config = self.config(cell).to_dict()
     options = {key: value for key, value in config.items() if key not in (*_FREE, *_FREE_SECTIONS)}
-    options["dtype"] = config["backbone"]["dtype"]
+    for section, free in _FREE_OF_SECTION.items():
+      options[section] = {key: value for key, value in options[section].items() if key not in free}
     kind = recipes.RECIPES[cell.recipe].data
     return {
       **found,
@@ -164,7 +172,7 @@ def look(plan: Plan, cell: Cell) -> Found:
     return _unfinished(folder, cell)
   except (ValueError, KeyError, TypeError) as error:
     return Found(
-      cell, "failed", f"{folder / 'cell.json'} cannot be read ({error}); delete it to run the cell again"
+      cell, "failed", f"{folder / 'cell.json'} cannot be read ({error}); the same command runs the cell again"
     )
   try:
     wanted = plan.fingerprint(cell)
@@ -177,6 +185,8 @@ def look(plan: Plan, cell: Cell) -> Found:
     return Found(
       cell, "stale", f"it was run otherwise: {'; '.join(parts)}{more}; delete {folder} to run it again"
     )
+  if result.get("data") and _read_examples(folder) is None:
+    return Found(cell, "failed", f"{folder / _EXAMPLES} cannot be read; the same command runs the cell again")
   return Found(cell, "finished", result=result)
 
 
@@ -209,7 +219,7 @@ def finish(
     details: what else the page shows.
   """
   folder = plan.folder(cell)
-  with atomic.open_aside(folder / "cell_examples.npz") as file:
+  with atomic.open_aside(folder / _EXAMPLES) as file:
     np.savez(file, **examples)
   result = {
     "cell": cell.name,
@@ -223,12 +233,17 @@ def finish(
 
 
 def read_examples(plan: Plan, cell: Cell) -> dict[str, np.ndarray]:
-  """Scores of single examples of a finished cell, by row."""
+  """Scores of single examples of a finished cell, by row; empty where there are none."""
+  return _read_examples(plan.folder(cell)) or {}
+
+
+def _read_examples(folder: pathlib.Path) -> dict[str, np.ndarray] | None:
+  """The arrays of a cell's file of examples; None where it is gone or damaged."""
   try:
-    with np.load(plan.folder(cell) / "cell_examples.npz") as arrays:
+    with open(folder / _EXAMPLES, "rb") as file, np.load(file) as arrays:
       return {name: arrays[name] for name in arrays.files}
-  except (OSError, ValueError):
-    return {}
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    return None
 
 
 def _stamp(path: str) -> list[Any]:

@@ -151,8 +151,20 @@ def test_states_of_cells(tmp_path):
   assert found.state == "finished" and found.result["scores"] == {"mIoU": 0.6}
   assert not (folder / "error.json").exists()
   # Options that change no number do not make it stale; others, other weights and another version do.
-  free = reports.plan(tmp_path, seeds=1, options=["linear_segmentation:pictures=1"])
-  assert cells.look(free, cell).state == "finished"
+  for option in ("pictures=1", "cache.path=/elsewhere", "data.allow_drops=True", "loader.threads=3"):
+    free = reports.plan(tmp_path, seeds=1, options=[f"linear_segmentation:{option}"])
+    assert cells.look(free, cell).state == "finished", option
+  for option in (
+    "cache.dtype=bfloat16",
+    "cache.views=3",
+    "backbone.fold=False",
+    "backbone.dtype=bfloat16",
+    "backbone.overrides.window_sizes=(8, 8, 8, 8)",
+  ):
+    other = reports.plan(tmp_path, seeds=1, options=[f"linear_segmentation:{option}"])
+    name = option.partition("=")[0].removesuffix(".window_sizes")
+    found = cells.look(other, cell)
+    assert found.state == "stale" and f"config.{name}" in found.reason
   other = reports.plan(tmp_path, seeds=1, options=["linear_segmentation:optimizer.learning_rate=0.5"])
   found = cells.look(other, cell)
   assert found.state == "stale" and "config.optimizer.learning_rate was 0.003 and is 0.5" in found.reason
@@ -160,6 +172,13 @@ def test_states_of_cells(tmp_path):
     single.run(other, cell)
   moved = dataclasses.replace(cell, entry=dataclasses.replace(cell.entry, weights="other"))
   assert "weights was" in cells.look(asked, moved).reason
+  scores = folder / "cell_examples.npz"
+  for damaged in (scores.read_bytes()[:-30], b""):
+    scores.write_bytes(damaged)
+    found = cells.look(asked, cell)
+    assert found.state == "failed" and "cell_examples.npz cannot be read" in found.reason
+  scores.unlink()
+  assert cells.look(asked, cell).state == "failed" and cells.read_examples(asked, cell) == {}
   (folder / "cell.json").write_text("{")
   assert "cannot be read" in cells.look(asked, cell).reason
 
