@@ -48,7 +48,9 @@ def of_detections(truth: dict[str, Any], path: pathlib.Path) -> Scores:
     for row in rows:
       found[row["image_id"]].append(row)
   types: list[coco_matching.IouType] = ["bbox"]
-  if any("segmentation" in row for row in detections):
+  # A head with masks that finds nothing has a mask AP, too: as `coco_ap.evaluate_files`.
+  with_masks = detections or [row for row in truth["annotations"] if row.get("segmentation")]
+  if any("segmentation" in row for row in with_masks):
     types.append("segm")
   scores = {"box_AP": [], "mask_AP": []} if len(types) == 2 else {"box_AP": []}
   for image in sorted(truth["images"], key=lambda image: image["id"]):

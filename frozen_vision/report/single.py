@@ -1,5 +1,7 @@
 """Runs one cell of a report to its end, and writes what the page needs of it."""
 
+import dataclasses
+import logging
 import math
 import pathlib
 import time
@@ -19,6 +21,7 @@ from frozen_vision.tasks import base
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 
+_logger = logging.getLogger(__name__)
 # Exit statuses of a process that runs one cell: it was told to stop (EX_TEMPFAIL: try again), and another
 # process is running the cell.
 INTERRUPTED = 75
@@ -66,9 +69,11 @@ def _run(plan: cells.Plan, cell: cells.Cell, folder: pathlib.Path) -> None:
     cells.finish(plan, cell, fingerprint=wanted, scores={}, examples={}, data={}, details=details)
     return
   recipe, config = recipes.RECIPES[cell.recipe], plan.config(cell)
+  continued = (folder / "config.json").exists()
   run_cell = {"train": _train, "probe": _probe}[recipe.kind]
   scores, of_examples, data, details = run_cell(recipe, config, folder)
-  details |= {"seconds": time.perf_counter() - started}
+  # A run that was begun before took longer than this process knows.
+  details |= {"seconds": None if continued else time.perf_counter() - started}
   cells.finish(
     plan, cell, fingerprint=wanted, scores=scores, examples=of_examples, data=data, details=details
   )
@@ -106,13 +111,22 @@ def _train(recipe: recipes.Recipe, config: Config, folder: pathlib.Path) -> Outc
     "curves": {key: series[key] for key in ("train/loss",) if key in series},
     "metrics": final,
   }
-  return scores, {row: of_examples[row] for row in scores}, dict.fromkeys(scores, identity), details
+  of_rows = {row: of_examples[row] for row in scores if row in of_examples}
+  return scores, of_rows, dict.fromkeys(scores, identity), details
 
 
 def _probe(recipe: recipes.Recipe, config: Config, folder: pathlib.Path) -> Outcome:
-  """The same of the probes of a backbone's embeddings."""
+  """The same of the probes of a backbone's embeddings.
+
+  Seeds of one backbone have one cache of embeddings; while another seed writes to it, they are computed here.
+  """
   del recipe
-  found = probe.probe(config, folder)
+  try:
+    found = probe.probe(config, folder)
+  except lock.LockedError as error:
+    _logger.warning("%s The embeddings are computed here, too.", error)
+    config = dataclasses.replace(config, cache=dataclasses.replace(config.cache, path=""))
+    found = probe.probe(config, folder)
   task = tasks_build.build_task(config)
   identity = _identity(task, "test" if "test" in task.data else "validation")
   scores = {"linear": found["linear"]["test"], "calibration": found["calibration"]["scaled_ece"]}

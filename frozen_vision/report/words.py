@@ -155,7 +155,10 @@ def choices(report: Report) -> list[tuple[str, str, str, str]]:
 
 
 def runs(report: Report) -> list[tuple[str, ...]]:
-  """(task, backbone, trained parameters, steps x batch, optimizer and rate, minutes) of the trained heads."""
+  """(task, backbone, trained parameters, steps x batch, optimizer and rate, minutes) of the trained heads.
+
+  Minutes are the mean over the runs that one process made from start to end.
+  """
   found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
   for each in report["runs"]:
     found.setdefault((each["task"], each["backbone"]), []).append(each)

@@ -8,8 +8,9 @@ from PIL import Image
 import pytest
 
 from frozen_vision.data.segmentation import label_maps
+from frozen_vision.files import lock
 from frozen_vision.metrics import coco_ap
-from frozen_vision.report import cells, examples, single
+from frozen_vision.report import cells, examples, recipes, single
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 from tests import tiny
@@ -47,6 +48,22 @@ def test_boxes_are_scored_image_by_image(tmp_path):
   whole.write_text(json.dumps(alone))
   own.write_text(json.dumps([found[2]]))
   assert coco_ap.evaluate_files(whole, own)["box_AP"] == pytest.approx(scores["box_AP"][1])
+
+
+def test_a_detector_that_finds_nothing_has_scores(tmp_path):
+  square = {"segmentation": [[1, 2, 11, 2, 11, 12, 1, 12]]}
+  truth = {
+    "images": [{"id": identity, "width": 50, "height": 40} for identity in (4, 9)],
+    "categories": [{"id": 3, "name": "disk"}],
+    "annotations": [_object(9, [1, 2, 10, 10]) | {"id": 1} | square],
+  }
+  path = tmp_path / "detections.json"
+  path.write_text("[]")
+  scores = examples.of_detections(truth, path)
+  for row in ("box_AP", "mask_AP"):
+    np.testing.assert_array_equal(scores[row], [np.nan, 0])
+  del truth["annotations"][0]["segmentation"]
+  assert set(examples.of_detections(truth, path)) == {"box_AP"}
 
 
 def _task(validation, classes=2):
@@ -103,6 +120,7 @@ def test_a_cell_trains_a_head(tiny_cell, monkeypatch, quick_compilation):
   head = details["trained_parameters"]
   assert details["steps"] == 2 and details["test_examples"] == 3 and 0 < head < 10_000
   assert [step for step, _ in details["curves"]["train/loss"]] == [1, 2]
+  assert details["seconds"] > 0
   scores = cells.read_examples(asked, cell)["mIoU"]
   assert scores.shape == (3,) and np.isfinite(scores).all()
   [picture] = (folder / "pictures").glob("*.png")
@@ -111,7 +129,9 @@ def test_a_cell_trains_a_head(tiny_cell, monkeypatch, quick_compilation):
   # What was lost of a finished run's cell is made of the files of the run, which has nothing left to do.
   (folder / "cell.json").unlink()
   monkeypatch.setattr(loop, "train", lambda config, folder: {})
-  assert single.run(asked, cell).result["scores"] == result["scores"]
+  again = single.run(asked, cell).result
+  assert again["scores"] == result["scores"]
+  assert again["details"]["seconds"] is None  # of which this process knows the last part alone
 
 
 def test_a_run_that_is_told_to_stop_is_no_failure(tiny_cell, monkeypatch):
@@ -121,3 +141,20 @@ def test_a_run_that_is_told_to_stop_is_no_failure(tiny_cell, monkeypatch):
     single.run(asked, cell)
   assert cells.look(asked, cell).state == "missing"
   assert not (asked.folder(cell) / "error.json").exists()
+
+
+def test_a_cache_that_another_seed_writes_does_not_stop_a_probe(tmp_path, monkeypatch):
+  asked = reports.plan(tmp_path, seeds=1, tasks=("linear",))
+  config, tried = asked.config(asked.cell("other/probes/0")), []
+
+  class Stop(Exception):
+    """What follows is that of any probe."""
+
+  def probe(config, folder):
+    tried.append(config.cache.path)
+    raise lock.LockedError("Another process is writing.") if config.cache.path else Stop
+
+  monkeypatch.setattr(single.probe, "probe", probe)
+  with pytest.raises(Stop):
+    single._probe(recipes.RECIPES["probes"], config, tmp_path)
+  assert tried == [str(tmp_path / "features"), ""]
