@@ -8,7 +8,7 @@
 | backbone | resnet_rs101 at 1024 px (cascade: 1280, retinanet: 640); efficientnet_b7 at 1280 px |
 | detector | nas_fpn, fpn, cascade (on NAS-FPN): Faster R-CNN; retinanet (on NAS-FPN) |
 | train | heads; all: everything is fine-tuned |
-| epochs | 72; 600 |
+| epochs | 72; 600; with data=lvis, too, epochs are COCO's |
 | masks | off; on: Mask R-CNN, of efficientnet_b7 with copy-paste |
 | data | coco; lvis: LVIS's JSON at config.detection.train.annotations and .images, .validation likewise |
 

@@ -5,11 +5,12 @@
 #     --print_commands > cells.txt
 #   sbatch --array=1-$(wc -l < cells.txt)%16 --gpus=1 experiments/launch/report_slurm.sh cells.txt
 #
-# %16 lets at most 16 run at once. Slurm's SIGTERM before the time limit saves first. When the array is done,
+# %16 lets at most 16 run at once. Slurm's SIGTERM before the time limit saves first: B: sends it to the batch shell,
+# which becomes the run. When the array is done,
 # `--mode=report ... --only_page` makes the page and names what is missing, and --print_commands prints what is not
 # finished anew. Run it in a checkout; the environment with frozen_vision is found at VENV.
 #SBATCH --job-name=frozen_vision_report
-#SBATCH --signal=TERM@120
+#SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 set -euo pipefail
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -276,3 +277,14 @@ def test_the_command_line(tmp_path):
   assert len(commands.strip().splitlines()) == 1 and "--cell=other/probes/0" in commands
   assert "Error: Backbone weights 'absent'" in absent and "Traceback" not in absent
   assert "--mode=report needs --backbones" in nothing
+
+
+def test_slurm_tells_the_run_when_its_time_is_up(tmp_path):
+  """The batch's shell becomes the process of the cell; without `B:` the signal goes to job steps alone."""
+  script = pathlib.Path(__file__).resolve().parents[2] / "experiments" / "launch" / "report_slurm.sh"
+  assert "#SBATCH --signal=B:TERM@" in script.read_text()
+  (tmp_path / "cells.txt").write_text("echo another\nbash -c 'echo $$'\n")
+  environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "2"}
+  words = ["bash", str(script), str(tmp_path / "cells.txt")]
+  process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+  assert process.communicate(timeout=60)[0] == f"{process.pid}\n"
