@@ -126,7 +126,8 @@ def _main(argv: list[str]) -> None:
     prefix = distributed.log_prefix() if _DISTRIBUTED.value else ""
     logging.basicConfig(
       level=logging.WARNING,
-      stream=sys.stdout,
+      # Commands are printed into a file or a pipe, which is no place for the log.
+      stream=sys.stderr if _MODE.value == "report" and flags.FLAGS.print_commands else sys.stdout,
       format=f"%(asctime)s{prefix} %(message)s",
       datefmt="%H:%M:%S",
       force=True,

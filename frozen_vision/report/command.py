@@ -41,9 +41,7 @@ def define_flags() -> None:
     "option", [], "Of reports: RECIPE:OPTION=VALUE sets an option of a recipe's config."
   )
   flags.DEFINE_string("cell", None, "Of reports: run this cell alone, BACKBONE/RECIPE/SEED.")
-  flags.DEFINE_bool(
-    "print_commands", False, "Of reports: print a command for every cell that is not finished."
-  )
+  flags.DEFINE_bool("print_commands", False, "Of reports: print a command for every cell that is to be run.")
   flags.DEFINE_bool("only_page", False, "Of reports: run nothing, make the page from what is there.")
 
 
@@ -51,7 +49,7 @@ def from_flags(workdir: str) -> None:
   """Does what the flags of `define_flags` say.
 
   Raises:
-    ValueError: flags that do not fit; no cell that is finished, and none that could be run.
+    ValueError: flags that do not fit.
     SystemExit: a cell was told to stop, or cells failed.
   """
   values = flags.FLAGS
@@ -146,7 +144,7 @@ def arguments(plan: cells.Plan) -> list[str]:
   tasks = [
     name for name, (recipe, rows) in recipes.TASKS.items() if set(rows) <= set(plan.rows.get(recipe, ()))
   ]
-  flags = [
+  found = [
     "--mode=report",
     f"--workdir={plan.workdir}",
     f"--backbones={entries.describe(plan.backbones)}",
@@ -156,16 +154,20 @@ def arguments(plan: cells.Plan) -> list[str]:
   ]
   for name in ("class_folders", "coco", "videos"):
     if paths := getattr(plan.data, name):
-      flags.append(f"--{name}={','.join(str(pathlib.Path(path).expanduser().absolute()) for path in paths)}")
+      absolute = [str(pathlib.Path(path).expanduser().absolute()) for path in paths]
+      found.append(f"--{name}={flags.CsvListSerializer(',').serialize(absolute)}")
   for recipe, options in plan.changes.items():
-    flags += [f"--option={recipe}:{name}={value.text}" for name, value in options.items()]
-  return flags
+    found += [f"--option={recipe}:{name}={value.text}" for name, value in options.items()]
+  return found
 
 
 def print_commands(plan: cells.Plan) -> None:
-  """Prints one command for every cell that is not finished, for any scheduler, and the one of the page."""
+  """Prints a command for every cell that is to be run, for any scheduler; the log names stale ones."""
   for cell in plan.cells():
-    if cells.look(plan, cell).state != "finished":
+    state = cells.look(plan, cell)
+    if state.state == "stale":
+      _logger.warning("%s is stale: %s.", cell.name, state.reason)
+    elif state.state != "finished":
       print(shlex.join([*_COMMAND, *arguments(plan), f"--cell={cell.name}"]))
 
 

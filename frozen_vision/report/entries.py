@@ -6,6 +6,8 @@ import json
 import pathlib
 import re
 
+from absl import flags
+
 from frozen_vision import messages
 from frozen_vision.backbones import base, families
 from frozen_vision.config import BackboneOptions
@@ -53,16 +55,17 @@ def read(texts: Iterable[str]) -> list[Entry]:
   if not entries:
     raise ValueError("A report needs backbones, such as --backbones=swinv2_nano,efficientnet_lite0.")
   if twice:
+    first, second, *_ = (entry for entry in entries if entry.label == twice[0])
     raise ValueError(
       f"--backbones names {messages.listed(twice)} more than once; give one of them another label: "
-      f"--backbones={twice[0]},other={twice[0]}."
+      f"--backbones={first.source},other={second.source}."
     )
   return entries
 
 
 def _read(text: str) -> Entry:
   label, equals, source = text.partition("=")
-  if not equals:
+  if not equals or _is_file(text):  # such as lr=0.1.safetensors
     label, source = "", text
   head, colon, rest = source.partition(":")
   public = families.published_weights()
@@ -80,7 +83,7 @@ def _read(text: str) -> Entry:
     path = str(pathlib.Path(options.weights).expanduser().absolute())
     source = f"{options.name}:{path}" if source != options.weights else path
     options = dataclasses.replace(options, weights=path)
-  label = re.sub(r"[^\w.+-]+", "-", label or name)
+  label = _folder_name(label or name)
   if options.weights in _GENERATED:
     return Entry(label, source, options, options.weights, "")
   path = families.weights_file(options.name if options.weights == "shipped" else options.weights)
@@ -90,6 +93,21 @@ def _read(text: str) -> Entry:
   if options.weights == "shipped":
     licence = "Apache-2.0, with this package"
   return Entry(label, source, options, header.get("fingerprint") or _digest(path), licence)
+
+
+def _is_file(source: str) -> bool:
+  """Whether a source without a label is a file, or the variant and the file."""
+  head, colon, rest = source.partition(":")
+  path, _ = checkpoint_file.split_part(rest if colon and head in families.variants() else source)
+  return path.exists()
+
+
+def _folder_name(label: str) -> str:
+  """A label as the name of a folder: no separators, and no `..`, which would leave the report's folder."""
+  found = re.sub(r"[^\w.+-]+", "-", label).lstrip(".")
+  if not found:
+    raise ValueError(f"--backbones has the label {label!r}; expected one with a letter, such as mine=FILE.")
+  return found
 
 
 def _variant(source: str) -> str:
@@ -142,5 +160,5 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def describe(entries: Sequence[Entry]) -> str:
-  """The entries as `--backbones` takes them, with their labels."""
-  return ",".join(f"{entry.label}={entry.source}" for entry in entries)
+  """The entries as `--backbones` takes them, with their labels; a source with a comma is quoted."""
+  return flags.CsvListSerializer(",").serialize([f"{entry.label}={entry.source}" for entry in entries])

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 
+from absl import flags
 import numpy as np
 import pytest
 
@@ -30,15 +31,34 @@ def test_backbones_are_named_in_every_way(tmp_path):
   assert {entry.options.name for entry in found} == {"swinv2_nano"}
   assert found[0].weights == found[2].weights and found[1].weights == found[4].weights
   assert found[3].weights == found[3].options.weights == "random"
-  assert entries.read(entries.describe(found).split(",")) == found
+  assert entries.read(_listed(entries.describe(found))) == found
   for texts, problem in (
     ([], "needs backbones"),
-    (["swinv2_nano", "swinv2_nano"], "more than once"),
+    (["swinv2_nano", "swinv2_nano"], "more than once.*--backbones=swinv2_nano,other=swinv2_nano"),
+    (["a=swinv2_nano", "a=swinv2_nano:random"], "--backbones=swinv2_nano,other=swinv2_nano:random"),
+    (["..=swinv2_nano"], "has the label '..'"),
     (["swinv2_b"], "does not exist"),
     (["absent.safetensors"], "does not exist"),
   ):
     with pytest.raises((ValueError, FileNotFoundError), match=problem):
       entries.read(texts)
+
+
+def _listed(text):
+  return flags.ListParser().parse(text)
+
+
+def test_paths_with_equals_signs_and_commas(tmp_path):
+  folder = tmp_path / "a, b"
+  folder.mkdir()
+  path = shutil.copy(families.weights_file("swinv2_nano"), folder / "lr=0.1.safetensors")
+  found = entries.read([str(path), f"..x=swinv2_nano:{path}"])
+  assert [entry.label for entry in found] == ["lr-0.1", "x"]
+  assert {entry.options.weights for entry in found} == {str(path)}
+  assert entries.read(_listed(entries.describe(found))) == found
+  asked = command.make_plan([str(path)], tmp_path, tasks=("linear",), class_folders=[str(folder), "b"])
+  [given] = [each for each in command.arguments(asked) if each.startswith("--class_folders=")]
+  assert _listed(given.partition("=")[2]) == [str(folder), str(pathlib.Path("b").absolute())]
 
 
 def test_a_file_of_other_sizes_brings_them(tmp_path):
@@ -114,9 +134,9 @@ def test_a_printed_command_asks_for_the_same_report(tmp_path, capsys):
     name, _, value = flag.removeprefix("--").partition("=")
     given.setdefault(name, []).append(value)
   again = command.make_plan(
-    given["backbones"][0].split(","),
+    _listed(given["backbones"][0]),
     given["workdir"][0],
-    tasks=given["tasks"][0].split(","),
+    tasks=_listed(given["tasks"][0]),
     seeds=int(given["seeds"][0]),
     budget=given["budget"][0],
     options=given["option"],
@@ -126,7 +146,7 @@ def test_a_printed_command_asks_for_the_same_report(tmp_path, capsys):
 
 
 def test_flags_that_do_not_fit_are_named(tmp_path):
-  for flags, problem in (
+  for options, problem in (
     (dict(tasks=("detecton",)), "detecton.*detection"),
     (dict(seeds=0), "--seeds is 0"),
     (dict(budget="huge"), "--budget is 'huge'; known: demo, small, paper"),
@@ -134,7 +154,7 @@ def test_flags_that_do_not_fit_are_named(tmp_path):
     (dict(options=["detecton:steps=3"]), "detecton"),
   ):
     with pytest.raises(ValueError, match=problem):
-      reports.plan(tmp_path, **flags)
+      reports.plan(tmp_path, **options)
   with pytest.raises(ValueError, match="this report has swinv2_nano/card/0"):
     reports.plan(tmp_path).cell("absent")
 
@@ -257,9 +277,10 @@ def test_the_command_line(tmp_path):
   asked = reports.plan(tmp_path, seeds=1, tasks=("linear",))
   reports.fill(asked, without=("other/probes/0",))
   own = ["--mode=report", f"--workdir={tmp_path}", "--seeds=1", "--tasks=linear"]
+  backbones, changed = f"--backbones={','.join(reports.BACKBONES)}", "--option=probes:cache.dtype=bfloat16"
   lines = [
-    [*own, f"--backbones={','.join(reports.BACKBONES)}", "--only_page"],
-    [*own, f"--backbones={','.join(reports.BACKBONES)}", "--print_commands"],
+    [*own, backbones, "--only_page"],
+    [*own, backbones, changed, "--print_commands"],
     [*own, "--backbones=absent"],
     own,
   ]
@@ -270,11 +291,13 @@ def test_the_command_line(tmp_path):
     text=True,
     cwd=pathlib.Path(__file__).resolve().parents[2],
     timeout=300,
-  ).stdout
-  page, commands, absent, nothing, _ = re.split(r"=== exit \d", found)
+  )
+  page, commands, absent, nothing, _ = re.split(r"=== exit \d", found.stdout)
   assert "3 of 4 cells are finished" in page and "other/probes/0: missing" in page
   assert (tmp_path / "report.html").exists()
+  # What is printed is commands alone: the log goes to standard error, and has what is stale.
   assert len(commands.strip().splitlines()) == 1 and "--cell=other/probes/0" in commands
+  assert "swinv2_nano/probes/0 is stale" in found.stderr
   assert "Error: Backbone weights 'absent'" in absent and "Traceback" not in absent
   assert "--mode=report needs --backbones" in nothing
 
