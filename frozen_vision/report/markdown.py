@@ -41,12 +41,10 @@ def render(report: Mapping[str, Any]) -> str:
     ]
     parts += ["## Wins", _table(["wins of \\ over", *labels], rows), words.about_wins(report)]
     rows = [
-      [f"{each['first']} - {each['second']}", *words.comparison(report, each)]
+      [f"{each['first']} over {each['second']}", *words.comparison(report, each)]
       for each in report["comparisons"]
     ]
-    parts.append(
-      _table(["difference of", "row and what was compared", "difference", "corrected p", "winner"], rows)
-    )
+    parts.append(_table(words.COMPARISON_HEADS, rows))
   parts.append("## Backbones")
   for backbone in report["backbones"]:
     parts += [f"### {backbone['label']}", _table(["", ""], [list(line) for line in words.card(backbone)])]
@@ -70,4 +68,4 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _escape(text: str) -> str:
-  return text.replace("|", "\\|").replace("\n", " ")
+  return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")

@@ -164,13 +164,15 @@ def _wins(report: Report, labels: Sequence[str]) -> str:
 
   rows = [[label, *(cell(label, other) for other in labels)] for label in labels]
   details = [
-    [f"{each['first']} − {each['second']}", *words.comparison(report, each)] for each in report["comparisons"]
+    [f"{each['first']} over {each['second']}", *words.comparison(report, each)]
+    for each in report["comparisons"]
   ]
-  heads = ["difference of", "row and what was compared", "difference (interval)", "corrected p", "winner"]
   return (
     _table(["backbone against", *labels], rows, "Rows won, lost and open")
     + _note(words.about_wins(report))
-    + f"<details><summary>All comparisons</summary>{_table(heads, details, 'All comparisons')}</details>"
+    + "<details><summary>All comparisons</summary>"
+    + _table(words.COMPARISON_HEADS, details, "All comparisons")
+    + "</details>"
   )
 
 

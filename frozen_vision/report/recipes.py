@@ -47,7 +47,7 @@ class Recipe:
     name: of its folders.
     title: what the page calls it.
     kind: "train" trains a head, "probe" fits probes on embeddings.
-    rows: what it gives, by the keys of `cells.Result.scores`.
+    rows: what it gives; their names are the keys of `scores` in a cell's `cell.json`.
     config: on built-in data.
     files_config: on data of one's own; `data` says under which name.
     paper_config: at full scale.

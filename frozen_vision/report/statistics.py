@@ -70,7 +70,8 @@ class Comparison:
   Attributes:
     first, second: their names.
     row: of the table.
-    difference: of the first minus the second, positive where the first is better.
+    difference: the advantage of the first over the second, positive where the first is better; of errors it
+      is the second minus the first.
     adjusted: the p-value after Holm's correction over all comparisons of the report.
     winner: the better one's name where `adjusted` is at most the level, else an empty text.
     by_examples: whether differences of single examples were used, or seeds alone.
@@ -177,26 +178,23 @@ def mean_ranks(
   level: float = LEVEL,
   draws: int = DRAWS,
 ) -> dict[str, MeanRank]:
-  """The mean rank of every backbone over the rows that all of them have; equal scores share a rank.
+  """The mean rank of every backbone over `ranked_rows`; equal scores share a rank.
 
   The interval is that of a bootstrap which draws rows, and in every row seeds, with replacement; the bounds
   are NaN where there are fewer than two rows. Rows of a table are few and not independent: it says how far
   the order hangs on the choice of rows, not how it would be on any other task.
 
   Returns:
-    {backbone: its mean rank}; empty where no row has all backbones, or there is one backbone.
+    {backbone: its mean rank}; empty where there is no such row, or one backbone.
   """
-  names = list(dict.fromkeys(name for cells in table.values() for name in cells))
-  rows = [row for row, cells in table.items() if set(cells) == set(names)]
+  names, rows = _names(table), ranked_rows(table)
   if len(names) < 2 or not rows:
     return {}
   rng = np.random.default_rng(0)
   means, drawn = [], []
   for row in rows:
-    seeds = sorted(set.intersection(*(set(table[row][name].by_seed) for name in names)))
+    seeds = _common_seeds(table[row])
     sign = 1.0 if row in lower_is_better else -1.0
-    if not seeds:
-      return {}
     scores = sign * np.array([[table[row][name].by_seed[seed] for seed in seeds] for name in names])
     weights = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=draws) / len(seeds)
     means.append(_ranks(scores.mean(axis=1)[None])[0])
@@ -210,6 +208,20 @@ def mean_ranks(
   return {
     name: MeanRank(float(centre[i]), float(bounds[0, i]), float(bounds[1, i])) for i, name in enumerate(names)
   }
+
+
+def ranked_rows(table: Mapping[str, Mapping[str, Scores]]) -> list[str]:
+  """The rows that have a seed in common of all backbones of the table: those that `mean_ranks` uses."""
+  names = set(_names(table))
+  return [row for row, cells in table.items() if set(cells) == names and _common_seeds(cells)]
+
+
+def _names(table: Mapping[str, Mapping[str, Scores]]) -> list[str]:
+  return list(dict.fromkeys(name for cells in table.values() for name in cells))
+
+
+def _common_seeds(cells: Mapping[str, Scores]) -> list[int]:
+  return sorted(set.intersection(*(set(scores.by_seed) for scores in cells.values())))
 
 
 def _ranks(scores: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "d k"]:

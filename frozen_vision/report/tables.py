@@ -32,7 +32,7 @@ def collect(plan: cells.Plan) -> Report:
     "rows": rows,
     "scores": {key: {label: _cell(scores) for label, scores in row.items()} for key, row in table.items()},
     "mean_ranks": {label: _numbers(dataclasses.asdict(rank)) for label, rank in ranks.items()},
-    "ranked_rows": sum(set(row) == set(_labels(table)) for row in table.values()),
+    "ranked_rows": len(statistics.ranked_rows(table)),
     "comparisons": [_comparison(each) for each in statistics.compare(table, lower_is_better=lower)],
     "choices": [_choice(each) for each in done if each.cell.recipe == "probes"],
     "runs": [_run(each) for each in done if _kind(each) == "train"],
@@ -108,10 +108,6 @@ def _table(
           is_mean=is_mean,
         )
   return table
-
-
-def _labels(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
-  return list(dict.fromkeys(label for row in table.values() for label in row))
 
 
 def _backbone(entry: Any, done: Sequence[cells.Found]) -> dict[str, Any]:

@@ -45,7 +45,10 @@ def card(backbone: Mapping[str, Any]) -> list[tuple[str, str]]:
     ("variant", found["variant"]),
     ("parameters, frozen", f"{found['parameters']:,}"),
     ("FLOPs of an image", f"{svg.number(found['flops'])} at {found['side']} px (two per multiply-add)"),
-    ("images/s", f"{found['images_per_second']:.3g} in batches of {found['batch']} on {found['machine']}"),
+    (
+      "images/s",
+      f"{svg.number(found['images_per_second'])} in batches of {found['batch']} on {found['machine']}",
+    ),
     ("storage", f"{mebibytes:,.1f} MiB, {found['storage']}"),
     ("embedding", f"{found['embed_dim']} numbers"),
     ("maps", levels),
@@ -98,9 +101,9 @@ def about_intervals(report: Report) -> str:
 def about_ranks(report: Report) -> str:
   """What a mean rank is."""
   return (
-    f"The mean over {_count(report['ranked_rows'], 'row')} that all backbones have; 1 is the best. The "
-    "interval is a bootstrap over rows and seeds: it says how far the order hangs on the choice of rows. "
-    "Rows share data and are few."
+    f"The mean over {_count(report['ranked_rows'], 'row')} in which all backbones that have a score have a "
+    "seed in common; 1 is the best. The interval is a bootstrap over rows and seeds: it says how far the "
+    "order hangs on the choice of rows. Rows share data and are few."
   )
 
 
@@ -134,13 +137,26 @@ def compared(report: Report, first: str, second: str) -> int:
   )
 
 
+# Of a table of comparisons: the names of the two, and then what `comparison` gives.
+COMPARISON_HEADS = (
+  "first over second",
+  "row and what was compared",
+  "advantage of the first over the second (interval)",
+  "corrected p",
+  "winner",
+)
+
+
 def comparison(report: Report, found: Mapping[str, Any]) -> tuple[str, str, str, str]:
-  """(row, difference, corrected p, who wins) of a comparison."""
+  """(row, advantage of the first over the second, corrected p, who wins) of a comparison.
+
+  The advantage is positive where the first is better, of errors too.
+  """
   row = next(row for row in report["rows"] if row["key"] == found["row"])
   of = f", {row['compared']}" if found["by_examples"] else ", seeds alone"
-  difference = f"{found['difference']['mean']:+.3f}" + interval(found["difference"])
+  advantage = f"{found['difference']['mean']:+.3f}" + interval(found["difference"])
   adjusted = "not tested" if found["adjusted"] is None else f"{found['adjusted']:.2g}"
-  return row_title(row) + of, difference, adjusted, found["winner"] or "neither"
+  return row_title(row) + of, advantage, adjusted, found["winner"] or "neither"
 
 
 def choices(report: Report) -> list[tuple[str, str, str, str]]:

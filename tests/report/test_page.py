@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 
 from frozen_vision.files import atomic
-from frozen_vision.report import page, svg, tables, write
+from frozen_vision.report import page, svg, tables, words, write
 from tests.report import reports
 
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -67,6 +67,8 @@ def test_three_files_say_the_same(workdir):
     "an end of the grid",
     "12,345",
     "1.00 (1.00 to 1.00)",
+    "advantage of the first over the second",
+    "swinv2_nano over other",
   ):
     assert shown in page_text and shown in text, shown
   assert report["mean_ranks"]["other"]["mean"] == 1 and report["ranked_rows"] == 8
@@ -96,12 +98,27 @@ def test_the_page_is_made_from_what_is_there(tmp_path):
   text = (tmp_path / "report.html").read_text()
   _read(text)
   assert "The disk &lt;is&gt; full" in text and "<is>" not in text and "no score" in text
+  assert "<" not in (tmp_path / "report.md").read_text()
   assert list(report["scores"]["action/top1"]) == ["other"] and report["ranked_rows"] == 7
   # Of a report of which nothing has been run there is a page, too.
   nothing = reports.plan(tmp_path / "nothing", seeds=1)
   report = write.write(nothing)
   assert report["cells"] == {"finished": 0, "stale": 0, "failed": 0, "missing": 10}
   _read((tmp_path / "nothing" / "report.html").read_text())
+
+
+def test_the_table_of_trained_heads_says_which_stride_was_chosen():
+  run = dict(
+    task="Detection", trained_parameters=5, steps=2, batch_size=3, optimizer="sgd", learning_rate=0.1
+  )
+  found = [
+    run | dict(backbone="a", stride=None, seconds=90.0),
+    run | dict(backbone="a", stride=None, seconds=None),  # a run that was continued
+    run | dict(backbone="b", stride=16, seconds=None),
+  ]
+  rows = words.runs({"runs": found})
+  assert [row[1] for row in rows] == ["a", "b (at stride 16)"]
+  assert [row[-1] for row in rows] == ["1.5", "–"]
 
 
 def test_a_stale_cell_is_named_and_left_out(workdir):

@@ -114,6 +114,11 @@ def test_mean_ranks_equal_a_plain_loop():
   # A row that one backbone lacks is left out; one row alone has no interval.
   lacking = {"x": table["x"], "y": {"a": table["y"]["a"]}}
   assert math.isnan(statistics.mean_ranks(lacking)["a"].low)
+  # So is one whose backbones have no seed in common.
+  apart = {name: Scores({seed: 0.5}) for seed, name in enumerate(names)}
+  assert statistics.ranked_rows({**table, "apart": apart}) == rows
+  with_apart = statistics.mean_ranks({**table, "apart": apart}, lower_is_better=["z"])
+  assert with_apart == found
 
 
 def test_errors_are_won_by_the_smaller():
