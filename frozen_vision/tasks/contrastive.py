@@ -27,7 +27,7 @@ def default_config() -> ml_collections.ConfigDict:
   return config_lib.config_dict(ContrastiveConfig())
 
 
-class Layers(nnx.Module):
+class ProjectionMlp(nnx.Module):
   """Linear layers without biases, each with a BatchNorm; ReLU between them, no scale and shift at the end."""
 
   def __init__(self, sizes: tuple[int, ...], *, rngs: nnx.Rngs):
@@ -64,8 +64,8 @@ class MoCo(nnx.Module):
 
   def __init__(self, backbone: nnx.Module, channels: int, hidden: int, layers: int, *, rngs: nnx.Rngs):
     self.backbone = backbone
-    self.projector = Layers((backbone.embed_dim, *[hidden] * (layers - 1), channels), rngs=rngs)
-    self.predictor = Layers((channels, hidden, channels), rngs=rngs)
+    self.projector = ProjectionMlp((backbone.embed_dim, *[hidden] * (layers - 1), channels), rngs=rngs)
+    self.predictor = ProjectionMlp((channels, hidden, channels), rngs=rngs)
 
 
 def contrastive_loss(
@@ -78,8 +78,8 @@ def contrastive_loss(
   """
   logits = _unit(queries) @ _unit(keys).T / temperature
   own = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
-  found = jnp.argmax(logits, axis=1) == jnp.arange(logits.shape[0])
-  return -2 * temperature * jnp.mean(own), jnp.mean(found)
+  correct = jnp.argmax(logits, axis=1) == jnp.arange(logits.shape[0])
+  return -2 * temperature * jnp.mean(own), jnp.mean(correct)
 
 
 def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
@@ -159,10 +159,10 @@ class ContrastiveTask(image_data.ImageData, base.Task):
     queries = [model.predictor(model.projector(x)) for x in features]
     momentum = momentum_at(state["step"], self._config.steps, options.momentum)
     keys, state = self._keys(model, batch, momentum, state)
-    losses, found = zip(
+    losses, correct = zip(
       *(contrastive_loss(query, key, options.temperature) for query, key in zip(queries, keys[::-1]))
     )
-    return base.Losses({"info_nce": sum(losses)}, {"top1": sum(found) / 2, "momentum": momentum}, state)
+    return base.Losses({"info_nce": sum(losses)}, {"top1": sum(correct) / 2, "momentum": momentum}, state)
 
   def _keys(
     self, model: MoCo, batch: base.Batch, momentum: Float[Array, ""], state: dict[str, Any]

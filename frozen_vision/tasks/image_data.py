@@ -23,7 +23,7 @@ class ImageData:
   """
 
   built_in_data = ("shapes",)
-  nominal_classes = 0  # nothing is told apart
+  nominal_classes = 0  # no classes
 
   def open_data(self, config: Config, classes: base.Classes | None, title: str) -> None:
     """Opens the images that `config.section` names, unless `classes` are given.

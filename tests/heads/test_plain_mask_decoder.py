@@ -1,4 +1,4 @@
-"""The plain mask decoder equals an independent PyTorch writing, gradients included; masks are annealed."""
+"""The plain mask decoder equals an independent implementation, gradients included; masks are annealed."""
 
 import json
 import pathlib

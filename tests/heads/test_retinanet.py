@@ -1,4 +1,4 @@
-"""RetinaNet equals an independent PyTorch writing: losses, gradients and detections; and the task runs it."""
+"""RetinaNet equals an independent implementation: losses, gradients, detections; the task runs it."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""NAS-FPN equals an independent PyTorch writing, gradients and running statistics included."""
+"""NAS-FPN equals an independent PyTorch implementation, gradients and running statistics included."""
 
 import pathlib
 

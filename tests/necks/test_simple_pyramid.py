@@ -1,4 +1,4 @@
-"""The simple feature pyramid equals an independent PyTorch writing, gradients included."""
+"""The simple feature pyramid equals an independent PyTorch implementation, gradients included."""
 
 import pathlib
 

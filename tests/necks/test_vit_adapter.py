@@ -1,4 +1,4 @@
-"""The adapter of plain ViTs equals an independent PyTorch writing, gradients and BatchNorm included."""
+"""The adapter of plain ViTs equals an independent implementation, gradients and BatchNorm included."""
 
 import json
 import pathlib

@@ -2,10 +2,10 @@
 
   python tests/references/contrastive.py FILE.npz
 
-An independent writing of github.com/facebookresearch/moco-v3 around a linear encoder: projector and predictor
-with BatchNorm, a momentum encoder that is moved before it makes keys, symmetric InfoNCE, and plain gradient
-steps of size 0.5 in between. The file holds both views of every step, parameters, momentum parameters and
-losses before and after, and the gradients of the first step.
+An independent implementation of github.com/facebookresearch/moco-v3 around a linear encoder: projector and
+predictor with BatchNorm, a momentum encoder that is moved before it makes keys, symmetric InfoNCE, and plain
+gradient steps of size 0.5 in between. The file holds both views of every step, parameters, momentum
+parameters and losses before and after, and the gradients of the first step.
 """
 
 import copy

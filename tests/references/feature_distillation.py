@@ -2,10 +2,10 @@
 
   python tests/references/feature_distillation.py FILE.npz
 
-An independent writing of github.com/SwinTransformer/Feature-Distillation for a small ViT student: relative
-position biases that all blocks share, biases of queries and values alone, LayerScale, a projector on every
-token, and smooth l1 (beta 2) to the teacher's tokens after a LayerNorm without parameters. The file holds
-images, the teacher's tokens, every parameter by name, the loss, and `grad.*` of it.
+An independent implementation of github.com/SwinTransformer/Feature-Distillation for a small ViT student:
+relative position biases that all blocks share, biases of queries and values alone, LayerScale, a projector on
+every token, and smooth l1 (beta 2) to the teacher's tokens after a LayerNorm without parameters. The file
+holds images, the teacher's tokens, every parameter by name, the loss, and `grad.*` of it.
 """
 
 import sys

@@ -2,10 +2,10 @@
 
   python tests/references/nas_fpn.py FILE.npz
 
-An independent writing of TensorFlow Model Garden's `NASFPN` (arXiv 1904.07392), node by node: of maps of
-strides 8, 16 and 32, maps of strides 8 to 128, in training. The file holds the maps, every parameter by name,
-the five outputs, a weight for each of them, the gradients of the weighted sum, and the running statistics
-after it.
+An independent implementation of TensorFlow Model Garden's `NASFPN` (arXiv 1904.07392), node by node: of maps
+of strides 8, 16 and 32, maps of strides 8 to 128, in training. The file holds the maps, every parameter by
+name, the five outputs, a weight for each of them, the gradients of the weighted sum, and the running
+statistics after it.
 """
 
 import sys

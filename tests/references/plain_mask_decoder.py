@@ -2,7 +2,7 @@
 
   python tests/references/plain_mask_decoder.py FOLDER [SEED]
 
-An independent writing of PMT's decoder on four taps of a ViT without prefix tokens, in training. Its
+An independent implementation of PMT's decoder on four taps of a ViT without prefix tokens, in training. Its
 `plain_mask_decoder.npz` holds classes and masks of all predictions (`classes`, `masks`: every second row and
 column), and the gradients (`grad.NAME`) of both, weighted by `weight.classes` and `weight.masks`. Weights and
 inputs come from their names (`tests/golden_values.py`); `plain_mask_decoder.json` has the shapes.

@@ -2,7 +2,7 @@
 
   python tests/references/retinanet.py FILE.npz
 
-An independent writing of Model Garden's RetinaNet head and losses on mmdet's anchors: two levels, two
+An independent implementation of Model Garden's RetinaNet head and losses on mmdet's anchors: two levels, two
 convolutions with a BatchNorm for each level, three classes, in training; an image without objects is in the
 batch. The file holds the maps, the truth, every parameter by name, anchors, logits and deltas, the two
 losses, the gradients of their sum, and detections after NMS in a plain loop.

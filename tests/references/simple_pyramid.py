@@ -2,9 +2,9 @@
 
   python tests/references/simple_pyramid.py FILE.npz
 
-An independent writing of detectron2's `SimpleFeaturePyramid` (arXiv 2203.16527): of one map of stride 16,
-maps of strides 4 to 64. The file holds the map, every parameter by name, the five outputs, a weight for each
-of them and the gradients of the weighted sum.
+An independent implementation of detectron2's `SimpleFeaturePyramid` (arXiv 2203.16527): of one map of stride
+16, maps of strides 4 to 64. The file holds the map, every parameter by name, the five outputs, a weight for
+each of them and the gradients of the weighted sum.
 """
 
 import sys

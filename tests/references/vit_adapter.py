@@ -2,9 +2,9 @@
 
   python tests/references/vit_adapter.py FOLDER [SEED]
 
-An independent writing of the adapter of DINOv3's segmentation code: a convolutional branch on the image,
-whose cells read four maps of a ViT by deformable attention. `vit_adapter.npz` holds, in training, the four
-levels (`output.i`), the statistics of the BatchNorms afterwards (`state.NAME`), and the gradients
+An independent implementation of the adapter of DINOv3's segmentation code: a convolutional branch on the
+image, whose cells read four maps of a ViT by deformable attention. `vit_adapter.npz` holds, in training, the
+four levels (`output.i`), the statistics of the BatchNorms afterwards (`state.NAME`), and the gradients
 (`grad.NAME`) of the levels weighted by `weight.i`; then the levels by those statistics (`inference.i`).
 Weights and inputs come from their names (`tests/golden_values.py`); `vit_adapter.json` has the shapes.
 
