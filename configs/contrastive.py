@@ -15,8 +15,9 @@ classification; evaluation alone reads the classes, for nearest neighbours withi
     --config.contrastive.train=DATA/train.tar.xz --config.contrastive.validation=DATA/test.tar.xz
 
 `experiments/export_backbone.py` writes the backbone as a weights file. In vitb16, momentum and learning rate
-change at every step, as with moco-v3's --moco-m-cos; its ViT is initialised as this package's are. It has not
-been run.
+change at every step, as with moco-v3's --moco-m-cos. Differences from the released code: the ViT is
+initialised as this package's are; biases, norms and tokens are not decayed, where torch's AdamW decays all
+parameters; and images are resized bicubically. It has not been run.
 """
 
 import ml_collections
@@ -46,7 +47,7 @@ def _small(config: ml_collections.ConfigDict, recipe: str) -> None:
   config.backbone.name = "swinv2_nano"
   config.backbone.overrides = dict(pretrained_window_sizes=(8, 8, 4, 2))
   config.optimizer.update(dict(learning_rate=1e-3, weight_decay=0.05, warmup_steps=200, clip_norm=3.0))
-  options.update(dict(hidden=1024, channels=128))
+  options.update(dict(hidden=1024, channels=128, crop_scale=(0.2, 1.0)))
   if recipe == "demo":
     config.headline = (
       "DEMO on generated shapes: swinv2_nano from scratch tells images apart. Your own images: "

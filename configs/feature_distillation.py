@@ -102,7 +102,7 @@ def _large(config: ml_collections.ConfigDict, recipe: str) -> None:
     config.backbone.name = "swinv2_b"
     config.backbone.overrides = dict(
       window_sizes=(14, 14, 14, 7),
-      pretrained_window_sizes=(0, 0, 0, 0),
+      pretrained_window_sizes=(14, 14, 14, 7),
       residual_norm_init=1e-5,
       drop_path_rate=drop_path,
     )

@@ -18,10 +18,16 @@ classification, whose names are not read:
     --config.masked_image_modeling.validation=DATA/test.tar.xz
 
 `experiments/export_backbone.py` writes the backbone as a weights file. Learning rates of swinv2_b and vitb16
-are the released ones for a batch of 2,048, four times the configs' base. Warm-up begins at 0 here, and images
-are resized bicubically. SwinV2-G's images, ImageNet-22K-ext, were never published; that its images are masked
-and normalised as SwinV2-B's are is our assumption, its stochastic depth is 0 because the paper gives none for
-this phase, and the labels that its later phase mixes in are left out. None of the large recipes has been run.
+are the released ones for a batch of 2,048, four times the configs' base. Positions of SwinV2 are normalised
+by the windows that 192 pixels have: 6 cells in the last stage, not its window of 12.
+
+Differences from the released code: warm-up begins at 0; images are resized bicubically; the mask token is cut
+off at two standard deviations, not at one, and is not decayed; and SwinV2's patch embedding is drawn from a
+truncated normal distribution, as its other layers are, not from PyTorch's uniform one.
+
+SwinV2-G's images, ImageNet-22K-ext, were never published; that its images are masked and normalised as
+SwinV2-B's are is our assumption, its stochastic depth is 0 because the paper gives none for this phase, and
+the labels that its later phase mixes in are left out. None of the large recipes has been run.
 """
 
 import ml_collections
@@ -87,7 +93,7 @@ def _released(config: ml_collections.ConfigDict, recipe: str) -> None:
   if recipe == "swinv2_b":
     config.backbone.name = "swinv2_b"
     config.backbone.overrides = dict(
-      window_sizes=(12, 12, 12, 12), pretrained_window_sizes=(0, 0, 0, 0), drop_path_rate=0.1
+      window_sizes=(12, 12, 12, 12), pretrained_window_sizes=(12, 12, 12, 6), drop_path_rate=0.1
     )
   else:
     config.backbone.name = "deit_vitb16"
@@ -118,7 +124,7 @@ def _giant(config: ml_collections.ConfigDict) -> None:
   """20 epochs of 70 million images in batches of 9,216."""
   config.backbone.name = "swinv2_g"
   config.backbone.dtype = "bfloat16"
-  config.backbone.overrides = dict(window_sizes=(12, 12, 12, 12), pretrained_window_sizes=(0, 0, 0, 0))
+  config.backbone.overrides = dict(window_sizes=(12, 12, 12, 12), pretrained_window_sizes=(12, 12, 12, 6))
   config.batch_size = 9216
   config.eval_batch_size = 1024
   config.steps = 151_900

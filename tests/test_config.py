@@ -253,6 +253,21 @@ def test_every_recipe_of_feature_distillation_is_a_config_that_is_read():
     tasks_build.check(tasks_build.read_config(module.get_config()).replace(overrides))
 
 
+@pytest.mark.parametrize("task", ["feature_distillation", "masked_image_modeling", "contrastive"])
+def test_positions_of_pretrained_swins_are_normalised_by_their_windows(task):
+  """At larger images, which have other windows, positions stay those of the pretraining."""
+  module, swins = _load(task), 0
+  for variant in module.VARIANTS:
+    config = tasks_build.read_config(module.get_config(variant))
+    if config.backbone.name.startswith("swinv2"):
+      swins += 1
+      sizes = families.backbone_config(config.backbone.name, **config.backbone.overrides)
+      maps = [config.section.side // spec.stride for spec in sizes.feature_specs]
+      windows = tuple(min(window, side) for window, side in zip(sizes.window_sizes, maps))
+      assert sizes.pretrained_window_sizes == windows, variant
+  assert swins > 1
+
+
 def test_every_recipe_of_masked_image_modeling_is_a_config_that_is_read():
   module = _load("masked_image_modeling")
   for variant in module.VARIANTS:

@@ -9,9 +9,8 @@ from frozen_vision.tasks.image_options import ImageOptions
 
 @dataclasses.dataclass(frozen=True)
 class ContrastiveOptions(ImageOptions):
-  """The section `contrastive`; defaults are MoCo v3's for ViTs."""
+  """The section `contrastive`; defaults, inherited ones too, are MoCo v3's for ViTs."""
 
-  crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
   blur: tuple[Fraction, Fraction] = (1.0, 0.1)  # probabilities for the two views
   blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)  # pixels of the loaded image
   solarise: tuple[Fraction, Fraction] = (0.0, 0.2)

@@ -27,7 +27,7 @@ class View:
   """
 
   size: int
-  crop_scale: tuple[float, float] = (0.2, 1.0)
+  crop_scale: tuple[float, float] = (0.08, 1.0)
   jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
   jitter_probability: float = 0.8
   gray: float = 0.2
@@ -57,12 +57,12 @@ class View:
       if number < 3:
         image = enhancers[number](image).enhance(factors[number])
       else:
-        image = turned_hue(image, shift)
+        image = adjust_hue(image, shift)
     return image
 
 
-def turned_hue(image: Image.Image, shift: float) -> Image.Image:
-  """Hues moved by a fraction of the circle, -0.5 to 0.5, in steps of 1/256."""
+def adjust_hue(image: Image.Image, shift: float) -> Image.Image:
+  """Moves hues by a fraction of the circle, -0.5 to 0.5, in steps of 1/256."""
   hue, saturation, value = image.convert("HSV").split()
   steps = np.uint8(int(shift * 255) % 256)
   hue = Image.fromarray(np.asarray(hue) + steps)
