@@ -160,6 +160,16 @@ class ClassificationBatch(Batch):
   target: NotRequired[Float32[Array, "*b classes"]]
 
 
+class NumberedBatch(ClassificationBatch):
+  """An image of an evaluation that draws random numbers, from `masked_image_modeling.NumberedEval`.
+
+  Attributes:
+    number: of the record in its source, for the device; 0 where it is of no source, as in prediction.
+  """
+
+  number: Required[Int32[Array, "*b"]]
+
+
 class TwoViewBatch(ClassificationBatch):
   """Two views of an image, from `classification.views.TwoViews`.
 

@@ -4,30 +4,30 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from frozen_vision.ops.arrays import Array
 
 
 def random_masks(
-  rng: jax.Array, count: int, size: tuple[int, int], ratio: float
+  rng: jax.Array, numbers: Int[Array, "b"], size: tuple[int, int], ratio: float
 ) -> Bool[Array, "b rows columns"]:
   """Masks of which each has exactly ceil(ratio * cells) cells, drawn without replacement (SimMIM).
 
   Args:
-    rng: key; mask i depends on it and on i alone.
-    count: number of masks.
+    rng: key; a mask depends on it and on its own number alone.
+    numbers: of the masks, one each.
     size: rows and columns.
     ratio: fraction of the cells that is masked, in 0..1.
   """
   cells = size[0] * size[1]
   masked = math.ceil(cells * ratio)
 
-  def one(index: jax.Array) -> Array:
-    order = jax.random.permutation(jax.random.fold_in(rng, index), cells)
+  def one(number: jax.Array) -> Array:
+    order = jax.random.permutation(jax.random.fold_in(rng, number), cells)
     return (order < masked).reshape(size)
 
-  return jax.vmap(one)(jnp.arange(count))
+  return jax.vmap(one)(numbers)
 
 
 def enlarged(mask: Bool[Array, "b rows columns"], size: tuple[int, int]) -> Bool[Array, "b h w"]:
@@ -53,13 +53,15 @@ def local_statistics(
   released code of SwinV2's SimMIM.
 
   Args:
-    window: odd side of the window in pixels.
+    window: odd side of the window in pixels, at least 3.
 
   Raises:
-    ValueError: an even window.
+    ValueError: an even window, or one of a single pixel, which has no unbiased variance.
   """
-  if window % 2 == 0:
-    raise ValueError(f"The window of local statistics is {window}; expected an odd number of pixels.")
+  if window % 2 == 0 or window < 3:
+    raise ValueError(
+      f"The window of local statistics is {window}; expected an odd number of pixels from 3 on."
+    )
   x = images.astype(jnp.float32)
   count = _window_sum(jnp.ones((1, *x.shape[1:3], 1)), window)
   mean = _window_sum(x, window) / count

@@ -77,8 +77,11 @@ def check_neck_trains(neck: nnx.Module, config: Config, init: InitOptions) -> No
 
 
 def check_backbone_trains(backbone: Any, config: Config) -> None:
-  """Raises ValueError where a task that pretrains has a folded backbone, of which nothing trains."""
-  if not isinstance(backbone, nnx.Module):
+  """Raises ValueError where a task that pretrains has a backbone of which nothing trains, folded or not."""
+  paths = []
+  if isinstance(backbone, nnx.Module):
+    paths = [f"backbone/{path}" for path in trees.flatten(nnx.state(backbone, nnx.Param))]
+  if not any(re.fullmatch(pattern, path) for pattern in config.trainable for path in paths):
     raise ValueError(
       f"config.task is {config.task}, which trains a backbone, and config.trainable is {config.trainable}: "
       "nothing of the backbone would train. Set --config.trainable=\"('.*',)\"."

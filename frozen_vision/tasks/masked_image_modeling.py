@@ -4,6 +4,8 @@ The numbers follow the released code, github.com/microsoft/SimMIM, and SwinV2's 
 github.com/microsoft/Swin-Transformer.
 """
 
+from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -15,6 +17,8 @@ import numpy as np
 
 from frozen_vision import config as config_lib
 from frozen_vision.backbones.base import Preprocessing
+from frozen_vision.data import batches, pipeline
+from frozen_vision.data.classification import augment
 from frozen_vision.layers.mlp import uniform_linear
 from frozen_vision.metrics import reconstruction
 from frozen_vision.ops import masking
@@ -26,6 +30,27 @@ from frozen_vision.tasks.masked_image_modeling_options import MaskedImageModelin
 def default_config() -> ml_collections.ConfigDict:
   """Every option at its default, for a config file to change."""
   return config_lib.config_dict(MaskedImageModelingConfig())
+
+
+class _Numbered:
+  """A source whose records say their position in it, as `number`."""
+
+  def __init__(self, source: pipeline.Source):
+    self._source = source
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return {**self._source[index], "number": index}
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberedEval(augment.EvalTransform):
+  """`augment.EvalTransform` that keeps the record's number, by which its mask is drawn."""
+
+  def __call__(self, record: Mapping[str, Any]) -> batches.NumberedBatch:
+    return {**super().__call__(record), "number": np.int32(record.get("number", 0))}
 
 
 class MaskedModel(nnx.Module):
@@ -89,6 +114,12 @@ class MaskedImageModelingTask(image_data.ImageData, base.Task):
   def build_model(self, backbone: nnx.Module | None = None) -> MaskedModel:
     config, options = self._config, self._options
     backbone = backbone or common.build_backbone(config)
+    stride = backbone.feature_specs[0].stride
+    if options.mask_patch % stride:
+      raise ValueError(
+        f"config.masked_image_modeling.mask_patch is {options.mask_patch}, and {config.backbone.name} embeds "
+        f"patches of {stride} pixels; expected a multiple of {stride}."
+      )
     if config.backbone.weights == "init" and options.initialisation == "fixed":
       backbone = initial_weights.rescaled(backbone, config.seed)
     return MaskedModel(backbone, rngs=nnx.Rngs(config.seed))
@@ -98,13 +129,22 @@ class MaskedImageModelingTask(image_data.ImageData, base.Task):
     options = self._options
     return super().view | {"mask": [options.mask_patch, options.mask_ratio]}
 
+  def eval_batches(self) -> pipeline.BatchIterator:
+    return common.eval_batches(self._config, _Numbered(self.sources["validation"]), self.eval_transform())
+
+  def eval_transform(self) -> NumberedEval:
+    return NumberedEval(self._options.image_size)
+
   def prepare(self, batch: base.Batch, rng: jax.Array | None, phase: None) -> base.Batch:
-    """Adds `mask`: random in training, always the same in evaluation and prediction."""
+    """Adds `mask`: random in training; by the image's number in evaluation; of all predictions the same."""
     batch = super().prepare(batch, rng, phase)
     options = self._options
     cells = options.side // options.mask_patch
-    key = jax.random.key(0) if rng is None else rng
-    mask = masking.random_masks(key, batch["image"].shape[0], (cells, cells), options.mask_ratio)
+    if rng is None:
+      key, numbers = jax.random.key(0), batch.get("number", jnp.zeros(batch["image"].shape[0], jnp.int32))
+    else:
+      key, numbers = rng, jnp.arange(batch["image"].shape[0])
+    mask = masking.random_masks(key, numbers, (cells, cells), options.mask_ratio)
     return batch | {"mask": mask}
 
   def features(self, model: MaskedModel, batch: base.Batch, rng: jax.Array | None) -> base.Features:

@@ -16,7 +16,7 @@ class MaskedImageModelingOptions(ImageOptions):
   crop_scale: tuple[Fraction, Fraction] = (0.67, 1.0)
   mask_patch: Count = 32  # side of what is masked together, in pixels
   mask_ratio: Fraction = 0.6  # of the patches, rounded up
-  # Odd side of the window by whose mean and deviation target pixels are normalised; 0: they are not.
+  # Odd side, 3 at least, of the window by whose mean and deviation target pixels are normalised; 0: none.
   target_window: Annotated[int, Range(0)] = 47
   # Of a backbone with `backbone.weights=init`. fixed: as SimMIM's ViTs begin (`initial_weights.rescaled`);
   # plain: as the backbone's family is initialised, which is SimMIM's way for SwinV2.
@@ -28,9 +28,10 @@ class MaskedImageModelingOptions(ImageOptions):
         f"MaskedImageModelingOptions.mask_patch is {self.mask_patch}, and images have a side of {self.side} "
         "pixels; expected a whole number of patches."
       )
-    if self.target_window and self.target_window % 2 == 0:
+    if self.target_window and (self.target_window % 2 == 0 or self.target_window < 3):
       raise ValueError(
-        f"MaskedImageModelingOptions.target_window is {self.target_window}; expected an odd number, or 0."
+        f"MaskedImageModelingOptions.target_window is {self.target_window}; expected an odd number "
+        "from 3 on, or 0."
       )
 
 

@@ -10,17 +10,17 @@ from frozen_vision.ops import masking
 
 @pytest.mark.parametrize("size, ratio, masked", [((6, 6), 0.6, 22), ((7, 7), 0.6, 30), ((2, 3), 0.0, 0)])
 def test_every_mask_has_the_same_number_of_cells(size, ratio, masked):
-  masks = np.asarray(masking.random_masks(jax.random.key(0), 5, size, ratio))
+  masks = np.asarray(masking.random_masks(jax.random.key(0), jnp.arange(5), size, ratio))
   assert masks.shape == (5, *size) and masks.dtype == bool
   assert masks.sum((1, 2)).tolist() == [masked] * 5
   if masked:
     assert len({mask.tobytes() for mask in masks}) == 5
-    more = np.asarray(masking.random_masks(jax.random.key(0), 7, size, ratio))
-    np.testing.assert_array_equal(more[:5], masks)  # a mask does not depend on the size of the batch
+    others = np.asarray(masking.random_masks(jax.random.key(0), jnp.array([9, 4, 2]), size, ratio))
+    np.testing.assert_array_equal(others[1:], masks[[4, 2]])  # a mask does not depend on the batch around it
 
 
 def test_all_cells_are_masked_equally_often():
-  masks = np.asarray(masking.random_masks(jax.random.key(1), 2000, (3, 4), 0.5))
+  masks = np.asarray(masking.random_masks(jax.random.key(1), jnp.arange(2000), (3, 4), 0.5))
   # 0.5 within four standard errors
   assert np.abs(masks.mean(0) - 0.5).max() < 4 * 0.5 / np.sqrt(2000)
 
@@ -41,5 +41,6 @@ def test_local_statistics_are_those_of_plain_loops():
       np.testing.assert_allclose(mean[0, row, column], part.mean((0, 1)), atol=1e-6)
       wanted = np.sqrt(part.var((0, 1), ddof=1) + 1e-6)
       np.testing.assert_allclose(deviation[0, row, column], wanted, rtol=1e-5)
-  with pytest.raises(ValueError, match="is 4; expected an odd number"):
-    masking.local_statistics(jnp.asarray(images), 4)
+  for window in (4, 1):
+    with pytest.raises(ValueError, match=f"is {window}; expected an odd number of pixels from 3 on"):
+      masking.local_statistics(jnp.asarray(images), window)

@@ -2,7 +2,11 @@
 
 import pytest
 
+from frozen_vision.backbones import base, families
+from frozen_vision.layers import storage
+from frozen_vision.tasks import build as tasks_build
 from frozen_vision.tasks import common
+from tests import tiny
 
 
 def test_validation_data_must_have_the_classes_of_the_training_data():
@@ -20,6 +24,20 @@ def test_validation_data_must_have_the_classes_of_the_training_data():
       f"lists/val.csv does not have the classes of lists/train.csv, but {differs} Both must"
     )
     assert message.endswith("in the same order. Put a list beside them.")
+
+
+def test_a_task_that_pretrains_refuses_a_backbone_of_which_nothing_trains():
+  config = tasks_build.read_config(tiny.masked_image_modeling())
+  sizes = families.backbone_config("swinv2_nano", **config.backbone.overrides)
+  backbone = base.abstract(families.family_of("swinv2_nano").module, sizes)
+  common.check_backbone_trains(backbone, config)
+  common.check_backbone_trains(
+    backbone, config.replace({"trainable": ("backbone/stages/3/.*", "decoder/.*")})
+  )
+  frozen = config.replace({"trainable": ("decoder/.*", "mask_token")})
+  for program in (backbone, storage.shapes(backbone)):  # as with backbone.fold=False, and folded
+    with pytest.raises(ValueError, match="nothing of the backbone would train. Set --config.trainable"):
+      common.check_backbone_trains(program, frozen)
 
 
 def test_headline():

@@ -18,6 +18,7 @@ from frozen_vision.backbones import families
 from frozen_vision.backbones.swinv2 import checkpoints as swinv2_checkpoints
 from frozen_vision.backbones.vit import model as vit
 from frozen_vision.backbones.vit.config import ViTConfig
+from frozen_vision.data import batches
 from frozen_vision.files import trees
 from frozen_vision.files.tensors import LazyTensor
 from frozen_vision.ops import masking
@@ -56,7 +57,7 @@ def _ours(golden, kind):
 
 
 @_quick
-def test_loss_and_gradients_are_those_of_an_independent_writing():
+def test_loss_and_gradients_are_those_of_an_independent_implementation():
   golden = np.load(_GOLDEN)
   parameters, config = _ours(golden, "parameter.")
   gradients, _ = _ours(golden, "grad.")
@@ -97,7 +98,7 @@ def test_loss_and_gradients_are_those_of_an_independent_writing():
 def test_a_plain_vit_sees_nothing_of_masked_patches():
   config = ViTConfig(16, 2, 2, patch_size=8, position_grid=4, class_token=True)
   model = masked_image_modeling.MaskedModel(vit.ViT(config, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
-  mask = masking.random_masks(jax.random.key(0), 1, (2, 2), 0.5)
+  mask = masking.random_masks(jax.random.key(0), jnp.arange(1), (2, 2), 0.5)
   rng = np.random.default_rng(0)
   images = jnp.asarray(rng.standard_normal((1, 32, 32, 3)), jnp.float32)
   hidden = masking.enlarged(mask, (32, 32))[..., None]
@@ -128,18 +129,45 @@ def test_what_does_not_fit_is_said():
   config.masked_image_modeling.mask_patch = 12
   with pytest.raises(ValueError, match="mask_patch is 12, and images have a side of 32"):
     tasks_build.read_config(config)
-  config = tiny.masked_image_modeling()
-  config.masked_image_modeling.target_window = 8
-  with pytest.raises(ValueError, match="target_window is 8; expected an odd number"):
-    tasks_build.read_config(config)
+  for window in (8, 1):
+    config = tiny.masked_image_modeling()
+    config.masked_image_modeling.target_window = window
+    with pytest.raises(
+      ValueError, match=f"target_window is {window}; expected an odd number from 3 on, or 0"
+    ):
+      tasks_build.read_config(config)
+  swin = nnx.eval_shape(lambda: families.build_backbone("swinv2_nano", rngs=nnx.Rngs(0)))
+  task = _task(**{"masked_image_modeling.image_size": 48, "masked_image_modeling.mask_patch": 6})
+  with pytest.raises(
+    ValueError, match="mask_patch is 6, and swinv2_nano embeds patches of 4 pixels; expected a"
+  ):
+    task.build_model(swin)
   resnet = nnx.eval_shape(lambda: families.build_backbone("resnet50", rngs=nnx.Rngs(0)))
   with pytest.raises(ValueError, match="has no patch embedding .*take a SwinV2 or a plain ViT"):
     masked_image_modeling.MaskedModel(resnet, rngs=nnx.Rngs(0))
-  folded = types.SimpleNamespace(backbone=object())
+  frozen = types.SimpleNamespace(backbone=swin)
   with pytest.raises(ValueError, match="nothing of the backbone would train"):
-    _task().features(folded, {}, None)
+    _task(trainable=("decoder/.*", "mask_token")).features(frozen, {}, None)
   with pytest.raises(ValueError, match="has no patch embedding"):
     resnet.final_features(jnp.zeros((1, 32, 32, 3)), edit_stem=lambda x: x)
+
+
+def test_the_mask_of_an_image_does_not_depend_on_its_batch():
+  def masks(batch_size):
+    config = tiny.masked_image_modeling()
+    config.eval_batch_size = batch_size
+    task = tasks_build.build_task(config)
+    found = []
+    with task.eval_batches() as feed:
+      for batch in feed:
+        assert batches.mismatches(batch, batches.NumberedBatch) == []
+        mask = task.prepare(step_lib.device_batch(batch), None, None)["mask"]
+        found += list(np.asarray(mask)[batch["example_valid"]])
+    return np.stack(found)
+
+  one, two = masks(1), masks(2)
+  np.testing.assert_array_equal(one, two)
+  assert len({mask.tobytes() for mask in one}) == 3  # images
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +179,8 @@ def trained(tmp_path_factory):
 
 def test_it_trains_with_curves_and_reconstructions(trained):
   workdir, metrics = trained
-  assert np.isfinite(metrics["l1"]) and metrics["r2"] < 1
+  # Normalised pixels have a variance of about 1, and four steps predict little of it.
+  assert 0.5 < metrics["l1"] < 1.1 and -1 < metrics["r2"] < 0.3
   assert {"train/loss/l1", "eval/l1", "eval/r2"} < set(tiny.metrics(workdir))
   for name in ("curves_eval.png", "curves_train.png"):
     assert (workdir / name).exists(), name
