@@ -9,11 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from frozen_vision.backbones import families
+from frozen_vision.backbones import base, families
+from frozen_vision.backbones.vit import model as vit
+from frozen_vision.backbones.vit.config import ViTConfig
 from frozen_vision.config import OptimizerOptions
 from frozen_vision.files import trees
 from frozen_vision.freezing import prepare
 from frozen_vision.runs import state_leaves
+from frozen_vision.tasks import masked_image_modeling
 from frozen_vision.training import optimizer
 
 
@@ -90,6 +93,19 @@ def test_no_decay_on_biases_norms_position_bias_and_scales():
 
 def _require(condition):
   assert condition
+
+
+def test_of_what_pretraining_adds_tables_of_positions_alone_decay():
+  config = ViTConfig(16, 1, 2, positions="relative", layer_scale=True)
+  model = prepare.prepare(
+    lambda backbone: nnx.eval_shape(lambda: masked_image_modeling.MaskedModel(backbone, rngs=nnx.Rngs(0))),
+    base.abstract(vit.ViT, config),
+    trainable=(".*",),
+  )
+  found, _ = state_leaves.flatten(optimizer.decay_mask(model.trainable, model.no_weight_decay))
+  assert not found["mask_token"] and not found["backbone/cls_token"]
+  assert found["backbone/relative_positions"]  # as in the released code of feature distillation
+  assert found["decoder/kernel"] and not found["backbone/blocks/0/scale1/scale"]
 
 
 def test_decay_is_decoupled_and_masked():
