@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import os
+import shlex
 from typing import Any
 
 from flax import nnx
@@ -41,7 +42,7 @@ class Model:
     layer_of: path of a parameter -> its depth for layer-wise decay.
     no_weight_decay: patterns of whole paths that weight decay leaves out, beside vectors.
     sharding_rules: {attribute of the module: how the leaves of the network there are sharded}.
-    teacher: fingerprint of the second frozen network, if the task has one.
+    teacher: identifies the features of the second frozen network, if the task has one.
   """
 
   graphdef: nnx.GraphDef
@@ -55,7 +56,7 @@ class Model:
   layer_of: Callable[[str], int]
   no_weight_decay: tuple[str, ...]
   sharding_rules: Mapping[str, base.ShardingRules]
-  teacher: str | None = None
+  teacher: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,8 @@ def prepare(
   over: sharding.Over = "all",
   trained_as: Callable[[base.Backbone], Any] | None = None,
   teacher: nnx.Module | None = None,
+  fold_teacher: bool = True,
+  teacher_settings: Mapping[str, Any] | None = None,
 ) -> Model:
   """Builds a model on a backbone and splits it into what trains and what is frozen.
 
@@ -107,27 +110,37 @@ def prepare(
     trained_as: the program in the place of a backbone of which something trains; by default itself.
     teacher: a second frozen network, which becomes the attribute `teacher` of the model; a backbone is folded
       and stored as one that nothing trains of, even where `source` trains.
+    fold_teacher: fold it, if it is a backbone.
+    teacher_settings: what decides its features beside itself, as JSON, such as the size of its images.
 
   Raises:
     ValueError: a pattern that matches nothing; a storage that is unknown, or that asks for folding where it
-      is off or something of the backbone trains.
+      is off, or where something of the backbone trains, unless all that is frozen is a teacher.
   """
   stored.check(storage, "config.frozen_dtype")
   module = build(source.module if isinstance(source, families.BackboneFile) else source)
-  known = teacher is not None and not _has_shapes_only(teacher)
-  identity = trees.fingerprint(trees.weights(teacher)) if known else None
+  _, trained, frozen = partition.partition(module, trainable)
+  networks = (frozen,) if teacher is None else (frozen, trees.weights(teacher))
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(networks))
+  is_open = not backbone_is_frozen(trained)
+  if storage == "int8" and is_open and (teacher is None or _holds_floats(trained, frozen)):
+    raise ValueError(_INT8)
+  identity = None
   if isinstance(teacher, base.Backbone):
-    program = freeze(teacher, storage=storage, fold=fold, mesh=mesh, over=over).program
+    second = freeze(teacher, storage=storage, fold=fold_teacher, mesh=mesh, over=over)
+    program, identity = second.program, second.key
     module.teacher = program if isinstance(program, nnx.Module) else nnx.data(program)
   elif teacher is not None:
     module.teacher = teacher
-  _, trained, frozen = partition.partition(module, trainable)
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(frozen))
-  if backbone_is_frozen(trained):
+    if not _has_shapes_only(teacher):
+      identity = {"weights": trees.fingerprint(trees.weights(teacher))}
+  if is_open:
+    model = _open_model(module, source, trainable, storage, trained_as)
+  else:
     backbone = freeze(source, storage=storage, fold=fold, mesh=mesh, over=over)
     model = on_backbone(module, backbone, trainable)
-  else:
-    model = _open_model(module, source, trainable, storage, trained_as)
+  if identity is not None:
+    identity = {**identity, **(teacher_settings or {})}
   model = dataclasses.replace(model, frozen_parameters=parameters, teacher=identity)
   return model if mesh is None else place(model, mesh, over)
 
@@ -298,15 +311,18 @@ def open_source(options: BackboneOptions, seed: int) -> Source:
     source = paths.existing_path(source, "backbone.weights", _HOW_TO_GET_WEIGHTS)
   backbone = families.open_backbone(source, prefer=options.name, dtype=dtype, **overrides)
   named = families.backbone_config(options.name, **overrides)
-  for field in dataclasses.fields(named):
-    found = getattr(backbone.module.config, field.name, None)
-    wanted = getattr(named, field.name)
-    if found != wanted and field.name not in named.weightless:
-      raise ValueError(
-        f"config.backbone.weights: {source} holds a network with {field.name} = {found}, but "
-        f"config.backbone.name = {options.name} has {wanted}. Give the weights of that backbone, or the "
-        "name of the backbone of these weights."
-      )
+  names = [field.name for field in dataclasses.fields(named) if field.name not in named.weightless]
+  found = {name: getattr(backbone.module.config, name, None) for name in names}
+  differing = {name: value for name, value in found.items() if value != getattr(named, name)}
+  if differing:
+    fields = ", ".join(f"{name} = {value}" for name, value in differing.items())
+    expected = ", ".join(f"{name} = {getattr(named, name)}" for name in differing)
+    flags = (shlex.quote(f"--config.backbone.overrides.{name}={value}") for name, value in differing.items())
+    raise ValueError(
+      f"config.backbone.weights: {source} holds a network with {fields}, but config.backbone.name = "
+      f"{options.name} has {expected}. Give the weights of that backbone, or the name of the backbone of "
+      f"these weights; where they were trained with such overrides, repeat them: {' '.join(flags)}"
+    )
   return backbone
 
 
@@ -330,8 +346,6 @@ def _open_model(
   trained_as: Callable[[base.Backbone], Any] | None,
 ) -> Model:
   """A model of whose backbone something trains: as it is, and what is frozen of it cast."""
-  if storage == "int8":
-    raise ValueError(_INT8)
   if isinstance(source, families.BackboneFile):
     module.backbone = source.load()
   canonical = module.backbone
@@ -349,6 +363,12 @@ def _open_model(
     storage=_in_words(storage, False),
     **_rules(module, canonical),
   )
+
+
+def _holds_floats(trained: nnx.State, frozen: nnx.State) -> bool:
+  """Whether something of a model is frozen that a storage dtype would cast."""
+  _, rest = partition.split_mutable(trained, frozen)
+  return any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(rest))
 
 
 class _Holder(nnx.Module):

@@ -186,6 +186,7 @@ def make_program(
     fold=config.backbone.fold,
     trained_as=(lambda backbone: stored.shapes(backbone, "stacked", remat=remat)) if stacked else None,
     teacher=nnx.eval_shape(task.build_teacher),
+    fold_teacher=task.folds_teacher,
   )
   frozen = model.frozen
   if mesh.devices.flat[0].platform == "tpu":  # fold keeps bfloat16 as bits where jax runs, which is a CPU

@@ -83,6 +83,7 @@ class Task(abc.ABC):
     media: "image" or "video", what one input is.
     input_name: key of a batch under which the pixels are.
     teacher_in_evaluation: evaluation compares the model with its teacher, so it is built there too.
+    folds_teacher: whether a teacher that is a backbone is folded.
     phases: static settings under which the train step is compiled, one program each, the largest last; most
       tasks have the single phase None.
     classes: what the model tells apart.
@@ -97,6 +98,7 @@ class Task(abc.ABC):
   media: ClassVar[Literal["image", "video"]] = "image"
   input_name: ClassVar[str] = "image"
   teacher_in_evaluation: ClassVar[bool] = False
+  folds_teacher: bool = True
   phases: tuple[Any, ...] = (None,)
   classes: Classes
   headline: str
@@ -148,10 +150,15 @@ class Task(abc.ABC):
   def build_teacher(self) -> nnx.Module | None:
     """A second frozen network, which training attaches to the model as `model.teacher`; None for none.
 
-    It never trains, whatever `config.trainable` says, and is in no checkpoint; a checkpoint remembers its
-    fingerprint. Prediction does without it.
+    It never trains, whatever `config.trainable` says, and is in no checkpoint; a checkpoint remembers what
+    identifies its features. Prediction does without it.
     """
     return None
+
+  @property
+  def teacher_settings(self) -> Mapping[str, Any]:
+    """Options that decide the teacher's features beside itself, as JSON; a checkpoint remembers them too."""
+    return {}
 
   def initial_state(self, model: nnx.Module) -> Any:
     """State of the task's own that steps change, a pytree of arrays, such as a queue; None for none."""

@@ -85,6 +85,14 @@ class FeatureDistillationTask(image_data.ImageData, base.Task):
   def build_teacher(self) -> nnx.Module:
     return common.load_backbone(self._options.teacher, self._config.seed)
 
+  @property
+  def folds_teacher(self) -> bool:
+    return self._options.teacher.fold
+
+  @property
+  def teacher_settings(self) -> dict[str, Any]:
+    return {"teacher_size": self._options.teacher_size or self._options.side}
+
   def features(self, model: Distilled, batch: base.Batch, rng: jax.Array | None) -> base.Features:
     """The student's last map, and its class token if it has one."""
     images = model.backbone.preprocessing.normalise(batch["image"])

@@ -74,6 +74,8 @@ def build_model(
     mesh=mesh,
     over=config.mesh.frozen,
     teacher=task.build_teacher() if with_teacher else None,
+    fold_teacher=task.folds_teacher,
+    teacher_settings=task.teacher_settings,
   )
 
 
@@ -333,11 +335,17 @@ def _restore(
 
 
 def _check_teacher(meta: Mapping[str, Any], model: prepare.Model, folder: pathlib.Path) -> None:
-  """Raises a ValueError if a run had another teacher than the model has."""
-  if meta.get("teacher") != model.teacher:
+  """Raises a ValueError if a run had another teacher than the model has, or used it otherwise."""
+  found, own = meta.get("teacher"), model.teacher
+  if isinstance(found, str):  # older checkpoints remember the fingerprint of its weights alone
+    found, own = {"weights": found}, own and {"weights": own["weights"]}
+  found, own = (workdir_lib.to_json(feature_key.current(key), "teacher") for key in (found, own))
+  differing = workdir_lib.changes(found, own)
+  if differing:
+    listed = "; ".join(f"{name} was {there} and is {here}" for name, (there, here) in differing.items())
     raise ValueError(
-      f"The run in {folder} had the teacher {meta.get('teacher')}, this one has {model.teacher} "
-      "(fingerprints of their weights). Give the teacher that it began with, or use another --workdir."
+      f"The run in {folder} had the teacher {found}, this one has {own}: {listed}. Give the teacher that it "
+      "began with and its options, or use another --workdir."
     )
 
 

@@ -1,5 +1,7 @@
 """Feature distillation: its loss and gradients against PyTorch, and that nothing of the teacher trains."""
 
+import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -13,12 +15,14 @@ from PIL import Image
 import pytest
 
 import frozen_vision as fv
+from frozen_vision import config as config_lib
 from frozen_vision.backbones import base as backbones
 from frozen_vision.backbones import families
 from frozen_vision.backbones.vit import model as vit
 from frozen_vision.backbones.vit.config import ViTConfig
 from frozen_vision.devices import sharding
 from frozen_vision.files import trees
+from frozen_vision.freezing import prepare
 from frozen_vision.planning import flops, plan
 from frozen_vision.prediction import files as predict_files
 from frozen_vision.runs import checkpoints as checkpoint
@@ -95,7 +99,7 @@ def _task(**changes):
 
 
 @_quick
-def test_loss_and_gradients_are_those_of_an_independent_writing():
+def test_loss_and_gradients_are_those_of_an_independent_implementation():
   golden = np.load(_GOLDEN)
   sizes = dict(embed_dim=12, depth=2, num_heads=2, patch_size=4, position_grid=3)
   config = ViTConfig(**sizes, positions="relative", qkv_bias="qv", layer_scale=True)
@@ -226,6 +230,42 @@ def test_a_step_costs_a_teacher_pass_and_a_student_step(monkeypatch):
   assert alone + 0.9 * forward <= whole <= 1.02 * (alone + forward)
 
 
+def _frozen(**changes):
+  """Shapes of the frozen part of a model whose student trains, by path."""
+  config = tasks_build.read_config(tiny.feature_distillation()).replace(changes)
+  task = plan.build_task(config)
+  return trees.flatten(plan.make_program(task, config, sharding.make_mesh(devices=jax.devices()[:1])).frozen)
+
+
+def test_a_teacher_is_folded_by_its_own_option_and_may_be_stored_as_int8():
+  kernel = "teacher/stages/0/blocks/0/mlp/fc1/kernel"
+  assert kernel not in _frozen(**{"backbone.fold": False})
+  assert kernel in _frozen(**{"feature_distillation.teacher.fold": False})
+  assert "int8" in {leaf.dtype.name for leaf in _frozen(frozen_dtype="int8").values()}
+
+
+def test_a_teacher_is_counted_before_it_is_folded():
+  config, task = tasks_build.read_config(tiny.feature_distillation()), _task()
+  teacher = nnx.eval_shape(task.build_teacher)
+  parts = functools.partial(nnx.eval_shape, task.build_model), prepare.abstract_source(config.backbone)
+  model = prepare.prepare(*parts, trainable=(".*",), storage="int8", teacher=teacher)
+  assert model.frozen_parameters == sum(leaf.size for leaf in trees.flatten(trees.weights(teacher)).values())
+  with pytest.raises(ValueError, match="int8 is for a folded backbone"):
+    prepare.prepare(*parts, trainable=("projector/.*", "backbone/norm/.*"), storage="int8", teacher=teacher)
+
+
+def test_older_checkpoints_remember_only_the_weights_of_their_teacher():
+  own = types.SimpleNamespace(teacher={"weights": "ab", "dtype": "float32", "teacher_size": 32})
+  loop._check_teacher({"teacher": "ab"}, own, pathlib.Path("run"))
+  loop._check_teacher({"teacher": dict(own.teacher)}, own, pathlib.Path("run"))
+  for found, differs in (
+    ("cd", 'weights was "cd" and is "ab"'),
+    (own.teacher | {"dtype": "bfloat16"}, 'dtype was "bfloat16" and is "float32"'),
+  ):
+    with pytest.raises(ValueError, match=f"The run in run had the teacher .*: {differs}. Give the teacher"):
+      loop._check_teacher({"teacher": found}, own, pathlib.Path("run"))
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
   """The workdir of four steps, and its metrics."""
@@ -257,7 +297,9 @@ def test_it_trains_and_the_teacher_is_in_no_checkpoint(trained):
     assert image.size == (3 * 224, 224)
   record = json.loads((workdir / "checkpoints/4/meta/metadata").read_text())
   assert not [path for path in record["leaves"] if "teacher" in path]
-  assert len(record["meta"]["teacher"]) == 64 and record["meta"]["feature_key"] is None
+  teacher = record["meta"]["teacher"]
+  assert len(teacher["weights"]) == 64 and teacher["teacher_size"] == 32 and teacher["dtype"] == "float32"
+  assert record["meta"]["feature_key"] is None
 
 
 def test_it_continues_to_the_bit_and_refuses_another_teacher(trained, tmp_path):
@@ -270,6 +312,10 @@ def test_it_continues_to_the_bit_and_refuses_another_teacher(trained, tmp_path):
   other.feature_distillation.teacher.overrides.residual_norm_init = 1.0
   with pytest.raises(ValueError, match="teacher"):
     loop.train(other, copy)
+  larger = tiny.feature_distillation()
+  larger.feature_distillation.teacher_size = 64
+  with pytest.raises(ValueError, match="teacher_size was 32 and is 64"):
+    loop.evaluate(larger, copy)
   again = loop.train(tiny.feature_distillation(), copy)
   assert again["smooth_l1"] == metrics["smooth_l1"]
   comparing.assert_equal(_state(copy, 4), _state(workdir, 4))
@@ -301,6 +347,22 @@ def test_the_student_predicts_and_is_an_ordinary_backbone(trained, tmp_path):
   example = task.read_input(str(photo))[1]
   images = backbone.preprocessing.normalise(jnp.asarray(example["image"][None]))
   np.testing.assert_allclose(backbone.final_features(images).map[0], features, atol=1e-5)
+
+
+def test_overrides_of_a_student_that_are_not_repeated_are_listed(tmp_path):
+  sizes = dict(embed_dim=8, depth=1, num_heads=2)
+  relative = dict(positions="relative", layer_scale=True)
+  student = families.build_backbone("deit_vits16", rngs=nnx.Rngs(0), **sizes, **relative)
+  file = tmp_path / "student.safetensors"
+  fv.save_backbone(student, file, name="deit_vits16")
+  options = config_lib.BackboneOptions(name="deit_vits16", weights=str(file), overrides=sizes)
+  with pytest.raises(ValueError) as caught:
+    prepare.open_source(options, 0)
+  repeated = "".join(f" --config.backbone.overrides.{name}={value}" for name, value in relative.items())
+  assert "positions = learned, layer_scale = False" in str(caught.value)
+  assert str(caught.value).endswith(f"repeat them:{repeated}")
+  found = prepare.open_source(dataclasses.replace(options, overrides=sizes | relative), 0)
+  assert found.module.config == student.config
 
 
 def test_principal_colours_have_one_range_for_all_maps():
