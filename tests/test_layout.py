@@ -25,6 +25,7 @@ _ROWS = (
   ("prediction", "planning", "command_line"),
   ("export", "convert", "distributed", "probe"),
   ("report",),
+  ("diagnose",),
   ("main", "__init__"),
 )
 

@@ -9,6 +9,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int, Num
+import numpy as np
 
 from frozen_vision import messages
 from frozen_vision.devices import sharding
@@ -124,6 +125,19 @@ class FinalFeatures(NamedTuple):
   class_token: Float[Array, "b c"] | None = None
 
 
+class AttentionWeights(NamedTuple):
+  """What one block attends to.
+
+  Attributes:
+    weights: of every query over all keys, sums of 1; groups are the windows of an image, one of a plain ViT.
+    positions: (row, column) of each token's centre in pixels of the image, NaN of one without a place: class
+      token, registers, and cells of padding.
+  """
+
+  weights: Float[Array, "b groups heads n n"]
+  positions: Float[np.ndarray, "groups n 2"]
+
+
 # Changes the map that enters the first block, [b, rows, columns, c]; its shape and dtype stay.
 EditStem = Callable[[Float[Array, "b rows columns c"]], Float[Array, "b rows columns c"]]
 
@@ -169,6 +183,14 @@ class Backbone(nnx.Module):
   def stem_channels(self) -> int | None:
     """Channels of the patch embedding that `final_features` lets one edit; None where there is none."""
     return None
+
+  def attention_weights(self, images: Float[Array, "b h w 3"]) -> tuple[AttentionWeights, ...]:
+    """What every block attends to, float32; all of it is in memory at once.
+
+    Raises:
+      ValueError: a backbone without self-attention.
+    """
+    raise ValueError(f"{type(self).__name__} has no self-attention; SwinV2 and plain ViTs have.")
 
   @abc.abstractmethod
   def __call__(

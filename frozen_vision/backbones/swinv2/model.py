@@ -28,6 +28,7 @@ from frozen_vision.backbones.swinv2.config import (
 )
 from frozen_vision.backbones.swinv2.windows import (
   attend_in_windows,
+  attention_weights,
   cosine_attention,
   MAX_LOGIT_SCALE,
   pair_bias,
@@ -37,6 +38,7 @@ from frozen_vision.layers import stages
 from frozen_vision.layers.mlp import linear, Mlp
 from frozen_vision.layers.norms import LayerNorm
 from frozen_vision.layers.patches import join_neighbours, patches
+from frozen_vision.layers.relative_positions import position_index
 from frozen_vision.layers.residual import drop_path
 from frozen_vision.ops.arrays import Array
 
@@ -82,11 +84,17 @@ class WindowAttention(nnx.Module):
     pretrained: int,
     regions: Array | np.ndarray | None,
   ) -> Float[Array, "b h w c"]:
-    q_bias, v_bias = self.q_bias[...], self.v_bias[...]
-    qkv_bias = jnp.concatenate([q_bias, jnp.zeros_like(v_bias), v_bias]).astype(x.dtype)
-    scale = jnp.exp(jnp.minimum(self.logit_scale[...].astype(jnp.float32), MAX_LOGIT_SCALE))
     bias = self.position_bias(window, pretrained)
-    return self.proj(cosine_attention(self.qkv(x) + qkv_bias, window, scale, bias, regions))
+    return self.proj(cosine_attention(self.biased_qkv(x), window, self.scale(), bias, regions))
+
+  def biased_qkv(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w qkv"]:
+    """Queries, keys and values."""
+    q_bias, v_bias = self.q_bias[...], self.v_bias[...]
+    return self.qkv(x) + jnp.concatenate([q_bias, jnp.zeros_like(v_bias), v_bias]).astype(x.dtype)
+
+  def scale(self) -> Float[Array, "heads"]:
+    """What cosine similarities are multiplied by, float32."""
+    return jnp.exp(jnp.minimum(self.logit_scale[...].astype(jnp.float32), MAX_LOGIT_SCALE))
 
 
 class Block(nnx.Module):
@@ -115,6 +123,17 @@ class Block(nnx.Module):
     for key, norm, branch in zip(keys, (self.norm1, self.norm2), (self._attend, self.mlp)):
       x = x + drop_path(norm(branch(x)), self.drop_path, key)
     return x if self.extra_norm is None else self.extra_norm(x)
+
+  def attention_weights(
+    self, x: Float[Array, "b h w c"]
+  ) -> tuple[Float[Array, "b windows heads n n"], Float[np.ndarray, "windows n 2"]]:
+    """See `windows.attention_weights`; x is the map that enters the block."""
+
+    def bias(window):
+      table = self.attn.position_bias.table(window, self.pretrained_window_size)
+      return jnp.moveaxis(table[position_index(window)], -1, 0)
+
+    return attention_weights(self.attn.biased_qkv, x, self.window_size, self.shifted, self.attn.scale(), bias)
 
   def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     if self.whole_windows:
@@ -216,6 +235,17 @@ class SwinV2(base.Backbone):
       check_patches(images.shape[1:3])
     x = self.patch_embed(images.astype(self.dtype))
     return stages.features(self.stages, x if edit_stem is None else edit_stem(x), rng)
+
+  def attention_weights(self, images: Float[Array, "b h w 3"]) -> tuple[base.AttentionWeights, ...]:
+    x, found = self.patch_embed(images.astype(self.dtype)), []
+    for stage, spec in zip(self.stages, self.feature_specs, strict=True):
+      for block in stage.blocks:
+        weights, cells = block.attention_weights(x)
+        found.append(base.AttentionWeights(weights, (cells + 0.5) * spec.stride))
+        x = block(x)
+      if stage.downsample is not None:
+        x = stage.downsample(x)
+    return tuple(found)
 
   def embed(self, images: Float[Array, "b h w 3"], *, rng: Array | None = None) -> Float[Array, "b c"]:
     """The final norm's output, averaged over positions."""

@@ -180,6 +180,42 @@ def _attend(
   return (x / total).astype(v.dtype)
 
 
+def attention_weights(
+  qkv: Callable[[Array], Array],
+  x: Float[Array, "b h w c"],
+  window_size: int,
+  shifted: bool,
+  scale: Float[Array, "heads"],
+  bias: Callable[[tuple[int, int]], Float[Array, "heads n n"]],
+) -> tuple[Float[Array, "b windows heads n n"], Float[np.ndarray, "windows n 2"]]:
+  """The softmax inside every window, and (row, column) of each cell in the map; NaN of padding.
+
+  What `attend_in_windows` and `cosine_attention` weigh values by, all at once.
+
+  Args:
+    qkv: gives queries, keys and values of a map of whole windows.
+    bias: gives the bias of every pair of a window of (height, width).
+  """
+  b, height, width = x.shape[:3]
+  window, padded, shift = _grid((height, width), window_size, shifted)
+  cells = np.full((*padded, 2), np.nan, np.float32)
+  cells[:height, :width] = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1)
+  cells = np.roll(cells, (-shift[0], -shift[1]), axis=(0, 1))
+  rows, columns = padded[0] // window[0], padded[1] // window[1]
+  cells = cells.reshape(rows, window[0], columns, window[1], 2).transpose(0, 2, 1, 3, 4)
+  x = jnp.pad(x, ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0)))
+  q, k, _ = (
+    _windows(part, window, scale.shape[0]) for part in jnp.split(qkv(_roll(x, shift, -1)), 3, axis=-1)
+  )
+  q, k = _unit(q) * scale[:, None, None], _unit(k)
+  logits = jnp.einsum("bhnd,bhmd->bhnm", q, k) + bias(window)
+  logits = logits.reshape(b, rows * columns, *logits.shape[1:])
+  regions = shift_regions(padded, window, shift)
+  if regions is not None:
+    logits += jnp.where(regions[:, :, None] == regions[:, None, :], 0.0, _MASKED)[:, None]
+  return jax.nn.softmax(logits, axis=-1), cells.reshape(rows * columns, -1, 2)
+
+
 def _windows(x: Float[Array, "b h w c"], window: tuple[int, int], heads: int) -> Float[Array, "bw heads n d"]:
   """Cuts windows and heads in one transposition; each alone would copy the map."""
   b, height, width, c = x.shape

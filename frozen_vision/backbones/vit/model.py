@@ -16,6 +16,7 @@ from jaxtyping import Float
 import numpy as np
 
 from frozen_vision.backbones.base import (
+  AttentionWeights,
   Backbone,
   COMMON_SHARDING_RULES,
   EditStem,
@@ -71,6 +72,22 @@ class Attention(nnx.Module):
     rotary: tuple[Array, Array] | None = None,
     bias: Float[Array, "heads n n"] | None = None,
   ) -> Float[Array, "b n c"]:
+    query, key, value = self._heads(x, rotary)
+    return self.proj(attention(query, key, value, bias=bias).reshape(x.shape))
+
+  def weights(
+    self, x: Float[Array, "b n c"], rotary: tuple[Array, Array] | None, bias: Float[Array, "heads n n"] | None
+  ) -> Float[Array, "b heads n n"]:
+    """Softmax of the scores, float32: what `__call__` weighs values by."""
+    query, key, _ = self._heads(x, rotary)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    scores = scores * query.shape[-1] ** -0.5
+    return jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
+
+  def _heads(
+    self, x: Float[Array, "b n c"], rotary: tuple[Array, Array] | None
+  ) -> tuple[Array, Array, Array]:
+    """Queries, keys and values, [b, n, heads, d]."""
     query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
     query, key, value = (
       tokens.split_heads(part if bias is None else part + bias[...].astype(x.dtype), self.num_heads)
@@ -78,7 +95,7 @@ class Attention(nnx.Module):
     )
     if rotary is not None:
       query, key = positions.rotate(query, *rotary), positions.rotate(key, *rotary)
-    return self.proj(attention(query, key, value, bias=bias).reshape(x.shape))
+    return query, key, value
 
 
 class Block(nnx.Module):
@@ -237,6 +254,35 @@ class ViT(Backbone):
     edit_stem: EditStem | None = None,
   ) -> tuple[list[Float[Array, "b n c"]], tuple[int, int]]:
     """Outputs of some blocks, and rows and columns of the patches."""
+    x, rotary, bias, size = self._enter(images, edit_stem)
+    outputs = []
+    for index, block in enumerate(self.blocks[: taps[-1] + 1]):
+      x = block(x, rotary, bias, None if rng is None else jax.random.fold_in(rng, index))
+      if index in taps:
+        outputs.append(x)
+    return outputs, size
+
+  def attention_weights(self, images: Float[Array, "b h w 3"]) -> tuple[AttentionWeights, ...]:
+    x, rotary, bias, size = self._enter(images)
+    grid = np.stack(np.meshgrid(*(np.arange(length) for length in size), indexing="ij"), axis=-1)
+    centres = (grid.reshape(-1, 2) + 0.5) * self.config.cell_size
+    without = np.full((self.config.prefix_tokens, 2), np.nan)
+    places = np.concatenate([without, centres]).astype(np.float32)[None]
+    found = []
+    for block in self.blocks:
+      found.append(AttentionWeights(block.attn.weights(block.norm1(x), rotary, bias)[:, None], places))
+      x = block(x, rotary, bias)
+    return tuple(found)
+
+  def _enter(
+    self, images: Float[Array, "b h w 3"], edit_stem: EditStem | None = None
+  ) -> tuple[
+    Float[Array, "b n c"],
+    tuple[Array, Array] | None,
+    Float[Array, "heads n n"] | None,
+    tuple[int, int],
+  ]:
+    """Tokens that enter the first block; rotary angles, biases of positions; rows and columns of patches."""
     x = self.patch_embed(tokens.align_to_stride(images, self.config).astype(self.dtype))
     if edit_stem is not None:
       x = edit_stem(x)
@@ -250,12 +296,7 @@ class ViT(Backbone):
     if self.periods is not None:
       angles = positions.rotary_angles(self.periods[...], size)
       rotary = (jnp.cos(angles), jnp.sin(angles))
-    outputs = []
-    for index, block in enumerate(self.blocks[: taps[-1] + 1]):
-      x = block(x, rotary, bias, None if rng is None else jax.random.fold_in(rng, index))
-      if index in taps:
-        outputs.append(x)
-    return outputs, size
+    return x, rotary, bias, size
 
   def _prefixed(self, x: Float[Array, "b n c"], size: tuple[int, int]) -> Float[Array, "b _ c"]:
     """Adds positions, and puts class token and registers in front."""
