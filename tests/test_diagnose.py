@@ -5,7 +5,6 @@ import json
 from flax import nnx
 import numpy as np
 from PIL import Image
-import pytest
 
 from frozen_vision import diagnose
 from frozen_vision.backbones import families
@@ -34,7 +33,8 @@ def test_tables_and_pictures(tmp_path):
     np.testing.assert_allclose(own[name], 1, atol=1e-3)
   assert len(report["cka"]) == 6
   for name in ("attention.png", "cka.png"):
-    assert Image.open(tmp_path / "out" / name).size[0] > 300
+    with Image.open(tmp_path / "out" / name) as picture:
+      assert min(picture.size) > 300
   assert "| vit | 1 | " in (tmp_path / "out" / "diagnostics.md").read_text()
 
 

@@ -204,7 +204,7 @@ DEFAULT_TASKS = tuple(name for name in TASKS if name != "attentive_action")
 # What a report of this kind would have too, and why it has not.
 ABSENT = {
   "normals and depth": "the library has no task for them yet",
-  "diagnostics": "the library has none yet",
+  "diagnostics": "python -m frozen_vision.diagnose makes them apart",
 }
 
 
