@@ -29,6 +29,7 @@ _CHECKED = (
   "frozen_vision.backbones.swinv2",
   "frozen_vision.backbones.video_swin",
   "frozen_vision.data",
+  "frozen_vision.diagnostics",
   "frozen_vision.files",
   "frozen_vision.freezing",
   "frozen_vision.heads",
