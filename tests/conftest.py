@@ -73,17 +73,6 @@ def cache_folder() -> pathlib.Path:
 
 
 @pytest.fixture
-def quick_compilation():
-  """Nothing more: every test compiles quickly."""
-
-
-@pytest.fixture
-def quick_environment():
-  """No variables: child processes inherit those of quick compilation."""
-  return {}
-
-
-@pytest.fixture
 def without_type_checks():
   """Calls reach the package's own checks of its arguments, as they do outside of tests."""
   before = jaxtyping.config.jaxtyping_disable

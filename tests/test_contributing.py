@@ -68,7 +68,7 @@ def test_the_example_is_a_head_of_segmentation():
   assert head.predict_semantic(features, (32, 32)).shape == (2, 32, 32, 5)
 
 
-def test_the_example_trains_once_the_two_tables_name_it(monkeypatch, tmp_path, quick_compilation):
+def test_the_example_trains_once_the_two_tables_name_it(monkeypatch, tmp_path):
   names = _example()
   monkeypatch.setitem(segmentation_options.HEADS, "finest", names["FinestConfig"])
   monkeypatch.setitem(segmentation.HEADS, "finest", names["FinestHead"])

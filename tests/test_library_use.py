@@ -18,9 +18,9 @@ import frozen_vision as fv
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def _python(*arguments, folder, environment=None):
+def _python(*arguments, folder):
   """What a fresh interpreter prints that knows the repository by PYTHONPATH only."""
-  variables = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT), **(environment or {})}
+  variables = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT)}
   result = subprocess.run(
     [sys.executable, *map(str, arguments)],
     cwd=folder,
@@ -98,13 +98,13 @@ print(json.dumps(dict(equal=equal, **sizes)))
 
 
 @pytest.mark.slow
-def test_twenty_lines_outside_of_the_repository_train_a_head_of_their_own(tmp_path, quick_environment):
+def test_twenty_lines_outside_of_the_repository_train_a_head_of_their_own(tmp_path):
   program = tmp_path / "own_head.py"
   shutil.copy(_ROOT / "experiments" / "own_head.py", program)
   assert len(program.read_text().splitlines()) <= 20
   folder = tmp_path / "empty"
   folder.mkdir()
-  *lines, watched = _python("-c", _WATCH, program, folder=folder, environment=quick_environment).splitlines()
+  *lines, watched = _python("-c", _WATCH, program, folder=folder).splitlines()
   losses = [float(line.split()[-1]) for line in lines]
   assert len(losses) == 30 and losses[-1] < losses[0] / 3, losses
   watched = json.loads(watched)

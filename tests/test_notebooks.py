@@ -21,7 +21,7 @@ _NAMES = ("modules", "own_data", "quick_start")
 _SMALL_HEAD = {f"detection.head.{name}": value for name, value in tiny.SMALL_HEAD.items()}
 
 
-def _run(name, folder, environment, **parameters):
+def _run(name, folder, **parameters):
   """What every code cell showed."""
   result = subprocess.run(
     [
@@ -32,7 +32,7 @@ def _run(name, folder, environment, **parameters):
       *(f"{key}={value!r}" for key, value in parameters.items()),
     ],
     cwd=_ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT), **environment},
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT)},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -53,7 +53,7 @@ def _pictures(cells, folder):
 
 
 @pytest.mark.slow
-def test_quick_start(tmp_path, quick_environment):
+def test_quick_start(tmp_path):
   changes = {
     "batch_size": 2,
     "eval_batch_size": 2,
@@ -64,9 +64,7 @@ def test_quick_start(tmp_path, quick_environment):
     "segmentation.scenes.image_size": 64,
     "segmentation.scenes.validation_images": 2,
   }
-  cells = _run(
-    "quick_start", tmp_path, quick_environment, STEPS=2, WORKDIR=str(tmp_path / "run"), CHANGES=changes
-  )
+  cells = _run("quick_start", tmp_path, STEPS=2, WORKDIR=str(tmp_path / "run"), CHANGES=changes)
   assert len(_pictures(cells, tmp_path)) == 2
   printed = "".join(cell["printed"] for cell in cells)
   assert "FeatureSpec(stride=4, channels=32)" in printed and "Segmentation: 20,000 training" in printed
@@ -75,7 +73,7 @@ def test_quick_start(tmp_path, quick_environment):
 
 
 @pytest.mark.slow
-def test_own_data(tmp_path, quick_environment):
+def test_own_data(tmp_path):
   changes = {
     "batch_size": 2,
     "eval_batch_size": 2,
@@ -86,9 +84,7 @@ def test_own_data(tmp_path, quick_environment):
     **_SMALL_HEAD,
     "detection.head.max_detections": 10,
   }
-  cells = _run(
-    "own_data", tmp_path, quick_environment, STEPS=2, WORKDIR=str(tmp_path / "run"), CHANGES=changes
-  )
+  cells = _run("own_data", tmp_path, STEPS=2, WORKDIR=str(tmp_path / "run"), CHANGES=changes)
   assert len(_pictures(cells, tmp_path)) == 3
   printed = "".join(cell["printed"] for cell in cells)
   assert "39 training and 10 validation images, held out of one file" in printed
@@ -101,8 +97,8 @@ def test_own_data(tmp_path, quick_environment):
 
 
 @pytest.mark.slow
-def test_modules(tmp_path, quick_environment):
-  cells = _run("modules", tmp_path, quick_environment, STEPS=8, NUM_SCENES=8)
+def test_modules(tmp_path):
+  cells = _run("modules", tmp_path, STEPS=8, NUM_SCENES=8)
   assert len(_pictures(cells, tmp_path)) == 1
   printed = "".join(cell["printed"] for cell in cells)
   losses = [float(text) for text in re.findall(r"step .*segment ([\d.]+)", printed)]

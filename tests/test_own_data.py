@@ -88,11 +88,11 @@ def test_what_cannot_be_held_out(own_data):
     coco.hold_out(source.take([0]), 0.2, seed=0)
 
 
-def _run(*arguments, environment):
+def _run(*arguments):
   process = subprocess.run(
     [sys.executable, "-m", "frozen_vision.main", "--config=configs/coco_htc.py:files", *arguments],
     cwd=_ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -103,7 +103,7 @@ def _run(*arguments, environment):
 
 
 @pytest.mark.slow
-def test_two_paths_train_and_evaluate(own_data, tmp_path, quick_environment):
+def test_two_paths_train_and_evaluate(own_data, tmp_path):
   annotations, images = own_data
   workdir = tmp_path / "run"
   arguments = [
@@ -126,7 +126,7 @@ def test_two_paths_train_and_evaluate(own_data, tmp_path, quick_environment):
     "detection.eval_frame": (64, 64),
   }
   arguments += [f"--config.{name}={value}" for name, value in small.items()]
-  output = _run(*arguments, environment=quick_environment)
+  output = _run(*arguments)
   assert "8 training and 2 validation images, held out of one file, 4 classes" in output
   series = tiny.metrics(workdir)
   assert [step for step, _ in series["train/loss"]] == [1, 2]
@@ -149,5 +149,5 @@ def test_two_paths_train_and_evaluate(own_data, tmp_path, quick_environment):
     np.testing.assert_allclose(found, official.stats[:3], atol=1e-9)
   assert list((workdir / "pictures").glob("*.png"))
 
-  output = _run("--mode=evaluate", *arguments, environment=quick_environment)
+  output = _run("--mode=evaluate", *arguments)
   assert "Evaluating step 2" in output and json.loads(written.read_text()) == detections

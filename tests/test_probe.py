@@ -12,8 +12,6 @@ from frozen_vision.probes import suite
 from frozen_vision.tasks import build as tasks_build
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):

@@ -24,7 +24,7 @@ from frozen_vision.training import loop, optimizer
 from tests import tiny, tiny_family
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.usefixtures("family", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("family")
 
 
 @pytest.fixture

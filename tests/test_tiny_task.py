@@ -29,7 +29,6 @@ from frozen_vision.training import step as step_lib
 from tests import tiny, tiny_task
 
 # Not for what continues the run of `trained`, which is compiled before any fixture of a single test.
-_quick = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +141,6 @@ def _photo(folder, side=80):
   return path
 
 
-@_quick
 def test_it_predicts_with_pictures_and_is_exported(trained, tmp_path):
   workdir, _ = trained
   photo = _photo(tmp_path / "photos")
@@ -165,14 +163,12 @@ def test_it_predicts_with_pictures_and_is_exported(trained, tmp_path):
   np.testing.assert_allclose(outputs["colour"]["colour"][0], result.values, atol=1e-5)
 
 
-@_quick
 @pytest.mark.slow
 def test_it_is_planned_with_its_teacher(tmp_path):
   report = plan.plan(_colour(), str(tmp_path), "cpu:1")
   assert report["fits"] and report["bytes_per_device"]["frozen_weights"] > 0
 
 
-@_quick
 @pytest.mark.parametrize("kind", [pytest.param("detection", marks=pytest.mark.slow), "segmentation"])
 def test_a_second_head_goes_through_everything(tmp_path, kind):
   config = {"detection": tiny.detection, "segmentation": tiny.segmentation}[kind]()

@@ -140,7 +140,7 @@ def _far_statistics(backbone):
     ("convnext_tiny", dict(depths=(1, 3, 1, 1), channels=(8, 16, 24, 32), layer_scale=0.5)),
   ],
 )
-def test_folded_equals_unfolded_and_an_image_is_the_same_in_every_batch(row, changes, quick_compilation):
+def test_folded_equals_unfolded_and_an_image_is_the_same_in_every_batch(row, changes):
   backbone = _far_statistics(random_backbones.build(row, **changes))
   images = jnp.asarray(np.random.default_rng(1).standard_normal((2, 45, 70, 3)), "float32")
   model = nnx.Dict(backbone=backbone, head=nnx.Linear(1, 1, rngs=nnx.Rngs(0)))

@@ -13,7 +13,7 @@ import pytest
 from frozen_vision.backbones import families
 from tests import reference_scripts
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.slow
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers")
 _CASES = (

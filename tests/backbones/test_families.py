@@ -24,9 +24,6 @@ def _backbone(seed=0, **changes):
   return families.build_backbone("swinv2_nano", rngs=nnx.Rngs(seed), **(tiny.SMALL_BACKBONE | changes))
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module")
 def backbone():
   return _backbone()

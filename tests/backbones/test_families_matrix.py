@@ -17,8 +17,6 @@ from frozen_vision.freezing import feature_key
 from frozen_vision.layers import storage
 from tests import random_backbones
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 _ROWS = sorted(families.variants())
 # No whole patches or cells of any family along any axis.
 _SIZES = ((37, 54), (66, 43))

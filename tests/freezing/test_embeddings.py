@@ -46,7 +46,7 @@ def _embed(backbone, folder, **options):
   return found, source.count
 
 
-def test_embeddings_are_those_of_the_backbone_and_are_computed_once(tmp_path, backbone, quick_compilation):
+def test_embeddings_are_those_of_the_backbone_and_are_computed_once(tmp_path, backbone):
   images = tiny.image_folder(tmp_path / "images")
   (plain, _), (first, _) = _embed(backbone, images), _embed(backbone, images, path=tmp_path / "cache")
   source = folders.ImageFolder(images)
@@ -72,7 +72,7 @@ def test_embeddings_are_those_of_the_backbone_and_are_computed_once(tmp_path, ba
   np.testing.assert_array_equal(changed.features[2:], plain.features[2:])
 
 
-def test_only_what_is_damaged_is_computed_again(tmp_path, backbone, quick_compilation, monkeypatch):
+def test_only_what_is_damaged_is_computed_again(tmp_path, backbone, monkeypatch):
   images = tiny.image_folder(tmp_path / "images")
   small = functools.partialmethod(cache.FeatureCache.writing, shard_bytes=1)
   monkeypatch.setattr(cache.FeatureCache, "writing", small)

@@ -19,8 +19,6 @@ from frozen_vision.training import loop, optimizer
 from frozen_vision.training import step as train_step
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 _OPEN_END = ("backbone/stages/3/.*", "neck/.*", "head/.*")
 
 

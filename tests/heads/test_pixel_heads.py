@@ -14,8 +14,6 @@ from frozen_vision.heads import linear, pixel_classification, upernet
 from frozen_vision.ops import resize
 from tests import golden_values, reference_scripts
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 _TESTS = pathlib.Path(__file__).resolve().parent.parent
 _SPECS = tuple(FeatureSpec(stride, channels) for stride, channels in ((4, 6), (8, 10), (16, 12), (32, 8)))
 _IMAGE = (48, 80)  # no multiple of 32: the last level reaches beyond it

@@ -15,7 +15,6 @@ from frozen_vision.files import trees
 from frozen_vision.heads.plain_mask_decoder import PlainMaskConfig, PlainMaskDecoder
 from tests import golden_values, reference_scripts
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 _GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 _SPECS = [FeatureSpec(16, 16)] * 4
 _TINY = dict(num_classes=4, num_queries=5, blocks=2, num_heads=2, mlp_dim=12)

@@ -16,7 +16,6 @@ from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 _GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "retinanet.npz"
 _SPECS = (FeatureSpec(8, 6), FeatureSpec(16, 6))
 _CONFIG = retinanet.RetinaNetConfig(

@@ -12,8 +12,6 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import video_swin
 from tests import random_backbones
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 _SPECS = (FeatureSpec(4, 4), FeatureSpec(8, 6), FeatureSpec(16, 8))
 
 

@@ -12,7 +12,6 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.files import trees
 from frozen_vision.necks import build, nas_fpn
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 _GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "nas_fpn.npz"
 _SPECS = tuple(FeatureSpec(stride, channels) for stride, channels in ((4, 3), (8, 5), (16, 8), (32, 6)))
 

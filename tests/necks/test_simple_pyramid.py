@@ -13,7 +13,6 @@ from frozen_vision.files import trees
 from frozen_vision.necks import build
 from frozen_vision.necks.simple_pyramid import SimplePyramid
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 _GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "simple_pyramid.npz"
 
 # From our path to the reference's name (`tests/references/simple_pyramid.py`).

@@ -16,7 +16,6 @@ from frozen_vision.necks import build
 from frozen_vision.necks.vit_adapter import ViTAdapter
 from tests import golden_values, reference_scripts
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 _GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 _TINY = dict(prior_channels=4, num_heads=2, num_points=3)
 _SPECS = [FeatureSpec(16, 16)] * 4

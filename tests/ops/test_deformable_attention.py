@@ -24,7 +24,7 @@ def inputs(seed):
 
 
 @pytest.mark.parametrize("kind", golden_mask2former.KINDS)
-def test_output_and_gradients(kind, tmp_path_factory, quick_compilation):
+def test_output_and_gradients(kind, tmp_path_factory):
   wanted = np.load(golden_mask2former.folder(kind, tmp_path_factory) / "deformable_attention.npz")
   seed = int(wanted["seed"])
   shape = (BATCH, QUERIES, HEADS, CHANNELS)
@@ -47,7 +47,7 @@ def test_output_and_gradients(kind, tmp_path_factory, quick_compilation):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=RELATIVE * np.abs(theirs).max())
 
 
-def test_places_that_are_no_numbers_read_nothing(quick_compilation):
+def test_places_that_are_no_numbers_read_nothing():
   values, locations, weights = inputs(0)
   values = values.at[:, -1].set(1e6)  # what a read out of bounds would meet
   for place in (jnp.inf, -jnp.inf, jnp.nan, 1e30):
@@ -57,7 +57,7 @@ def test_places_that_are_no_numbers_read_nothing(quick_compilation):
     assert np.isfinite(output[:, 1:]).all()
 
 
-def test_half_precision_values_are_summed_in_float32(quick_compilation):
+def test_half_precision_values_are_summed_in_float32():
   values, locations, weights = inputs(0)
   rounded = values.astype(jnp.bfloat16)
   output = deformable_attention(rounded, SHAPES, locations, weights)

@@ -7,8 +7,6 @@ import pytest
 
 from frozen_vision.ops import self_similarity
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize(
   "radius, lags, shape",

@@ -71,7 +71,7 @@ def _described(tree):
 @pytest.mark.parametrize(
   "name", [pytest.param("detection", marks=pytest.mark.slow), "segmentation", "action", "classification"]
 )
-def test_the_planned_program_takes_what_training_gives_it(configs, name, quick_compilation):
+def test_the_planned_program_takes_what_training_gives_it(configs, name):
   config = configs[name]
   task = tasks_build.build_task(config)
   model = loop.build_model(task, config)
@@ -87,7 +87,7 @@ def test_the_planned_program_takes_what_training_gives_it(configs, name, quick_c
 
 
 @pytest.mark.parametrize("storage", ["bfloat16", "int8"])
-def test_weights_are_planned_as_they_are_held(storage, quick_compilation):
+def test_weights_are_planned_as_they_are_held(storage):
   config = tiny.segmentation()
   config.frozen_dtype = storage
   task = tasks_build.build_task(config)
@@ -112,7 +112,7 @@ def test_neither_data_nor_weights_are_looked_for(configs):
     assert config.backbone.weights == "absent/weights.safetensors"  # the caller's config is as it was
 
 
-def test_a_plan(tmp_path, quick_compilation):
+def test_a_plan(tmp_path):
   config = tiny.segmentation()
   config.batch_size = 2
   report = plan.plan(config, str(tmp_path / "run"), "cpu:1", name="tiny")
@@ -190,7 +190,7 @@ def test_what_the_compiler_refuses_for_another_reason_is_an_error(tmp_path, no_c
     plan.plan(tiny.segmentation(), str(tmp_path), "v5e:1x1")
 
 
-def test_fitting_is_a_matter_of_the_memory(tmp_path, monkeypatch, quick_compilation):
+def test_fitting_is_a_matter_of_the_memory(tmp_path, monkeypatch):
   describe = machines.describe
   monkeypatch.setattr(
     machines, "describe", lambda name: dataclasses.replace(describe(name), device_memory=100_000)
@@ -249,7 +249,7 @@ def test_flops_of_a_step_without_loops_are_those_that_the_compiler_counts():
 
 
 @pytest.mark.slow
-def test_the_command_plans_for_four_devices(tmp_path, quick_environment):
+def test_the_command_plans_for_four_devices(tmp_path):
   command = [
     sys.executable,
     "-m",
@@ -260,7 +260,7 @@ def test_the_command_plans_for_four_devices(tmp_path, quick_environment):
     "--topology=cpu:4",
     "--config.batch_size=8",
   ]
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", **quick_environment}
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
   process = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=600)
   assert process.returncode == 0, process.stdout + process.stderr
   report = json.loads((tmp_path / "plan.json").read_text())

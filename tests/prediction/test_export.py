@@ -17,7 +17,6 @@ from frozen_vision.prediction import predictor as predict
 from tests import saved_runs, tiny
 
 _SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "experiments" / "run_exported.py"
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def _predictor(tmp_path, **configs):
@@ -28,12 +27,12 @@ def _predictor(tmp_path, **configs):
   return predict.Predictor(None, heads)
 
 
-def _run_elsewhere(program, images, tmp_path, environment):
+def _run_elsewhere(program, images, tmp_path):
   """What the script gives in an empty folder, where only installed packages can be imported."""
   folder = tmp_path / "elsewhere"
   folder.mkdir()
   np.save(folder / "images.npy", images)
-  variables = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+  variables = {**os.environ, "JAX_PLATFORMS": "cpu"}
   check = subprocess.run(
     [sys.executable, "-I", "-c", "import frozen_vision"], cwd=folder, env=variables, capture_output=True
   )
@@ -60,7 +59,7 @@ def test_script_is_ten_lines_of_others_packages():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen_dtype", ["float32", "bfloat16", "int8"])
-def test_program_without_the_package_gives_our_numbers(tmp_path, quick_environment, frozen_dtype):
+def test_program_without_the_package_gives_our_numbers(tmp_path, frozen_dtype):
   config = tiny.segmentation()
   config.frozen_dtype = frozen_dtype
   if frozen_dtype == "bfloat16":
@@ -84,7 +83,7 @@ def test_program_without_the_package_gives_our_numbers(tmp_path, quick_environme
   assert any(name.startswith("coarse/head/") for name in names)
 
   images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
-  found = _run_elsewhere(path, images, tmp_path, quick_environment)
+  found = _run_elsewhere(path, images, tmp_path)
   function, weights, _ = export.program(predictor)
   ours = jax.jit(function)(weights, images, np.full((2, 2), 64, np.int32))
   wanted = predictor(list(images))
@@ -98,12 +97,12 @@ def test_program_without_the_package_gives_our_numbers(tmp_path, quick_environme
 
 
 @pytest.mark.slow
-def test_detector_and_segmenter_are_one_program(tmp_path, quick_environment):
+def test_detector_and_segmenter_are_one_program(tmp_path):
   predictor = _predictor(tmp_path, detect=tiny.detection(), segment=tiny.segmentation())
   path = tmp_path / "program.jaxexport"
   export.export(predictor, path, batch_size=2)
   images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
-  found = _run_elsewhere(path, images, tmp_path, quick_environment)
+  found = _run_elsewhere(path, images, tmp_path)
   head = predictor.heads["detect"]
   sizes = np.full((2, 2), 64, np.int32)
   batch = {"image": images, "image_size": sizes, "original_size": sizes}

@@ -29,7 +29,6 @@ from frozen_vision.training import step as train_step
 from tests import saved_runs, tiny
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def _run(folder, config, classes=None):
@@ -338,8 +337,8 @@ def test_clear_errors(tmp_path, without_type_checks):
     trained_head.named([str(run), str(run)])
 
 
-def _cli(*arguments, environment):
-  variables = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+def _cli(*arguments):
+  variables = {**os.environ, "JAX_PLATFORMS": "cpu"}
   return subprocess.run(
     [sys.executable, "-m", "frozen_vision.main", "--mode=predict", *map(str, arguments)],
     cwd=_ROOT,
@@ -352,7 +351,7 @@ def _cli(*arguments, environment):
 
 
 @pytest.mark.slow
-def test_command_line_on_three_files_one_of_them_bad(tmp_path, quick_environment):
+def test_command_line_on_three_files_one_of_them_bad(tmp_path):
   segment, detect = _run(tmp_path / "segment", _segmentation()), _run(tmp_path / "detect", tiny.detection())
   folder, out = tmp_path / "in", tmp_path / "out"
   folder.mkdir()
@@ -363,9 +362,7 @@ def test_command_line_on_three_files_one_of_them_bad(tmp_path, quick_environment
   (folder / "bad.jpg").write_bytes((folder / "turned.jpg").read_bytes()[:700])
   os.mkfifo(folder / "pipe.png")
 
-  done = _cli(
-    f"--inputs={folder}", f"--heads={detect},labels={segment}", f"--out={out}", environment=quick_environment
-  )
+  done = _cli(f"--inputs={folder}", f"--heads={detect},labels={segment}", f"--out={out}")
   assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
   assert "detect, labels: one backbone pass over every image for 2 heads." in done.stdout
   assert f"Skipped {folder}/bad.jpg: cannot be decoded" in done.stdout
@@ -392,9 +389,7 @@ def test_command_line_on_three_files_one_of_them_bad(tmp_path, quick_environment
       with Image.open(out / head / "pictures" / f"{name}.jpg") as picture:
         assert picture.size[0] >= 60
 
-  failed = _cli(
-    folder / "bad.jpg", f"--inputs={folder}/bad.jpg", f"--workdir={segment}", environment=quick_environment
-  )
+  failed = _cli(folder / "bad.jpg", f"--inputs={folder}/bad.jpg", f"--workdir={segment}")
   assert failed.returncode == 1 and "None of the 1 inputs could be used" in failed.stdout
-  failed = _cli(f"--workdir={segment}", environment=quick_environment)
+  failed = _cli(f"--workdir={segment}")
   assert failed.returncode == 1 and "--mode=predict needs --inputs" in failed.stdout

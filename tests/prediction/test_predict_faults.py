@@ -16,8 +16,6 @@ from frozen_vision.prediction import inputs as inputs_lib
 from frozen_vision.prediction import predictor as predict
 from tests import saved_runs, small_disk, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module", name="run")
 def _run(tmp_path_factory):
@@ -138,7 +136,7 @@ def test_a_disk_that_cannot_be_written_is_named(predictor, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_on_a_full_disk_pictures_make_room_for_results(run, tmp_path, quick_environment, request):
+def test_on_a_full_disk_pictures_make_room_for_results(run, tmp_path, request):
   rng = np.random.default_rng(0)
   for i in range(30):
     (tmp_path / "in").mkdir(exist_ok=True)
@@ -151,7 +149,7 @@ def test_on_a_full_disk_pictures_make_room_for_results(run, tmp_path, quick_envi
       disk, "200k", [*command, f"--workdir={run}", f"--out={disk}/out"], kept=tmp_path / "kept"
     ),
     cwd=request.config.rootpath,
-    env=os.environ | quick_environment | {"JAX_PLATFORMS": "cpu"},
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
     capture_output=True,
     text=True,
   )

@@ -5,7 +5,6 @@ from frozen_vision.metrics import accuracy, average_precision
 from frozen_vision.probes import basis, linear, logistic
 from tests.probes import problems
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 _DECAYS = (0.3, 3.0, 1e2, 1e4)
 
 

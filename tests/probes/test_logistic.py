@@ -7,8 +7,6 @@ from frozen_vision.probes import basis, logistic
 from tests import paths, reference_scripts
 from tests.probes import problems
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def _truth(problem, loss):
   return problem.truth if loss == "sigmoid" else problem.labels[:, None] == np.arange(problems.CLASSES)

@@ -6,8 +6,6 @@ import pytest
 from frozen_vision.probes import calibration, few_shot, knn, linear, suite
 from tests.probes import problems
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def parts():

@@ -111,7 +111,7 @@ def tiny_cell(tmp_path, monkeypatch):
   return asked, asked.cell("swinv2_nano/linear_segmentation/0")
 
 
-def test_a_cell_trains_a_head(tiny_cell, monkeypatch, quick_compilation):
+def test_a_cell_trains_a_head(tiny_cell, monkeypatch):
   asked, cell = tiny_cell
   found = single.run(asked, cell)
   result, folder = found.result, asked.folder(cell)

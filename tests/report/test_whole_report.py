@@ -12,8 +12,6 @@ from frozen_vision.files import tensors, trees
 from frozen_vision.report import card, cells, command, single, write
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class Killed(BaseException):
   """Ends a process, as far as a test can tell."""

@@ -20,8 +20,6 @@ from frozen_vision.training import loop, step
 from frozen_vision.visualization import clips as visualize_action
 from tests import samples, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def _task(**options):
   config = tiny.action()

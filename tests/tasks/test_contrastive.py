@@ -57,7 +57,6 @@ def _ours(golden, kind, path, *, prefix=""):
   return array.T if path.endswith("kernel") else array
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_two_steps_are_those_of_an_independent_implementation():
   golden = np.load(_GOLDEN)
   changes = {"steps": 4, "contrastive.image_size": 2, "contrastive.momentum": 0.9}

@@ -20,8 +20,6 @@ from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import step as train_step
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZE = (48, 64)  # of the images; frames are larger, so there is padding
 TWO_STAGES = dict(
   stage_ious=(0.5, 0.6), stage_stds=((0.1, 0.1, 0.2, 0.2),) * 2, stage_loss_weights=(1.0, 0.5)

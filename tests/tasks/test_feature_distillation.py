@@ -35,7 +35,6 @@ from tests import comparing, tiny
 _GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "feature_distillation.npz"
 
 # Not for what continues the run of `trained`, which is compiled before any fixture of a single test.
-_quick = pytest.mark.usefixtures("quick_compilation")
 
 # From our path to the reference's name and the transform of its array.
 _BLOCK = {
@@ -98,7 +97,6 @@ def _task(**changes):
   return feature_distillation.FeatureDistillationTask(config, classes=())
 
 
-@_quick
 def test_loss_and_gradients_are_those_of_an_independent_implementation():
   golden = np.load(_GOLDEN)
   sizes = dict(embed_dim=12, depth=2, num_heads=2, patch_size=4, position_grid=3)
@@ -139,7 +137,6 @@ def test_loss_and_gradients_are_those_of_an_independent_implementation():
     np.testing.assert_allclose(gradient, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=1e-5, err_msg=name)
 
 
-@_quick
 def test_a_teacher_has_its_own_statistics_and_size_and_its_map_is_resized():
   """The whitened target of a resized map; the class token counts only where both networks have one."""
   images = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 3)), jnp.float32)
@@ -169,7 +166,6 @@ def test_a_teacher_has_its_own_statistics_and_size_and_its_map_is_resized():
   np.testing.assert_allclose(compared[0, 0], 0, atol=1e-5)  # a constant token has no variance
 
 
-@_quick
 def test_students_begin_as_released():
   config = ViTConfig(64, 2, 4, positions="relative", layer_scale=True, layer_scale_init=0.1)
   found = trees.flatten(nnx.state(initial_weights.rescaled(vit.ViT(config, rngs=nnx.Rngs(0)), 0), nnx.Param))
@@ -323,7 +319,6 @@ def test_it_continues_to_the_bit_and_refuses_another_teacher(trained, tmp_path):
   assert evaluated["smooth_l1"] == pytest.approx(metrics["smooth_l1"], rel=1e-5)
 
 
-@_quick
 def test_the_student_predicts_and_is_an_ordinary_backbone(trained, tmp_path):
   workdir, _ = trained
   (tmp_path / "photos").mkdir()

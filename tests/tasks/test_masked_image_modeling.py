@@ -33,7 +33,6 @@ from tests import comparing, tiny
 _GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "masked_image_modeling.npz"
 
 # Not for what continues the run of `trained`, which is compiled before any fixture of a single test.
-_quick = pytest.mark.usefixtures("quick_compilation")
 
 
 def _task(**changes):
@@ -56,7 +55,6 @@ def _ours(golden, kind):
   return found, checkpoint.config
 
 
-@_quick
 def test_loss_and_gradients_are_those_of_an_independent_implementation():
   golden = np.load(_GOLDEN)
   parameters, config = _ours(golden, "parameter.")
@@ -94,7 +92,6 @@ def test_loss_and_gradients_are_those_of_an_independent_implementation():
   np.testing.assert_allclose(target, golden["target"].transpose(0, 2, 3, 1), atol=2e-5)
 
 
-@_quick
 def test_a_plain_vit_sees_nothing_of_masked_patches():
   config = ViTConfig(16, 2, 2, patch_size=8, position_grid=4, class_token=True)
   model = masked_image_modeling.MaskedModel(vit.ViT(config, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
@@ -212,7 +209,6 @@ def test_it_continues_to_the_bit_and_is_evaluated_alike(trained, tmp_path):
   assert loop.evaluate(tiny.masked_image_modeling(), copy)["l1"] == pytest.approx(metrics["l1"], rel=1e-5)
 
 
-@_quick
 def test_it_predicts_reconstructions_and_its_encoder_is_an_ordinary_backbone(trained, tmp_path):
   workdir, _ = trained
   (tmp_path / "photos").mkdir()

@@ -11,7 +11,6 @@ from frozen_vision.training import loop
 from frozen_vision.training import step as step_lib
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 _ADAPTER = dict(name="vit_adapter", prior_channels=4, num_heads=2, num_points=2)
 
 

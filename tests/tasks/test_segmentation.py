@@ -13,8 +13,6 @@ from frozen_vision.training import loop as train
 from frozen_vision.training import step
 from tests import samples, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def recomputed_iou(truth, predicted, num_classes):
   """Another few lines than the evaluator's: sets of pixels, class by class."""

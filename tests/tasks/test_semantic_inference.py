@@ -8,8 +8,6 @@ import pytest
 
 from frozen_vision.tasks import semantic_inference as inference
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 _SIZES = np.array([[20, 31], [9, 40], [24, 12]], np.int32)
 _FRAME = (24, 40)
 

@@ -16,8 +16,6 @@ from frozen_vision.training import feeds, loop
 from tests import tiny
 from tests.freezing import test_cache
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):

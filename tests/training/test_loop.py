@@ -23,8 +23,6 @@ from frozen_vision.training import optimizer
 from frozen_vision.training import step as train_step
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):

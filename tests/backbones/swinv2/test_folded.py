@@ -18,8 +18,6 @@ from frozen_vision.freezing import partition as freeze
 from frozen_vision.layers import storage
 from tests import random_backbones
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @functools.cache
 def _backbone(depths=(2, 5), extra_norm=0, pretrained=(4, 3), seed=0):

@@ -16,8 +16,6 @@ from frozen_vision.backbones.swinv2 import windows
 from frozen_vision.files import tensors as weights
 from tests import golden_values, paths, random_backbones
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 _PRETRAINED_WINDOWS = {"swinv2_w8": (0, 0, 0, 0), "swinv2_w12from8": (8, 8, 8, 4), "swinv2_w16": (0, 0, 0, 0)}
 
 

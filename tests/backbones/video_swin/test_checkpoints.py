@@ -139,7 +139,7 @@ def test_conversion_is_total_or_an_error():
 
 
 @pytest.mark.parametrize("frames", [4, 32])
-def test_inflated_weights_reproduce_the_2d_network_on_a_still_clip(quick_compilation, frames):
+def test_inflated_weights_reproduce_the_2d_network_on_a_still_clip(frames):
   """4 frames fit into a window of 8; 32 are two windows in time, shifted in every second block."""
   state, golden = _torchvision_2d()
   checkpoint = convert.map_tensors(_lazy(state), _GOLDEN)

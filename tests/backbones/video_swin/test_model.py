@@ -16,8 +16,6 @@ from frozen_vision.backbones.video_swin import windows
 from frozen_vision.files import tensors
 from tests import golden_values, paths, reference_scripts
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def lazy(state):
   return {

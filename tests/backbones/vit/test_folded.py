@@ -17,8 +17,6 @@ from frozen_vision.layers import attention
 from frozen_vision.layers import storage as stored
 from tests import random_backbones
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 _SIZES = dict(embed_dim=32, depth=3, num_heads=2, mlp_dim=48)
 _ROWS = (
   *("deit_vits16", "mae_vitb16", "dinov2_vits14", "dinov2_vitg14_reg4", "dinov3_vits16"),

@@ -19,8 +19,6 @@ from frozen_vision.files.tensors import LazyTensor
 from frozen_vision.freezing import feature_key
 from tests import golden_values, paths
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # timm 1.0.31 on the meta device with num_classes=0, but for the terms added: Meta's and transformers' DINOv3
 # have biases of queries and values in every block (as timm's _qkvb networks), and timm leaves out the
 # position of the class token where there are registers.

@@ -15,7 +15,7 @@ from frozen_vision.backbones.vit import checkpoints, positions
 from frozen_vision.backbones.vit import model as vit
 from tests import reference_scripts
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.slow
 
 _PACKAGES = ("torch", "torchvision", "timm", "transformers")
 _CASES = [

@@ -20,7 +20,6 @@ from tests import tiny
 
 _ROOT = pathlib.Path(__file__).resolve().parents[3]
 _SMALL = dict(embed_dim=16, depth=4, num_heads=2, mlp_dim=32, registers=2)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture

@@ -59,11 +59,11 @@ class Golden:
     self.pixels, self.class_logits, self.mask_logits = run(features)
 
 
-_load = functools.cache(Golden)  # once for all tests, but within a test, for its `quick_compilation`
+_load = functools.cache(Golden)
 
 
 @pytest.fixture
-def golden(quick_compilation):
+def golden():
   return _load(paths.golden_dir())
 
 

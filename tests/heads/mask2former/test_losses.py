@@ -82,11 +82,11 @@ class Reference:
     self.class_logits, self.mask_logits, self.losses, self.matches = outputs
 
 
-_LOADED: dict[str, Reference] = {}  # once for all tests, but within a test, for its `quick_compilation`
+_LOADED: dict[str, Reference] = {}
 
 
 @pytest.fixture(params=golden_mask2former.KINDS)
-def reference(request, tmp_path_factory, quick_compilation):
+def reference(request, tmp_path_factory):
   if request.param not in _LOADED:
     _LOADED[request.param] = Reference(golden_mask2former.folder(request.param, tmp_path_factory))
   return _LOADED[request.param]

@@ -156,7 +156,7 @@ def loss_and_gradients(dtype):
     ("no such class", "all ignored"),
   ),
 )
-def test_losses_and_gradients_are_finite(names, quick_compilation):
+def test_losses_and_gradients_are_finite(names):
   (_, (losses, metrics)), gradients = loss_and_gradients(jnp.float32)(batch_of(names), jax.random.key(0))
   assert set(losses) == {f"{name}{end}" for name in ("class", "mask", "dice") for end in ("", "_earlier")}
   assert all(np.isfinite(x) for x in (*losses.values(), *metrics.values()))
@@ -168,7 +168,7 @@ def test_losses_and_gradients_are_finite(names, quick_compilation):
   assert losses["class"] > 0 and losses["class_earlier"] > losses["class"] / 10
 
 
-def test_half_precision_stays_near(quick_compilation):
+def test_half_precision_stays_near():
   """The same losses within what bfloat16 can tell; parameters and their gradients are float32."""
   batch, rng = batch_of(("two", "one covers all")), jax.random.key(1)
   (exact, _), _ = loss_and_gradients(jnp.float32)(batch, rng)
@@ -178,7 +178,7 @@ def test_half_precision_stays_near(quick_compilation):
   assert rounded != exact
 
 
-def test_invalid_segments_and_padding_of_segments_change_nothing(quick_compilation):
+def test_invalid_segments_and_padding_of_segments_change_nothing():
   """The same image with its segments among others, and with what an invalid segment names in the image."""
   config = dataclasses.replace(TINY, num_points=400)
   rng = np.random.default_rng(0)
@@ -218,7 +218,7 @@ def test_rows_that_are_blocked_everywhere_attend_everywhere():
   np.testing.assert_array_equal(blocked, np.where((logits < 0).all(1, keepdims=True), False, logits < 0))
 
 
-def test_prediction_in_bands_of_rows(monkeypatch, quick_compilation):
+def test_prediction_in_bands_of_rows(monkeypatch):
   """Scores do not depend on how many rows are computed at once; they are the resized masks' sums."""
   head, size = build(), (30, 21)
 
@@ -236,7 +236,7 @@ def test_prediction_in_bands_of_rows(monkeypatch, quick_compilation):
   np.testing.assert_allclose(scores, jnp.einsum("bqk,bqyx->byxk", classes, masks), rtol=1e-4)
 
 
-def test_maps_of_any_size(quick_compilation):
+def test_maps_of_any_size():
   """Levels need not be halves of each other, nor square."""
   sizes = ((13, 9), (7, 5), (4, 3), (2, 2))
   maps = tuple(jnp.ones((1, *size, 4)) for size in sizes)
@@ -245,7 +245,7 @@ def test_maps_of_any_size(quick_compilation):
 
 
 @pytest.mark.parametrize("input_norm", (True, False))
-def test_input_norm(input_norm, quick_compilation):
+def test_input_norm(input_norm):
   """With it, how large the features of a pixel are is of no account."""
   decoder = build(input_norm=input_norm).pixel_decoder
   assert len(decoder.norms) == 4 * input_norm
@@ -280,7 +280,7 @@ def test_mistakes_are_named():
 
 
 @pytest.mark.slow
-def test_memory_hardly_grows_with_the_number_of_predictions(quick_compilation):
+def test_memory_hardly_grows_with_the_number_of_predictions():
   """Temporaries of a training step at 640 px with 5 predictions and with 10; the encoder is one layer."""
   side, segments = 640, 16
   specs = tuple(FeatureSpec(4 << i, 96 << i) for i in range(4))
