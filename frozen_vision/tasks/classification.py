@@ -1,21 +1,21 @@
 """Supervised classification: how the shipped backbone was pretrained, and linear probes on frozen ones."""
 
+import dataclasses
 from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
 from frozen_vision import config as config_lib
-from frozen_vision.data import batches, pipeline
+from frozen_vision.data import batches
 from frozen_vision.data.classification import augment, folders
 from frozen_vision.data.generated import shape_images
 from frozen_vision.metrics import accuracy
 from frozen_vision.ops import mixup
-from frozen_vision.tasks import base, common, results
+from frozen_vision.tasks import base, common, image_data, results
 from frozen_vision.tasks.classification_options import ClassificationConfig, ClassificationOptions
 
 
@@ -37,7 +37,7 @@ class Classifier(nnx.Module):
     )
 
 
-class ClassificationTask(base.Task):
+class ClassificationTask(image_data.SquareImages, base.Task):
   """Images with one label each.
 
   Attributes:
@@ -65,11 +65,6 @@ class ClassificationTask(base.Task):
     self._starts = tuple(int(start) for start, _ in options.resolutions)
     self.phases = tuple(int(side) for _, side in options.resolutions) or (None,)
 
-  @property
-  def data(self) -> dict[str, Any]:
-    """See `Task.data`; the test data, if there are any, are looked at too."""
-    return {"training" if name == "train" else name: source for name, source in self.sources.items()}
-
   def _open_shapes(self) -> dict[str, Any]:
     options = self._options.shapes
     counts = dict(train=options.train_images, validation=options.validation_images, test=options.test_images)
@@ -93,12 +88,6 @@ class ClassificationTask(base.Task):
       sources = {name: folders.DecodedImages(source) for name, source in sources.items()}
     return sources
 
-  def _open(self, path: str) -> folders.ImageFolder | folders.ImageTar:
-    source = folders.open_source(common.existing_path(path, "classification"))
-    if self._config.data.check:
-      source.check()
-    return source
-
   def phase_at(self, step: int) -> Any:
     if not self._starts:
       return None
@@ -109,29 +98,13 @@ class ClassificationTask(base.Task):
       backbone or common.build_backbone(self._config), len(self.classes), rngs=nnx.Rngs(self._config.seed)
     )
 
-  def train_batches(self, start_example: int) -> pipeline.BatchIterator:
-    return common.train_batches(self._config, self.sources["train"], self._train_transform(), start_example)
-
-  def blank_example(self) -> batches.ClassificationBatch:
-    side = self._options.image_size
-    record = dict(image=np.zeros((side, side, 3), np.uint8), label=0)
-    return self._train_transform()(record, np.random.default_rng(0))
-
   def _train_transform(self) -> augment.TrainTransform:
     options = self._options
-    return augment.TrainTransform(
-      size=options.image_size,
-      padding=None if options.crop_padding < 0 else options.crop_padding,
-      crop_scale=tuple(options.crop_scale),
+    return dataclasses.replace(
+      super()._train_transform(),
       rand_augment=common.rand_augment(options.rand_augment),
       erasing=options.erasing,
     )
-
-  def eval_batches(self) -> pipeline.BatchIterator:
-    return common.eval_batches(self._config, self.sources["validation"], self.eval_transform())
-
-  def eval_transform(self) -> augment.EvalTransform:
-    return augment.EvalTransform(self._options.image_size)
 
   @property
   def view(self) -> dict[str, Any]:
@@ -143,8 +116,8 @@ class ClassificationTask(base.Task):
   ) -> base.Batch:
     """Images at the side of the phase; in training mixed, with `target`, a distribution over classes."""
     images, options = batch["image"].astype(jnp.float32), self._options
-    if phase is not None and images.shape[1:3] != (phase, phase):
-      images = jax.image.resize(images, (images.shape[0], phase, phase, 3), "cubic")
+    if phase is not None:
+      images = image_data.resized(images, phase)
     if rng is None:
       return batch | {"image": images}
     target = optax.smooth_labels(jax.nn.one_hot(batch["label"], len(self.classes)), options.label_smoothing)

@@ -17,6 +17,7 @@ from frozen_vision import config as config_lib
 from frozen_vision.data import batches
 from frozen_vision.data.classification import views
 from frozen_vision.metrics import neighbours
+from frozen_vision.ops import vectors
 from frozen_vision.ops.arrays import Array
 from frozen_vision.tasks import base, common, feature_maps, image_data
 from frozen_vision.tasks.contrastive_options import ContrastiveConfig
@@ -76,16 +77,10 @@ def contrastive_loss(
   Args:
     queries, keys: of any length; key i belongs to query i, all others are negatives.
   """
-  logits = _unit(queries) @ _unit(keys).T / temperature
+  logits = vectors.unit(queries) @ vectors.unit(keys).T / temperature
   own = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
   correct = jnp.argmax(logits, axis=1) == jnp.arange(logits.shape[0])
   return -2 * temperature * jnp.mean(own), jnp.mean(correct)
-
-
-def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
-  """x / max(|x|, 1e-12), float32, as torch.nn.functional.normalize."""
-  x = x.astype(jnp.float32)
-  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
 def momentum_at(step: Array, steps: int, first: float) -> Float[Array, ""]:

@@ -1,4 +1,4 @@
-"""Data of tasks that train on images alone: opened, augmented and batched as those of classification."""
+"""Data of classification and of tasks that train on images alone: opened, augmented and batched."""
 
 from typing import Any
 
@@ -13,14 +13,56 @@ from frozen_vision.data.generated import shape_images
 from frozen_vision.tasks import base, common
 
 
-class ImageData:
-  """The part of a task that reads images; put it before `base.Task` among the base classes.
-
-  Crops and mirrored images are all that changes them: neither colours nor labels are touched.
+class SquareImages:
+  """The part of a task that reads square images; put it before `base.Task` among the base classes.
 
   Attributes:
-    sources: records of "train" and "validation"; empty without data.
+    sources: records of "train" and "validation", and perhaps more; empty without data.
   """
+
+  _config: Config
+  _options: Any  # with `image_size`, `crop_padding` and `crop_scale`
+  sources: dict[str, Any]
+
+  @property
+  def data(self) -> dict[str, Any]:
+    """See `Task.data`."""
+    return {"training" if name == "train" else name: source for name, source in self.sources.items()}
+
+  def _open(self, path: str) -> folders.ImageFolder | folders.ImageTar:
+    source = folders.open_source(common.existing_path(path, self._config.task))
+    if self._config.data.check:
+      source.check()
+    return source
+
+  def train_batches(self, start_example: int) -> pipeline.BatchIterator:
+    return common.train_batches(self._config, self.sources["train"], self._train_transform(), start_example)
+
+  def blank_example(self) -> batches.ClassificationBatch:
+    side = self._options.image_size
+    record = dict(image=np.zeros((side, side, 3), np.uint8), label=0)
+    return self._train_transform()(record, np.random.default_rng(0))
+
+  def _train_transform(self) -> augment.TrainTransform:
+    """Crops and mirrored images, which change neither colours nor labels."""
+    options = self._options
+    return augment.TrainTransform(
+      size=options.image_size,
+      padding=None if options.crop_padding < 0 else options.crop_padding,
+      crop_scale=tuple(options.crop_scale),
+      rand_augment=None,
+      erasing=0.0,
+    )
+
+  def eval_batches(self) -> pipeline.BatchIterator:
+    return common.eval_batches(self._config, self.sources["validation"], self.eval_transform())
+
+  def eval_transform(self) -> augment.EvalTransform:
+    return augment.EvalTransform(self._options.image_size)
+
+
+class ImageData(SquareImages):
+  """The part of a task that trains on images without labels; put it before `base.Task` likewise."""
 
   built_in_data = ("shapes",)
   nominal_classes = 0  # no classes
@@ -47,43 +89,10 @@ class ImageData:
       }
     else:
       self.sources = {name: self._open(getattr(options, name)) for name in ("train", "validation")}
+      if options.decoded_cache:
+        self.sources = {name: folders.DecodedImages(source) for name, source in self.sources.items()}
     train, validation = self.sources["train"], self.sources["validation"]
     self.headline = f"{title}: {len(train):,} training and {len(validation):,} validation images."
-
-  def _open(self, path: str) -> Any:
-    source = folders.open_source(common.existing_path(path, self._config.task))
-    if self._config.data.check:
-      source.check()
-    return folders.DecodedImages(source) if self._options.decoded_cache else source
-
-  @property
-  def data(self) -> dict[str, Any]:
-    """See `Task.data`."""
-    return {"training" if name == "train" else name: source for name, source in self.sources.items()}
-
-  def train_batches(self, start_example: int) -> pipeline.BatchIterator:
-    return common.train_batches(self._config, self.sources["train"], self._train_transform(), start_example)
-
-  def blank_example(self) -> batches.ClassificationBatch:
-    side = self._options.image_size
-    record = dict(image=np.zeros((side, side, 3), np.uint8), label=0)
-    return self._train_transform()(record, np.random.default_rng(0))
-
-  def _train_transform(self) -> augment.TrainTransform:
-    options = self._options
-    return augment.TrainTransform(
-      size=options.image_size,
-      padding=None if options.crop_padding < 0 else options.crop_padding,
-      crop_scale=tuple(options.crop_scale),
-      rand_augment=None,
-      erasing=0.0,
-    )
-
-  def eval_batches(self) -> pipeline.BatchIterator:
-    return common.eval_batches(self._config, self.sources["validation"], self.eval_transform())
-
-  def eval_transform(self) -> augment.EvalTransform:
-    return augment.EvalTransform(self._options.image_size)
 
   @property
   def view(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 import numpy as np
 
 from frozen_vision.layers.relative_positions import position_index
+from frozen_vision.ops import vectors
 from frozen_vision.ops.arrays import Array
 
 MAX_LOGIT_SCALE = math.log(100.0)  # the trained temperature stays above 0.01.
@@ -116,12 +117,6 @@ def shift_regions(
   return region.reshape(rows * columns, -1).astype(np.int32)
 
 
-def _unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-  """x / max(|x|, 1e-12) in float32, with a finite gradient at zero."""
-  x = x.astype(jnp.float32)
-  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
-
-
 def cosine_attention(
   qkv: Float[Array, "b h w qkv"],
   window: tuple[int, int],
@@ -141,7 +136,7 @@ def cosine_attention(
   """
   heads = scale.shape[0]
   q, k, v = (_windows(x, window, heads) for x in jnp.split(qkv, 3, axis=-1))
-  q, k = (_unit(q) * scale[:, None, None]).astype(qkv.dtype), _unit(k).astype(qkv.dtype)
+  q, k = (vectors.unit(q) * scale[:, None, None]).astype(qkv.dtype), vectors.unit(k).astype(qkv.dtype)
   cells = math.prod(window)
   if bias.shape[1:] == (cells, cells):
     x = _attend(q, k, v, bias, regions)
@@ -207,7 +202,7 @@ def attention_weights(
   q, k, _ = (
     _windows(part, window, scale.shape[0]) for part in jnp.split(qkv(_roll(x, shift, -1)), 3, axis=-1)
   )
-  q, k = _unit(q) * scale[:, None, None], _unit(k)
+  q, k = vectors.unit(q) * scale[:, None, None], vectors.unit(k)
   logits = jnp.einsum("bhnd,bhmd->bhnm", q, k) + bias(window)
   logits = logits.reshape(b, rows * columns, *logits.shape[1:])
   regions = shift_regions(padded, window, shift)
