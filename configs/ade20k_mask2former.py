@@ -174,7 +174,7 @@ def _small_heads(options: ml_collections.ConfigDict, *, queries: int, points: in
 
 
 def _full(config: ml_collections.ConfigDict, crop: int) -> None:
-  """What the recipes at full scale share: Mask2Former's, on square crops of `crop` pixels."""
+  """Values of all recipes at full scale: Mask2Former's, on square crops of `crop` pixels."""
   config.backbone.dtype = config.frozen_dtype = "bfloat16"
   options = config.segmentation
   options.frame = (crop, crop)

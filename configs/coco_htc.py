@@ -215,7 +215,7 @@ def _files(config: ml_collections.ConfigDict) -> None:
 
 
 def _full(config: ml_collections.ConfigDict) -> None:
-  """What the recipes at full scale share."""
+  """Values of all recipes at full scale."""
   config.backbone.dtype = config.frozen_dtype = "bfloat16"
   config.batch_size = 64  # [paper] for B and L, [vitdet]
   config.steps = 118_287 * 36 // 64  # 3x: 36 epochs of train2017 [paper]
@@ -228,8 +228,8 @@ def _full(config: ml_collections.ConfigDict) -> None:
   options.scale_range = (0.1, 2.0)  # [paper], [vitdet]
   options.flip = 0.5  # [lsj]
   options.head_dtype = "bfloat16"  # [ours]
-  # Of the head, [mmdet] where nothing else is said, but for two points each of sampling_ratio, Detectron's,
-  # where mmdet adapts their number.
+  # The head's other values are [mmdet]'s, except sampling_ratio: RoIAlign takes Detectron's two points per
+  # bin and axis, where mmdet adapts their number.
 
 
 def _swin(config: ml_collections.ConfigDict, name: str) -> None:

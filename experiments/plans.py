@@ -178,14 +178,8 @@ def shares() -> str:
   rows = ["| slice | chips | MiB per chip | an N-th of all | ratio |", "|---" * 5 + "|"]
   # Before anything else uses jax.
   slices = [machines.describe(f"v5e:{size}") for size in machines.CHIPS["v5e"].slices]
-  backbone = nnx.eval_shape(
-    lambda: families.build_backbone(
-      "swinv2_g",
-      window_size=16,
-      pretrained_window_sizes=(12, 12, 12, 6),
-      dtype=jnp.bfloat16,
-      rngs=nnx.Rngs(0),
-    )
+  backbone = families.abstract_backbone(
+    "swinv2_g", window_size=16, pretrained_window_sizes=(12, 12, 12, 6), dtype=jnp.bfloat16
   )
 
   # Bits stand for bfloat16 on CPU alone.

@@ -82,7 +82,7 @@ def diagnose(
 def _vectors(
   backbone: Backbone, batches: Sequence[UInt8[np.ndarray, "b h w 3"]]
 ) -> list[list[Float[np.ndarray, "b _c"]]]:
-  """Of every batch, the feature maps of all levels averaged over positions."""
+  """Feature maps of all levels, averaged over positions, for every batch."""
   graphdef, state = nnx.split(backbone)
 
   @jax.jit

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from experiments import tables
-from frozen_vision.backbones import base, families
+from frozen_vision.backbones import base
 from frozen_vision.config import BackboneOptions
-from frozen_vision.freezing import prepare
 from frozen_vision.planning import machines
+from frozen_vision.tasks import common
 
 _DEFAULT = [
   "swinv2_b",
@@ -54,13 +54,12 @@ def distance(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float, float
 
 def open_backbone(name: str) -> base.Backbone:
   """The backbone of --weights; the windows of a random SwinV2 are --window, where its maps are as large."""
-  if _WEIGHTS.value != "random":
-    return families.load_backbone(_WEIGHTS.value, name)
   overrides = {}
-  if name.startswith("swinv2"):
+  if _WEIGHTS.value == "random" and name.startswith("swinv2"):
     windows = tuple(min(_WINDOW.value, _SIZE.value // (4 * 2**stage)) for stage in range(4))
     overrides = dict(window_sizes=windows, pretrained_window_sizes=windows)
-  return prepare.open_source(BackboneOptions(name=name, weights="random", overrides=overrides), _SEED.value)
+  options = BackboneOptions(name=name, weights=_WEIGHTS.value, overrides=overrides)
+  return common.load_backbone(options, _SEED.value)
 
 
 def measure(name: str) -> list[tuple[str, int, float, float, float]]:
@@ -82,7 +81,6 @@ def measure(name: str) -> list[tuple[str, int, float, float, float]]:
 
 def _main(argv: list[str]) -> None:
   del argv
-  side = _SIZE.value
   lines = [
     "| backbone | frozen part | map | cosine similarity, mean over positions | smallest | relative error |",
     "|---|---|---|---|---|---|",
@@ -94,7 +92,7 @@ def _main(argv: list[str]) -> None:
   print(text)
   what = "random weights" if _WEIGHTS.value == "random" else _WEIGHTS.value
   tables.write(
-    f"Made by `experiments/benchmarks/drift.py`: {what}, {side} px, window {_WINDOW.value}, "
+    f"Made by `experiments/benchmarks/drift.py`: {what}, {_SIZE.value} px, window {_WINDOW.value}, "
     f"{_IMAGE.value or 'noise'}, seed {_SEED.value}, "
     f"{jax.devices()[0].device_kind} ({machines.processor()}). "
     f"Against the same weights folded in float32.\n\n{text}",

@@ -114,7 +114,7 @@ class BackboneConfig(abc.ABC):
 
 
 class FinalFeatures(NamedTuple):
-  """What a backbone ends with, after its final norm.
+  """Last features of a backbone, after its final norm.
 
   Attributes:
     map: the last level.

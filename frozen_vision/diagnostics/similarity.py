@@ -1,7 +1,7 @@
 """Linear centred kernel alignment (CKA, arXiv 1905.00414) between the layers of two networks.
 
-Over batches, in the unbiased form of arXiv 2010.15327: the expectation of what is summed up does not depend
-on how the examples are cut into batches.
+Summed over batches in the unbiased form of arXiv 2010.15327, whose expectation does not depend on the size of
+the batches.
 """
 
 from collections.abc import Iterable, Sequence

@@ -303,8 +303,8 @@ def open_source(options: BackboneOptions, seed: int) -> Source:
   """
   dtype, overrides = jnp.dtype(options.dtype), base.tuples(options.overrides)
   if options.weights in ("random", "init"):
-    module = families.family_of(options.name).module
-    backbone = module(_initial_config(options), dtype=dtype, rngs=nnx.Rngs(seed))
+    fields = _initial_fields(options)
+    backbone = families.build_backbone(options.name, dtype=dtype, rngs=nnx.Rngs(seed), **fields)
     return random_weights.redraw(backbone, seed) if options.weights == "random" else backbone
   source = options.name if options.weights == "shipped" else options.weights
   if options.weights != "shipped" and source not in families.published_weights():
@@ -328,14 +328,14 @@ def open_source(options: BackboneOptions, seed: int) -> Source:
 
 def abstract_source(options: BackboneOptions) -> base.Backbone:
   """`open_source` of random weights, with shapes in the place of weights."""
-  module = families.family_of(options.name).module
-  return base.abstract(module, _initial_config(options), dtype=jnp.dtype(options.dtype))
+  fields = _initial_fields(options)
+  return families.abstract_backbone(options.name, dtype=jnp.dtype(options.dtype), **fields)
 
 
-def _initial_config(options: BackboneOptions) -> base.BackboneConfig:
-  """Sizes of a backbone whose weights are not read from a file."""
+def _initial_fields(options: BackboneOptions) -> dict[str, Any]:
+  """Overridden fields of a backbone whose weights are not read from a file."""
   random = families.family_of(options.name).random if options.weights == "random" else {}
-  return families.backbone_config(options.name, **{**random, **options.overrides})
+  return {**random, **options.overrides}
 
 
 def _open_model(

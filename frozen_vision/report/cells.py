@@ -88,7 +88,7 @@ class Plan:
     raise ValueError(f"--cell is {name!r}; this report has {', '.join(cell.name for cell in self.cells())}.")
 
   def folder(self, cell: "Cell") -> pathlib.Path:
-    """Where a cell's run lives."""
+    """The folder of a cell's run."""
     return self.workdir / "cells" / self.budget / cell.entry.label / cell.recipe / f"seed_{cell.seed}"
 
   def config(self, cell: "Cell") -> Config:
