@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import dataclasses
 import logging
 import os
 import pathlib
@@ -27,6 +28,10 @@ _LISTS = {
   "tasks": f"Tasks, of {', '.join(recipes.TASKS)}.",
   "class_folders": "Of the probes: TRAIN or TRAIN,TEST, class folders in the place of generated images.",
   "coco": "Of detection: FILE.json,IMAGES in the place of generated scenes.",
+  "label_maps": (
+    "Of segmentation: CLASSES,IMAGES,LABELS,VALIDATION_IMAGES,VALIDATION_LABELS in the place of generated "
+    "scenes."
+  ),
   "videos": "Of action recognition: TRAIN or TRAIN,VALIDATION in the place of generated clips.",
 }
 
@@ -61,6 +66,7 @@ def from_flags(workdir: str) -> None:
     budget=values.budget,
     class_folders=values.class_folders,
     coco=values.coco,
+    label_maps=values.label_maps,
     videos=values.videos,
     options=values.option,
   )
@@ -96,6 +102,7 @@ def make_plan(
   budget: str = "demo",
   class_folders: Sequence[str] = (),
   coco: Sequence[str] = (),
+  label_maps: Sequence[str] = (),
   videos: Sequence[str] = (),
   options: Sequence[str] = (),
 ) -> cells.Plan:
@@ -114,7 +121,7 @@ def make_plan(
     raise ValueError(f"--budget is {budget!r}; known: {', '.join(recipes.BUDGETS)}.")
   if seeds < 1:
     raise ValueError(f"--seeds is {seeds}; expected 1 or more.")
-  data = recipes.Data(tuple(class_folders), tuple(coco), tuple(videos))
+  data = recipes.Data(tuple(class_folders), tuple(coco), tuple(label_maps), tuple(videos))
   return cells.Plan(
     workdir=pathlib.Path(workdir).expanduser().absolute(),
     backbones=tuple(entries.read(backbones)),
@@ -135,6 +142,8 @@ def _changes(texts: Sequence[str]) -> dict[str, dict[str, Text]]:
       raise ValueError(f"--option is {text!r}; expected RECIPE:OPTION=VALUE, such as detection:steps=100.")
     if recipe not in recipes.RECIPES:
       raise ValueError(messages.unknown("recipe of reports", recipe, recipes.RECIPES))
+    if name in ("backbone.name", "backbone.weights"):
+      raise ValueError(f"--option is {text!r}; the backbones of a report are those that --backbones names.")
     found.setdefault(recipe, {})[name] = Text(value)
   return found
 
@@ -152,8 +161,8 @@ def arguments(plan: cells.Plan) -> list[str]:
     f"--seeds={len(plan.seeds)}",
     f"--budget={plan.budget}",
   ]
-  for name in ("class_folders", "coco", "videos"):
-    if paths := getattr(plan.data, name):
+  for name, paths in dataclasses.asdict(plan.data).items():
+    if paths:
       absolute = [str(pathlib.Path(path).expanduser().absolute()) for path in paths]
       found.append(f"--{name}={flags.CsvListSerializer(',').serialize(absolute)}")
   for recipe, options in plan.changes.items():

@@ -12,6 +12,7 @@ import pathlib
 from typing import Any, Literal
 
 from frozen_vision import config_files, messages
+from frozen_vision import options as option_lib
 from frozen_vision.backbones import families
 from frozen_vision.config import Config
 from frozen_vision.report import entries
@@ -62,7 +63,7 @@ class Recipe:
   config: str
   files_config: str
   paper_config: str
-  data: Literal["", "class_folders", "coco", "videos"]
+  data: Literal["", "class_folders", "coco", "label_maps", "videos"]
   changes: Mapping[Budget, Mapping[str, Any]]
 
 
@@ -73,23 +74,29 @@ class Data:
   Attributes:
     class_folders: training images in class folders, and perhaps test images likewise.
     coco: a COCO JSON and the folder of its images; a fifth of the images is held out.
+    label_maps: a list of classes, training images and their label images, validation images and theirs.
     videos: training videos in class folders or a list, and perhaps others for validation.
   """
 
   class_folders: tuple[str, ...] = ()
   coco: tuple[str, ...] = ()
+  label_maps: tuple[str, ...] = ()
   videos: tuple[str, ...] = ()
 
   def __post_init__(self):
-    for name, least, most in (("class_folders", 1, 2), ("coco", 2, 2), ("videos", 1, 2)):
+    for name, (least, most) in _DATA_COUNTS.items():
       found = getattr(self, name)
       if found and not least <= len(found) <= most:
         raise ValueError(f"--{name} is {','.join(found)!r}; expected {_DATA_HELP[name]}.")
 
 
+_DATA_COUNTS = {"class_folders": (1, 2), "coco": (2, 2), "label_maps": (5, 5), "videos": (1, 2)}
 _DATA_HELP = {
   "class_folders": "TRAIN or TRAIN,TEST, each a folder of class folders or a tar archive of them",
   "coco": "FILE.json,IMAGES: the annotations and the folder of their images",
+  "label_maps": (
+    "CLASSES,IMAGES,LABELS,VALIDATION_IMAGES,VALIDATION_LABELS: a list of classes and folders of images"
+  ),
   "videos": "TRAIN or TRAIN,VALIDATION, each a folder of class folders or a list",
 }
 
@@ -107,8 +114,7 @@ def _steps(steps: int, warmup: int, save: int = 100) -> dict[str, Any]:
 _SEGMENTATION = dict(
   kind="train",
   rows=(Row("mIoU", "mean IoU", "mean IoU of each image"),),
-  files_config="",
-  data="",
+  data="label_maps",
 )
 _ACTION = dict(
   kind="train",
@@ -137,6 +143,7 @@ RECIPES: dict[str, Recipe] = {
       name="segmentation",
       title="Semantic segmentation (Mask2Former)",
       config="ade20k_mask2former",
+      files_config="ade20k_mask2former:recipe=files",
       paper_config="ade20k_mask2former:backbone=swinv2_l",
       changes={"demo": _steps(400, 20), "small": {}, "paper": {}},
       **_SEGMENTATION,
@@ -145,6 +152,7 @@ RECIPES: dict[str, Recipe] = {
       name="linear_segmentation",
       title="Semantic segmentation (linear head)",
       config="ade20k_mask2former:head=linear",
+      files_config="ade20k_mask2former:recipe=files,head=linear",
       paper_config="ade20k_mask2former:backbone=swinv2_l,head=linear",
       changes={"demo": _steps(300, 20), "small": {}, "paper": {}},
       **_SEGMENTATION,
@@ -188,6 +196,8 @@ RECIPES: dict[str, Recipe] = {
 
 # Recipes whose head reads a pyramid of maps.
 _NEED_PYRAMID = ("detection", "segmentation")
+# Options that set sizes of a backbone.
+_OVERRIDES = "backbone.overrides."
 # A stride that `simple_pyramid` turns into those of every pyramid, 4 to 32.
 _PYRAMID_STRIDE = 16
 # What --tasks takes: (recipe, rows of it).
@@ -238,7 +248,7 @@ def make_config(
 
   Args:
     cache: folder of feature caches, so that what seeds and heads have in common is computed once.
-    changes: options that a user sets, by dotted path.
+    changes: options that a user sets, by dotted path. `backbone.overrides.NAME` is set for every backbone.
 
   Raises:
     ValueError: options that do not exist or do not fit.
@@ -250,11 +260,18 @@ def make_config(
     **recipe.changes[budget],
     **(_data_options(recipe.data, own, seed) if own else {}),
     **neck,
-    **(changes or {}),
+    **{name: value for name, value in (changes or {}).items() if not name.startswith(_OVERRIDES)},
   }
   source = recipe.paper_config if budget == "paper" else recipe.files_config if own else recipe.config
   config = config_files.load_config(source, options)
   backbone = entry.options
+  given = {
+    name.removeprefix(_OVERRIDES): option_lib.parse(value.text, Any, name)
+    if isinstance(value, option_lib.Text)
+    else value
+    for name, value in (changes or {}).items()
+    if name.startswith(_OVERRIDES)
+  }
   kept = dict(config.backbone.overrides) if _is_like(config.backbone.name, backbone.name) else {}
   return dataclasses.replace(
     config,
@@ -263,7 +280,7 @@ def make_config(
       config.backbone,
       name=backbone.name,
       weights=backbone.weights,
-      overrides={**kept, **backbone.overrides, **sizes},
+      overrides={**kept, **backbone.overrides, **sizes, **given},
     ),
   )
 
@@ -285,6 +302,14 @@ def _data_options(kind: str, paths: tuple[str, ...], seed: int) -> dict[str, Any
         "detection.data": "files",
         "detection.train": {"annotations": first, "images": rest[0]},
         "detection.validation_fraction": 0.2,
+      }
+    case "label_maps":
+      labels, validation, validation_labels = rest[1:]
+      return {
+        "segmentation.data": "files",
+        "segmentation.classes": first,
+        "segmentation.train": {"images": rest[0], "labels": labels},
+        "segmentation.validation": {"images": validation, "labels": validation_labels},
       }
     case "videos" if rest:
       return {"action.data": "videos", "action.train": first, "action.validation": rest[0]}

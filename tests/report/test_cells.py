@@ -116,8 +116,29 @@ def test_data_of_ones_own_take_the_place_of_the_built_in():
   assert (
     recipes.make_config(recipes.RECIPES["action"], entry, 0, budget="demo", data=two).action.data == "videos"
   )
+  folders = ("classes.json", "images", "labels", "other", "other_labels")
+  for name in ("segmentation", "linear_segmentation"):
+    labels = recipes.Data(label_maps=folders)
+    options = recipes.make_config(recipes.RECIPES[name], entry, 0, budget="demo", data=labels).segmentation
+    assert options.data == "files" and options.classes.endswith("/classes.json")
+    assert options.train.images.endswith("/images") and options.train.labels.endswith("/labels")
+    assert options.validation.images.endswith("/other")
+    assert options.validation.labels.endswith("/other_labels")
+  with pytest.raises(ValueError, match="--label_maps is 'a,b'; expected CLASSES,IMAGES,LABELS"):
+    recipes.Data(label_maps=("a", "b"))
   with pytest.raises(ValueError, match="--coco is 'a.json'; expected FILE.json,IMAGES"):
     recipes.Data(coco=("a.json",))
+
+
+def test_sizes_of_a_backbone_that_a_user_sets_reach_every_family(tmp_path):
+  options = ["detection:backbone.overrides.stride=16"]
+  asked = reports.plan(tmp_path, backbones=["swinv2_nano", "dino_vits16:random"], options=options)
+  for cell in asked.cells():
+    if cell.recipe != cells.CARD:
+      stride = asked.config(cell).backbone.overrides.get("stride")
+      assert stride == (16 if cell.recipe == "detection" else None), cell.name
+  with pytest.raises(ValueError, match="backbones of a report are those that --backbones names"):
+    reports.plan(tmp_path, options=["detection:backbone.name=resnet50"])
 
 
 def test_a_printed_command_asks_for_the_same_report(tmp_path, capsys):
