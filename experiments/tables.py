@@ -22,3 +22,9 @@ def write(text: str, out: str | os.PathLike | None) -> None:
 def versions() -> str:
   """Versions of what compiles: `jax 0.10.2, libtpu 0.0.52`."""
   return ", ".join(f"{name} {version}" for name, version in machines.versions().items())
+
+
+def blas_threads() -> str:
+  """How many threads matrix products of NumPy may take: `BLAS threads: 1`."""
+  known = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")
+  return f"BLAS threads: {known or 'all'}"

@@ -33,7 +33,7 @@ from absl import app, flags
 import numpy as np
 import safetensors.numpy
 
-from experiments import intervals
+from experiments import intervals, rounds
 from experiments.benchmarks.gpu import peers
 
 _BACKBONE = flags.DEFINE_string("backbone", "swinv2_t", "Row of the table of variants.")
@@ -258,14 +258,15 @@ def _compare(folder: pathlib.Path) -> str:
       raise ValueError(
         f"{name} and {_RUN.value[-1]} differ by {error:.2g} of the largest output; nothing to compare."
       )
-  seconds = {name: [] for name in _RUN.value}
-  for turn in range(_ROUNDS.value):
-    first = turn % len(_RUN.value)
-    for name in _RUN.value[first:] + _RUN.value[:first]:
-      started = time.perf_counter()
+
+  def repeated(run: Callable[[], Any]) -> Callable[[], None]:
+    def run_all() -> None:
       for _ in range(_REPEATS.value):
-        runs[name]()
-      seconds[name].append(time.perf_counter() - started)
+        run()
+
+    return run_all
+
+  seconds = rounds.interleaved({name: repeated(run) for name, run in runs.items()}, _ROUNDS.value)
   return _table(seconds, memory, compile_s, flops)
 
 

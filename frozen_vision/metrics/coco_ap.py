@@ -18,7 +18,7 @@ import numpy as np
 
 from frozen_vision.files import atomic
 from frozen_vision.metrics import coco_matching as matching
-from frozen_vision.metrics import gather
+from frozen_vision.metrics import gather, mask_runs
 from frozen_vision.metrics.coco_matching import IouType, MaskArea
 
 _logger = logging.getLogger(__name__)
@@ -158,9 +158,9 @@ class CocoEvaluator:
       for label, box, score in zip(labels, np.round(xywh, 3).tolist(), scores)
     ]
     if "segm" in self._iou_types:
-      for detection, box, i in zip(detections, boxes, kept):
-        prob = predictions["masks"][i]
-        detection["segmentation"] = matching.encode_mask(prob, box, height, width)
+      rles = mask_runs.encode_masks(predictions["masks"][kept], boxes, height, width)
+      for detection, rle in zip(detections, rles, strict=True):
+        detection["segmentation"] = rle
     return detections
 
   def detections(self) -> list[dict[str, Any]]:

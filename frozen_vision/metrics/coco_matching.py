@@ -1,21 +1,19 @@
-"""COCO ground truth, matching and run-length encoding: the parts of `coco_ap`."""
+"""COCO ground truth and matching: parts of `coco_ap`."""
 
 import collections
 from collections.abc import Mapping, Sequence
 import logging
-import math
 import os
 from typing import Any, Literal
 
 import faster_coco_eval
 from faster_coco_eval.core import faster_eval_api
-from jaxtyping import Float, Num
 import numpy as np
 from pycocotools import mask as mask_utils
 
 from frozen_vision.data import images, text_files
 from frozen_vision.data.detection import coco_annotations, mask_encoding
-from frozen_vision.ops import masks as mask_ops
+from frozen_vision.metrics import mask_runs
 
 _logger = logging.getLogger(__name__)
 
@@ -43,51 +41,6 @@ PREFIXES: dict[IouType, str] = {"bbox": "box", "segm": "mask"}
 KEYS: dict[IouType, str] = {"bbox": "bbox", "segm": "segmentation"}
 
 
-def encode_mask(
-  prob: Float[np.ndarray, "m m"],
-  box: Num[np.ndarray, "4"],
-  height: int,
-  width: int,
-  threshold: float = 0.5,
-) -> dict[str, Any]:
-  """Pastes a mask that fills a box into an image and encodes it, without ever filling the image.
-
-  Only the rows and columns around the box are computed; their runs, moved by an offset, are the
-  runs of the whole image in COCO's column-major order. To fill and encode the whole image instead
-  costs the more, the larger the photograph is.
-
-  Args:
-    prob: probabilities at a regular grid inside `box`.
-    box: xyxy in pixels of the image.
-    height: of the image in pixels; `width` likewise.
-    threshold: probability from which a pixel belongs to the mask.
-
-  Returns:
-    COCO's compressed RLE, `{"size": [height, width], "counts": str}`; possibly of an empty mask.
-  """
-  # One pixel more: with a threshold below 1/2 a mask reaches half a cell beyond its box.
-  x1, y1 = max(math.floor(box[0]) - 1, 0), max(math.floor(box[1]) - 1, 0)
-  x2, y2 = min(math.ceil(box[2]) + 1, width), min(math.ceil(box[3]) + 1, height)
-  edges = np.zeros(0, np.int64)
-  if x2 > x1 and y2 > y1:
-    shifted = np.asarray(box, np.float64) - (x1, y1, x1, y1)
-    inside = mask_ops.paste_mask(prob, shifted, y2 - y1, x2 - x1, threshold)
-    rows = y2 - y1
-    columns = np.zeros((x2 - x1, rows + 2), bool)  # With a zero before and after each column.
-    columns[:, 1:-1] = inside.T
-    # Starts and ends of the mask's runs, alternating; first within the columns, then in the image.
-    column, row = np.divmod(np.flatnonzero(columns[:, 1:] != columns[:, :-1]), rows + 1)
-    edges = (x1 + column) * height + y1 + row
-    # A run over the image's lower border goes on at the top of the next column.
-    joined = np.flatnonzero(edges[1:-1:2] == edges[2::2])
-    edges = np.delete(edges, np.concatenate([2 * joined + 1, 2 * joined + 2]))
-  counts = np.diff(edges, prepend=0, append=height * width)
-  if len(edges) and counts[-1] == 0:  # The mask ends in the last pixel: no run follows it.
-    counts = counts[:-1]
-  rle = {"size": [height, width], "counts": counts.tolist()}
-  return as_rle(rle, height, width)
-
-
 def as_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
   """Polygons, counts as a list, or compressed RLE as compressed RLE with counts of type str.
 
@@ -98,7 +51,7 @@ def as_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
   if isinstance(segmentation, list):
     polygons = [polygon for polygon in segmentation if _is_polygon(polygon)]
     if not polygons:
-      return encode_mask(np.zeros((1, 1)), np.zeros(4), height, width)
+      return mask_runs.encode_masks(np.zeros((1, 1, 1), np.float32), np.zeros((1, 4)), height, width)[0]
     rle = mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))
   else:
     given = segmentation.get("counts") if isinstance(segmentation, Mapping) else None

@@ -146,17 +146,27 @@ def paste_mask(
   if left >= right or top >= bottom:
     return mask
   probabilities = np.asarray(probabilities, np.float32)
-  rows = _paste_weights(top, bottom, y1, y2, probabilities.shape[0])
-  columns = _paste_weights(left, right, x1, x2, probabilities.shape[1])
+  rows = paste_weights(np.arange(top, bottom), y1, y2, probabilities.shape[0])
+  columns = paste_weights(np.arange(left, right), x1, x2, probabilities.shape[1])
   mask[top:bottom, left:right] = rows @ probabilities @ columns.T >= np.float32(threshold)
   return mask
 
 
-def _paste_weights(
-  first: int, last: int, low: np.float32, high: np.float32, cells: int
-) -> Float[np.ndarray, "pixels cells"]:
-  """Linear weights of mask cells at centres of pixels first..last-1; zero outside of the mask."""
-  centers = np.arange(first, last, dtype=np.float32) + np.float32(0.5)
+def paste_weights(
+  pixels: Int[np.ndarray, "n"],
+  low: np.float32 | Float[np.ndarray, "n"],
+  high: np.float32 | Float[np.ndarray, "n"],
+  cells: int,
+) -> Float[np.ndarray, "n cells"]:
+  """Linear weights of a mask's cells, which fill low..high, at centres of pixels; zero outside of the mask.
+
+  Args:
+    pixels: numbers of pixels along an axis.
+    low: float32, where the mask begins, in pixels: one number, or one for each pixel.
+    high: float32, where it ends, above `low`.
+    cells: of the mask along the axis.
+  """
+  centers = pixels.astype(np.float32) + np.float32(0.5)
   position = (centers - low) / (high - low) * np.float32(cells) - np.float32(0.5)
   distance = np.abs(position[:, None] - np.arange(cells, dtype=np.float32))
   return np.maximum(np.float32(1) - distance, np.float32(0))

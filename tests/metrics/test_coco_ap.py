@@ -10,7 +10,6 @@ from pycocotools import mask as mask_utils
 import pytest
 
 from frozen_vision.metrics import coco_ap, coco_matching
-from frozen_vision.ops import masks as mask_ops
 from tests import paths
 
 ORACLE_TRUTH = "instances_val2014_100.json"
@@ -280,20 +279,6 @@ def test_unlabelled_images_are_written_but_not_scored(truth, tmp_path, caplog):
   assert rows and set(rows[0]) == {"image_id", "category_id", "bbox", "score", "segmentation"}
   mask = mask_utils.decode(rows[0]["segmentation"])
   assert mask.shape == tuple(rows[0]["segmentation"]["size"])
-
-
-@pytest.mark.parametrize(
-    "box", [(3, 4, 20.5, 31), (0, 0, 50, 40), (40.2, 30.7, 50, 40), (7, 7, 7, 9), (0, 0, 0.4, 0.4),
-            (49.2, 39.2, 50, 40)]
-)  # fmt: skip
-@pytest.mark.parametrize("fill", ["random", "ones", "zeros"])
-def test_encoding_equals_pycocotools_on_the_full_image(box, fill):
-  prob = {"random": np.random.default_rng(0).random((28, 28)), "ones": np.ones((28, 28)),
-          "zeros": np.zeros((28, 28))}[fill].astype(np.float32)  # fmt: skip
-  full = np.asarray(mask_ops.paste_mask(prob, np.array(box, np.float64), 40, 50))
-  expected = mask_utils.encode(np.asfortranarray(full.astype(np.uint8)))
-  actual = coco_matching.encode_mask(prob, np.array(box), 40, 50)
-  assert actual == {"size": [40, 50], "counts": expected["counts"].decode()}
 
 
 def test_padding_is_ignored(truth):

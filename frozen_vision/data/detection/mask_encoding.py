@@ -37,6 +37,34 @@ def rle_counts(counts: Any) -> Int64[np.ndarray, "n"] | None:
   return runs if runs.min() >= 0 else None
 
 
+def compressed_counts(runs: Int64[np.ndarray, "n"], lengths: Int64[np.ndarray, "k"]) -> list[str]:
+  """The compressed `counts` of k masks at once; the inverse of `rle_counts`, and what pycocotools writes.
+
+  Args:
+    runs: run lengths of mask after mask.
+    lengths: how many runs each mask has, at least one.
+  """
+  ends = np.cumsum(lengths)
+  place = np.arange(len(runs)) - np.repeat(ends - lengths, lengths)
+  rest = runs.copy()
+  differing = np.flatnonzero(place > 2)
+  rest[differing] -= runs[differing - 2]
+  digits, used = [], []
+  more = np.ones(len(runs), bool)
+  while more.any():
+    digit = rest & 31
+    rest >>= 5
+    used.append(more)
+    more = more & (rest != np.where(digit & 16, -1, 0))
+    digits.append(digit + 48 + 32 * more)
+  if not digits:
+    return []
+  used = np.stack(used, axis=1)
+  text = np.stack(digits, axis=1)[used].astype(np.uint8).tobytes().decode("ascii")
+  last = np.cumsum(used.sum(axis=1))[ends - 1].tolist()
+  return [text[first:end] for first, end in zip([0, *last], last)]
+
+
 def to_rle(segmentation: list[list[float]] | dict[str, Any], height: int, width: int) -> dict[str, Any]:
   """Compressed RLE of a list of polygons, which are united, or of an RLE as it is."""
   if isinstance(segmentation, dict):
