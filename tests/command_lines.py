@@ -4,7 +4,11 @@ Run as a program: python -m tests.command_lines < FILE, a JSON list of lists of 
 each it prints a line of `END` and the exit status.
 """
 
+from collections.abc import Sequence
 import json
+import os
+import pathlib
+import subprocess
 import sys
 
 from absl import flags
@@ -12,6 +16,25 @@ from absl import flags
 from frozen_vision import command_line, main
 
 END = "=== exit"
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def outputs(lines: Sequence[Sequence[str]]) -> tuple[list[tuple[int, str]], str]:
+  """([(exit status, standard output) of each command line], standard error of all of them)."""
+  found = subprocess.run(
+    [sys.executable, "-m", __name__],
+    input=json.dumps(lines),
+    cwd=_ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=280,
+  )
+  assert found.returncode == 0, found.stdout + found.stderr
+  first, *parts = found.stdout.split(f"{END} ")
+  statuses, following = zip(*(part.split("\n", 1) for part in parts), strict=True)
+  assert len(statuses) == len(lines), found.stdout + found.stderr
+  return list(zip(map(int, statuses), [first, *following[:-1]], strict=True)), found.stderr
 
 
 def run(arguments: list[str]) -> int:

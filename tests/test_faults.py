@@ -1,11 +1,8 @@
 """Small inputs of public bug reports through the command line: what is right works, all else is said."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -50,29 +47,14 @@ def _weights(workdir, name):
   return ["--config=tests/tiny.py:detection", f"--workdir={workdir}", f"--config.backbone.weights={path}"]
 
 
-def _outputs(lines, root):
+def _outputs(lines):
   """(exit status, output) of each command line."""
-  found = subprocess.run(
-    [sys.executable, "-m", "tests.command_lines"],
-    input=json.dumps(lines),
-    cwd=root,
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "True"},
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-  assert found.returncode == 0 and "Traceback" not in found.stdout + found.stderr, found.stdout + found.stderr
-  parts = found.stdout.split(f"{command_lines.END} ")
-  outputs, statuses = [parts[0]], []
-  for part in parts[1:]:
-    status, _, output = part.partition("\n")
-    statuses.append(int(status))
-    outputs.append(output)
-  assert len(statuses) == len(lines)
-  return list(zip(statuses, outputs))
+  found, errors = command_lines.outputs(lines)
+  assert "Traceback" not in errors + "".join(output for _, output in found), (found, errors)
+  return found
 
 
-def test_what_is_said_before_a_run_begins(tmp_path, request):
+def test_what_is_said_before_a_run_begins(tmp_path):
   """Weights that are absent end those whose data are right, after the data were read."""
   faults, run = paths.faults_dir, tmp_path / "run"
   no_weights, data_are_right = f"--config.backbone.weights={tmp_path}/w", f"{tmp_path}/w does not exist"
@@ -126,7 +108,7 @@ def test_what_is_said_before_a_run_begins(tmp_path, request):
     (_weights(run, "stride0"), ["stride0.pth cannot be read as a .pth file"]),
     (_weights(run, "tuplehash"), ["tuplehash.pth holds no dictionary of tensors"]),
   ]
-  outputs = _outputs([arguments for arguments, _ in cases], request.config.rootpath)
+  outputs = _outputs([arguments for arguments, _ in cases])
   for (arguments, texts), (status, output) in zip(cases, outputs):
     assert status == 1 and len(re.findall("^Error: ", output, re.MULTILINE)) == 1, (arguments, output)
     for text in texts:
@@ -135,13 +117,13 @@ def test_what_is_said_before_a_run_begins(tmp_path, request):
 
 
 @pytest.mark.slow
-def test_training_is_kept_and_other_classes_are_refused(tmp_path, request):
+def test_training_is_kept_and_other_classes_are_refused(tmp_path):
   data, run = tmp_path / "data", tmp_path / "run"
   shutil.copytree(paths.faults_dir("classes_swapped_after_training"), data)
   truncated = paths.faults_dir("evaluation_error_loses_training")
   boxes = "--config.detection.head.with_masks=False"  # compiles sooner
   trains = _detection(run, data, truncated, "--config.data.check=False", boxes)
-  [(status, output)] = _outputs([trains], request.config.rootpath)
+  [(status, output)] = _outputs([trains])
   assert status == 1 and "step 2/2" in output, output
   assert f"Error: {truncated}/img/im3.png: cannot be decoded" in output
   assert "Step 2 is saved and not evaluated. Mend the file or leave it out" in output
@@ -152,7 +134,7 @@ def test_training_is_kept_and_other_classes_are_refused(tmp_path, request):
   first["name"], second["name"] = second["name"], first["name"]
   (data / "ann.json").write_text(json.dumps(annotations))
   swapped = _detection(run, data, None, "--mode=evaluate", boxes)
-  for status, output in _outputs([swapped], request.config.rootpath):
+  for status, output in _outputs([swapped]):
     assert (
       status == 1 and "the same ones in another order. The first to differ is class 0, 'blue'" in output
     ), output

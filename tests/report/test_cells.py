@@ -1,14 +1,11 @@
 """Cells of a report: what is asked for, what is finished, stale or missing, and that nothing is run twice."""
 
 import dataclasses
-import json
 import os
 import pathlib
-import re
 import shlex
 import shutil
 import subprocess
-import sys
 
 from absl import flags
 import numpy as np
@@ -19,6 +16,7 @@ from frozen_vision.backbones import families
 from frozen_vision.files import lock, tensors
 from frozen_vision.report import cells, command, entries, recipes, single
 from frozen_vision.tasks import build as tasks_build
+from tests import command_lines
 from tests.report import reports
 
 
@@ -305,20 +303,13 @@ def test_the_command_line(tmp_path):
     [*own, "--backbones=absent"],
     own,
   ]
-  found = subprocess.run(
-    [sys.executable, "-m", "tests.command_lines"],
-    input=json.dumps(lines),
-    capture_output=True,
-    text=True,
-    cwd=pathlib.Path(__file__).resolve().parents[2],
-    timeout=300,
-  )
-  page, commands, absent, nothing, _ = re.split(r"=== exit \d", found.stdout)
+  found, errors = command_lines.outputs(lines)
+  (_, page), (_, commands), (_, absent), (_, nothing) = found
   assert "3 of 4 cells are finished" in page and "other/probes/0: missing" in page
   assert (tmp_path / "report.html").exists()
   # What is printed is commands alone: the log goes to standard error, and has what is stale.
   assert len(commands.strip().splitlines()) == 1 and "--cell=other/probes/0" in commands
-  assert "swinv2_nano/probes/0 is stale" in found.stderr
+  assert "swinv2_nano/probes/0 is stale" in errors
   assert "Error: Backbone weights 'absent'" in absent and "Traceback" not in absent
   assert "--mode=report needs --backbones" in nothing
 

@@ -21,7 +21,7 @@ from frozen_vision.tasks import classification
 from frozen_vision.training import evaluation
 from frozen_vision.training import loop as train
 from frozen_vision.training import run as run_lib
-from tests import tiny
+from tests import comparing, tiny
 
 
 @pytest.fixture(scope="module")
@@ -36,24 +36,6 @@ def whole(images, tmp_path_factory):
   config.update(dict(trainable=("head/.*",), steps=4, log_every=2, eval_every=2, checkpoint_every=2))
   folder = tmp_path_factory.mktemp("whole")
   return config, folder, train.train(config, folder)
-
-
-def _arrays(folder):
-  """{path: bytes} of the newest checkpoint."""
-  with checkpoint.Checkpoints(folder) as checkpoints:
-    step = checkpoints.latest_step()
-  record = json.loads((folder / "checkpoints" / str(step) / "meta" / "metadata").read_text())
-  return step, record["digests"]
-
-
-def _without_times(folder):
-  """Lines of the log without what a clock says."""
-  rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-  return [
-    {key: value for key, value in row.items() if "speed" not in key and "second" not in key and key != "time"}
-    for row in rows
-    if not any(key.startswith("compilations") for key in row)
-  ]
 
 
 def _fails_once(monkeypatch, at):
@@ -103,8 +85,8 @@ def test_an_evaluation_that_failed_or_did_not_begin_is_made_up_for(
     found = train.train(config, tmp_path)
   assert f"Step {at} was saved and not evaluated; it is evaluated now." in caplog.text
   assert {**found, "examples_per_second": 0} == {**metrics, "examples_per_second": 0}
-  assert _arrays(tmp_path) == _arrays(folder)
-  assert _without_times(tmp_path) == _without_times(folder)
+  assert comparing.checkpoint(tmp_path) == comparing.checkpoint(folder)
+  assert comparing.log_lines(tmp_path) == comparing.log_lines(folder)
   for kept in (folder, tmp_path):
     assert curves.are_whole(kept / "curves.png")
   assert checkpoint.Checkpoints(tmp_path, best_metric="top1").best_step() == (
@@ -158,7 +140,7 @@ def test_an_image_damaged_in_its_middle_ends_the_run_after_a_save(whole, images,
   assert "The next batch cannot be read; step 2 is saved." in caplog.text
   shutil.copy(images / name, tmp_path / "data" / name)
   assert train.train(config, tmp_path / "run")
-  assert _without_times(tmp_path / "run") == _without_times(whole[1])
+  assert comparing.log_lines(tmp_path / "run") == comparing.log_lines(whole[1])
 
 
 def test_the_first_line_after_a_restart_averages_the_same_steps(whole, tmp_path, monkeypatch):
@@ -168,8 +150,8 @@ def test_the_first_line_after_a_restart_averages_the_same_steps(whole, tmp_path,
     train.train(config, tmp_path)
   assert checkpoint.Checkpoints(tmp_path).latest_step() == 3  # between two lines of the log
   train.train(config, tmp_path)
-  assert _arrays(tmp_path) == _arrays(folder)
-  assert _without_times(tmp_path) == _without_times(folder)
+  assert comparing.checkpoint(tmp_path) == comparing.checkpoint(folder)
+  assert comparing.log_lines(tmp_path) == comparing.log_lines(folder)
 
 
 def _copy(whole, folder):
