@@ -18,7 +18,7 @@ from absl import app, flags
 import numpy as np
 
 from experiments import available, tables
-from frozen_vision.data.classification import augment, folders
+from frozen_vision.data.classification import augment, folders, splits
 from frozen_vision.files import atomic
 from frozen_vision.freezing import embeddings
 from frozen_vision.probes import linear, suite
@@ -108,7 +108,7 @@ def probe(key: str, name: str, seed: int, workdir: pathlib.Path) -> dict:
   file = result_file(key, name, seed, workdir)
   if not file.exists():
     train, test = embed(DATA[key], name, seed, workdir)
-    kept, held = linear.split(train.labels, seed=seed)
+    kept, held = splits.split(train.labels, seed=seed)
     parts = (suite.Examples(*(array[rows] for array in train)) for rows in (kept, held))
     started = time.perf_counter()
     found = suite.run(*parts, test, metric=DATA[key].metric, seed=seed)

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from frozen_vision import config as config_lib
+from frozen_vision.data.classification import splits
 from frozen_vision.files import atomic
 from frozen_vision.freezing import embeddings, prepare
-from frozen_vision.probes import linear, suite
+from frozen_vision.probes import suite
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.tasks import classification
 
@@ -55,7 +56,7 @@ def probe(config: config_lib.ConfigLike, workdir: str | os.PathLike) -> dict[str
     train, validation, test = parts["train"], parts["validation"], parts["test"]
   else:
     test = parts["validation"]
-    kept, held = linear.split(
+    kept, held = splits.split(
       parts["train"].labels, fraction=config.classification.probe.held_out, seed=config.seed
     )
     train, validation = (suite.Examples(*(array[rows] for array in parts["train"])) for rows in (kept, held))

@@ -25,7 +25,7 @@ _ROWS = (
   ("prediction", "planning", "command_line"),
   ("export", "convert", "distributed", "probe"),
   ("report",),
-  ("diagnose",),
+  ("diagnose", "transfer"),
   ("main", "__init__"),
 )
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from experiments import tables
 from frozen_vision.config import BackboneOptions, Config
-from frozen_vision.data.classification import augment, folders
+from frozen_vision.data.classification import augment, folders, splits
 from frozen_vision.freezing import embeddings, prepare
 from frozen_vision.metrics import accuracy
 from frozen_vision.probes import basis, linear, logistic
@@ -52,7 +52,7 @@ def features() -> dict[str, np.ndarray]:
     source = folders.open_source(pathlib.Path(_DATA.value) / part)
     parts.append(embeddings.embed(frozen, source, augment.EvalTransform(_SIZE.value), num_threads=2))
   train, test = parts
-  kept, held = linear.split(train.labels, seed=0)
+  kept, held = splits.split(train.labels, seed=0)
   return {
     "features": train.features[kept],
     "labels": train.labels[kept],

@@ -26,13 +26,15 @@ class Unknown:
   Attributes:
     name: `module.name` of what made it.
     state: its attributes, if they came as a dictionary; of a set, its `items`.
+    parts: what it is made of, if that came as a tuple, as of NumPy's arrays.
   """
 
-  __slots__ = ("name", "state")
+  __slots__ = ("name", "state", "parts")
 
   def __init__(self, name: str):
     self.name = name
     self.state: dict[Any, Any] = {}
+    self.parts: tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +219,8 @@ class Reader:
       state = state[0]
     if isinstance(target, Unknown) and type(state) is dict:
       target.state = state
+    elif isinstance(target, Unknown) and type(state) is tuple:
+      target.parts = state
 
   def _remember(self, index: int) -> None:
     self._memo[index] = self._top()

@@ -9,11 +9,11 @@ do not depend on the order of the grid.
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
-from typing import Literal
 
 from jaxtyping import Bool, Float, Int
 import numpy as np
 
+from frozen_vision.data.classification import benchmarks
 from frozen_vision.metrics import accuracy, average_precision
 from frozen_vision.probes import basis as basis_lib
 from frozen_vision.probes import logistic
@@ -21,7 +21,7 @@ from frozen_vision.probes import logistic
 # From 1e-6 to 1e5; scikit-learn's C is 1 / weight_decay.
 GRID = tuple(float(decay) for decay in np.logspace(-6, 5, 45))
 
-Metric = Literal["top1", "mean_per_class", "map11"]
+Metric = benchmarks.Metric
 Targets = Int[np.ndarray, "_"] | Bool[np.ndarray, "_ k"]
 
 
@@ -56,28 +56,13 @@ class LinearResult:
   validation_logits: Float[np.ndarray, "v k"]
 
 
-def split(
-  labels: Int[np.ndarray, "n"], *, fraction: float = 0.2, seed: int = 0
-) -> tuple[Int[np.ndarray, "t"], Int[np.ndarray, "v"]]:
-  """Positions of training and of validation examples: a random fraction is held out.
-
-  A class of which nothing would be left to train on gets one of its examples back.
-  """
-  order = np.random.default_rng(seed).permutation(len(labels))
-  count = int(fraction * len(labels))
-  held, kept = order[:count], order[count:]
-  missing = np.setdiff1d(labels, labels[kept])
-  back = [int(np.flatnonzero(labels[held] == label)[0]) for label in missing]
-  return np.sort(np.append(kept, held[back])), np.sort(np.delete(held, back))
-
-
 def evaluate(
   train: tuple[Float[np.ndarray, "n d"], Targets],
   validation: tuple[Float[np.ndarray, "v d"], Targets],
   test: tuple[Float[np.ndarray, "t d"], Targets],
   *,
   metric: Metric = "top1",
-  weight_decays: Iterable[float] = GRID,
+  weight_decays: Iterable[float] | None = None,
   num_classes: int | None = None,
   tolerance: float = logistic.TOLERANCE,
 ) -> LinearResult:
@@ -88,6 +73,7 @@ def evaluate(
       class a problem of its own (VOC 2007).
     metric: of selection and test: accuracy, accuracy averaged over classes, or the mean over classes of the
       average precision at eleven points, as the paper's code has it.
+    weight_decays: the grid; by default `GRID`.
     num_classes: by default one more than the largest label.
     tolerance: see `logistic.path`.
 
@@ -104,8 +90,9 @@ def evaluate(
   basis = basis_lib.principal(together)
   coordinates = basis.coordinates(together)
   own, others = coordinates[: len(features)], coordinates[len(features) :]
+  decays = GRID if weight_decays is None else weight_decays
   fits, best = [], None
-  for fit in logistic.path(own, truth[: len(own)], weight_decays, loss=loss, tolerance=tolerance):
+  for fit in logistic.path(own, truth[: len(own)], decays, loss=loss, tolerance=tolerance):
     held_logits = basis_lib.scores(others, fit.weights)
     score = SCORES[metric](held_logits, held_targets)
     # Weight decays descend: of equally good ones the smallest is taken, as in the paper's order.

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from frozen_vision.data.classification import splits
 from frozen_vision.metrics import accuracy, average_precision
 from frozen_vision.probes import basis, linear, logistic
 from tests.probes import problems
@@ -60,10 +61,10 @@ def test_several_labels_an_image():
 def test_split_holds_out_a_fraction_and_leaves_every_class():
   labels = np.array([0] * 50 + [1] * 49 + [2])
   for seed in range(8):
-    train, validation = linear.split(labels, seed=seed)
+    train, validation = splits.split(labels, seed=seed)
     assert sorted([*train, *validation]) == list(range(100)) and len(validation) in (19, 20)
     assert set(labels[train]) == {0, 1, 2}
-  assert not np.array_equal(linear.split(labels, seed=0)[1], linear.split(labels, seed=1)[1])
+  assert not np.array_equal(splits.split(labels, seed=0)[1], splits.split(labels, seed=1)[1])
 
 
 def test_the_grid_is_the_papers():

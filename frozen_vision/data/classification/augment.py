@@ -321,7 +321,7 @@ class TrainTransform:
     if self.flip:
       pixels = random_horizontal_flip(pixels, rng)
     pixels = random_erasing(pixels, rng, probability=self.erasing)
-    return {"image": pixels, "label": np.int32(record["label"])}
+    return {"image": pixels, "label": np.asarray(record["label"], np.int32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,4 +347,4 @@ class EvalTransform:
         (self.size, self.size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
       )
       pixels = np.asarray(image)
-    return {"image": pixels, "label": np.int32(record["label"])}
+    return {"image": pixels, "label": np.asarray(record["label"], np.int32)}

@@ -11,7 +11,7 @@ import numpy as np
 from frozen_vision.data import classes as class_names
 from frozen_vision.data import findings, fingerprint, image_checks, images
 
-_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 
 
 KINDS = {"image_unreadable": findings.Kind("images that cannot be read: dropped", "images")}
@@ -271,9 +271,9 @@ def open_source(path: str | pathlib.Path, *, classes: Sequence[str] | None = Non
     return ImageFolder(path, classes=classes)
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist; expected a folder of class folders or a tar.")
-  if path.name.lower().endswith(_TAR_SUFFIXES):
+  if path.name.lower().endswith(TAR_SUFFIXES):
     return ImageTar(path, classes=classes)
-  raise ValueError(f"{path} is neither a folder nor an archive ending in one of {', '.join(_TAR_SUFFIXES)}.")
+  raise ValueError(f"{path} is neither a folder nor an archive ending in one of {', '.join(TAR_SUFFIXES)}.")
 
 
 def record_image(record: dict[str, Any]) -> UInt8[np.ndarray, "h w 3"]:

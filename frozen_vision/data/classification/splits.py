@@ -1,0 +1,19 @@
+"""Which labelled examples are held out for validation."""
+
+from jaxtyping import Int
+import numpy as np
+
+
+def split(
+  labels: Int[np.ndarray, "n"], *, fraction: float = 0.2, seed: int = 0
+) -> tuple[Int[np.ndarray, "t"], Int[np.ndarray, "v"]]:
+  """Positions of training and of validation examples: a random fraction is held out.
+
+  A class of which nothing would be left to train on gets one of its examples back.
+  """
+  order = np.random.default_rng(seed).permutation(len(labels))
+  count = int(fraction * len(labels))
+  held, kept = order[:count], order[count:]
+  missing = np.setdiff1d(labels, labels[kept])
+  back = [int(np.flatnonzero(labels[held] == label)[0]) for label in missing]
+  return np.sort(np.append(kept, held[back])), np.sort(np.delete(held, back))
