@@ -9,22 +9,18 @@ exception, no ten seconds of processor time, no two gigabytes, and nothing execu
 
 import collections
 import pathlib
-import random
-import sys
 import tempfile
 
-from absl import app, flags
+from absl import flags
 
+from experiments.reliability import campaign
 from tests.files import crafted, hostile
 
 _COUNT = flags.DEFINE_integer("count", 200, "Files.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the files.")
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  rng = random.Random(_SEED.value)
+def main() -> None:
+  rng = campaign.generator()
   outcomes: collections.Counter[tuple[str, str]] = collections.Counter()
   faults, slowest, largest = [], 0.0, 0
   with tempfile.TemporaryDirectory() as name:
@@ -46,16 +42,15 @@ def main(argv: list[str]) -> None:
     executed = marker.exists()
     if executed:
       faults.append("something was executed")
-  print(
-    f"{_COUNT.value:,} files, seed {_SEED.value}: {len(faults)} faults, slowest {slowest:.1f} s, "
-    f"largest process {largest:,} MiB, {'something' if executed else 'nothing'} executed"
+  campaign.finish(
+    campaign.headline(f"{_COUNT.value:,} files"),
+    campaign.table(outcomes, widths=(10, 8)),
+    faults,
+    f"slowest {slowest:.1f} s",
+    f"largest process {largest:,} MiB",
+    f"{'something' if executed else 'nothing'} executed",
   )
-  for (kind, outcome), count in sorted(outcomes.items()):
-    print(f"  {kind:10s} {outcome:8s} {count:5,d}")
-  for fault in faults[:20]:
-    print(f"  FAULT {fault[:300]}")
-  sys.exit(bool(faults))
 
 
 if __name__ == "__main__":
-  app.run(main)
+  campaign.run(main)

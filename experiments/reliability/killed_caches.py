@@ -11,18 +11,17 @@ import collections
 import logging
 import pathlib
 import random
-import sys
 import tempfile
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 
+from experiments.reliability import campaign
 from frozen_vision.freezing import cache as feature_cache
 from tests.freezing import test_cache
 
 _KILLS = flags.DEFINE_integer("kills", 20, "Writers that are killed, one after the other.")
 _DAMAGES = flags.DEFINE_integer("damages", 200, "Shards that are damaged.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of moments and damages.")
 _FULL_DISK = flags.DEFINE_string("full_disk", None, "Empty folder on a small file system.")
 
 
@@ -45,29 +44,6 @@ def is_wrong(cache: feature_cache.FeatureCache, indices: np.ndarray) -> bool:
   return any(not np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
-def damage(path: pathlib.Path, rng: random.Random) -> str:
-  """Damages a file and says how."""
-  data = bytearray(path.read_bytes())
-  at = rng.randrange(len(data))
-  kind = rng.choice(("bit", "byte", "truncated", "repeated", "zeros", "emptied"))
-  match kind:
-    case "bit":
-      data[at] ^= 1 << rng.randrange(8)
-    case "byte":
-      data[at] = (data[at] + rng.randrange(1, 256)) % 256
-    case "truncated":
-      del data[at:]
-    case "repeated":
-      data[at:at] = data[max(0, at - 64) : at] or b"\0"
-    case "zeros":
-      part = len(data[at : at + 64])
-      data[at : at + 64] = bytes(part) if any(data[at : at + 64]) else bytes([1]) * part
-    case "emptied":
-      data.clear()
-  path.write_bytes(data)
-  return kind
-
-
 def damages(folder: pathlib.Path, count: int, rng: random.Random) -> collections.Counter[str]:
   """Outcomes of damaging one shard at a time and writing its records again."""
   outcomes: collections.Counter[str] = collections.Counter()
@@ -77,7 +53,7 @@ def damages(folder: pathlib.Path, count: int, rng: random.Random) -> collections
   test_cache.fill(folder, *np.arange(200).reshape(20, 10), shard_bytes=1)
   for _ in range(count):
     path = rng.choice(test_cache.shard_paths(folder))
-    damage(path, rng)
+    campaign.damage(path, rng, removes=False)
     named.texts.clear()
     try:
       cache = feature_cache.FeatureCache(folder, test_cache.KEY)
@@ -119,23 +95,22 @@ def fill_disk(folder: pathlib.Path) -> str:
     )
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  lines = []
+def main() -> None:
+  lines, rng = [], campaign.generator()
   with tempfile.TemporaryDirectory() as name:
     try:
-      counts = test_cache.kill_and_continue(pathlib.Path(name) / "kills", _KILLS.value, _SEED.value)
+      counts = test_cache.kill_and_continue(pathlib.Path(name) / "kills", _KILLS.value, rng)
       lines.append(f"{_KILLS.value} kills: nothing lost or wrong; records after each: {counts}")
     except AssertionError as error:
       lines.append(f"FAULT of kills: {error}")
-    found = damages(pathlib.Path(name) / "damages", _DAMAGES.value, random.Random(_SEED.value))
+    found = damages(pathlib.Path(name) / "damages", _DAMAGES.value, rng)
     lines += [f"{count} of {_DAMAGES.value} damages: {outcome}" for outcome, count in sorted(found.items())]
   if _FULL_DISK.value:
     lines.append(f"full disk: {fill_disk(pathlib.Path(_FULL_DISK.value))}")
-  print("\n".join(lines))
-  sys.exit(any("FAULT" in line for line in lines))
+  faults = [line for line in lines if "FAULT" in line]
+  title = campaign.headline(f"{_KILLS.value} kills and {_DAMAGES.value} damages")
+  campaign.finish(title, [f"  {line}" for line in lines if line not in faults], faults)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  campaign.run(main)

@@ -9,7 +9,6 @@ nothing: the arrays of its last checkpoint and every line of its log are those o
 for bit (of two processes compared with two). No process and no shared memory may be left behind.
 """
 
-import json
 import os
 import pathlib
 import random
@@ -20,14 +19,13 @@ import sys
 import tempfile
 import time
 
-from absl import app, flags
+from absl import flags
 
-from frozen_vision.data import shared_memory
-from tests import tiny
+from experiments.reliability import campaign
+from tests import comparing, left_behind, tiny
 
 _KILLS = flags.DEFINE_integer("kills", 100, "Kills over all variants.")
 _CHAIN = flags.DEFINE_integer("chain", 5, "Kills before a run may come to its end.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 _MINUTES = flags.DEFINE_float("minutes", 0.0, "Begin no chain after so long; 0 for no limit.")
 _VARIANTS = flags.DEFINE_list("variants", ["alone", "workers", "two processes"], "Which.")
 _STEPS = 30
@@ -52,43 +50,7 @@ def command(workdir: pathlib.Path, images: pathlib.Path, variant: str) -> list[s
   return [sys.executable, "-m", "frozen_vision.distributed", "--processes=2", "--", *train, "--distributed"]
 
 
-def marked(mark: str) -> list[int]:
-  """Processes with a mark in their environment that are no zombies."""
-  found = []
-  for folder in pathlib.Path("/proc").iterdir():
-    try:
-      if folder.name.isdecimal() and mark.encode() in (folder / "environ").read_bytes():
-        if (folder / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
-          found.append(int(folder.name))
-    except OSError:
-      pass
-  return found
-
-
-def wait_for_end(mark: str, seconds: float) -> list[int]:
-  """Waits until no marked process is left, and returns those that are."""
-  deadline = time.monotonic() + seconds
-  while marked(mark) and time.monotonic() < deadline:
-    time.sleep(0.2)
-  return marked(mark)
-
-
-def state(workdir: pathlib.Path) -> tuple[dict[str, str], list[dict[str, float]]]:
-  """(checksums of the arrays of the last checkpoint, lines of the log without what a clock says)."""
-  record = json.loads((workdir / "checkpoints" / str(_STEPS) / "meta" / "metadata").read_text())
-  lines = []
-  for line in (workdir / "metrics.jsonl").read_text().splitlines():
-    row = {
-      key: value
-      for key, value in json.loads(line).items()
-      if not any(part in key for part in ("speed", "second", "time", "compilations"))
-    }
-    if set(row) - {"step"}:
-      lines.append(row)
-  return record["digests"], lines
-
-
-class Campaign:
+class Chains:
   """Chains of kills in a folder, with what went wrong."""
 
   def __init__(self, folder: pathlib.Path, rng: random.Random):
@@ -117,7 +79,7 @@ class Campaign:
     if process.returncode:
       self.faults.append(f"{variant}: ended with {process.returncode}: {output[-600:]}")
       return None
-    return state(workdir)
+    return comparing.checkpoint(workdir), comparing.log_lines(workdir)
 
   def kill_once(self, workdir: pathlib.Path, variant: str, mark: str) -> str:
     """Starts a run, kills it at a random moment, and says in which part of its life that was."""
@@ -135,7 +97,7 @@ class Campaign:
       time.sleep(delay)
     if process.poll() is not None:
       moment = "after its end"
-    children = marked(f"{_MARK}={mark}")
+    children = left_behind.marked(f"{_MARK}={mark}")
     victim = process.pid
     if variant == "two processes" and self.rng.random() < 0.7 and len(children) > 1:
       victim = self.rng.choice([child for child in children if child != process.pid])
@@ -146,7 +108,7 @@ class Campaign:
         os.kill(victim, signal.SIGKILL)
     except ProcessLookupError:
       pass
-    left = wait_for_end(f"{_MARK}={mark}", 60)
+    left = left_behind.wait_until_none(lambda: left_behind.marked(f"{_MARK}={mark}"), 60)
     process.communicate()
     if left:
       self.faults.append(f"{variant}: {len(left)} processes live on 60 s after a kill during {moment}")
@@ -158,7 +120,6 @@ class Campaign:
     if variant not in self.whole:
       self.whole[variant] = self.finish(self.folder / f"{variant}-whole", variant, f"{os.getpid()}-whole;")
     workdir, mark = self.folder / f"{variant}-{number}", f"{os.getpid()}-{number};"
-    before = set(os.listdir("/dev/shm"))
     for _ in range(kills):
       moment = self.kill_once(workdir, variant, mark)
       counts["kills"] += moment != "after its end"
@@ -169,31 +130,26 @@ class Campaign:
       counts["equal"] += 1
     elif found is not None:
       self.faults.append(f"{variant}: chain {number} ended otherwise than the undisturbed run")
-    # Of other runs on this machine there may be more.
-    left = {name for name in set(os.listdir("/dev/shm")) - before if "frozen_vision" in name}
-    left = {name for name in left if name.split("-")[1] == shared_memory.run_name(workdir)}
+    left = left_behind.segments(workdir)
     if left:
       self.faults.append(f"{variant}: {len(left)} segments of shared memory are left")
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+def main() -> None:
   started, number, left = time.monotonic(), 0, _KILLS.value
   with tempfile.TemporaryDirectory() as folder:
-    campaign = Campaign(pathlib.Path(folder), random.Random(_SEED.value))
+    chains = Chains(pathlib.Path(folder), campaign.generator())
     while left > 0 and not (_MINUTES.value and time.monotonic() - started > 60 * _MINUTES.value):
       kills = min(left, _CHAIN.value)
-      campaign.chain(_VARIANTS.value[number % len(_VARIANTS.value)], number, kills)
+      chains.chain(_VARIANTS.value[number % len(_VARIANTS.value)], number, kills)
       number, left = number + 1, left - kills
-  total = sum(counts["kills"] for counts in campaign.counts.values())
-  print(f"{total} kills in {number} chains, seed {_SEED.value}: {len(campaign.faults)} faults")
-  for variant, counts in campaign.counts.items():
-    print(f"  {variant:14s} " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-  for fault in campaign.faults[:20]:
-    print(f"  FAULT {fault}")
-  sys.exit(bool(campaign.faults))
+  total = sum(counts["kills"] for counts in chains.counts.values())
+  lines = [
+    f"  {variant:14s} " + ", ".join(f"{name} {count}" for name, count in counts.items())
+    for variant, counts in chains.counts.items()
+  ]
+  campaign.finish(campaign.headline(f"{total} kills in {number} chains"), lines, chains.faults)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  campaign.run(main)

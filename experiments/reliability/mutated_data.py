@@ -8,23 +8,19 @@ Every file must be read or refused with an error that names it: no other excepti
 
 import collections
 import pathlib
-import random
-import sys
 import tempfile
 
-from absl import app, flags
+from absl import flags
 
+from experiments.reliability import campaign
 from tests.data import hostile
 
 _COUNT = flags.DEFINE_integer("count", 10_000, "Files.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the mutations.")
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  rng, readers = random.Random(_SEED.value), list(hostile.READERS)
-  kinds: dict[str, collections.Counter[str]] = {reader: collections.Counter() for reader in readers}
+def main() -> None:
+  rng, readers = campaign.generator(), list(hostile.READERS)
+  outcomes: collections.Counter[tuple[str, str]] = collections.Counter()
   faults, slowest, largest = [], 0.0, 0
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
@@ -32,22 +28,18 @@ def main(argv: list[str]) -> None:
     for case in range(_COUNT.value):
       reader = readers[case % len(readers)]
       outcome = hostile.try_one(reader, case // len(readers), folder, rng)
-      kinds[reader][outcome.kind] += 1
+      outcomes[reader, outcome.kind] += 1
       slowest, largest = max(slowest, outcome.seconds), max(largest, outcome.peak)
       if outcome.kind == "fault":
         faults.append(f"{reader}: {outcome.said} on {outcome.data[:200]!r}")
-  print(
-    f"{_COUNT.value:,} files, seed {_SEED.value}: {len(faults)} faults, slowest {slowest:.1f} s, "
-    f"at most {largest / 2**20:.1f} MiB"
+  campaign.finish(
+    campaign.headline(f"{_COUNT.value:,} files"),
+    campaign.table(outcomes, widths=(14, 8)),
+    faults,
+    f"slowest {slowest:.1f} s",
+    f"at most {largest / 2**20:.1f} MiB",
   )
-  for reader, counts in kinds.items():
-    print(
-      f"  {reader:14s} {counts['read']:6,d} read {counts['refused']:6,d} refused {counts['fault']:4,d} faults"
-    )
-  for fault in faults[:20]:
-    print(f"  FAULT {fault[:400]}")
-  sys.exit(bool(faults))
 
 
 if __name__ == "__main__":
-  app.run(main)
+  campaign.run(main)

@@ -9,23 +9,19 @@ of processor time, no two gigabytes. The files are made of small good ones by
 
 import collections
 import pathlib
-import random
-import sys
 import tempfile
 
-from absl import app, flags
+from absl import flags
 
+from experiments.reliability import campaign
 from tests.files import hostile, test_hostile_files
 
 _COUNT = flags.DEFINE_integer("count", 10_000, "Files.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the mutations.")
 _BATCH = 1000  # files of one process
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  rng = random.Random(_SEED.value)
+def main() -> None:
+  rng = campaign.generator()
   outcomes: collections.Counter[tuple[str, str]] = collections.Counter()
   faults, slowest, largest = [], 0.0, 0
   with tempfile.TemporaryDirectory() as name:
@@ -46,15 +42,14 @@ def main(argv: list[str]) -> None:
         if kind == "other" and "is empty" not in said or kind != "read" and path.name not in said:
           faults.append(said)
         path.unlink()
-  print(
-    f"{_COUNT.value:,} files, seed {_SEED.value}: slowest {slowest:.1f} s, largest process {largest:,} MiB"
+  campaign.finish(
+    campaign.headline(f"{_COUNT.value:,} files"),
+    campaign.table(outcomes, widths=(14, 8)),
+    faults,
+    f"slowest {slowest:.1f} s",
+    f"largest process {largest:,} MiB",
   )
-  for (suffix, kind), count in sorted(outcomes.items()):
-    print(f"  {suffix:14s} {kind:8s} {count:6,d}")
-  for said in faults[:20]:
-    print(f"  FAULT {said[:300]}")
-  sys.exit(bool(faults))
 
 
 if __name__ == "__main__":
-  app.run(main)
+  campaign.run(main)

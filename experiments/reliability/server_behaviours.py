@@ -8,18 +8,16 @@ shortened from minutes to half a second. Nothing here is random.
 """
 
 import pathlib
-import sys
 import tempfile
 
-from absl import app, logging
+from absl import logging
 
+from experiments.reliability import campaign
 from frozen_vision.files import download
 from tests.files import servers
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
+def main() -> None:
   logging.set_verbosity(logging.ERROR)
   for name, seconds in servers.TIMES.items():
     setattr(download, name, seconds)
@@ -33,15 +31,13 @@ def main(argv: list[str]) -> None:
       slowest = max(slowest, seconds)
       faults += [f"{behaviour}: {one}" for one in wrong]
     lines.append(f"  {behaviour:36s} {outcomes[0]:14s} {outcomes[1]}")
-  print(
-    f"{len(servers.BEHAVIOURS)} behaviours: {len(faults)} faults, slowest {slowest:.1f} s of at most "
-    f"{servers.MOST_SECONDS:.1f} s\n  {'the server':36s} {'with a digest':14s} without one"
+  campaign.finish(
+    f"{len(servers.BEHAVIOURS)} behaviours",
+    [f"  {'the server':36s} {'with a digest':14s} without one", *lines],
+    faults,
+    f"slowest {slowest:.1f} s of at most {servers.MOST_SECONDS:.1f} s",
   )
-  print("\n".join(lines))
-  for fault in faults[:20]:
-    print(f"  FAULT {fault}")
-  sys.exit(bool(faults))
 
 
 if __name__ == "__main__":
-  app.run(main)
+  campaign.run(main)

@@ -198,10 +198,10 @@ with found.writing(shard_bytes=1 << 12) as writer:
 """
 
 
-def kill_and_continue(folder: pathlib.Path, kills: int, seed: int) -> list[int]:
+def kill_and_continue(folder: pathlib.Path, kills: int, rng: random.Random) -> list[int]:
   """Kills writers at random moments and lets the last one finish; how many records each left."""
   root = pathlib.Path(__file__).resolve().parents[2]
-  rng, counts = random.Random(seed), []
+  counts = []
   for number in range(kills + 1):
     command = [sys.executable, "-c", _WRITER.format(root=str(root)), str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -223,5 +223,5 @@ def kill_and_continue(folder: pathlib.Path, kills: int, seed: int) -> list[int]:
 
 
 def test_nothing_is_lost_or_wrong_when_writers_are_killed(tmp_path):
-  counts = kill_and_continue(tmp_path, kills=3, seed=0)
+  counts = kill_and_continue(tmp_path, kills=3, rng=random.Random(0))
   assert counts[0] < 4000
