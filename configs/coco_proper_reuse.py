@@ -12,8 +12,9 @@
 | masks | off; on: Mask R-CNN, of efficientnet_b7 with copy-paste |
 | data | coco; lvis: LVIS's JSON at config.detection.train.annotations and .images, .validation likewise |
 
-None of them was run: these are recipes at full scale. Weights: timm's `resnetrs101` and `tf_efficientnet_b7`;
-those of the release are TensorFlow checkpoints. The residual adapters of the paper's table 7 are not here.
+None of them was run: these are recipes at full scale. Weights: timm's `resnetrs101` and `tf_efficientnet_b7`,
+or the `.index` of Model Garden's checkpoint of ResNet-RS-101, from which the release began.
+The residual adapters of the paper's table 7 are not here.
 What trains of fpn, nas_fpn and cascade has 20.7, 38.9 and 71.3 million parameters, of 90 classes without
 masks; the paper's table 3 has 21.9, 40.9 and 71.3. Of the first difference 0.6 are a convolution for level 6
 in Model Garden's FPN; the rest is not explained.

@@ -1,4 +1,4 @@
-"""Opens a checkpoint of any kind that is read here: one file or several, safetensors, PyTorch's or npz."""
+"""Opens a checkpoint of any kind that is read here: safetensors, PyTorch's, npz, TensorFlow's."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 
-from frozen_vision.files import numpy_file, state_dicts, tensors, torch_file
+from frozen_vision.files import numpy_file, state_dicts, tensorflow_checkpoint, tensors, torch_file
 from frozen_vision.files.formats import FileFormatError, parse_json
 from frozen_vision.files.tensors import LazyTensor
 
@@ -47,7 +47,11 @@ class CheckpointFile:
       tensor.dtype.itemsize * int(np.prod(tensor.shape, dtype=object)) for tensor in self.tensors.values()
     )
     size = self.path.stat().st_size
-    if not _SHARD.fullmatch(self.path.name) and total > _MAX_REPETITION * size + (1 << 24):
+    if (
+      self.path.suffix != tensorflow_checkpoint.INDEX_SUFFIX
+      and not _SHARD.fullmatch(self.path.name)
+      and total > _MAX_REPETITION * size + (1 << 24)
+    ):
       raise FileFormatError(self.path, f"has {size:,} bytes and describes tensors of {total:,}.")
     return {name: tensor.read() for name, tensor in self.tensors.items()}
 
@@ -69,9 +73,10 @@ def open_checkpoint(source: str | os.PathLike) -> CheckpointFile:
   """Opens a checkpoint without reading a tensor.
 
   Args:
-    source: a `.safetensors` file, an `.npz`, or a file of PyTorch's, whatever its ending. A checkpoint in
-      several files is named by any shard (`model-00002-of-00005.safetensors`), by its index
-      (`model.safetensors.index.json`) or by the folder with it. `:PART` at the end chooses one of several
+    source: a `.safetensors` file, an `.npz`, the `.index` of TensorFlow's checkpoint, or a file of PyTorch's,
+      whatever its ending. A checkpoint in several files is named by any shard
+      (`model-00002-of-00005.safetensors`), by its index (`model.safetensors.index.json`) or by the folder
+      with it. `:PART` at the end chooses one of several
       state dicts in a file (`state_dicts.choose`).
 
   Raises:
@@ -105,6 +110,14 @@ def _open_one(path: pathlib.Path, part: str | None) -> CheckpointFile:
     return CheckpointFile(path, state_dicts.strip_prefixes(found), metadata, [])
   if path.suffix == ".npz":
     return CheckpointFile(path, numpy_file.open_npz(path), {}, [])
+  if path.suffix == tensorflow_checkpoint.INDEX_SUFFIX:
+    if part is not None:
+      raise FileFormatError(path, f"is TensorFlow's checkpoint, which has no parts such as {part!r}.")
+    found, others = tensorflow_checkpoint.open_tensorflow(path)
+    return CheckpointFile(path, found, {}, others)
+  index = tensorflow_checkpoint.index_of_data(path)
+  if index is not None:
+    raise FileFormatError(path, f"is the data of TensorFlow's checkpoint; give its index, {index.name}.")
   found, others = torch_file.open_torch(path, part)
   return CheckpointFile(path, found, {}, others)
 

@@ -253,7 +253,7 @@ class ViTAdapter(Neck):
       upsample(taps[0], 4, fine.shape[1:3]),
       upsample(taps[1], 2, sizes[0]),
       taps[2],
-      convolution.average_pool(taps[3], size=2),
+      convolution.average_pool(taps[3], size=2, strides=2),
     ]
     levels = tuple(
       norm(level + tap, inference=rng is None)

@@ -74,13 +74,13 @@ def max_pool(
   )
 
 
-def average_pool(x: Float[Array, "b h w c"], *, size: int) -> Float[Array, "b h2 w2 c"]:
-  """Means of size x size windows side by side; windows over the edge average what lies within the map."""
-  pads = _pads(x.shape[1:3], (size, size), (size, size), "SAME")
-  window, pads = (1, size, size, 1), ((0, 0), *pads, (0, 0))
-  total = jax.lax.reduce_window(x.astype(jnp.float32), 0.0, jax.lax.add, window, window, pads)
+def average_pool(x: Float[Array, "b h w c"], *, size: int, strides: int) -> Float[Array, "b h2 w2 c"]:
+  """Means of size x size windows; windows over the edge average what lies within the map."""
+  pads = _pads(x.shape[1:3], (size, size), (strides, strides), "SAME")
+  window, steps, pads = (1, size, size, 1), (1, strides, strides, 1), ((0, 0), *pads, (0, 0))
+  total = jax.lax.reduce_window(x.astype(jnp.float32), 0.0, jax.lax.add, window, steps, pads)
   ones = jnp.ones((1, *x.shape[1:3], 1), jnp.float32)
-  return (total / jax.lax.reduce_window(ones, 0.0, jax.lax.add, window, window, pads)).astype(x.dtype)
+  return (total / jax.lax.reduce_window(ones, 0.0, jax.lax.add, window, steps, pads)).astype(x.dtype)
 
 
 def _by_cells(

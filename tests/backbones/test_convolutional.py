@@ -102,6 +102,31 @@ def test_features_equal_timms_folded_and_unfolded(name):
   _assert_golden(run(folded, images), spec, outputs, tolerance=2e-5)
 
 
+def test_features_equal_model_gardens():
+  folder = paths.golden_dir()
+  spec = json.loads((folder / "cnn_garden_resnet_rs.json").read_text())
+  options = dict(same_padding=True, pool_every_shortcut=True, activation="swish")
+  config = families.backbone_config("resnet_rs50", depths=(1, 2, 2, 1), **options)
+  module = base.abstract(families.family_of("resnet_rs50").module, config)
+  weights = golden_values.state_dict(spec)
+  graphdef, abstract = nnx.split(module)
+  leaves = {
+    ours: weights.pop(f"backbone/{resnet.garden_name(ours, config)}").reshape(shape)
+    for ours, shape in trees.shapes(trees.weights(module)).items()
+  }
+  assert not weights
+  backbone = nnx.merge(graphdef, tensors.fill(abstract, _lazy(leaves), folder))
+  for _, part in nnx.iter_modules(backbone):
+    part.set_attributes(use_running_average=True, raise_if_not_found=False)
+  outputs = np.load(folder / "cnn_garden_resnet_rs.npz")
+  images = golden_values.values(spec["seed"], "images", spec["images"])
+  for program in (backbone, random_backbones.fold(backbone, storage="float32")):
+    for stage, found in enumerate(jax.jit(lambda program, x: program(x))(program, images)):
+      wanted = outputs[f"stage{stage}"]
+      found = np.asarray(found)[..., :: found.shape[-1] // 16]
+      np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
+
+
 # timm 1.0.31 on the meta device, num_classes=0.
 @pytest.mark.parametrize(
   "row, count",
@@ -166,7 +191,13 @@ def test_folded_equals_unfolded_and_an_image_is_the_same_in_every_batch(row, cha
 
 
 @pytest.mark.parametrize(
-  "changes", [dict(pooled_shortcut=True), dict(activation="swish"), dict(same_padding=True)]
+  "changes",
+  [
+    dict(pooled_shortcut=True),
+    dict(pooled_shortcut=True, pool_every_shortcut=True),
+    dict(activation="swish"),
+    dict(same_padding=True),
+  ],
 )
 def test_what_changes_features_and_no_weight_changes_the_key_of_a_resnet(changes):
   keys = [

@@ -6,7 +6,7 @@ import pytest
 from frozen_vision.backbones import base, families
 from frozen_vision.backbones.resnet import checkpoints, model
 from frozen_vision.files import trees
-from tests.files import pth_file
+from tests.files import bundle_file, pth_file
 
 _TINY = dict(depths=(1, 1, 1, 1), width=4)
 _MOCO = (
@@ -136,3 +136,40 @@ def test_a_head_of_another_pretraining_does_not_pass(tmp_path, network):
   content["state_dict"]["module.prototypes.weight"] = np.ones(2, np.float32)
   with pytest.raises(ValueError, match="unexpected.*prototypes.weight"):
     families.open_backbone(_save(tmp_path, content))
+
+
+@pytest.fixture
+def garden(network, monkeypatch, tmp_path):
+  """Tensors of a tiny ResNet-RS in Model Garden's layout, its config, and a file for them."""
+  tiny = dict(depths=(1, 2, 1, 1), width=8)
+  config = model.VARIANTS["resnet_rs50"].replace(**tiny)
+  monkeypatch.setitem(model.VARIANTS, "resnet_rs50", config)
+  backbone = base.abstract(model.ResNet, config)
+  rng = np.random.default_rng(0)
+  tensors = {}
+  for path, shape in trees.shapes(trees.weights(backbone)).items():
+    shape = (1, 1, *shape) if len(shape) == 2 else shape
+    tensors[f"backbone/{checkpoints.garden_name(path, config)}"] = rng.uniform(0.5, 1, shape).astype(
+      np.float32
+    )
+  beside = ("model/layer_with_weights-1/kernel", "optimizer/momentum", "head/conv/kernel", "global_step")
+  slot = "backbone/layer_with_weights-0/kernel/.OPTIMIZER_SLOT/optimizer/average"
+  return tensors | _beside(*beside, slot), config, tmp_path / "ckpt-62400.index"
+
+
+def test_a_checkpoint_of_model_garden_is_loaded(garden):
+  tensors, config, path = garden
+  source = families.open_backbone(bundle_file.write(path, tensors))
+  assert source.module.config == config.replace(
+    same_padding=True, pool_every_shortcut=True, activation="swish"
+  )
+  for ours, leaf in source.leaves.items():
+    wanted = tensors[f"backbone/{checkpoints.garden_name(ours, config)}"]
+    np.testing.assert_array_equal(leaf.read(), wanted.reshape(leaf.shape), err_msg=ours)
+
+
+def test_one_surplus_variable_of_model_garden_is_an_error(garden):
+  tensors, _, path = garden
+  tensors["backbone/layer_with_weights-9/_conv4/kernel"] = np.ones(2, np.float32)
+  with pytest.raises(ValueError, match="unexpected.*layer_with_weights-9/_conv4/kernel"):
+    families.open_backbone(bundle_file.write(path, tensors))

@@ -71,5 +71,5 @@ def test_pooling_ignores_what_is_outside_of_the_map():
   x = -jnp.arange(1, 10, dtype=jnp.float32).reshape(1, 3, 3, 1)
   pooled = convolution.max_pool(x, size=3, strides=2, padding=1)
   np.testing.assert_array_equal(pooled[0, :, :, 0], [[-1, -2], [-4, -5]])
-  means = convolution.average_pool(x, size=2)
+  means = convolution.average_pool(x, size=2, strides=2)
   np.testing.assert_array_equal(means[0, :, :, 0], [[-3, -4.5], [-7.5, -9]])

@@ -1,13 +1,12 @@
-"""Public ResNet checkpoints: torchvision's and timm's names, and those of self-supervised pretraining.
+"""Public ResNet checkpoints: torchvision's and timm's, those of self-supervised pretraining, Model Garden's.
 
 Most self-supervised checkpoints keep a torchvision ResNet below a prefix, beside projection heads, momentum
-encoders and queues; the PyTorch conversion of SimCLR v2 has names of its own. `LAYOUTS` says what each calls
-the encoder and what may be left over.
+encoders and queues; the PyTorch conversion of SimCLR v2 and TensorFlow's Model Garden have names of their
+own. `LAYOUTS` says what each calls the encoder and what may be left over.
 """
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
-import itertools
 import pathlib
 import re
 from typing import Any
@@ -63,6 +62,37 @@ def simclr_v2_name(ours: str, config: ResNetConfig) -> str:
   return checkpoint.convolution_leaf(conv, norm, parts[2:])
 
 
+def garden_name(ours: str, config: ResNetConfig) -> str:
+  """The name of one of our variables in a checkpoint of TensorFlow's Model Garden, below the backbone.
+
+  Keras counts the layers that have weights: those of the stem one by one, then the blocks.
+  """
+  parts = ours.split("/")
+  stem = list(config.stem())
+  if parts[0] == "stem":
+    layer, parts = 2 * stem.index(parts[1]), parts[2:]
+    path = f"layer_with_weights-{layer + (parts[0] == 'norm')}"
+  else:
+    layer = 2 * len(stem) + sum(config.depths[: int(parts[1])]) + int(parts[3])
+    path, name, parts = f"layer_with_weights-{layer}/", parts[4], parts[5:]
+    match name, parts[0]:
+      case "shortcut", "norm":
+        path += "_norm0"
+      case "shortcut", _:
+        path += "_shortcut1" if config.pooled_shortcut else "_shortcut"
+      case "squeeze" | "excite", _:
+        path += f"_squeeze_excitation/_se_{'reduce' if name == 'squeeze' else 'expand'}"
+      case _, "norm":
+        path += f"_norm{name.removeprefix('conv')}"
+      case _:
+        path += f"_{name}"
+  leaf = parts[-1]
+  return f"{path}/{_GARDEN_LEAVES[leaf] if parts[0] == 'norm' else leaf}"
+
+
+_GARDEN_LEAVES = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
   """Names of one kind of checkpoint, after `module.` (DistributedDataParallel).
@@ -72,6 +102,7 @@ class Layout:
     prefix: of the encoder's names.
     beside: what may stand beside the encoder: (pattern of the name, why it is ignored).
     naming: gives their name, without the prefix, of one of our variables.
+    block: pattern of the name, without the prefix, of the first kernel of a block.
     options: fields of `ResNetConfig` that these weights need.
   """
 
@@ -79,6 +110,7 @@ class Layout:
   prefix: str = ""
   beside: checkpoint.Ignored = ()
   naming: Callable[[str, ResNetConfig], str] = torch_name
+  block: str = r"layer\d\.\d+\.conv1\.weight"
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def name(self, ours: str, config: ResNetConfig) -> str:
@@ -91,17 +123,9 @@ class Layout:
     classifier = (rf"{re.escape(self.prefix)}fc\..*", "classifier or projection head")
     return (_COUNTED, classifier, *self.beside)
 
-  def depths(self, names: Container[str]) -> tuple[int, ...]:
-    """How many blocks each stage of a file has; zeros if the file is of another layout."""
-    config = VARIANTS["resnet50"]
-
-    def has(stage: int, block: int) -> bool:
-      return self.name(f"stages/{stage}/blocks/{block}/conv1/kernel", config) in names
-
-    return tuple(
-      next(block for block in itertools.count() if not has(stage, block))
-      for stage in range(len(config.depths))
-    )
+  def num_blocks(self, names: Iterable[str]) -> int:
+    """How many blocks a file has; 0 if it is of another layout."""
+    return sum(re.fullmatch(re.escape(self.prefix) + self.block, name) is not None for name in names)
 
 
 _HEAD = "projection head"
@@ -136,8 +160,26 @@ LAYOUTS = (
     beside=((r"projection_head\..*", _HEAD), (r"prototypes\..*", "prototypes")),
   ),
   Layout("torchvision or timm"),
-  Layout("SimCLR v2's conversion", naming=simclr_v2_name, options=SIMCLR_IMAGES),
+  Layout(
+    "SimCLR v2's conversion",
+    naming=simclr_v2_name,
+    block=r"net\.\d+\.blocks\.\d+\.net\.0\.weight",
+    options=SIMCLR_IMAGES,
+  ),
+  Layout(
+    "TensorFlow's Model Garden",
+    "backbone/",
+    (
+      (r".*/\.OPTIMIZER_SLOT/.*", "slot of an optimizer"),
+      (r"(model|head|decoder|optimizer)/.*", "what stands on the backbone, or its optimizer"),
+      (r"(global_step|save_counter|_CHECKPOINTABLE_OBJECT_GRAPH)", "record of the training"),
+    ),
+    naming=garden_name,
+    block=r"layer_with_weights-\d+/_conv1/kernel",
+    options=dict(same_padding=True, pool_every_shortcut=True),
+  ),
 )
+_GARDEN = LAYOUTS[-1]
 
 
 def map_tensors(
@@ -163,8 +205,15 @@ def map_tensors(
   del others
   tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
   layout = _layout_of(tensors)
+  if layout is None:
+    raise ValueError(f"{path} has keys of no known ResNet; they begin with {sorted(tensors)[:5]}.")
+  if layout is _GARDEN:
+    tensors = {key: _in_torch_layout(tensor) for key, tensor in tensors.items()}
   row = checkpoint.choose_row(VARIANTS, lambda config: _fits(config, layout, tensors), path=path, name=name)
-  config = VARIANTS[row].replace(**{**layout.options, **overrides})
+  needed = dict(layout.options)
+  if layout is _GARDEN and VARIANTS[row].squeeze:
+    needed["activation"] = "swish"  # of its ResNet-RS configs; its other ResNets have relu
+  config = VARIANTS[row].replace(**{**needed, **overrides})
   return checkpoint.map_convolutional(
     base.abstract(ResNet, config),
     tensors,
@@ -185,7 +234,7 @@ def _layout_of(tensors: Mapping[str, LazyTensor]) -> Layout | None:
   """The layout of the names; one without a prefix is told by what stands beside the encoder."""
 
   def fits(layout: Layout) -> bool:
-    if not all(layout.depths(tensors)):
+    if not layout.num_blocks(tensors):
       return False
     is_told = bool(layout.prefix) or not layout.beside
     return is_told or any(re.fullmatch(name, key) for name, _ in layout.beside for key in tensors)
@@ -194,11 +243,24 @@ def _layout_of(tensors: Mapping[str, LazyTensor]) -> Layout | None:
 
 
 def _fits(config: ResNetConfig, layout: Layout, tensors: Mapping[str, LazyTensor]) -> bool:
-  """Whether the file has the blocks of a row, and the first convolutions of its stem and blocks."""
-  first = {"stem/conv1/kernel": config.stem()["conv1"]}
-  first |= {"stages/0/blocks/0/conv1/kernel": config.block(0, 0)["conv1"]}
-  kernels = {layout.name(ours, config): spec for ours, spec in first.items()}
-  return config.depths == layout.depths(tensors) and all(
-    name in tensors and tensors[name].shape == (spec.outputs, spec.inputs, spec.size, spec.size)
-    for name, spec in kernels.items()
+  """Whether the file has the blocks of a row, and the first convolutions of its stem and of every stage."""
+  kernels = {"stem/conv1/kernel": config.stem()["conv1"]}
+  for stage, depth in enumerate(config.depths):
+    for index in {0, depth - 1}:
+      kernels[f"stages/{stage}/blocks/{index}/conv1/kernel"] = config.block(stage, index)["conv1"]
+  shapes = {
+    layout.name(ours, config): (spec.outputs, spec.inputs, spec.size, spec.size)
+    for ours, spec in kernels.items()
+  }
+  return layout.num_blocks(tensors) == sum(config.depths) and all(
+    name in tensors and tensors[name].shape == shape for name, shape in shapes.items()
   )
+
+
+def _in_torch_layout(tensor: LazyTensor) -> LazyTensor:
+  """A kernel of TensorFlow's, HWIO, as PyTorch has them, OIHW; anything else as it is."""
+  if len(tensor.shape) != 4:
+    return tensor
+  height, width, inputs, outputs = tensor.shape
+  shape = (outputs, inputs, height, width)
+  return LazyTensor(shape, tensor.dtype, lambda: tensor.read().transpose(3, 2, 0, 1))

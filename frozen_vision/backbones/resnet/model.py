@@ -34,6 +34,8 @@ class ResNetConfig(convolutional.ConvConfig):
     deep_stem: three 3 x 3 convolutions in the place of one 7 x 7.
     pool_by_convolution: a strided 3 x 3 convolution in the place of the max-pool.
     pooled_shortcut: an average pool and a 1 x 1 convolution where a shortcut has a stride (ResNet-D).
+    pool_every_shortcut: `pooled_shortcut` likewise where a shortcut has a convolution and no stride, over
+      windows of 2 x 2 that overlap. TensorFlow's Model Garden has it, timm not.
     squeeze: channels of squeeze-and-excitation as a fraction of the block's; 0 for none.
     activation: `relu` or `swish`.
   """
@@ -44,10 +46,15 @@ class ResNetConfig(convolutional.ConvConfig):
   deep_stem: bool = False
   pool_by_convolution: bool = False
   pooled_shortcut: bool = False
+  pool_every_shortcut: bool = False
   squeeze: float = 0.0
   activation: str = "relu"
 
-  weightless: ClassVar[tuple[str, ...]] = (*convolutional.ConvConfig.weightless, "activation")
+  weightless: ClassVar[tuple[str, ...]] = (
+    *convolutional.ConvConfig.weightless,
+    "activation",
+    "pool_every_shortcut",
+  )
 
   def __post_init__(self):
     super().__post_init__()
@@ -143,14 +150,14 @@ class ResNetConfig(convolutional.ConvConfig):
       y = conv_lib.squeeze_excite(y, lambda z: layers("squeeze", z), lambda z: layers("excite", z), nnx.relu)
     if "shortcut" in specs:
       strides = max(spec.strides for spec in specs.values())
-      if self.pooled_shortcut and strides > 1:
-        x = conv_ops.average_pool(x, size=strides)
+      if self.pooled_shortcut and (strides > 1 or self.pool_every_shortcut):
+        x = conv_ops.average_pool(x, size=2, strides=strides)
       x = layers("shortcut", x)
     return activation(x + drop(y))
 
 
 def _rs(*depths: int) -> ResNetConfig:
-  """ResNet-RS as timm has it; the weights of 2204.00484's release need `same_padding` and `swish`."""
+  """ResNet-RS as timm has it."""
   return ResNetConfig(depths, deep_stem=True, pool_by_convolution=True, pooled_shortcut=True, squeeze=0.25)
 
 
@@ -187,4 +194,5 @@ class ResNet(convolutional.ConvBackbone):
       **super().feature_options(),
       "activation": config.activation,
       "pooled_shortcut": config.pooled_shortcut,
+      **({"pool_every_shortcut": True} if config.pool_every_shortcut else {}),
     }
