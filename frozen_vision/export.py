@@ -19,6 +19,7 @@ and gives for each head
     detection                boxes [b, k, 4] xyxy in input pixels, scores, labels, valid [b, k]; with masks
                              also masks [b, k, m, m], probabilities inside each box
     segmentation             label_map uint8 [b, h, w], class index of every input pixel; 0 in the padding
+    dense_regression         normals float32 [b, h, w, 3], unit vectors, and depth float32 [b, h, w] in metres
     action, classification   probabilities [b, classes]
 
 The metadata of the `.safetensors` file says, as JSON under `frozen_vision`, which classes each head has, how

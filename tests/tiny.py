@@ -12,6 +12,7 @@ from frozen_vision import config as config_lib
 from frozen_vision.tasks.action_options import ActionOptions
 from frozen_vision.tasks.classification_options import ClassificationOptions
 from frozen_vision.tasks.contrastive_options import ContrastiveOptions
+from frozen_vision.tasks.dense_regression_options import DenseRegressionOptions
 from frozen_vision.tasks.detection_options import DetectionOptions
 from frozen_vision.tasks.feature_distillation_options import FeatureDistillationOptions
 from frozen_vision.tasks.masked_image_modeling_options import MaskedImageModelingOptions
@@ -44,6 +45,7 @@ def get_config(task: str = "detection") -> ml_collections.ConfigDict:
     "feature_distillation": feature_distillation,
     "masked_image_modeling": masked_image_modeling,
     "contrastive": contrastive,
+    "dense_regression": dense_regression,
   }
   return configs[task]()
 
@@ -113,6 +115,17 @@ def segmentation(head: str = "linear") -> ml_collections.ConfigDict:
     decoder_ffn_dim=8,
     norm_groups=2,
   )
+  return config
+
+
+def dense_regression() -> ml_collections.ConfigDict:
+  """Generated rooms of 32 px, normals among 8 codewords and depth in 4 bins."""
+  config = _base("dense_regression", trainable=("head/.*",))
+  config.dense_regression = config_lib.config_dict(DenseRegressionOptions())
+  options = config.dense_regression
+  options.rooms.update(dict(train_images=20, validation_images=3, image_size=32))
+  options.update(dict(codewords=8, depth_bins=4, frame=(32, 32), eval_frame=(32, 32), short_sides=(32, 40)))
+  config_lib.set_for(options.head, "upernet", channels=8, norm_groups=4)
   return config
 
 

@@ -119,6 +119,24 @@ class SegmentationEvalBatch(Batch):
   original_size: Required[Int32[Array, "*b 2"]]
 
 
+class DenseTrainBatch(Batch):
+  """Normals and depth to train on, from `dense.transforms.DenseTrain`; coordinates as in `dense.sources`.
+
+  Evaluation takes a `SegmentationEvalBatch`.
+
+  Attributes:
+    image: the frame.
+    image_size: (height, width) of the image's content in the frame, in pixels.
+    normals: unit vector of every pixel of the frame, zeros where unknown; absent where they are not learned.
+    depth: metres along the optical axis, 0 where unknown; absent where it is not learned.
+  """
+
+  image: Required[UInt8[Array, "*b h w 3"]]
+  image_size: Required[Int32[Array, "*b 2"]]
+  normals: NotRequired[Float32[Array, "*b h w 3"]]
+  depth: NotRequired[Float32[Array, "*b h w"]]
+
+
 class ClipTrainBatch(Batch):
   """A clip to train on, from `video.clips.TrainTransform`.
 

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 import numpy as np
 
 from frozen_vision.ops.arrays import Array
@@ -49,3 +49,37 @@ def adaptive_average_pool(x: Float[Array, "b h w c"], size: tuple[int, int]) -> 
 def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b y x c"]:
   """To any size, without smoothing (PyTorch's `interpolate`, align_corners False)."""
   return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear", antialias=False)
+
+
+def resize_rows(
+  x: Float[Array, "h w k"],
+  first: Int[Array, ""] | int,
+  count: int,
+  content: Int[Array, ""],
+  target: Int[Array, ""],
+) -> Float[Array, "count w k"]:
+  """Rows first .. first + count - 1 of the first `content` rows resized to `target` rows, bilinearly.
+
+  `content` and `target` may differ between images of a batch: shapes stay. Rows from `target` on repeat the
+  last one.
+  """
+  at = (first + jnp.arange(count) + 0.5) * (content.astype(jnp.float32) / target) - 0.5
+  at = jnp.clip(at, 0, content - 1)
+  low = jnp.floor(at).astype(jnp.int32)
+  weight = (at - low)[:, None, None]
+  return x[low] * (1 - weight) + x[jnp.minimum(low + 1, content - 1)] * weight
+
+
+def resize_content(
+  x: Float[Array, "h w k"],
+  content: Int[Array, "2"],
+  target: Int[Array, "2"],
+  largest: tuple[int, int],
+) -> Float[Array, "y x k"]:
+  """The content at the upper left of a map, resized to `target` (height, width) at the upper left of another.
+
+  Args:
+    largest: (height, width) of the result; what lies beyond `target` repeats its edge.
+  """
+  rows = resize_rows(x, 0, largest[0], content[0], target[0])
+  return resize_rows(rows.swapaxes(0, 1), 0, largest[1], content[1], target[1]).swapaxes(0, 1)

@@ -11,6 +11,8 @@ What is written below the folder of results, for a head that is called HEAD:
                                   COCO("images.json").loadRes("detections.json") has both
     HEAD/label_maps/NAME.png      of a segmenter: the class index of every pixel, at the image's size
     HEAD/classes.json             of a segmenter: name and colour of every index
+    HEAD/normals/NAME.png         of a head of surface normals: x, y, z as 8-bit red, green, blue
+    HEAD/depth/NAME.png           of a head of depth: millimetres, 16 bits
     HEAD/actions.json             of an action recogniser: the likeliest classes of every video
     HEAD/top_classes.json         of a classifier: the same of every image
 

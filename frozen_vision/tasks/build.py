@@ -15,6 +15,7 @@ from frozen_vision.tasks import (
   base,
   classification,
   contrastive,
+  dense_regression,
   detection,
   feature_distillation,
   masked_image_modeling,
@@ -24,6 +25,7 @@ from frozen_vision.tasks import (
 from frozen_vision.tasks.action_options import ActionConfig
 from frozen_vision.tasks.classification_options import ClassificationConfig
 from frozen_vision.tasks.contrastive_options import ContrastiveConfig
+from frozen_vision.tasks.dense_regression_options import DenseRegressionConfig
 from frozen_vision.tasks.detection_options import DetectionConfig
 from frozen_vision.tasks.feature_distillation_options import FeatureDistillationConfig
 from frozen_vision.tasks.masked_image_modeling_options import MaskedImageModelingConfig
@@ -34,6 +36,7 @@ TASKS: dict[str, tuple[type[base.Task], type[config_lib.Config]]] = {
   "action": (action.ActionTask, ActionConfig),
   "classification": (classification.ClassificationTask, ClassificationConfig),
   "contrastive": (contrastive.ContrastiveTask, ContrastiveConfig),
+  "dense_regression": (dense_regression.DenseRegressionTask, DenseRegressionConfig),
   "detection": (detection.DetectionTask, DetectionConfig),
   "feature_distillation": (feature_distillation.FeatureDistillationTask, FeatureDistillationConfig),
   "masked_image_modeling": (masked_image_modeling.MaskedImageModelingTask, MaskedImageModelingConfig),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, UInt8
 
 from frozen_vision.devices import sharding
+from frozen_vision.ops import resize
 from frozen_vision.ops.arrays import Array
 from frozen_vision.ops.mirror import mirror
 
@@ -134,7 +135,7 @@ def _label_map(
 
   def row_of_tiles(i: jax.Array, result: jax.Array) -> jax.Array:
     # Rows are resized once for all tiles beside each other.
-    rows = [_resize_rows(v.scores, i * _TILE[0], _TILE[0], v.sizes[0], original[0]) for v in views]
+    rows = [resize.resize_rows(v.scores, i * _TILE[0], _TILE[0], v.sizes[0], original[0]) for v in views]
 
     def tile(j: jax.Array, result: jax.Array) -> jax.Array:
       classes = _tile_classes(rows, [v.sizes[1] for v in views], (i, j), original)
@@ -160,20 +161,9 @@ def _tile_classes(
     original: (h, w) of the image.
   """
   total = sum(
-    _resize_rows(x.swapaxes(0, 1), position[1] * _TILE[1], _TILE[1], width, original[1])
+    resize.resize_rows(x.swapaxes(0, 1), position[1] * _TILE[1], _TILE[1], width, original[1])
     for x, width in zip(rows, widths)
   )
   classes = jnp.argmax(total, axis=-1).astype(jnp.uint8).T
   y, x = (jnp.arange(n) + at * n < side for n, at, side in zip(_TILE, position, original))
   return jnp.where(y[:, None] & x[None, :], classes, 0)
-
-
-def _resize_rows(
-  x: Float[Array, "h w k"], first: jax.Array, count: int, content: jax.Array, target: jax.Array
-) -> Float[Array, "count w k"]:
-  """Rows first .. first + count - 1 of the first `content` rows resized to `target` rows."""
-  at = (first + jnp.arange(count) + 0.5) * (content.astype(jnp.float32) / target) - 0.5
-  at = jnp.clip(at, 0, content - 1)
-  low = jnp.floor(at).astype(jnp.int32)
-  weight = (at - low)[:, None, None]
-  return x[low] * (1 - weight) + x[jnp.minimum(low + 1, content - 1)] * weight

@@ -7,8 +7,10 @@ import pytest
 
 from frozen_vision.data import batches, pipeline
 from frozen_vision.data.classification import augment
+from frozen_vision.data.dense import sources
+from frozen_vision.data.dense import transforms as dense_transforms
 from frozen_vision.data.detection import copy_paste, transforms
-from frozen_vision.data.generated import motion_clips, scenes, semantic_scenes
+from frozen_vision.data.generated import motion_clips, rooms, scenes, semantic_scenes
 from frozen_vision.data.segmentation import transforms as segmentation_transforms
 from frozen_vision.data.video import clips
 
@@ -62,6 +64,16 @@ TRAIN = {
     segmentation_transforms.SegmentationTrain(_FRAME, 6, _SHORT),
     batches.SegmentationTrainBatch,
   ),
+  "dense": (
+    rooms.Rooms(5, 64),
+    dense_transforms.DenseTrain(
+      _FRAME,
+      sources.TARGETS,
+      segmentation_transforms.RandomShortSide((40, 50), 100, 1.0),
+      segmentation_transforms.SegmentationEval(_FRAME),
+    ),
+    batches.DenseTrainBatch,
+  ),
   "action": (_CLIPS, clips.TrainTransform(clips.Sampler(4, 1), 16), batches.ClipTrainBatch),
   "classification": (_Images(), augment.TrainTransform(16), batches.ClassificationBatch),
 }
@@ -92,7 +104,7 @@ def test_training_batches_are_as_described(name):
   with pipeline.train_batches(source, transform, batch_size=2, seed=0) as iterator:
     batch = next(iterator)
   assert batches.mismatches(batch, kind) == []
-  assert set(batch) - set(kind.__required_keys__) <= {"index", "masks", "semantic"}
+  assert set(batch) - set(kind.__required_keys__) <= {"index", "masks", "semantic", "normals", "depth"}
   narrow = {key: value for key, value in batch.items() if value.dtype.itemsize < 8}
   assert batches.mismatches(jax.tree.map(jnp.asarray, narrow), kind) == []
 

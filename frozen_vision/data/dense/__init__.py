@@ -1,0 +1,1 @@
+"""Images with surface normals and depth: sources, transforms, codewords."""
