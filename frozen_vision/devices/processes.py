@@ -148,6 +148,16 @@ def wait_for_all(what: str) -> None:
     )
 
 
+def announce(key: str, text: str) -> None:
+  """Keeps a text for all processes of the run under a path like `FOLDER/NAME`; it is there on return."""
+  jax_distributed.global_state.client.key_value_set(key, text)
+
+
+def announcements(folder: str) -> list[str]:
+  """What has been announced by now under `FOLDER/`, in the order of names."""
+  return [text for _, text in sorted(jax_distributed.global_state.client.key_value_dir_get(folder))]
+
+
 def leave(message: str, *, is_expected: bool = True) -> NoReturn:
   """Ends this process at once; an ordinary exit waits for the others, who wait for this one.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import functools
 import logging
 from typing import Any, Protocol, runtime_checkable, Self
 
@@ -13,7 +14,7 @@ from frozen_vision.data import batch_iterator, pipeline
 from frozen_vision.devices import sharding
 from frozen_vision.freezing import cache, prepare
 from frozen_vision.tasks import base
-from frozen_vision.training import feature_store
+from frozen_vision.training import feature_store, hosts
 from frozen_vision.training import step as step_lib
 
 _logger = logging.getLogger(__name__)
@@ -25,9 +26,11 @@ class Feed(Protocol):
 
   Attributes:
     store: of the features; None where every step computes them.
+    meets: whether `next` raises in all processes if it fails in one, because they meet at every batch.
   """
 
   store: feature_store.FeatureStore | None
+  meets: bool
 
   def __next__(self) -> base.Batch:
     """The next batch of this process, on the host."""
@@ -64,7 +67,7 @@ def open_feed(
 class Loaded:
   """Batches as they are loaded. See `Feed`."""
 
-  store = None
+  store, meets = None, False
 
   def __init__(self, batches: batch_iterator.BatchIterator, mesh: jax.sharding.Mesh):
     self._batches, self._mesh = batches, mesh
@@ -86,6 +89,8 @@ class Loaded:
 
 class Cached:
   """Batches with their features, read where all examples of a batch are in the cache. See `Feed`."""
+
+  meets = True
 
   def __init__(
     self,
@@ -131,11 +136,15 @@ class Cached:
       self._begin_pass(start)
     slots = self.order.slots(range(start + self._first, start + self._first + self._rows))
     if not self.store.lacks(slots):
-      return self.store.read(slots)
+      return hosts.read_together(functools.partial(self.store.read, slots))
+    return feature_store.FedBatch(hosts.read_together(functools.partial(self._load, start)), slots, None)
+
+  def _load(self, start: int) -> base.Batch:
+    """The batch whose first example is `start`, with its pixels."""
     if self._batches.position != start:
       self._batches.close()
       self._batches = self._load_from(start)
-    return feature_store.FedBatch(next(self._batches), slots, None)
+    return next(self._batches)
 
   def _begin_pass(self, start: int) -> None:
     """Makes what the pass before has computed readable."""

@@ -1,15 +1,16 @@
-"""Compares what the hosts of a run were started with, before the first step: config, data, weights, versions.
+"""What the hosts of a run must agree on: what they were started with, and that a batch cannot be read.
 
-Hosts that differ would train on other examples than the run says, average gradients of different networks, or
-wait for each other in an exchange that the others never begin.
+Config, data, weights and versions are compared before the first step. Hosts that differ would train on other
+examples than the run says, average gradients of different networks, or wait for each other in an exchange
+that the others never begin. A host that fails alone leaves the others waiting, too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import fnmatch
 import importlib.metadata
 import platform
 import socket
-from typing import Any
+from typing import Any, TypeVar
 
 from flax import nnx
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 
 from frozen_vision import messages
 from frozen_vision.config import Config
-from frozen_vision.data import content, fingerprint
+from frozen_vision.data import content, fingerprint, images
 from frozen_vision.devices import processes
 from frozen_vision.files import trees
 from frozen_vision.freezing import prepare
@@ -38,6 +39,7 @@ _PACKAGES = (
 # Options that may differ between hosts: each has its own disks and cores.
 _OWN_OPTIONS = ("loader.*", "headline")
 _SHOWN = 5
+_Value = TypeVar("_Value")
 
 
 def compare_start(config: Config, data: Mapping[str, fingerprint.Fingerprint], mode: str) -> None:
@@ -112,3 +114,37 @@ def differences(everyone: Sequence[Mapping[str, Any]], index: int) -> Iterator[s
       yield f"{names[1]} found {value[1]:,} {split} examples where {names[0]} found {value[0]:,}"
     else:
       yield f"the {split} examples of {names[1]} have other {value} than those of {names[0]}"
+
+
+def read_together(read: Callable[[], _Value]) -> _Value:
+  """What a function reads in this process; all processes call this, and raise if it fails in one of them.
+
+  Raises:
+    FileError, ValueError: names the host; with one process whatever `read` raises.
+  """
+  if jax.process_count() == 1:
+    return read()
+  value = failure = None
+  try:
+    value = read()
+  except Exception as error:
+    failure = error
+  for found in gather.gather_objects(None if failure is None else describe_failure(failure)):
+    if found is not None:
+      raise failure_of(found) from failure
+  return value
+
+
+def describe_failure(error: Exception) -> dict[str, str]:
+  """What the other processes are told of an error in reading a batch; see `failure_of`."""
+  found = {"host": f"host {jax.process_index()} ({socket.gethostname()})"}
+  if isinstance(error, images.FileError):
+    return found | {"name": error.name, "reason": error.reason, "kind": error.kind}
+  return found | {"text": f"{type(error).__name__}: {error}"}
+
+
+def failure_of(found: Mapping[str, str]) -> ValueError:
+  """The error that every process raises for a failure which one of them describes."""
+  if "name" in found:
+    return images.FileError(f"{found['host']}: {found['name']}", found["reason"], found["kind"])
+  return ValueError(f"{found['host']} cannot read its part of the next batch: {found['text']}")

@@ -21,11 +21,10 @@ from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import log as run_log
 from frozen_vision.runs import workdir as workdir_lib
 from frozen_vision.tasks import base
-from frozen_vision.training import evaluation, feeds, programs
+from frozen_vision.training import evaluation, feeds, programs, reading
 from frozen_vision.training import step as step_lib
 
 _logger = logging.getLogger(__name__)
-_IN_FLIGHT = 2  # steps that are dispatched and not known to be done
 
 
 @dataclasses.dataclass
@@ -43,6 +42,7 @@ class Run:
       numbers.
     in_flight: scalars of steps that the devices may still be working on.
     first_evaluation: mark in `compilations` after which nothing should compile.
+    saved: the step that was saved last.
   """
 
   task: base.Task
@@ -63,6 +63,7 @@ class Run:
   pending: list[Mapping[str, jax.Array | float]] = dataclasses.field(default_factory=list)
   in_flight: collections.deque[step_lib.Scalars] = dataclasses.field(default_factory=collections.deque)
   first_evaluation: Any = None
+  saved: int | None = None
 
   def train(
     self,
@@ -75,8 +76,8 @@ class Run:
     """Runs all steps from `start` on, the first one on `batch`.
 
     At a step's end its line is logged, its state is saved, and only then comes what can fail for reasons of
-    its own: evaluation, pictures, a full disk. Where the next batch cannot be read, the run ends after that.
-    After a signal to stop nothing follows the save.
+    its own: evaluation, pictures, a full disk. Where the next batch cannot be read, on whatever host, the run
+    saves and ends after that. After a signal to stop nothing follows the save.
 
     Returns:
       (metrics of the last evaluation, whether the run came to its end).
@@ -87,24 +88,23 @@ class Run:
     config = self.config
     metrics = self.evaluate_missed(state, start)
     self.first_evaluation = None  # before the first step, not everything is compiled
+    reader = reading.Reader(feed, batch, start, config.steps)
     for step in range(start, config.steps):
       # A signal is answered between two steps: with more of them dispatched, only once all of those are done.
-      if len(self.in_flight) == _IN_FLIGHT:
+      if len(self.in_flight) == reading.IN_FLIGHT:
         jax.block_until_ready(self.in_flight.popleft())
+      try:
+        batch = reader.take(step)
+      except Exception as error:
+        self._end_unread(state, step, error)
       inputs = feed.place(batch)
       with jax.transfer_guard("disallow"):  # nothing else moves between host and devices in a step
         state, scalars = self.steps[self.task.phase_at(step)](state, self.model.frozen, *inputs)
       self.pending.append(scalars)
       self.in_flight.append(scalars)
-      done, unread = step + 1, None
-      if done < config.steps:
-        with self.progress.waiting():
-          try:
-            batch = next(feed)
-          except Exception as error:
-            if jax.process_count() > 1:  # a save needs all processes, and the others do not know of it
-              raise
-            unread = error
+      done = step + 1
+      with self.progress.waiting():
+        reader.read(done)
       if step == start:
         jax.block_until_ready(scalars)
       self.progress.step_done(done)
@@ -113,8 +113,7 @@ class Run:
         self._log(done)
       evaluates = self._is_evaluated(done)
       stops = stop.agreed(done)
-      saves = evaluates or stops or unread is not None or done % config.checkpoint_every == 0
-      if saves:
+      if evaluates or stops or done % config.checkpoint_every == 0:
         jax.block_until_ready(scalars)  # so that no pause holds a step's time
         with self.progress.pause():
           self._save(state, done)
@@ -125,10 +124,15 @@ class Run:
         return metrics, False
       if evaluates:
         metrics = self._evaluate(state, done)
-      if unread is not None:
-        _logger.warning("The next batch cannot be read; step %d is saved.", done)
-        _raise_with_advice(unread, f"Step {done} is saved.")
     return metrics, True
+
+  def _end_unread(self, state: step_lib.State, done: int, error: Exception) -> NoReturn:
+    """Saves the state before a batch that cannot be read, if it is not saved, and raises the error."""
+    if done != self.saved:
+      with self.progress.pause():
+        self._save(state, done)
+    _logger.warning("The next batch cannot be read; step %d is saved.", done)
+    _raise_with_advice(error, f"Step {done} is saved.")
 
   def evaluate_missed(self, state: step_lib.State, done: int) -> dict[str, float]:
     """Evaluates a restored step that was saved but not evaluated, because the run ended in between.
@@ -215,6 +219,7 @@ class Run:
     meta = self._meta(done)
     meta["pending"] = [{name: float(value) for name, value in scalars.items()} for scalars in pending]
     self.checkpoints.save(done, state, meta)
+    self.saved = done
 
   def _meta(self, done: int) -> dict[str, Any]:
     """The record that a checkpoint keeps beside its arrays."""
