@@ -1,4 +1,4 @@
-"""Our SwinV2 against timm's, in one run: the same weights and inputs, equal outputs first, then time.
+"""Our backbones against timm's, in one run: the same weights and inputs, equal outputs first, then time.
 
 One Python that has both, for example this project's environment with `pip install torch timm` in it:
 
@@ -6,6 +6,7 @@ One Python that has both, for example this project's environment with `pip insta
     --batch=4 --out=experiments/results/backbone_cpu.md
   PYTHONPATH=. python experiments/benchmarks/backbone.py --backbone=swinv2_b --image_size=256 --window=16 \
     --batch=64 --dtype=bfloat16 --peak_tflops=989
+  PYTHONPATH=. python experiments/benchmarks/backbone.py --backbone=resnet50 --image_size=224 --channels_last
 
 What is timed is the pooled vector of a batch that is on the device already. Rounds are interleaved, beginning
 with another implementation each time. A ratio is taken within each round; its interval covers the median of
@@ -36,11 +37,20 @@ import safetensors.numpy
 from experiments import intervals, rounds
 from experiments.benchmarks.gpu import peers
 
-_BACKBONE = flags.DEFINE_string("backbone", "swinv2_t", "Row of the table of variants.")
+# Rows that are no SwinV2, and what timm calls them.
+_TIMM_NAMES = {
+  "resnet50": "resnet50",
+  "efficientnet_lite0": "tf_efficientnet_lite0",
+  "convnext_tiny": "convnext_tiny",
+  "dino_vits16": "vit_small_patch16_224",
+  "dinov2_vits14": "vit_small_patch14_dinov2",
+}
+_BACKBONE = flags.DEFINE_string("backbone", "swinv2_t", f"A row of SwinV2, or of {', '.join(_TIMM_NAMES)}.")
 _SIZE = flags.DEFINE_integer("image_size", 256, "Side of the images.")
-_WINDOW = flags.DEFINE_integer("window", 8, "Window, where the maps are as large.")
+_WINDOW = flags.DEFINE_integer("window", 8, "Window of a SwinV2, where the maps are as large.")
 _BATCH = flags.DEFINE_integer("batch", 4, "Images at once.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and matrix products.")
+_CHANNELS_LAST = flags.DEFINE_bool("channels_last", False, "PyTorch keeps channels innermost, as ours are.")
 _RUN = flags.DEFINE_list("run", ["folded", "unfolded", "timm", "timm_compiled"], "Which implementations.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Interleaved rounds.")
 _REPEATS = flags.DEFINE_integer("repeats", 1, "Batches per implementation and round.")
@@ -62,7 +72,10 @@ def prepare(folder: pathlib.Path) -> None:
 
 
 def _timm_model() -> Any:
-  peers.import_timm()
+  timm = peers.import_timm()
+  if _BACKBONE.value in _TIMM_NAMES:
+    sized = {"img_size": _SIZE.value} if "vit" in _BACKBONE.value else {}
+    return timm.create_model(_TIMM_NAMES[_BACKBONE.value], num_classes=0, **sized).eval()
   from timm.models.swin_transformer_v2 import SwinTransformerV2
 
   from frozen_vision.backbones import families
@@ -83,12 +96,13 @@ def _backbone(folder: pathlib.Path) -> Any:
 
   from frozen_vision.backbones import families
 
+  dtype = jnp.dtype(_DTYPE.value)
+  if _BACKBONE.value in _TIMM_NAMES:
+    return families.load_backbone(folder / "weights.safetensors", name=_BACKBONE.value, dtype=dtype)
   config = families.backbone_config(_BACKBONE.value)
   windows = tuple(min(_WINDOW.value, _SIZE.value // (4 * 2**stage)) for stage in range(4))
   # Without its name, H and G load without their extra norms, which timm does not have.
-  backbone = families.load_backbone(
-    folder / "weights.safetensors", dtype=jnp.dtype(_DTYPE.value), window_sizes=windows
-  )
+  backbone = families.load_backbone(folder / "weights.safetensors", dtype=dtype, window_sizes=windows)
   assert backbone.config.depths == config.depths and backbone.config.embed_dim == config.embed_dim
   return backbone
 
@@ -155,10 +169,12 @@ def _timm(folder: pathlib.Path, compiled: bool) -> _Prepared:
   state = safetensors.numpy.load_file(folder / "weights.safetensors")
   state = {key: torch.from_numpy(value) for key, value in state.items()}
   missing, unexpected = model.load_state_dict(state, strict=False)
-  if unexpected or any("relative_" not in key and "attn_mask" not in key for key in missing):
+  if unexpected or any(not key.endswith(peers.COMPUTED) for key in missing):
     raise ValueError(f"timm's names have changed: missing {missing}, unexpected {unexpected}.")
-  model = model.to(device, dtype)
-  images = torch.from_numpy(np.load(folder / "images.npy")).permute(0, 3, 1, 2).contiguous().to(device, dtype)
+  order = torch.channels_last if _CHANNELS_LAST.value else torch.contiguous_format
+  model = model.to(device, dtype, memory_format=order)
+  images = torch.from_numpy(np.load(folder / "images.npy")).permute(0, 3, 1, 2)
+  images = images.contiguous(memory_format=order).to(device, dtype)
   apply = torch.compile(model) if compiled else model
 
   def run():
@@ -194,7 +210,7 @@ def _memory(folder: pathlib.Path, name: str) -> float:
       f"--folder={folder}",
       *(
         f"--{flag}={flags.FLAGS[flag].value}"
-        for flag in ("backbone", "image_size", "window", "batch", "dtype", "seed")
+        for flag in ("backbone", "image_size", "window", "batch", "dtype", "seed", "channels_last")
       ),
     ],
     check=True,
@@ -210,7 +226,7 @@ def _report_memory() -> None:
   if _MEMORY_OF.value.startswith("timm"):
     peers.import_timm()  # so that what libraries take is in `before`
   else:
-    from frozen_vision.backbones.swinv2 import checkpoints  # noqa: F401
+    from frozen_vision.backbones import families  # noqa: F401
   before = _resident("VmRSS")
   prepared = IMPLEMENTATIONS[_MEMORY_OF.value][1](folder)
   prepared.run()
@@ -305,10 +321,12 @@ def _table(
   device = jax.devices()[0]
   on_cpu = device.platform == "cpu"
   where = f"{os.cpu_count()} cores of {machines.processor()}" if on_cpu else device.device_kind
+  kind = f"window {_WINDOW.value}"
+  if _BACKBONE.value in _TIMM_NAMES:
+    kind = f"PyTorch with channels {'last' if _CHANNELS_LAST.value else 'first'}"
   return (
-    f"Made by `experiments/benchmarks/backbone.py`: {_BACKBONE.value}, {_SIZE.value} px, window "
-    f"{_WINDOW.value}, batch {_BATCH.value}, {_DTYPE.value}, {_ROUNDS.value} interleaved rounds of "
-    f"{_REPEATS.value} batches, "
+    f"Made by `experiments/benchmarks/backbone.py`: {_BACKBONE.value}, {_SIZE.value} px, {kind}, batch "
+    f"{_BATCH.value}, {_DTYPE.value}, {_ROUNDS.value} interleaved rounds of {_REPEATS.value} batches, "
     f"{flops / 1e9:.1f} GFLOP of matrix products an image, on {where}; jax {jax.__version__}, "
     f"torch {torch.__version__}, timm {timm.__version__}. Outputs were compared before the timing.\n\n"
     + "\n".join(rows)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-# Buffers that a model computes for itself.
-_COMPUTED = ("relative_coords_table", "relative_position_index", "attn_mask")
+# Buffers that a model computes for itself, or that inference does not read.
+COMPUTED = ("relative_coords_table", "relative_position_index", "attn_mask", "num_batches_tracked")
 Run = Callable[[int], None]
 
 
@@ -79,7 +79,7 @@ class Timm:
     missing, unexpected = self._module.load_state_dict(
       {key: torch.from_numpy(value) for key, value in self.state.items()}, strict=False
     )
-    if unexpected or any(not key.endswith(_COMPUTED) for key in missing):
+    if unexpected or any(not key.endswith(COMPUTED) for key in missing):
       raise ValueError(f"timm's names have changed: missing {missing}, unexpected {unexpected}.")
     self._module.to(self.device, torch.bfloat16)
 
@@ -145,14 +145,16 @@ def random_state(module: Any, seed: int = 0) -> dict[str, np.ndarray]:
   """Random weights under timm's names that keep activations at their size; norms near one."""
   rng, state = np.random.default_rng(seed), {}
   for key, value in module.state_dict().items():
-    if key.endswith(_COMPUTED):
+    if key.endswith(COMPUTED):
       continue
     value = value.float().numpy()
     draw = rng.standard_normal(value.shape, np.float32)
     if value.ndim > 1 and not key.endswith("logit_scale"):
       value = draw / np.float32(math.sqrt(np.prod(value.shape[1:])))
-    elif "norm" in key and key.endswith("weight"):
-      value = 1 + np.float32(0.1) * draw  # as initialised, every block is the identity
+    elif key.endswith("weight"):
+      value = 1 + np.float32(0.1) * draw  # of a norm; as initialised, every block of SwinV2 is the identity
+    elif key.endswith("running_var"):
+      value = np.exp(np.float32(0.1) * draw)
     elif not key.endswith("logit_scale"):
       value = np.float32(0.1) * draw
     state[key] = np.ascontiguousarray(value, np.float32)
