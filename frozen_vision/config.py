@@ -42,7 +42,15 @@ class OptimizerOptions:
   b1: Fraction = 0.9
   b2: Fraction = 0.999
   momentum: Fraction = 0.9
+  nesterov: bool = False  # of sgd
+  # Of sgd: decay is part of the gradient, before momentum, and of every parameter, as in PyTorch's SGD.
+  l2: bool = False
   layer_decay: Positive = 1.0
+
+  def __post_init__(self):
+    for option in ("nesterov", "l2"):
+      if getattr(self, option) and self.name != "sgd":
+        raise ValueError(f"OptimizerOptions.{option} is of sgd alone; optimizer.name is {self.name!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import sys
 from absl import app, flags
 import jax
 
-from frozen_vision import command_line, config_files, failures, output, probe
+from frozen_vision import command_line, config_files, failures, fine_tune, output, probe
 from frozen_vision.devices import processes as distributed
 from frozen_vision.planning import plan
 from frozen_vision.prediction import files as predict_files
@@ -26,7 +26,10 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder for checkpoints, metrics and pictures; an interrupted run continues there."
 )
 _MODE = flags.DEFINE_enum(
-  "mode", "train", ["train", "evaluate", "predict", "plan", "extract", "probe", "report"], "What to do."
+  "mode",
+  "train",
+  ["train", "evaluate", "predict", "plan", "extract", "probe", "fine_tune", "report"],
+  "What to do.",
 )
 report.define_flags()
 _INPUTS = flags.DEFINE_multi_string(
@@ -60,6 +63,7 @@ _NEEDED = {
   "plan": ("config", "workdir", "topology"),
   "extract": ("config",),
   "probe": ("config", "workdir"),
+  "fine_tune": ("config", "workdir"),
   "report": ("backbones", "workdir"),
 }
 
@@ -74,6 +78,7 @@ trains, and continues what it finds in the folder. Other modes:
   --mode=predict   --workdir=FOLDER IMAGE ...  writes and draws what a trained head finds; needs no --config
   --mode=extract   --config.cache.path=FOLDER  fills the feature cache ahead; see docs/pages/features.md
   --mode=probe     says what the embeddings of a frozen backbone know: linear, kNN, few-shot, calibration
+  --mode=fine_tune trains a classifier for a grid of learning rates and weight decays, and tests the best
   --mode=report    --backbones=NAME,FILE  takes backbones through every task, and makes a page
   --mode=plan      --topology=v5e:8x8  says whether a config fits a machine, without the machine
 
@@ -103,6 +108,8 @@ def _run(argv: list[str]) -> None:
       )
     case "probe":
       probe.probe(_CONFIG.value, command_line.path(_WORKDIR.value))
+    case "fine_tune":
+      fine_tune.fine_tune(_CONFIG.value, command_line.path(_WORKDIR.value))
     case "report":
       report.from_flags(command_line.path(_WORKDIR.value))
     case "plan":

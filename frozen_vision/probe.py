@@ -23,9 +23,8 @@ def probe(config: config_lib.ConfigLike, workdir: str | os.PathLike) -> dict[str
   """Runs all probes on the backbone and the data of a classification config.
 
   Linear classifiers are selected on validation data, fitted again on training and validation data, and tested
-  once. Where `classification.test` names test data, training and validation data are those of the config.
-  Otherwise its validation data are the test data, and a random part of its training data, drawn by the seed,
-  is held out for validation, as arXiv 2011.13377 does.
+  once. Where only one of validation and test data is there, it is tested on, and a random part of the
+  training data, drawn by the seed, is held out for validation, as arXiv 2011.13377 does.
 
   Args:
     config: of task `classification`; its section `classification.probe` has the probes' options.
@@ -51,11 +50,12 @@ def probe(config: config_lib.ConfigLike, workdir: str | os.PathLike) -> dict[str
   if config.headline:
     _logger.info("%s", config.headline)
   _logger.info("%s Backbone: %s, %s.", task.headline, config.backbone.name, config.backbone.weights)
-  parts = {name: _embed(config, task, backbone, name) for name in task.sources}
-  if "test" in parts:
+  parts = {name: _embed(config, task, backbone, name) for name in task.parts}
+  is_given = {"validation", "test"} <= set(parts)
+  if is_given:
     train, validation, test = parts["train"], parts["validation"], parts["test"]
   else:
-    test = parts["validation"]
+    test = parts["test"] if "test" in parts else parts["validation"]
     kept, held = splits.split(
       parts["train"].labels, fraction=config.classification.probe.held_out, seed=config.seed
     )
@@ -65,7 +65,7 @@ def probe(config: config_lib.ConfigLike, workdir: str | os.PathLike) -> dict[str
     train,
     validation,
     test,
-    metric=options.metric,
+    metric=config.classification.score if options.metric == "auto" else options.metric,
     ks=options.neighbours,
     shots=options.shots,
     episodes=options.episodes,
@@ -75,7 +75,7 @@ def probe(config: config_lib.ConfigLike, workdir: str | os.PathLike) -> dict[str
     "backbone": {"name": config.backbone.name, "weights": config.backbone.weights, "key": backbone.key},
     "view": task.view,
     "seed": config.seed,
-    "validation_data": "given" if "test" in parts else f"{options.held_out:.0%} of the training data",
+    "validation_data": "given" if is_given else f"{options.held_out:.0%} of the training data",
     **results.to_dict(),
   }
   text = results.to_text()
@@ -94,11 +94,11 @@ def _embed(
   backbone: prepare.FrozenBackbone,
   part: str,
 ) -> suite.Examples:
-  _logger.info("Embeddings of the %s data: %s images.", part, f"{len(task.sources[part]):,}")
+  _logger.info("Embeddings of the %s data: %s images.", part, f"{len(task.parts[part]):,}")
   return suite.Examples(
     *embeddings.embed(
       backbone,
-      task.sources[part],
+      task.parts[part],
       task.eval_transform(),
       batch_size=config.eval_batch_size,
       path=config.cache.path or None,

@@ -23,7 +23,7 @@ _ROWS = (
   ("tasks", "probes", "diagnostics"),
   ("training", "config_files"),
   ("prediction", "planning", "command_line"),
-  ("export", "convert", "distributed", "probe"),
+  ("export", "convert", "distributed", "probe", "fine_tune"),
   ("report",),
   ("diagnose", "transfer"),
   ("main", "__init__"),

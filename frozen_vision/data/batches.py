@@ -178,6 +178,20 @@ class ClassificationBatch(Batch):
   target: NotRequired[Float32[Array, "*b classes"]]
 
 
+class MultiLabelBatch(Batch):
+  """As `ClassificationBatch`, of images that may have several classes.
+
+  Attributes:
+    image: as there.
+    label: 1 for every class of the image, else 0.
+    target: as there, with a number in 0..1 for every class.
+  """
+
+  image: Required[UInt8[Array, "*b side side 3"]]
+  label: Required[Int32[Array, "*b classes"]]
+  target: NotRequired[Float32[Array, "*b classes"]]
+
+
 class NumberedBatch(ClassificationBatch):
   """An image of an evaluation that draws random numbers, from `masked_image_modeling.NumberedEval`.
 

@@ -1,5 +1,6 @@
 """Top-k accuracy, counted exactly and over all processes."""
 
+import collections
 from collections.abc import Mapping, Sequence
 import logging
 
@@ -9,6 +10,10 @@ import numpy as np
 from frozen_vision.metrics import gather
 
 _logger = logging.getLogger(__name__)
+
+
+class DivergedError(ValueError, FloatingPointError):
+  """Predictions that are no numbers: the model has diverged, or its input is broken."""
 
 
 def label_ranks(logits: Float[np.ndarray, "b c"], labels: Int[np.ndarray, "b"]) -> Int[np.ndarray, "b"]:
@@ -39,18 +44,20 @@ class AccuracyEvaluator:
 
   Attributes:
     top_k: the values of k. Where k is the number of classes or more, the accuracy is 1.
+    per_class: whether top-1 averaged over the classes that occur is in the result, too.
   """
 
-  def __init__(self, top_k: Sequence[int] = (1, 5)):
+  def __init__(self, top_k: Sequence[int] = (1, 5), *, per_class: bool = False):
     if not top_k or min(top_k) < 1:
       raise ValueError(f"top_k holds {tuple(top_k)}; expected one or more positive integers.")
-    self.top_k = tuple(top_k)
+    self.top_k, self.per_class = tuple(top_k), per_class
     self.reset()
 
   def reset(self) -> None:
     """Forgets all examples."""
     self._correct = [0] * len(self.top_k)
     self._count = 0
+    self._of_class: collections.Counter[tuple[int, bool]] = collections.Counter()
 
   def update(self, predictions: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> None:
     """Adds one batch.
@@ -61,7 +68,8 @@ class AccuracyEvaluator:
         it is False are not looked at.
 
     Raises:
-      ValueError: shapes that disagree, a label out of range, logits that are NaN.
+      ValueError: shapes that disagree, a label out of range.
+      DivergedError: logits that are NaN.
     """
     logits: Float[np.ndarray, "b c"] = np.asarray(predictions["logits"])
     labels: Int[np.ndarray, b] = np.asarray(batch["label"])
@@ -79,19 +87,32 @@ class AccuracyEvaluator:
         "the head was built for another data set."
       )
     if np.isnan(logits).any():
-      raise ValueError("logits hold NaN; the model has diverged, or its input is broken.")
+      raise DivergedError("logits hold NaN; the model has diverged, or its input is broken.")
     ranks = label_ranks(logits, labels)
     self._correct = [n + int(np.sum(ranks < k)) for n, k in zip(self._correct, self.top_k)]
     self._count += len(labels)
+    if self.per_class:
+      self._of_class.update(zip(labels.tolist(), (ranks < 1).tolist()))
 
   def result(self) -> dict[str, float]:
-    """Accuracy over all examples of all processes, `{"top1": ..., "top5": ...}` in 0..1.
+    """Accuracy over all examples of all processes, `{"top1": ..., "top5": ...}`, in 0..1.
+
+    With `mean_per_class` where that was asked for.
 
     Every process must call it. Without a single example the answer is `{}`, with a warning.
     """
-    states = gather.gather_objects({"correct": self._correct, "count": self._count})
+    own = {"correct": self._correct, "count": self._count, "of_class": self._of_class}
+    states = gather.gather_objects(own)
     count = sum(state["count"] for state in states)
     if not count:
       _logger.warning("No example was evaluated, so there is no accuracy.")
       return {}
-    return {f"top{k}": sum(state["correct"][i] for state in states) / count for i, k in enumerate(self.top_k)}
+    found = {
+      f"top{k}": sum(state["correct"][i] for state in states) / count for i, k in enumerate(self.top_k)
+    }
+    if self.per_class:
+      of_class = sum((state["of_class"] for state in states), collections.Counter())
+      labels = {label for label, _ in of_class}
+      rates = [of_class[label, True] / (of_class[label, True] + of_class[label, False]) for label in labels]
+      found["mean_per_class"] = sum(rates) / len(rates)
+    return found

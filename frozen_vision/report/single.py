@@ -85,15 +85,11 @@ Outcome = tuple[dict[str, float], dict[str, np.ndarray], dict[str, str], dict[st
 def _train(recipe: recipes.Recipe, config: Config, folder: pathlib.Path) -> Outcome:
   """(scores, examples, data, details) of a head that is trained, from the files of its run."""
   loop.train(config, folder)
-  log = folder / "metrics.jsonl"  # not there yet if the run was told to stop at once
-  series = curves.read_metrics(log) if log.exists() else {}
-  final = {
-    key.removeprefix("eval/"): points[-1][1]
-    for key, points in series.items()
-    if key.startswith("eval/") and points[-1][0] == config.steps
-  }
+  log = folder / "metrics.jsonl"
+  final = curves.evaluation_at(log, config.steps)
   if not final:
     raise Interrupted(f"The run in {folder} was told to stop.")
+  series = curves.read_metrics(log)
   task = tasks_build.build_task(config)
   rows = [row.name for row in recipe.rows]
   # -1 is COCO's word for a number without an object; boxes alone have no mask AP.

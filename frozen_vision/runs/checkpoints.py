@@ -26,6 +26,9 @@ from frozen_vision.runs.checkpoint_store import CheckpointStore, NothingReadable
 PyTree = Any
 
 
+FOLDERS = ("checkpoints", "best")  # of a workdir: the latest few, and the best
+
+
 class Checkpoints:
   """Saves and restores training state below one directory.
 
@@ -60,9 +63,9 @@ class Checkpoints:
     root = epath.Path(path if "://" in path else os.path.abspath(path))
     self._best_metric = best_metric
     self._sign = 1 if best_mode == "max" else -1
-    self._latest = CheckpointStore(root / "checkpoints", asynchronous, max_to_keep=keep)
+    self._latest = CheckpointStore(root / FOLDERS[0], asynchronous, max_to_keep=keep)
     self._best = CheckpointStore(
-      root / "best", asynchronous, max_to_keep=1, best_fn=lambda metrics: metrics["quality"]
+      root / FOLDERS[1], asynchronous, max_to_keep=1, best_fn=lambda metrics: metrics["quality"]
     )
 
   def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:

@@ -52,6 +52,16 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, Points]:
   return {key: sorted(points.items()) for key, points in series.items()}
 
 
+def evaluation_at(path: str | os.PathLike[str], step: int) -> dict[str, float]:
+  """What the evaluation after a step found, of a `metrics.jsonl`; empty where there was none."""
+  series = read_metrics(path) if os.path.exists(path) else {}  # not there if a run was told to stop at once
+  return {
+    key.removeprefix("eval/"): points[-1][1]
+    for key, points in series.items()
+    if key.startswith("eval/") and points[-1][0] == step
+  }
+
+
 def plot_curves(metrics_path: str | os.PathLike[str], out_png: str | os.PathLike[str]) -> list[pathlib.Path]:
   """Draws what a run wrote to `metrics.jsonl`: one figure for training, one for evaluation.
 

@@ -7,13 +7,14 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from frozen_vision import config as config_lib
 from frozen_vision.data import batches
-from frozen_vision.data.classification import augment, folders
+from frozen_vision.data.classification import augment, benchmarks, folders, listed, splits
 from frozen_vision.data.generated import shape_images
-from frozen_vision.metrics import accuracy
+from frozen_vision.metrics import accuracy, average_precision
 from frozen_vision.ops import mixup
 from frozen_vision.tasks import base, common, image_data, results
 from frozen_vision.tasks.classification_options import ClassificationConfig, ClassificationOptions
@@ -38,10 +39,12 @@ class Classifier(nnx.Module):
 
 
 class ClassificationTask(image_data.SquareImages, base.Task):
-  """Images with one label each.
+  """Images with one label each, or with several where the data set has several.
 
   Attributes:
-    sources: records of "train" and "validation" and, for probes, perhaps "test".
+    parts: records of "train", "validation" and perhaps "test" as they are given; a published set may lack
+      "validation". Probes read these.
+    sources: what a run trains on and evaluates on, "train" and "validation", and "test" where there is one.
   """
 
   nominal_classes = 1000  # ImageNet-1K's
@@ -52,10 +55,14 @@ class ClassificationTask(image_data.SquareImages, base.Task):
   def __init__(self, config: ClassificationConfig, classes: base.Classes | None = None):
     self._config = config
     self._options = options = config.classification
+    self.best_metric = options.score
+    self.parts: dict[str, Any] = {}
     self.sources = {}
     self.headline = "Classification"
     if classes is None:
-      self.sources = self._open_shapes() if options.data == "shapes" else self._open_files()
+      opened = {"shapes": self._open_shapes, "files": self._open_files, "benchmark": self._open_benchmark}
+      self.parts = opened[options.data]()
+      self.sources = self._divided(self.parts)
       train, validation = self.sources["train"], self.sources["validation"]
       classes = common.shared_classes(train.classes, validation.classes, (options.train, options.validation))
       if "test" in self.sources:
@@ -87,6 +94,50 @@ class ClassificationTask(image_data.SquareImages, base.Task):
     if options.decoded_cache:
       sources = {name: folders.DecodedImages(source) for name, source in sources.items()}
     return sources
+
+  def _open_benchmark(self) -> dict[str, Any]:
+    options = self._options
+    root = common.existing_path(options.benchmark.root, self._config.task)
+    sources = benchmarks.open_benchmark(options.benchmark.name, root)
+    if self._config.data.check:
+      for source in sources.values():
+        source.check()
+    if options.decoded_cache:
+      sources = {name: folders.DecodedImages(source) for name, source in sources.items()}
+    return sources
+
+  def _divided(self, parts: dict[str, Any]) -> dict[str, Any]:
+    """Sources to train and evaluate on: a part held out where none is, and joined again for `refit`."""
+    if self._options.refit:
+      if "test" not in parts:
+        raise ValueError(
+          "config.classification.refit trains on all data but those for testing, and there are none; give "
+          "--config.classification.test=FOLDER, or leave it False."
+        )
+      train = [parts[name] for name in ("train", "validation") if name in parts]
+      return {
+        "train": listed.Joined(*train) if len(train) > 1 else train[0],
+        "validation": parts["test"],
+      }
+    if "validation" in parts:
+      return dict(parts)
+    train = parts["train"]
+    fraction = self._options.benchmark.held_out
+    kept, held = splits.split(train.labels, fraction=fraction, seed=self._config.seed)
+    if not len(held):
+      raise ValueError(
+        f"config.classification.benchmark.held_out is {fraction}, which leaves nothing to validate on; "
+        f"expected more of {len(train):,} images, such as 0.2."
+      )
+    divided = {"train": folders.Part(train, kept), "validation": folders.Part(train, held)}
+    divided["train"].findings = train.findings
+    return divided | {"test": parts["test"]}
+
+  def blank_example(self) -> batches.ClassificationBatch | batches.MultiLabelBatch:
+    example = super().blank_example()
+    if self._options.has_several_labels:
+      example = example | {"label": np.zeros(len(self.classes), np.int32)}
+    return example
 
   def phase_at(self, step: int) -> Any:
     if not self._starts:
@@ -120,7 +171,10 @@ class ClassificationTask(image_data.SquareImages, base.Task):
       images = image_data.resized(images, phase)
     if rng is None:
       return batch | {"image": images}
-    target = optax.smooth_labels(jax.nn.one_hot(batch["label"], len(self.classes)), options.label_smoothing)
+    if options.has_several_labels:
+      target = batch["label"].astype(jnp.float32)
+    else:
+      target = optax.smooth_labels(jax.nn.one_hot(batch["label"], len(self.classes)), options.label_smoothing)
     images, target = mixup.mixup_cutmix(
       images,
       target,
@@ -145,6 +199,9 @@ class ClassificationTask(image_data.SquareImages, base.Task):
     state: None,
   ) -> base.Losses:
     logits = model.head(features[0]).astype(jnp.float32)
+    if self._options.has_several_labels:
+      loss = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, batch["target"]))
+      return base.Losses({"cross_entropy": loss}, {})
     loss = jnp.mean(optax.softmax_cross_entropy(logits, batch["target"]))
     top1 = jnp.mean(jnp.argmax(logits, axis=-1) == batch["label"])
     return base.Losses({"cross_entropy": loss}, {"top1": top1})
@@ -153,11 +210,16 @@ class ClassificationTask(image_data.SquareImages, base.Task):
     self, model: Classifier, batch: batches.ClassificationBatch, features: base.Features
   ) -> dict[str, jax.Array]:
     logits = model.head(features[0]).astype(jnp.float32)
-    return {"logits": logits, "probabilities": jax.nn.softmax(logits, axis=-1)}
+    to_probabilities = jax.nn.sigmoid if self._options.has_several_labels else jax.nn.softmax
+    return {"logits": logits, "probabilities": to_probabilities(logits)}
 
   @property
   def evaluations(self) -> dict[str, base.Evaluation]:
     return {"val": base.Evaluation(self.eval_batches, self.evaluator)}
 
-  def evaluator(self) -> accuracy.AccuracyEvaluator:
-    return accuracy.AccuracyEvaluator(top_k=(1, min(5, len(self.classes))))
+  def evaluator(self) -> accuracy.AccuracyEvaluator | average_precision.ElevenPointEvaluator:
+    if self._options.has_several_labels:
+      return average_precision.ElevenPointEvaluator()
+    return accuracy.AccuracyEvaluator(
+      top_k=(1, min(5, len(self.classes))), per_class=self._options.score == "mean_per_class"
+    )

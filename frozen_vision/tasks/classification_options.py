@@ -4,7 +4,8 @@ import dataclasses
 from typing import Annotated, Literal
 
 from frozen_vision import config
-from frozen_vision.options import Count, Fraction, Natural, NonNegative, Path, Range
+from frozen_vision.data.classification import benchmarks
+from frozen_vision.options import Count, Fraction, Natural, NonNegative, Path, Positive, Range
 from frozen_vision.tasks.shared_options import RandAugmentOptions
 
 
@@ -20,28 +21,67 @@ class ShapesOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class BenchmarkOptions:
+  """A published data set (`data.classification.benchmarks`)."""
+
+  name: str = "cifar10"
+  root: Path = "."  # the folder of the set, or the one that holds it
+  held_out: Fraction = 0.2  # of the training data, drawn by the seed, where the set has no validation data
+
+  def __post_init__(self):
+    row = benchmarks.benchmark(self.name)
+    if row.is_few_shot:
+      raise ValueError(
+        f"BenchmarkOptions.name is {self.name!r}, which has no split to train on but is for few-shot "
+        f"episodes; expected another, or python -m frozen_vision.transfer --sets={self.name}."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class ProbeOptions:
   """Probes of a frozen backbone's embeddings (`--mode=probe`)."""
 
-  metric: Literal["top1", "mean_per_class"] = "top1"  # that linear classifiers are selected and tested by
-  held_out: Fraction = 0.2  # of the training data, for validation where no test data are given
+  # That linear classifiers are selected and tested by; auto: `classification.metric`.
+  metric: Literal["auto", "top1", "mean_per_class", "map11"] = "auto"
+  held_out: Fraction = 0.2  # of the training data, for validation where only two of three parts are given
   neighbours: tuple[Count, ...] = (10, 20, 100, 200)
   shots: tuple[Count, ...] = (5, 20, 50)
   episodes: Count = 600
 
 
 @dataclasses.dataclass(frozen=True)
+class FineTuningOptions:
+  """The grid of `--mode=fine_tune`, in the order of its runs; by default arXiv 2011.13377's 20."""
+
+  learning_rates: tuple[Positive, ...] = (1e-1, 1e-2, 1e-3, 1e-4)
+  # Times the learning rate: what a step takes away of a parameter. `optimizer.weight_decay` is the quotient.
+  weight_decays: tuple[NonNegative, ...] = (0.0, 1e-6, 1e-5, 1e-4, 1e-3)
+
+  def __post_init__(self):
+    for name in ("learning_rates", "weight_decays"):
+      values = getattr(self, name)
+      if not values or len(set(values)) < len(values):
+        raise ValueError(f"FineTuningOptions.{name} is {values}; expected one or more different numbers.")
+
+
+@dataclasses.dataclass(frozen=True)
 class ClassificationOptions:
   """The section `classification`."""
 
-  data: Literal["files", "shapes"] = "files"  # at `train` and `validation`, or generated
+  # At `train` and `validation`, generated, or a published set of `benchmark`.
+  data: Literal["files", "shapes", "benchmark"] = "files"
   train: Path = "."  # image folder or tar archive with CLASS/IMAGE members
   validation: Path = "."
   # Of every class in `train`, held out and taken in the place of `validation`; the same whatever the seed.
   validation_fraction: Fraction = 0.0
   test: Path = ""  # of probes; without it they test on `validation` and hold out a part of `train`
   shapes: ShapesOptions = ShapesOptions()
+  benchmark: BenchmarkOptions = BenchmarkOptions()
+  # That decides which checkpoint is the best; auto: that of papers on the benchmark, else top-1.
+  metric: Literal["auto", "top1", "mean_per_class", "map11"] = "auto"
+  refit: bool = False  # train on training and validation data together, and evaluate on test data
   probe: ProbeOptions = ProbeOptions()
+  fine_tuning: FineTuningOptions = FineTuningOptions()
   decoded_cache: bool = False  # keep all images decoded in memory; for many small ones of one size
   image_size: Count = 224  # side that the loader gives
   crop_padding: Annotated[
@@ -58,7 +98,30 @@ class ClassificationOptions:
   # Empty: as loaded. Evaluation uses the last.
   resolutions: tuple[tuple[Natural, Count], ...] = ()
 
+  @property
+  def score(self) -> benchmarks.Metric:
+    """`metric`, with what auto stands for."""
+    if self.metric != "auto":
+      return self.metric
+    return benchmarks.BENCHMARKS[self.benchmark.name].metric if self.data == "benchmark" else "top1"
+
+  @property
+  def has_several_labels(self) -> bool:
+    """Whether an image may have several classes, each a binary problem of its own."""
+    return self.data == "benchmark" and benchmarks.BENCHMARKS[self.benchmark.name].metric == "map11"
+
   def __post_init__(self):
+    if self.has_several_labels != (self.score == "map11"):
+      several = "several labels" if self.has_several_labels else "one label"
+      raise ValueError(
+        f"ClassificationOptions.metric is {self.metric!r}, but images have {several}; expected auto. "
+        "map11 is of several labels, the others of one."
+      )
+    if self.has_several_labels and self.label_smoothing:
+      raise ValueError(
+        f"ClassificationOptions.label_smoothing is {self.label_smoothing}, but images have several labels; "
+        "expected 0."
+      )
     starts = [start for start, _ in self.resolutions]
     if starts and (starts[0] != 0 or starts != sorted(set(starts))):
       raise ValueError(

@@ -86,10 +86,13 @@ def build(
     case "muon":
       chain.append(_scale_by_muon(config, mask))
     case "sgd":
-      chain.append(optax.trace(config.momentum))
+      if config.l2:
+        chain.append(optax.add_decayed_weights(config.weight_decay))
+      chain.append(optax.trace(config.momentum, nesterov=config.nesterov))
     case other:
       raise ValueError(f"optimizer.name is {other!r}; known: adamw, muon, sgd.")
-  chain.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
+  if not config.l2:
+    chain.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
   if config.layer_decay != 1.0:
     depths = _map_paths(trainable, lambda path, leaf: layer_of(path))
     deepest = max(jax.tree.leaves(depths))

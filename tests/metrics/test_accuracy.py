@@ -51,3 +51,15 @@ def test_mean_per_class_weighs_classes_alike():
   labels = np.array([0, 0, 0, 0, 1, 1])
   assert accuracy.top1(logits, labels) == 4 / 6
   assert accuracy.mean_per_class(logits, labels) == (3 / 4 + 1 / 2) / 2
+
+
+def test_mean_over_classes_equals_the_function():
+  rng = np.random.default_rng(1)
+  logits = rng.normal(size=(90, 5)).astype(np.float32)
+  labels = rng.choice([0, 1, 3], 90, p=[0.7, 0.2, 0.1]).astype(np.int32)
+  evaluator = accuracy.AccuracyEvaluator(top_k=(1,), per_class=True)
+  for part in (slice(0, 50), slice(50, 90)):
+    evaluator.update({"logits": logits[part]}, {"label": labels[part]})
+  found = evaluator.result()
+  assert found["mean_per_class"] == pytest.approx(accuracy.mean_per_class(logits, labels), abs=1e-12)
+  assert found["mean_per_class"] != found["top1"]

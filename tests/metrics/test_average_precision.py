@@ -36,3 +36,19 @@ def test_bounds_and_errors():
     average_precision.eleven_point(np.zeros(3), np.zeros(3, bool))
   with pytest.raises(ValueError, match="NaN"):
     average_precision.eleven_point(np.full(3, np.nan), truth)
+
+
+def test_batches_of_several_labels():
+  rng = np.random.default_rng(0)
+  scores, truth = rng.normal(size=(40, 4)).astype(np.float32), rng.random((40, 4)) < 0.3
+  truth[:, 2] = False  # a class that no image has
+  evaluator = average_precision.ElevenPointEvaluator()
+  assert evaluator.result() == {}
+  for start in (0, 20):
+    part = slice(start, start + 20)
+    valid = np.arange(21) < 20  # padded, as the last batch is
+    logits, label = (np.concatenate([array[part], array[:1]]) for array in (scores, truth))
+    evaluator.update({"logits": logits}, {"label": label.astype(np.int32), "example_valid": valid})
+  kept = [0, 1, 3]
+  expected = average_precision.mean_eleven_point(scores[:, kept], truth[:, kept], from_one=True)
+  assert evaluator.result() == {"map11": pytest.approx(expected, abs=1e-12)}

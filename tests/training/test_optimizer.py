@@ -63,9 +63,9 @@ class _Params(nnx.Module):
       setattr(self, name, nnx.Param(value))
 
 
-def _build(config, values, layer_of=lambda path: 0):
+def _build(config, values, layer_of=lambda path: 0, steps=10):
   params = nnx.state(_Params(values))
-  return optimizer.build(config, steps=10, trainable=params, layer_of=layer_of), params
+  return optimizer.build(config, steps=steps, trainable=params, layer_of=layer_of), params
 
 
 def _updates(tx, params, grads):
@@ -153,6 +153,29 @@ def test_clipping_is_by_the_global_norm():
   np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.6, -0.8], rtol=1e-6)
   updates = _updates(tx, params, {"a": jnp.full(1, 0.3), "b": jnp.full(1, 0.4)})
   np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.3, -0.4], rtol=1e-6)
+
+
+def test_sgd_as_pytorch_has_it():
+  """Nesterov momentum, decay in the gradient, a cosine: parameters that torch.optim.SGD 2.x gave."""
+  tx, params = _build(
+    _config(name="sgd", learning_rate=0.1, weight_decay=0.5, momentum=0.9, nesterov=True, l2=True),
+    {"bias": jnp.full(1, 2.0)},
+    steps=4,
+  )
+  state, found = tx.init(params), []
+  for grad in (1.0, -0.5, 0.25, 3.0):
+    updates, state = tx.update(jax.tree.map(lambda leaf: jnp.full_like(leaf, grad), params), state, params)
+    params = optax.apply_updates(params, updates)
+    found.append(float(jax.tree.leaves(params)[0][0]))
+  np.testing.assert_allclose(found, [1.62, 1.43145001, 1.25425112, 1.11934507], rtol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["nesterov", "l2"])
+def test_options_of_sgd_are_refused_for_others(option):
+  with pytest.raises(
+    ValueError, match=f"OptimizerOptions.{option} is of sgd alone; optimizer.name is 'adamw'"
+  ):
+    _config(**{option: True})
 
 
 def test_layer_decay_multiplies_rate_and_decay():

@@ -160,7 +160,7 @@ class Part:
   Attributes `classes`, `names`, `labels` and `findings` are as in `ImageFolder`.
   """
 
-  def __init__(self, source: ImageFolder | ImageTar, positions: Int[np.ndarray, "n"]):
+  def __init__(self, source: Any, positions: Int[np.ndarray, "n"]):
     self._source, self._positions = source, positions
     self.classes = source.classes
     self.names = [source.names[position] for position in positions]
@@ -221,7 +221,7 @@ class DecodedImages:
   Attributes `classes`, `names`, `labels` are those of the source.
   """
 
-  def __init__(self, source: ImageFolder | ImageTar | Part, *, max_bytes: int = 2**30):
+  def __init__(self, source: Any, *, max_bytes: int = 2**30):
     """Decodes every record.
 
     Raises:

@@ -105,31 +105,41 @@ class PixelImages:
 class Joined:
   """The records of several sources of the same classes, one after the other.
 
-  Attributes `classes`, `labels`, `names` and `findings` are as in `ListedImages`.
+  Attributes `classes`, `names`, `labels` and `findings` are as in `ListedImages`; names and labels are
+  there if all sources have them.
   """
 
   def __init__(self, *sources: Any):
     self._sources = sources
     self._ends = np.cumsum([len(source) for source in sources])
     self.classes = sources[0].classes
-    self.names = [name for source in sources for name in source.names]
-    self.labels = np.concatenate([source.labels for source in sources])
     self.findings = findings.Findings(folders.KINDS)
-    for source in sources:
-      for unit, count in source.findings.totals.items():
+    for found in (source.findings for source in sources if hasattr(source, "findings")):
+      for unit, count in found.totals.items():
         self.findings.saw(unit, count)
-      self.findings.merge(source.findings)
+      self.findings.merge(found)
 
   def __len__(self) -> int:
-    return len(self.names)
+    return int(self._ends[-1])
+
+  @property
+  def names(self) -> list[str]:
+    return [name for source in self._sources for name in source.names]
+
+  @property
+  def labels(self) -> Labels:
+    return np.concatenate([source.labels for source in self._sources])
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     """The record, as its source has it."""
-    index = range(len(self.names))[index]
+    index = range(len(self))[index]
     number = int(np.searchsorted(self._ends, index, side="right"))
     return self._sources[number][index - (int(self._ends[number - 1]) if number else 0)]
 
   def identity(self) -> dict[str, Any]:
     """See `fingerprint.Identified`."""
-    parts = [source.identity() for source in self._sources]
+    parts = [
+      source.identity() if isinstance(source, fingerprint.Identified) else {"description": repr(source)}
+      for source in self._sources
+    ]
     return {f"{name} {number}": value for number, part in enumerate(parts) for name, value in part.items()}

@@ -1,0 +1,120 @@
+"""`--mode=fine_tune`: the grid, what it selects, and what a second call finds."""
+
+import json
+
+import pytest
+
+from frozen_vision import config_files, fine_tune
+from frozen_vision.tasks import build as tasks_build
+from frozen_vision.training import loop
+from tests import tiny
+
+
+def _rows(*scores):
+  pairs = [(rate, decay) for rate in (0.1, 0.01) for decay in (0.0, 1e-3)]
+  return [
+    {"learning_rate": rate, "weight_decay": decay, "validation": score}
+    for (rate, decay), score in zip(pairs, scores)
+  ]
+
+
+@pytest.mark.parametrize(
+  "scores, selected",
+  [
+    ((0.1, 0.3, 0.3, 0.2), (0.1, 1e-3)),  # the first of equals
+    ((None, None, 0.0, 0.2), (0.01, 1e-3)),
+    ((0.0, None, None, None), (0.1, 0.0)),
+  ],
+)
+def test_selection(scores, selected):
+  best = fine_tune.select(_rows(*scores))
+  assert (best["learning_rate"], best["weight_decay"]) == selected
+
+
+def test_nothing_is_selected_where_all_diverged():
+  assert fine_tune.select(_rows(None, None, None, None)) is None
+
+
+def test_edges_of_the_grid():
+  rates, decays = (0.1, 0.01, 0.001), (0.0, 1e-6, 1e-5)
+  cases = {(0.1, 1e-6): True, (0.01, 1e-6): False, (0.01, 0.0): False, (0.01, 1e-5): True, (0.001, 0.0): True}
+  for (rate, decay), expected in cases.items():
+    assert fine_tune.at_edge({"learning_rate": rate, "weight_decay": decay}, rates, decays) == expected
+  assert not fine_tune.at_edge({"learning_rate": 0.1, "weight_decay": 1.0}, (0.1,), (1.0,))
+
+
+def test_weight_decay_is_a_quotient():
+  run = fine_tune.point(tasks_build.read_config(tiny.classification()), 0.01, 1e-4)
+  assert run.optimizer.learning_rate == 0.01 and run.optimizer.weight_decay == pytest.approx(0.01)
+
+
+def test_the_papers_grid_is_the_configs():
+  config = config_files.load_config("fine_tuning:benchmark")
+  grid, optimizer = config.classification.fine_tuning, config.optimizer
+  assert grid.learning_rates == (1e-1, 1e-2, 1e-3, 1e-4) and grid.weight_decays == (
+    0.0,
+    1e-6,
+    1e-5,
+    1e-4,
+    1e-3,
+  )
+  assert (config.steps, config.batch_size, optimizer.schedule) == (5000, 64, "cosine")
+  assert optimizer.nesterov and optimizer.l2 and config.trainable == (".*",)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("images")
+  for part, images in (("train", 6), ("validation", 3), ("test", 4)):
+    tiny.image_folder(folder / part, images=images)
+  config = tasks_build.read_config(tiny.classification(folder / "train", folder / "validation"))
+  return config.replace(
+    {
+      "steps": 2,
+      "trainable": ("head/.*",),
+      "log_every": 2,
+      "optimizer": {"name": "sgd", "l2": True, "nesterov": True},
+      "classification.test": str(folder / "test"),
+      "classification.fine_tuning": {"learning_rates": (1e38, 0.1), "weight_decays": (0.0, 1e-3)},
+    }
+  )
+
+
+def test_a_grid_from_its_runs_to_the_test(config, tmp_path, monkeypatch):
+  trained = []
+  train = loop.train
+
+  def counted(run, folder):
+    trained.append(run)
+    return train(run, folder)
+
+  monkeypatch.setattr(loop, "train", counted)
+  found = fine_tune.fine_tune(config, tmp_path)
+  assert [row["weight_decay"] for row in found["grid"]] == [0.0, 1e-3] * 2
+  diverged, learned = found["grid"][:2], found["grid"][2:]
+  assert all(row["validation"] is None for row in diverged) and all(row["validation"] for row in learned)
+  assert found["selected"]["learning_rate"] == 0.1 and len(trained) == 5
+  assert [run.classification.refit for run in trained] == [False] * 4 + [True]
+  assert trained[-1].optimizer.learning_rate == 0.1
+  data = json.loads((tmp_path / "test" / "data.json").read_text())
+  assert data["training"]["examples"] == 27 and data["validation"]["examples"] == 12
+  assert found["test"] == found["test_metrics"]["top1"]
+  page = (tmp_path / "fine_tuning.md").read_text()
+  assert "| 1e+38 | diverged | diverged |" in page and "Selected: learning rate 0.1" in page
+  # Checkpoints of the grid are gone, that of the test stays.
+  assert not list(tmp_path.glob("grid/*/checkpoints")) and list(tmp_path.glob("test/checkpoints"))
+  # Finished runs are not run again; results of another config are not taken.
+  again = fine_tune.fine_tune(config.replace({"log_every": 1}), tmp_path)
+  assert again == found and len(trained) == 5
+  with pytest.raises(ValueError, match="lr_1e.38_wd_0 holds the result of another config or of other data"):
+    fine_tune.fine_tune(config.replace({"steps": 3}), tmp_path)
+
+
+def test_what_cannot_be_tested_is_refused_at_once(config, tmp_path):
+  with pytest.raises(ValueError, match="no test data.*--config.classification.test=FOLDER"):
+    fine_tune.fine_tune(config.replace({"classification.test": ""}), tmp_path)
+  with pytest.raises(ValueError, match="refit is True"):
+    fine_tune.fine_tune(config.replace({"classification.refit": True}), tmp_path)
+  with pytest.raises(ValueError, match="config.task is 'action'"):
+    fine_tune.fine_tune(tiny.action(), tmp_path)
+  assert not list(tmp_path.iterdir())
