@@ -34,11 +34,13 @@ class OptimizerOptions:
   name: Literal["adamw", "muon", "sgd"] = "adamw"  # muon: of matrices; the rest as adamw
   learning_rate: Positive = 1e-3
   weight_decay: NonNegative = 0.05
+  final_weight_decay: NonNegative | None = None  # reached along half a cosine over all steps; None: constant
   schedule: Literal["cosine", "linear", "steps", "constant"] = "cosine"
   warmup_steps: Natural = 0
   decay_at: tuple[Natural, ...] = ()  # steps at which "steps" multiplies by 0.1
   final_fraction: Fraction = 0.0  # learning rate at the end over the peak, for cosine and linear
   clip_norm: NonNegative = 0.0  # 0 for none
+  clip_each: bool = False  # clip the gradient of every parameter by its own norm, not by that of all
   b1: Fraction = 0.9
   b2: Fraction = 0.999
   momentum: Fraction = 0.9
@@ -46,8 +48,14 @@ class OptimizerOptions:
   # Of sgd: decay is part of the gradient, before momentum, and of every parameter, as in PyTorch's SGD.
   l2: bool = False
   layer_decay: Positive = 1.0
+  delayed: tuple[str, ...] = ()  # regular expressions of parameters that stay as they are at first,
+  delay_steps: Natural = 0  # for so many steps
 
   def __post_init__(self):
+    if bool(self.delayed) != bool(self.delay_steps):
+      raise ValueError(
+        f"OptimizerOptions.delayed is {self.delayed} and delay_steps {self.delay_steps}; give both or none."
+      )
     for option in ("nesterov", "l2"):
       if getattr(self, option) and self.name != "sgd":
         raise ValueError(f"OptimizerOptions.{option} is of sgd alone; optimizer.name is {self.name!r}.")

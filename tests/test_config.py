@@ -253,7 +253,9 @@ def test_every_recipe_of_feature_distillation_is_a_config_that_is_read():
     tasks_build.check(tasks_build.read_config(module.get_config()).replace(overrides))
 
 
-@pytest.mark.parametrize("task", ["feature_distillation", "masked_image_modeling", "contrastive"])
+@pytest.mark.parametrize(
+  "task", ["feature_distillation", "masked_image_modeling", "contrastive", "self_distillation"]
+)
 def test_positions_of_pretrained_swins_are_normalised_by_their_windows(task):
   """At larger images, which have other windows, positions stay those of the pretraining."""
   module, swins = _load(task), 0
@@ -293,6 +295,19 @@ def test_every_recipe_of_contrastive_pretraining_is_a_config_that_is_read():
   [pattern] = config.trainable
   assert re.fullmatch(pattern, "backbone/blocks/0/mlp/fc1/kernel") and re.fullmatch(pattern, "predictor/x")
   assert not re.fullmatch(pattern, "backbone/patch_embed/proj/kernel")
+
+
+def test_every_recipe_of_self_distillation_is_a_config_that_is_read():
+  module = _load("self_distillation")
+  for variant in module.VARIANTS:
+    config = tasks_build.read_config(module.get_config(variant))
+    options = config.self_distillation
+    assert config.backbone.weights == "init" and config.optimizer.delay_steps > 0
+    strides = [spec.stride for spec in families.backbone_config(config.backbone.name).feature_specs]
+    assert options.local_size % strides[-1] == options.side % strides[-1] == 0
+  assert config.optimizer.learning_rate == 2e-3 and config.ema_decay == 0.996  # of vits16, the last one
+  assert config.steps == 300 * 1251 and options.temperature_steps == 30 * 1251
+  assert (options.prototypes, options.local_crops, options.local_size) == (65536, 8, 96)
 
 
 def test_a_config_file_is_read_as_by_the_command_line():

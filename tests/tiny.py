@@ -17,6 +17,7 @@ from frozen_vision.tasks.detection_options import DetectionOptions
 from frozen_vision.tasks.feature_distillation_options import FeatureDistillationOptions
 from frozen_vision.tasks.masked_image_modeling_options import MaskedImageModelingOptions
 from frozen_vision.tasks.segmentation_options import SegmentationOptions
+from frozen_vision.tasks.self_distillation_options import SelfDistillationOptions
 
 # A SwinV2 of 0.1 M parameters, whose blocks are not the identity.
 SMALL_BACKBONE = dict(
@@ -46,6 +47,7 @@ def get_config(task: str = "detection") -> ml_collections.ConfigDict:
     "masked_image_modeling": masked_image_modeling,
     "contrastive": contrastive,
     "dense_regression": dense_regression,
+    "self_distillation": self_distillation,
   }
   return configs[task]()
 
@@ -212,6 +214,18 @@ def contrastive() -> ml_collections.ConfigDict:
   config.contrastive = config_lib.config_dict(ContrastiveOptions())
   small_images(config.contrastive)
   config.contrastive.update(dict(hidden=8, channels=4))
+  return config
+
+
+def self_distillation() -> ml_collections.ConfigDict:
+  """Two crops of generated shapes at 32 px and two of 16 px."""
+  config = _base("self_distillation", trainable=(".*",), batch_size=4, pictures=1)
+  config.backbone.weights = "init"
+  config.optimizer.update(dict(delayed=("head/prototypes/.*",), delay_steps=2, final_weight_decay=0.4))
+  config.self_distillation = config_lib.config_dict(SelfDistillationOptions())
+  small_images(config.self_distillation)
+  config.self_distillation.shapes.validation_images = 8
+  config.self_distillation.update(dict(local_crops=2, local_size=16, hidden=8, bottleneck=4, prototypes=8))
   return config
 
 

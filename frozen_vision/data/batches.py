@@ -212,6 +212,16 @@ class TwoViewBatch(ClassificationBatch):
   second_image: Required[UInt8[Array, "*b side side 3"]]
 
 
+class MultiCropBatch(TwoViewBatch):
+  """Two global views of an image and smaller local ones, from `classification.views.MultiCrop`.
+
+  Attributes:
+    local_images: the local views; absent where there are none.
+  """
+
+  local_images: NotRequired[UInt8[Array, "*b crops local_side local_side 3"]]
+
+
 def mismatches(batch: Mapping[str, Any], kind: type) -> list[str]:
   """Differences of an example or batch from its description, one sentence each; empty where it fits.
 

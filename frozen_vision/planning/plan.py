@@ -206,7 +206,8 @@ def make_program(
     tx,
     phase=task.phases[-1],
     accumulate=config.accumulate,
-    ema_decay=config.ema_decay,
+    ema_decay=task.average_decay or config.ema_decay,
+    averaged_teacher=task.averaged_teacher,
     frozen_pass=model.frozen_pass,
   )  # of several phases the last one has the largest images
   over, rules = config.mesh.frozen, model.sharding_rules

@@ -84,6 +84,8 @@ class Task(abc.ABC):
     input_name: key of a batch under which the pixels are.
     teacher_in_evaluation: evaluation compares the model with its teacher, so it is built there too.
     folds_teacher: whether a teacher that is a backbone is folded.
+    averaged_teacher: the loss finds the model of the run's averages (`config.ema_decay`) as `model.teacher`.
+    average_decay: decay of the averages by the number of the step, from 0; None for `config.ema_decay`.
     phases: static settings under which the train step is compiled, one program each, the largest last; most
       tasks have the single phase None.
     classes: what the model tells apart.
@@ -99,6 +101,8 @@ class Task(abc.ABC):
   input_name: ClassVar[str] = "image"
   teacher_in_evaluation: ClassVar[bool] = False
   folds_teacher: bool = True
+  averaged_teacher: ClassVar[bool] = False
+  average_decay: Callable[[jax.Array], jax.Array] | None = None
   phases: tuple[Any, ...] = (None,)
   classes: Classes
   headline: str

@@ -21,6 +21,7 @@ from frozen_vision.tasks import (
   masked_image_modeling,
   old_options,
   segmentation,
+  self_distillation,
 )
 from frozen_vision.tasks.action_options import ActionConfig
 from frozen_vision.tasks.classification_options import ClassificationConfig
@@ -30,6 +31,7 @@ from frozen_vision.tasks.detection_options import DetectionConfig
 from frozen_vision.tasks.feature_distillation_options import FeatureDistillationConfig
 from frozen_vision.tasks.masked_image_modeling_options import MaskedImageModelingConfig
 from frozen_vision.tasks.segmentation_options import SegmentationConfig
+from frozen_vision.tasks.self_distillation_options import SelfDistillationConfig
 
 # By name: the task, and its configs. A task from elsewhere is added here.
 TASKS: dict[str, tuple[type[base.Task], type[config_lib.Config]]] = {
@@ -41,6 +43,7 @@ TASKS: dict[str, tuple[type[base.Task], type[config_lib.Config]]] = {
   "feature_distillation": (feature_distillation.FeatureDistillationTask, FeatureDistillationConfig),
   "masked_image_modeling": (masked_image_modeling.MaskedImageModelingTask, MaskedImageModelingConfig),
   "segmentation": (segmentation.SegmentationTask, SegmentationConfig),
+  "self_distillation": (self_distillation.SelfDistillationTask, SelfDistillationConfig),
 }
 
 

@@ -11,15 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 import ml_collections
-import numpy as np
 
 from frozen_vision import config as config_lib
-from frozen_vision.data import batches
 from frozen_vision.data.classification import views
-from frozen_vision.metrics import neighbours
 from frozen_vision.ops import vectors
 from frozen_vision.ops.arrays import Array
-from frozen_vision.tasks import base, common, feature_maps, image_data
+from frozen_vision.tasks import base, common, view_data
 from frozen_vision.tasks.contrastive_options import ContrastiveConfig
 
 
@@ -83,17 +80,8 @@ def contrastive_loss(
   return -2 * temperature * jnp.mean(own), jnp.mean(correct)
 
 
-def momentum_at(step: Array, steps: int, first: float) -> Float[Array, ""]:
-  """The momentum before a step: from `first` to 1 along half a cosine over `steps`."""
-  return 1 - 0.5 * (1 + jnp.cos(jnp.pi * step / steps)) * (1 - first)
-
-
-class ContrastiveTask(image_data.ImageData, base.Task):
+class ContrastiveTask(view_data.ViewData, base.Task):
   """Two views of every image; labels are read by evaluation alone."""
-
-  head_name = "embed"
-  best_metric = "knn"
-  result_type = feature_maps.FeatureMap
 
   def __init__(self, config: ContrastiveConfig, classes: base.Classes | None = None):
     self.open_data(config, classes, "Contrastive pretraining")
@@ -129,14 +117,6 @@ class ContrastiveTask(image_data.ImageData, base.Task):
       )
     )
 
-  def prepare(self, batch: batches.TwoViewBatch, rng: jax.Array | None, phase: None) -> base.Batch:
-    """Both views as float32 in 0..255, at the side that the network sees."""
-    batch = super().prepare(batch, rng, phase)
-    if "second_image" not in batch:
-      return batch
-    second = image_data.resized(batch["second_image"].astype(jnp.float32), self._options.side)
-    return batch | {"second_image": second}
-
   def features(self, model: MoCo, batch: base.Batch, rng: jax.Array | None) -> base.Features:
     """The embedding of every view; in evaluation of the image, and its last map."""
     normalise = model.backbone.preprocessing.normalise
@@ -144,15 +124,14 @@ class ContrastiveTask(image_data.ImageData, base.Task):
       keys = (None, None) if rng is None else jax.random.split(rng)
       images = batch["image"], batch["second_image"]
       return tuple(model.backbone.embed(normalise(x), rng=key) for x, key in zip(images, keys))
-    images = normalise(batch["image"])
-    return model.backbone.embed(images), model.backbone.final_features(images).map
+    return self.evaluated_features(model, batch)
 
   def loss(
     self, model: MoCo, batch: base.Batch, features: base.Features, rng: jax.Array, state: dict[str, Any]
   ) -> base.Losses:
     options = self._options
     queries = [model.predictor(model.projector(x)) for x in features]
-    momentum = momentum_at(state["step"], self._config.steps, options.momentum)
+    momentum = view_data.momentum_at(state["step"], self._config.steps, options.momentum)
     keys, state = self._keys(model, batch, momentum, state)
     losses, correct = zip(
       *(contrastive_loss(query, key, options.temperature) for query, key in zip(queries, keys[::-1]))
@@ -182,16 +161,3 @@ class ContrastiveTask(image_data.ImageData, base.Task):
       for name in ("image", "second_image")
     ]
     return [jax.lax.stop_gradient(key) for key in keys], moved
-
-  def predict(self, model: MoCo, batch: base.Batch, features: base.Features) -> dict[str, jax.Array]:
-    embedding, map_ = features
-    return {"embedding": embedding.astype(jnp.float32), "features": map_.astype(jnp.float32)}
-
-  @property
-  def evaluations(self) -> dict[str, base.Evaluation]:
-    return {"val": base.Evaluation(self.eval_batches, neighbours.NeighbourEvaluator, pictures=_pictures)}
-
-
-def _pictures(predictions: dict[str, np.ndarray], batch: base.Batch, count: int) -> dict[str, np.ndarray]:
-  """Images beside their last maps, in colours of the maps' principal components."""
-  return {"features": feature_maps.rows_of_pictures(batch["image"][:count], predictions["features"])}

@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import optax
 
 from frozen_vision.config import Config, OptimizerOptions
@@ -35,6 +36,23 @@ def schedule(config: OptimizerOptions, steps: int) -> optax.Schedule:
   if not warmup:
     return main
   return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
+
+
+def weight_decay(config: OptimizerOptions, steps: int, *, start: int = 0) -> float | optax.Schedule:
+  """Weight decay, a number, or by step where it has a final value; its count begins with step `start`."""
+  first, last = config.weight_decay, config.final_weight_decay
+  if last is None:
+    return first
+  return lambda count: last + 0.5 * (first - last) * (1 + jnp.cos(jnp.pi * (count + start) / steps))
+
+
+def clip_each_by_norm(largest: float) -> optax.GradientTransformation:
+  """Scales down every gradient whose l2 norm is above `largest`, each by its own, as DINO's code does."""
+
+  def clip(gradient: jax.Array) -> jax.Array:
+    return gradient * jnp.minimum(1.0, largest / (jnp.linalg.norm(gradient.ravel()) + 1e-6))
+
+  return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
 
 
 def decay_mask(trainable: nnx.State, no_weight_decay: Sequence[str] = ()) -> Any:
@@ -79,20 +97,31 @@ def build(
   """
   rate = schedule(config, steps)
   mask = decay_mask(trainable, no_weight_decay)
-  chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+  chain = []
+  if config.clip_norm:
+    chain.append((clip_each_by_norm if config.clip_each else optax.clip_by_global_norm)(config.clip_norm))
   match config.name:
     case "adamw":
-      chain.append(optax.scale_by_adam(b1=config.b1, b2=config.b2))
+      rule = optax.scale_by_adam(b1=config.b1, b2=config.b2)
     case "muon":
-      chain.append(_scale_by_muon(config, mask))
+      rule = _scale_by_muon(config, mask)
     case "sgd":
-      if config.l2:
-        chain.append(optax.add_decayed_weights(config.weight_decay))
-      chain.append(optax.trace(config.momentum, nesterov=config.nesterov))
+      rule = optax.trace(config.momentum, nesterov=config.nesterov)
     case other:
       raise ValueError(f"optimizer.name is {other!r}; known: adamw, muon, sgd.")
-  if not config.l2:
-    chain.append(optax.add_decayed_weights(config.weight_decay, mask=mask))
+
+  def with_decay(start: int) -> list[optax.GradientTransformation]:
+    decay = weight_decay(config, steps, start=start)
+    if config.l2:
+      return [optax.add_decayed_weights(decay), rule]
+    return [rule, optax.add_decayed_weights(decay, mask=mask)]
+
+  if config.delay_steps:
+    late = _waiting(optax.chain(*with_decay(config.delay_steps)), config.delay_steps)
+    rules = {"at once": optax.chain(*with_decay(0)), "late": late}
+    chain.append(optax.partition(rules, _delays(config, trainable)))
+  else:
+    chain += with_decay(0)
   if config.layer_decay != 1.0:
     depths = _map_paths(trainable, lambda path, leaf: layer_of(path))
     deepest = max(jax.tree.leaves(depths))
@@ -106,6 +135,45 @@ def build(
   return optax.chain(*chain)
 
 
+def _delays(config: OptimizerOptions, trainable: nnx.State) -> Any:
+  """A tree of "late" for parameters that `config.delayed` matches, "at once" for the others.
+
+  Late ones stay as they are at first. Their moments begin with the first gradient that counts, as in PyTorch,
+  where a parameter without a gradient is passed over.
+
+  Raises:
+    ValueError: a pattern that matches no parameter that trains.
+  """
+  patterns = [re.compile(pattern) for pattern in config.delayed]
+  names = [trees.path_string(path) for path, _ in nnx.to_flat_state(trainable)]
+  for pattern in patterns:
+    if not any(pattern.fullmatch(name) for name in names):
+      raise ValueError(
+        f"optimizer.delayed has {pattern.pattern!r}, which matches no parameter that trains; their paths are "
+        f"such as {', '.join(names[:3])}."
+      )
+  return _map_paths(
+    trainable, lambda path, _: "late" if any(p.fullmatch(path) for p in patterns) else "at once"
+  )
+
+
+def _waiting(rule: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+  """`rule` after so many steps, before which updates are 0 and its state stays as it was."""
+
+  def init(params: Any) -> tuple[jax.Array, Any]:
+    return jnp.zeros((), jnp.int32), rule.init(params)
+
+  def update(updates: Any, state: tuple[jax.Array, Any], params: Any = None) -> tuple[Any, Any]:
+    count, before = state
+    updates, after = rule.update(updates, before, params)
+    has_begun = count >= steps
+    updates = jax.tree.map(lambda update: jnp.where(has_begun, update, 0), updates)
+    after = jax.tree.map(lambda new, old: jnp.where(has_begun, new, old), after, before)
+    return updates, (count + 1, after)
+
+  return optax.GradientTransformation(init, update)
+
+
 def _scale_by_muon(config: OptimizerOptions, decayed: Any) -> optax.GradientTransformation:
   """Orthogonalised momentum for the matrices among the decayed parameters, Adam for the rest.
 
@@ -114,8 +182,9 @@ def _scale_by_muon(config: OptimizerOptions, decayed: Any) -> optax.GradientTran
   """
 
   def kinds(updates: Any) -> Any:
+    # `decayed` first: of updates, some may be left to another rule.
     return jax.tree.map(
-      lambda leaf, kernel: "muon" if kernel and leaf.ndim == 2 else "adam", updates, decayed
+      lambda kernel, leaf: "muon" if kernel and getattr(leaf, "ndim", 0) == 2 else "adam", decayed, updates
     )
 
   def dimensions(updates: Any) -> Any:

@@ -53,7 +53,8 @@ def compile_steps(
       tx,
       phase=phase,
       accumulate=config.accumulate,
-      ema_decay=config.ema_decay,
+      ema_decay=task.average_decay or config.ema_decay,
+      averaged_teacher=task.averaged_teacher,
       frozen_pass=model.frozen_pass,
       given_features=store is not None,
     )

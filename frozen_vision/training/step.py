@@ -1,6 +1,7 @@
 """The compiled steps of training and evaluation, as pure functions of pytrees."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 from flax import nnx
@@ -60,7 +61,8 @@ def make_train_step(
   *,
   phase: Any = None,
   accumulate: int = 1,
-  ema_decay: float = 0.0,
+  ema_decay: float | Callable[[jax.Array], jax.Array] = 0.0,
+  averaged_teacher: bool = False,
   frozen_pass: bool,
   given_features: bool = False,
 ) -> Callable[..., tuple[State, Scalars]]:
@@ -75,11 +77,13 @@ def make_train_step(
     ema_decay: of the average of the trainable parameters; 0 for none. The first updates use
       (1 + step) / (10 + step) where that is smaller, so that the start is forgotten. BatchNorm's statistics
       are averaged alike, as timm's ModelEmaV2 and V3 do: averaged parameters give other activations than the
-      newest ones, whose statistics do not fit them.
+      newest ones, whose statistics do not fit them. A function gives the decay of every step as it is.
+    averaged_teacher: the loss finds the model of the averages, as the step before left them, as
+      `model.teacher`.
     frozen_pass: the backbone is wholly frozen, so its features are computed outside of the gradient.
     given_features: the step takes the features as an argument.
   """
-  gradients = _gradients(task, graphdef, phase, frozen_pass=frozen_pass)
+  of_batch = _gradients(task, graphdef, phase, frozen_pass=frozen_pass)
 
   def train_step(
     state: State, frozen: nnx.State, batch: compiled.Batch, features: compiled.Features | None = None
@@ -88,6 +92,8 @@ def make_train_step(
     rng = jax.random.fold_in(state["key"], state["step"])
     if given_features and features is None:
       raise TypeError("This step was made with given_features=True: give it the features.")
+    teacher = (state["ema"], state["ema_mutable"]) if averaged_teacher else None
+    gradients = functools.partial(of_batch, teacher=teacher)
     if accumulate == 1:
       changing, grads, scalars = gradients(trainable, changing, frozen, batch, rng, features)
     else:
@@ -114,9 +120,10 @@ def make_train_step(
 def _gradients(
   task: compiled.Trained, graphdef: nnx.GraphDef, phase: Any, *, frozen_pass: bool
 ) -> Callable[..., Any]:
-  """(trainable, changing, frozen, batch, rng, features) -> (changing, gradients, scalars).
+  """(trainable, changing, frozen, batch, rng, features, teacher) -> (changing, gradients, scalars).
 
-  `changing` is (the model's mutable variables, the task's own state), before and after.
+  `changing` is (the model's mutable variables, the task's own state), before and after; `teacher` the
+  averages of trainable and mutable variables, where they teach.
   """
 
   def gradients(
@@ -126,6 +133,7 @@ def _gradients(
     batch: compiled.Batch,
     rng: jax.Array,
     given: compiled.Features | None = None,
+    teacher: tuple[nnx.State, nnx.State] | None = None,
   ) -> tuple[tuple[nnx.State, Any], nnx.State, Scalars]:
     mutable, task_state = changing
     loss_rng, features_rng, prepare_rng = jax.random.split(rng, 3)
@@ -136,6 +144,8 @@ def _gradients(
     def loss_fn(trainable: nnx.State) -> tuple[jax.Array, tuple[compiled.Losses, nnx.State]]:
       # A copy: the forward pass writes new statistics into its variables, which are read below.
       model = nnx.merge(graphdef, trainable, mutable, frozen, copy=True)
+      if teacher is not None:
+        model.teacher = nnx.merge(graphdef, *teacher, frozen, copy=True)
       features = task.features(model, batch, features_rng) if given is None else given
       losses = task.loss(model, batch, features, loss_rng, task_state)
       return losses.total, (losses, _same_variables(model, mutable))
@@ -180,10 +190,12 @@ def _accumulated(
   return changing, *jax.tree.map(lambda leaf: leaf / parts, total)
 
 
-def _average(ema: nnx.State, newest: nnx.State, step: jax.Array, ema_decay: float) -> nnx.State:
+def _average(
+  ema: nnx.State, newest: nnx.State, step: jax.Array, ema_decay: float | Callable[[jax.Array], jax.Array]
+) -> nnx.State:
   """The average after an update; see `make_train_step`. Of counts, which have no average, the newest."""
   step = step.astype(jnp.float32)
-  decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
+  decay = ema_decay(step) if callable(ema_decay) else jnp.minimum(ema_decay, (1 + step) / (10 + step))
 
   def average(old: jax.Array, leaf: jax.Array) -> jax.Array:
     return decay * old + (1 - decay) * leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf

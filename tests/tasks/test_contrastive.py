@@ -20,7 +20,7 @@ from frozen_vision.freezing import partition
 from frozen_vision.metrics import neighbours
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.tasks import build as tasks_build
-from frozen_vision.tasks import contrastive
+from frozen_vision.tasks import contrastive, view_data
 from frozen_vision.training import loop, optimizer
 from frozen_vision.training import step as step_lib
 from tests import comparing, tiny
@@ -103,7 +103,7 @@ def test_two_steps_are_those_of_an_independent_implementation():
 
 
 def test_momentum_grows_to_one():
-  found = [float(contrastive.momentum_at(jnp.float32(step), 10, 0.99)) for step in (0, 5, 10)]
+  found = [float(view_data.momentum_at(jnp.float32(step), 10, 0.99)) for step in (0, 5, 10)]
   np.testing.assert_allclose(found, [0.99, 0.995, 1.0], atol=1e-6)
 
 

@@ -142,6 +142,49 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
     np.testing.assert_array_equal(found[name], adamw[name])
 
 
+def test_weight_decay_grows_along_half_a_cosine():
+  found = optimizer.weight_decay(_config(weight_decay=0.04, final_weight_decay=0.4), 10)
+  np.testing.assert_allclose([found(step) for step in (0, 5, 10)], [0.04, 0.22, 0.4], rtol=1e-6)
+  assert optimizer.weight_decay(_config(weight_decay=0.04), 10) == 0.04
+
+
+def test_delayed_parameters_begin_as_if_the_first_gradient_came_late():
+  rng = np.random.default_rng(0)
+  values = {name: rng.normal(size=(4, 6)).astype(np.float32) for name in ("first", "second")}
+  gradients = [{name: rng.normal(size=(4, 6)).astype(np.float32) for name in values} for _ in range(4)]
+
+  def run(steps, skipped, **changes):
+    options = dict(schedule="constant", weight_decay=0.5, learning_rate=0.1) | changes
+    tx, params = _build(_config(**options), values)
+    state = tx.init(params)
+    for gradient in gradients[skipped : skipped + steps]:
+      updates, state = tx.update(nnx.state(_Params(gradient)), state, params)
+      params = optax.apply_updates(params, updates)
+    return trees.flatten(params)
+
+  for name in ("adamw", "muon", "sgd"):
+    delay = dict(delayed=("second",), delay_steps=2)
+    np.testing.assert_array_equal(run(2, 0, name=name, **delay)["second"], values["second"])
+    found, at_once, late = run(4, 0, name=name, **delay), run(4, 0, name=name), run(2, 2, name=name)
+    np.testing.assert_allclose(found["first"], at_once["first"], rtol=1e-5)
+    np.testing.assert_allclose(found["second"], late["second"], rtol=1e-5)
+    assert np.abs(found["second"] - at_once["second"]).max() > 0.01
+  with pytest.raises(ValueError, match="optimizer.delayed has 'third', which matches no parameter"):
+    run(1, 0, delayed=("third",), delay_steps=2)
+  with pytest.raises(ValueError, match=r"delayed is \(\) and delay_steps 2; give both or none"):
+    _config(delay_steps=2)
+
+
+def test_each_gradient_is_clipped_by_its_own_norm():
+  options = dict(name="sgd", learning_rate=1.0, weight_decay=0.0, schedule="constant", momentum=0.0)
+  tx, params = _build(
+    _config(**options, clip_norm=1.0, clip_each=True), {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+  )
+  updates = _updates(tx, params, {"a": jnp.array([3.0, 4.0]), "b": jnp.array([0.3, 0.4])})
+  np.testing.assert_allclose(updates["a"], [-0.6, -0.8], rtol=1e-5)
+  np.testing.assert_allclose(updates["b"], [-0.3, -0.4], rtol=1e-5)
+
+
 def test_clipping_is_by_the_global_norm():
   tx, params = _build(
     _config(

@@ -1,4 +1,6 @@
-"""Two augmented views of one image, for contrastive pretraining (MoCo v3, arXiv 2104.02057; BYOL's recipe).
+"""Augmented views of one image, for contrastive pretraining and self-distillation.
+
+The recipe is BYOL's (arXiv 2006.07733), which MoCo v3 and DINO share.
 
 Colours change as torchvision's ColorJitter changes them, in a random order.
 """
@@ -84,3 +86,25 @@ class TwoViews:
       "second_image": self.second(image, rng),
       "label": np.int32(record["label"]),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiCrop:
+  """Training examples of two global views and several smaller local ones (DINO, arXiv 2104.14294).
+
+  Attributes:
+    local: draws the local views.
+    local_count: how many there are; 0 for none.
+  """
+
+  global_views: TwoViews
+  local: View
+  local_count: int
+
+  def __call__(self, record: Mapping[str, Any], rng: np.random.Generator) -> batches.MultiCropBatch:
+    """Makes one example of a record of `folders`."""
+    example = self.global_views(record, rng)
+    if not self.local_count:
+      return example
+    image = Image.fromarray(folders.record_image(record))
+    return example | {"local_images": np.stack([self.local(image, rng) for _ in range(self.local_count)])}
