@@ -10,7 +10,8 @@ import pytest
 
 from frozen_vision import transfer
 from frozen_vision.config import BackboneOptions
-from frozen_vision.data.classification import benchmarks, layouts
+from frozen_vision.data import classes as class_names
+from frozen_vision.data.classification import benchmarks
 from frozen_vision.freezing import embeddings, prepare
 from frozen_vision.probes import linear
 from frozen_vision.report import entries
@@ -40,7 +41,7 @@ def data(tmp_path_factory):
   for start, split in enumerate(("train", "val", "test")):
     names = [f"{start * _VOC_IMAGES + number:06d}" for number in range(_VOC_IMAGES)]
     (lists / f"{split}.txt").write_text("\n".join(names))
-    for column, name in enumerate(layouts.VOC_CLASSES):
+    for column, name in enumerate(class_names.VOC):
       values = [1 if column in (number % 20, (number + 7) % 20) else -1 for number in range(_VOC_IMAGES)]
       lines = [f"{image} {value:2d}" for image, value in zip(names, values)]
       (lists / f"{name}_{split}.txt").write_text("\n".join(lines))

@@ -8,6 +8,11 @@ from typing import Any
 from frozen_vision.data import names, text_files
 
 MAX_CLASSES = 100_000
+# PASCAL VOC's, in the order in which its results are listed.
+VOC = tuple(
+  "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+  "pottedplant sheep sofa train tvmonitor".split()
+)
 _SHOWN = 5
 
 

@@ -3,6 +3,7 @@
     python -m frozen_vision.data.prepare images --images DIR
     python -m frozen_vision.data.prepare coco --images DIR --annotations FILE --out DIR --split NAME
     python -m frozen_vision.data.prepare coco --root COCO --out DIR --split train val
+    python -m frozen_vision.data.prepare voc --root VOCdevkit --out DIR
     python -m frozen_vision.data.prepare ade20k --root ADE20K --out DIR
     python -m frozen_vision.data.prepare segmentation --images DIR --labels DIR --classes FILE --out DIR \
       --split training
@@ -25,10 +26,11 @@ import pathlib
 import sys
 
 from frozen_vision import output
+from frozen_vision.data import classes as class_names
 from frozen_vision.data import images as image_io
 from frozen_vision.data import prepare_checks as checks
 from frozen_vision.data import prepared
-from frozen_vision.data.detection import coco, prepared_coco
+from frozen_vision.data.detection import coco, prepared_coco, voc
 from frozen_vision.data.segmentation import ade20k, class_lists, prepared_segmentation
 from frozen_vision.data.segmentation import sources as labelled
 from frozen_vision.data.video import jpegs, lists, prepared_videos
@@ -70,7 +72,21 @@ def prepare_coco(options: argparse.Namespace) -> int:
     raise ValueError("--images and --annotations make one split; give one name to --split.")
   if not options.check:
     _require_writing(options, splits, prepared_coco.KIND)
-  return max(_prepare_split(options, split) for split in splits)
+  return max(_prepare_instances(options, _open_coco(options, split), split) for split in splits)
+
+
+def prepare_voc(options: argparse.Namespace) -> int:
+  """Checks, and unless `--check` is given writes, splits of VOC's layout; returns the exit code."""
+  lists = {"train": options.train, "val": options.val}
+  if not options.check:
+    _require_writing(options, list(lists), prepared_coco.KIND)
+  names = class_names.read_classes(options.classes) if options.classes else class_names.VOC
+  difficult = {"train": "crowd" if options.leave_difficult else "object", "val": "crowd"}
+  opened = {
+    split: voc.load_voc(options.root, splits, class_names=names, difficult=difficult[split])
+    for split, splits in lists.items()
+  }
+  return max(_prepare_instances(options, source, split) for split, source in opened.items())
 
 
 def prepare_ade20k(options: argparse.Namespace) -> int:
@@ -164,12 +180,14 @@ def _prepare_labelled(options: argparse.Namespace, source: labelled.LabelledImag
   return code
 
 
-def _prepare_split(options: argparse.Namespace, split: str) -> int:
+def _open_coco(options: argparse.Namespace, split: str) -> coco.CocoSource:
   load = {"require_masks": False if options.boxes_only else None, "allow_outside": options.allow_outside}
   if options.root is not None:
-    source = coco.coco_root(options.root, split, **load)
-  else:
-    source = coco.load_coco(options.annotations, options.images, **load)
+    return coco.coco_root(options.root, split, **load)
+  return coco.load_coco(options.annotations, options.images, **load)
+
+
+def _prepare_instances(options: argparse.Namespace, source: coco.CocoSource, split: str) -> int:
   tasks = []
   for index in range(len(source)):
     record = source.record(index)
@@ -234,6 +252,16 @@ def _parser() -> argparse.ArgumentParser:
   write.add_argument("--root", type=os.path.expanduser, help="instead: holds {split}2017/ and annotations/")
   write.add_argument("--split", nargs="+", help="default: train; with --root: train val")
   write.add_argument("--boxes-only", action="store_true", help="keep annotations that have no usable mask")
+  boxes = commands.add_parser("voc", help="check PASCAL VOC's layout and write it as shards train and val")
+  boxes.add_argument(
+    "--root", type=os.path.expanduser, required=True, help="VOCdevkit, or the folder of one year"
+  )
+  boxes.add_argument("--train", nargs="+", default=["2007_trainval", "2012_trainval"], help="lists of images")
+  boxes.add_argument("--val", nargs="+", default=["2007_test"], help="lists of images")
+  boxes.add_argument("--classes", type=os.path.expanduser, help="JSON list of class names; default: VOC's")
+  boxes.add_argument(
+    "--leave-difficult", action="store_true", help="do not train on objects that are marked difficult"
+  )
   scenes = commands.add_parser("ade20k", help="check ADE20K and write it as shards")
   scenes.add_argument("--root", type=os.path.expanduser, required=True, help="holds images/ and annotations/")
   scenes.add_argument("--split", nargs="+", help="default: training validation")
@@ -280,11 +308,11 @@ def _parser() -> argparse.ArgumentParser:
       action="store_true",
       help="take file names that are absolute or lead out of the folder",
     )
-  for command in (write, scenes, pixels, clips):
+  for command in (write, boxes, scenes, pixels, clips):
     command.add_argument("--out", type=os.path.expanduser, help="folder to write to")
     command.add_argument("--check", action="store_true", help="only check, write nothing")
     command.add_argument("--overwrite", action="store_true", help="replace shards that are there")
-  for command in (check, write, scenes, pixels, clips):
+  for command in (check, write, boxes, scenes, pixels, clips):
     command.add_argument("--strict", action="store_true", help="anything bad is an error")
     command.add_argument("--workers", type=int, default=1, help="processes that decode")
   return parser
@@ -296,6 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   run = {
     "images": prepare_images,
     "coco": prepare_coco,
+    "voc": prepare_voc,
     "ade20k": prepare_ade20k,
     "segmentation": prepare_segmentation,
     "videos": prepare_videos,

@@ -13,6 +13,7 @@ import numpy as np
 
 from frozen_vision import config as config_lib
 from frozen_vision.data import batches, pipeline
+from frozen_vision.data import classes as class_names
 from frozen_vision.data.detection import (
   coco,
   copy_paste,
@@ -21,6 +22,7 @@ from frozen_vision.data.detection import (
   prepared_coco,
   semantic_maps,
   transforms,
+  voc,
 )
 from frozen_vision.data.generated import scenes
 from frozen_vision.files import atomic
@@ -29,7 +31,7 @@ from frozen_vision.heads import views as views_lib
 from frozen_vision.heads.base import DetectionHead
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
-from frozen_vision.metrics import coco_ap
+from frozen_vision.metrics import coco_ap, voc_ap
 from frozen_vision.necks import build as necks
 from frozen_vision.ops import mirror
 from frozen_vision.tasks import base, common, results
@@ -253,6 +255,8 @@ class DetectionTask(base.Task):
     }
 
   def evaluator(self) -> coco_ap.CocoEvaluator:
+    if voc_ap.measured_by(self._validation.ground_truth):
+      return voc_ap.VocEvaluator(self._validation.ground_truth)
     kinds = ("bbox", "segm") if self._evaluates_masks else ("bbox",)
     return coco_ap.CocoEvaluator(self._validation.ground_truth, kinds)
 
@@ -348,6 +352,18 @@ def _open_sources(config: DetectionConfig) -> tuple[Any, Any]:
       root = common.existing_path(options.root, "detection.root", _HOW_TO_GET_COCO)
       source = coco.coco_root(root, "train", **train)
       return source, coco.coco_root(root, "val", categories=source.categories, **validation)
+    case "voc":
+      root = common.existing_path(options.root, "detection.root", voc.HOW_TO_GET)
+      names = class_names.VOC
+      if options.voc.classes:
+        names = class_names.read_classes(common.existing_path(options.voc.classes, "detection.voc.classes"))
+      both = dict(class_names=names, average_precision=options.voc.average_precision)
+      train["require_masks"] = validation["require_masks"] = False
+      difficult = "object" if options.voc.difficult else "crowd"
+      return (
+        voc.load_voc(root, options.voc.train, difficult=difficult, **both, **train),
+        voc.load_voc(root, options.voc.validation, **both, **validation),
+      )
     case "files":
       if _holds_out(options):
         source = _open_files(options, "train", **train | dict(drop_empty=False))
@@ -365,7 +381,7 @@ def _open_sources(config: DetectionConfig) -> tuple[Any, Any]:
         prepared_coco.PreparedCoco(root, "val", **validation),
       )
     case other:
-      raise ValueError(f"detection.data is {other!r}; known: scenes, photos, coco, files, prepared.")
+      raise ValueError(f"detection.data is {other!r}; known: scenes, photos, coco, voc, files, prepared.")
 
 
 def _holds_out(options: DetectionOptions) -> bool:

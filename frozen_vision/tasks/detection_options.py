@@ -26,6 +26,19 @@ class AnnotatedImages:
 
 
 @dataclasses.dataclass(frozen=True)
+class VocOptions:
+  """Splits of PASCAL VOC's layout below `root`: year and list, or of one year's folder the list alone."""
+
+  train: tuple[str, ...] = ("2007_trainval", "2012_trainval")
+  validation: tuple[str, ...] = ("2007_test",)
+  classes: Path = ""  # JSON list of class names; VOC's 20 if empty
+  # Whether difficult objects are trained on, as detectron2 does. Evaluation never counts them.
+  difficult: bool = True
+  # Of voc_AP; auto: 11 points of recall where all validation splits are of 2007, else the area.
+  average_precision: Literal["auto", "11_points", "area"] = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
 class TestOptions:
   """Testing on several views. Without short sides there is one scale, eval_short_side in eval_frame."""
 
@@ -57,10 +70,12 @@ class DetectionOptions:
   """The section `detection`."""
 
   # scenes: generated; photos: the built-in sample; coco: the standard layout below `root`;
-  # files: any COCO JSON and its folder of images; prepared: what frozen_vision.data.prepare wrote.
-  data: Literal["scenes", "photos", "coco", "files", "prepared"] = "coco"
+  # voc: PASCAL VOC's layout below `root`; files: any COCO JSON and its folder of images; prepared: what
+  # frozen_vision.data.prepare wrote.
+  data: Literal["scenes", "photos", "coco", "voc", "files", "prepared"] = "coco"
   scenes: ScenesOptions = ScenesOptions()
   root: Path = "data/coco"
+  voc: VocOptions = VocOptions()
   train: AnnotatedImages = AnnotatedImages()
   validation: AnnotatedImages = AnnotatedImages()
   # For data=files without validation paths: fraction of the images that is held out of training.

@@ -22,10 +22,6 @@ from frozen_vision.data.classification import cifar, folders, listed
 Parts = dict[str, Any]  # sources of records by the name of the part
 
 CALTECH_TRAIN_IMAGES = 30  # of every class
-VOC_CLASSES = (
-  "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-  "pottedplant sheep sofa train tvmonitor"
-).split()
 CHESTX_CLASSES = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax")
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -190,8 +186,8 @@ def voc2007(root: pathlib.Path) -> Parts:
   for split, part in _SPLITS.items():
     order = [line.split()[0] for _, line in _lines(lists / f"{split}.txt")]
     row_of = {name: row for row, name in enumerate(order)}
-    labels = np.zeros((len(order), len(VOC_CLASSES)), bool)
-    for column, name in enumerate(VOC_CLASSES):
+    labels = np.zeros((len(order), len(class_names.VOC)), bool)
+    for column, name in enumerate(class_names.VOC):
       path = lists / f"{name}_{split}.txt"
       for number, line in _lines(path):
         image, value = _cells(line, 2, path, number, "IMAGE -1|0|1")
@@ -201,7 +197,7 @@ def voc2007(root: pathlib.Path) -> Parts:
           )
         labels[row_of[image], column] = value == "1"
     found = [file_names.require_inside(f"{name}.jpg", str(lists / f"{split}.txt")) for name in order]
-    parts[part] = listed.ListedImages(root / "JPEGImages", found, labels, VOC_CLASSES)
+    parts[part] = listed.ListedImages(root / "JPEGImages", found, labels, list(class_names.VOC))
   return parts
 
 

@@ -5,7 +5,7 @@ integers; `category_ids` maps back for output. What the checks found is in `sour
 """
 
 import abc
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import copy
 import dataclasses
 import functools
@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float32, Int32, Int64
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from frozen_vision import messages
 from frozen_vision.data import findings, fingerprint, image_checks
 from frozen_vision.data import images as image_io
 from frozen_vision.data.detection import coco_annotations as checks
@@ -29,8 +28,31 @@ CocoError = checks.CocoError
 
 
 def load_coco(
-  annotation_file: str | os.PathLike[str],
-  image_dir: str | os.PathLike[str],
+  annotation_file: str | os.PathLike[str], image_dir: str | os.PathLike[str], **options: Any
+) -> "CocoSource":
+  """Opens any COCO-format annotation file and the folder of its images.
+
+  Args:
+    annotation_file: JSON with `images`, `categories` and, unless the images are unlabelled (as in
+      COCO's `image_info_test*.json`), `annotations`. `iscrowd` may be absent.
+    image_dir: what the records' `file_name` is relative to.
+    **options: of `open_annotations`.
+
+  Raises:
+    FileNotFoundError: the file or the folder is absent.
+    CocoError: the file cannot be used; the message lists what is wrong with it.
+    OutsideError: a file name that leads out of the folder.
+  """
+  path, folder = pathlib.Path(annotation_file), pathlib.Path(image_dir)
+  if not folder.is_dir():
+    raise FileNotFoundError(f"{folder}: no such folder of images (for {path}).")
+  return open_annotations(functools.partial(checks.read_json, path), path, folder, **options)
+
+
+def open_annotations(
+  read: Callable[[], Mapping[str, Any]],
+  path: pathlib.Path,
+  folder: pathlib.Path,
   *,
   image_ids: Collection[int] | np.ndarray | None = None,
   drop_empty: bool = False,
@@ -41,12 +63,12 @@ def load_coco(
   check_images: bool = False,
   allow_outside: bool = False,
 ) -> "CocoSource":
-  """Opens any COCO-format annotation file and the folder of its images.
+  """Opens annotations of COCO's form, whatever they are read from.
 
   Args:
-    annotation_file: JSON with `images`, `categories` and, unless the images are unlabelled (as in
-      COCO's `image_info_test*.json`), `annotations`. `iscrowd` may be absent.
-    image_dir: what the records' `file_name` is relative to.
+    read: gives the content of a COCO file; called again for the ground truth, and sent to worker processes.
+    path: what errors call it.
+    folder: of the images.
     image_ids: keep these images only.
     drop_empty: drop images that have no object left but crowds, as mmdet's `filter_empty_gt`
       does for training. Never use it for evaluation: the metric counts false alarms there.
@@ -62,17 +84,12 @@ def load_coco(
     allow_outside: take file names that are absolute or lead out of the folder.
 
   Raises:
-    FileNotFoundError: the file or the folder is absent.
-    CocoError: the file cannot be used; the message lists what is wrong with it.
-    OutsideError: a file name that leads out of the folder.
+    CocoError, OutsideError: as `load_coco`.
   """
-  path, folder = pathlib.Path(annotation_file), pathlib.Path(image_dir)
-  if not folder.is_dir():
-    raise FileNotFoundError(f"{folder}: no such folder of images (for {path}).")
-  raw = checks.read_json(path)
+  raw = read()
   problems = findings.Findings(checks.PROBLEMS)
   own_categories = checks.read_categories(raw, path, problems)
-  categories = _label_space(own_categories, categories, path)
+  categories = coco_conventions.label_space(own_categories, categories, path)
   chosen = None if image_ids is None else {int(identity) for identity in image_ids}
   rows = checks.read_images(raw, path, folder, problems, chosen, allow_outside=allow_outside)
   if check_files or check_sizes or check_images:
@@ -97,7 +114,7 @@ def load_coco(
     table = table.take(np.flatnonzero(table.objects_per_image() > 0))
     if not len(table):
       raise nothing_to_train_on(path, problems)
-  return CocoSource(path, folder, table, categories, labelled, require_masks, problems, has_masks)
+  return CocoSource(read, path, folder, table, categories, labelled, require_masks, problems, has_masks)
 
 
 def _without_objects(count: int, total: int) -> list[str]:
@@ -273,6 +290,7 @@ class CocoSource(InstanceSource):
 
   def __init__(
     self,
+    read: Callable[[], Mapping[str, Any]],
     annotation_file: pathlib.Path,
     image_dir: pathlib.Path,
     table: coco_table.CocoTable,
@@ -282,6 +300,7 @@ class CocoSource(InstanceSource):
     found: findings.Findings,
     has_masks: bool,
   ):
+    self._read = read
     self.annotation_file = annotation_file
     self.image_dir = image_dir
     self.categories = categories
@@ -364,7 +383,7 @@ class CocoSource(InstanceSource):
     official metrics of the file come out; without those that an evaluator cannot read, and with
     `id`, `area` and `iscrowd` filled in. `annotations` is empty for unlabelled images.
     """
-    raw = checks.read_json(self.annotation_file)
+    raw = self._read()
     problems = findings.Findings(checks.PROBLEMS)  # counted before
     rows = self._table.image_rows()
     entries = {}
@@ -417,22 +436,3 @@ def _all_dropped(raw: Mapping[str, Any], rows: Sequence[checks.ImageRow]) -> boo
     isinstance(annotation, dict) and checks.integer(annotation.get("image_id")) in kept
     for annotation in raw["annotations"]
   )
-
-
-def _label_space(
-  own: tuple[dict[str, Any], ...],
-  given: Sequence[Mapping[str, Any]] | None,
-  path: pathlib.Path,
-) -> tuple[dict[str, Any], ...]:
-  if given is None:
-    return own
-  names = {category["id"]: category["name"] for category in given}
-  foreign = [f"{c['id']} {c['name']!r}" for c in own if names.get(c["id"]) != c["name"]]
-  if foreign:
-    trained = [f"{identity} {name!r}" for identity, name in names.items()]
-    raise CocoError(
-      f"{path}: of its {len(own)} categories {len(foreign)} are not, with this id and name, those of the"
-      f" training: {messages.listed(foreign)}. The training has {messages.listed(trained)}. Give a file with"
-      " the categories of the training."
-    )
-  return tuple(sorted((dict(category) for category in given), key=lambda c: c["id"]))

@@ -1,10 +1,11 @@
-"""Finds the conventions of a COCO-format file: boxes in pixels or in fractions, with masks or without."""
+"""Finds the conventions of a COCO-format file: unit of boxes, masks or none, label space."""
 
 from collections.abc import Mapping, Sequence
 import math
 import pathlib
 from typing import Any
 
+from frozen_vision import messages
 from frozen_vision.data.detection import coco_annotations as checks
 from frozen_vision.messages import short
 
@@ -58,3 +59,23 @@ def have_masks(raw: Mapping[str, Any], images: Sequence[checks.ImageRow]) -> boo
       of_crowds |= crowd and has_mask
       of_objects |= not crowd and has_mask
   return of_objects if has_objects else of_crowds
+
+
+def label_space(
+  own: tuple[dict[str, Any], ...],
+  given: Sequence[Mapping[str, Any]] | None,
+  path: pathlib.Path,
+) -> tuple[dict[str, Any], ...]:
+  """The categories of a file, or those `given` that a model was trained with, if the file has no others."""
+  if given is None:
+    return own
+  names = {category["id"]: category["name"] for category in given}
+  foreign = [f"{c['id']} {c['name']!r}" for c in own if names.get(c["id"]) != c["name"]]
+  if foreign:
+    trained = [f"{identity} {name!r}" for identity, name in names.items()]
+    raise checks.CocoError(
+      f"{path}: of its {len(own)} categories {len(foreign)} are not, with this id and name, those of the"
+      f" training: {messages.listed(foreign)}. The training has {messages.listed(trained)}. Give a file with"
+      " the categories of the training."
+    )
+  return tuple(sorted((dict(category) for category in given), key=lambda c: c["id"]))

@@ -7,8 +7,9 @@ import warnings
 import numpy as np
 import pytest
 
+from frozen_vision.data import classes as class_names
 from frozen_vision.data import content, fingerprint
-from frozen_vision.data.classification import augment, benchmarks, cifar, folders, layouts, listed
+from frozen_vision.data.classification import augment, benchmarks, cifar, folders, listed
 from tests.data.classification import published
 
 # Writer, name, {part: labels in the order of the lists}.
@@ -67,7 +68,7 @@ def test_caltech_draws_thirty_of_each_class(tmp_path):
 
 
 def test_voc_has_several_classes_for_an_image(tmp_path):
-  published.voc2007(tmp_path, layouts.VOC_CLASSES)
+  published.voc2007(tmp_path, class_names.VOC)
   parts = benchmarks.open_benchmark("voc2007", tmp_path)
   assert parts["train"].labels.dtype == bool and parts["train"].labels.shape == (3, 20)
   expected = [[0, 1], [1], [2]]
