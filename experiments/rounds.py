@@ -11,15 +11,27 @@ from experiments import intervals
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
   """Seconds of each run in each round; every round begins with another run."""
+
+  def timed(run: Callable[[], Any]) -> Callable[[], float]:
+    def seconds() -> float:
+      started = time.perf_counter()
+      run()
+      return time.perf_counter() - started
+
+    return seconds
+
+  return reported({name: timed(run) for name, run in runs.items()}, rounds)
+
+
+def reported(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+  """What each run returns in each round; every round begins with another run."""
   names = list(runs)
-  seconds: dict[str, list[float]] = {name: [] for name in names}
+  found: dict[str, list[float]] = {name: [] for name in names}
   for turn in range(rounds):
     first = turn % len(names)
     for name in names[first:] + names[:first]:
-      started = time.perf_counter()
-      runs[name]()
-      seconds[name].append(time.perf_counter() - started)
-  return seconds
+      found[name].append(runs[name]())
+  return found
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> str:

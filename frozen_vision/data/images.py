@@ -345,7 +345,7 @@ def _to_rgb(
   pixels = np.empty((image.height, image.width, 3), np.uint8)
   if not image.has_transparency_data:
     for rows, strip in strips(image):
-      pixels[rows] = np.asarray(strip.convert("RGB"))
+      pixels[rows] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
     return pixels
   key = image.info.get("transparency")
   if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:

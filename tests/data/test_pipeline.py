@@ -175,6 +175,24 @@ def test_workers_change_nothing_and_end():
   assert ended(pids)
 
 
+class Lists:
+  """Lists of 0 to 4 numbers that are not zero, in 5 rows; a row between valid ones may be invalid."""
+
+  def __call__(self, record, rng):
+    valid = np.arange(5) < record % 5
+    valid[1:2] &= record % 3 > 0
+    rows = np.where(valid[:, None], rng.random((5, 3)), 0.0)
+    return augmented(record, rng) | {"valid": valid, "rows": rows}
+
+
+def test_batches_without_copies_of_padding_are_the_same():
+  lists = Lists()
+  lists.padded_keys = ("rows", "not there")
+  names = ("index", "record", "noise", "large", "valid", "rows")
+  assert_same(take(5, transform=lists), take(5, transform=Lists()), names)
+  assert_same(take(2, transform=lists, num_threads=2), take(2, transform=Lists()), names)
+
+
 def test_error_of_a_worker_reaches_the_caller():
   reference = take(6)
   first_bad = next(i for i, batch in enumerate(reference) if 7 in batch["record"])

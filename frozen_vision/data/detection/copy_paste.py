@@ -32,6 +32,11 @@ class CopyPasteTrain:
   probability: float
   max_pasted: int = 100
 
+  @property
+  def padded_keys(self) -> tuple[str, ...]:
+    """As the transform's: objects move up where others vanish, and rows behind them are zeros."""
+    return getattr(self.transform, "padded_keys", ())
+
   def __call__(self, record: Any, rng: np.random.Generator) -> Example:
     """The transform's example, perhaps with objects of another one."""
     example = self.transform(record, rng)

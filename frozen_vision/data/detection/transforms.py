@@ -16,7 +16,7 @@ Choices that decide what a target is:
 
 from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from absl import logging
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
@@ -32,6 +32,36 @@ Record = dict[str, Any]
 
 # Rounding in float32 coordinates must not make an object at the image's border count as cut.
 _CUT_TOLERANCE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Patch:
+  """A part of a bitmap that holds all its set pixels.
+
+  Attributes:
+    top: its first row in the bitmap.
+    left: its first column.
+    bits: bool [h, w].
+  """
+
+  top: int
+  left: int
+  bits: Bool[np.ndarray, "h w"]
+
+  def box(self) -> np.ndarray:
+    """xyxy of the smallest box around the set pixels, of which there is at least one."""
+    rows, columns = np.flatnonzero(self.bits.any(axis=1)), np.flatnonzero(self.bits.any(axis=0))
+    inside = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
+    return inside + np.array([self.left, self.top] * 2)
+
+  def pack_into(self, packed: UInt8[np.ndarray, "h2 w8"]) -> None:
+    """Writes the bits into a bitmap that is packed along its width (`ops.masks.pack`) and empty."""
+    height, width = self.bits.shape
+    byte, skipped = divmod(self.left, 8)
+    aligned = np.zeros((height, skipped + width), bool)
+    aligned[:, skipped:] = self.bits
+    bits = np.packbits(aligned, axis=-1)
+    packed[self.top : self.top + height, byte : byte + bits.shape[1]] = bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +106,19 @@ class Geometry:
     height, width = self.size
     if self.resized == self.source:
       window = image[self.top : self.top + height, self.left : self.left + width]
-    else:
-      scale_y, scale_x = self.scale
-      # Pillow reads what the filter needs beyond the box, so this equals resizing it all first.
-      box = (
-        self.left / scale_x,
-        self.top / scale_y,
-        min((self.left + width) / scale_x, self.source[1]),
-        min((self.top + height) / scale_y, self.source[0]),
-      )
-      window = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box=box)
-      window = np.asarray(window)
-    return window[:, ::-1] if self.flip else window
+      return window[:, ::-1] if self.flip else window
+    scale_y, scale_x = self.scale
+    # Pillow reads what the filter needs beyond the box, so this equals resizing it all first.
+    box = (
+      self.left / scale_x,
+      self.top / scale_y,
+      min((self.left + width) / scale_x, self.source[1]),
+      min((self.top + height) / scale_y, self.source[0]),
+    )
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box=box)
+    if self.flip:  # by Pillow: copying a reversed view of an array takes as long as resizing
+      resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(resized)
 
   def move_bitmaps(self, masks: Shaped[np.ndarray, "n h w"]) -> Shaped[np.ndarray, "n h2 w2"]:
     """The window of bitmaps or label maps, each pixel from the source pixel that holds its centre."""
@@ -99,16 +130,15 @@ class Geometry:
     """The window of a label map; no label is invented between two others."""
     return self.move_bitmaps(labels[None])[0]
 
-  def move_polygons(self, polygons: Sequence[Sequence[float]]) -> Bool[np.ndarray, "h2 w2"]:
-    """Bitmap in the window of the union of polygons [x1, y1, x2, y2, ...] in source pixels."""
-    mask = np.zeros(self.size, bool)
+  def move_polygons(self, polygons: Sequence[Sequence[float]]) -> Patch:
+    """The part that is seen in the window of the union of polygons [x1, y1, x2, y2, ...] in source pixels."""
     moved = [
       self.move_points(np.asarray(polygon, np.float64).reshape(-1, 2))
       for polygon in polygons
       if len(polygon) >= 6
     ]
     if not moved:
-      return mask
+      return _UNSEEN
     # Rasterised on a canvas that begins at the object, since most objects are much smaller than the
     # window. It may begin outside: pycocotools rounds negative coordinates in another direction.
     points = np.concatenate(moved)
@@ -116,13 +146,15 @@ class Geometry:
     high = np.minimum(np.ceil(points.max(axis=0)) + 1, self.size[::-1]).astype(int)
     first = np.maximum(low, 0)
     if np.any(high <= first):
-      return mask
+      return _UNSEEN
     width, height = (high - low).tolist()
     runs = coco_mask.frPyObjects([(part - low).ravel().tolist() for part in moved], height, width)
     canvas = coco_mask.decode(coco_mask.merge(runs))
     skip_x, skip_y = first - low
-    mask[first[1] : high[1], first[0] : high[0]] = canvas[skip_y:, skip_x:]
-    return mask
+    return Patch(int(first[1]), int(first[0]), canvas[skip_y:, skip_x:].astype(bool))
+
+
+_UNSEEN = Patch(0, 0, np.zeros((0, 0), bool))
 
 
 def _nearest(first: int, count: int, scale: float, source: int) -> np.ndarray:
@@ -235,6 +267,7 @@ class DetectionTrain:
   min_box_size: float = 1.0
   with_masks: bool = True
   semantic_stride: int = 0
+  padded_keys: ClassVar[tuple[str, ...]] = ("masks",)  # see `pipeline.train_batches`
 
   def __call__(self, record: Record, rng: np.random.Generator) -> batches.DetectionTrainBatch:
     """Makes one example.
@@ -270,9 +303,8 @@ class DetectionTrain:
     if self.with_masks:
       height, width = self.frame
       example["masks"] = np.zeros((self.max_objects, height, -(-width // 8)), np.uint8)
-      for row, mask in zip(example["masks"], masks):
-        bits = np.packbits(mask, axis=-1)
-        row[: bits.shape[0], : bits.shape[1]] = bits
+      for packed, mask in zip(example["masks"], masks):
+        mask.pack_into(packed)
     if self.semantic_stride:
       semantic = padded(geometry.move_label_map(record["semantic"]), self.frame, label_maps.IGNORE)
       example["semantic"] = semantic[:: self.semantic_stride, :: self.semantic_stride]
@@ -358,8 +390,8 @@ def _padded_image(
 
 def _targets(
   record: Record, geometry: Geometry, min_box_size: float, with_masks: bool
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-  """Boxes float [n,4], labels [n] and, if wanted, bitmaps bool [h,w] of the objects seen in the window."""
+) -> tuple[np.ndarray, np.ndarray, list[Patch]]:
+  """Boxes float [n,4], labels [n] and, if wanted, bitmaps of the objects seen in the window."""
   annotated = np.asarray(record["boxes"], np.float64).reshape(-1, 4)
   labels = np.asarray(record["labels"])
   crowd = np.asarray(record.get("crowd", np.zeros(len(labels), bool)), bool)
@@ -373,10 +405,10 @@ def _targets(
   kept, masks = [], []
   for i in np.flatnonzero(seen):
     mask = _mask(record, i, geometry)
-    if not mask.any():
+    if not mask.bits.any():
       continue
     if cut[i]:
-      boxes[i] = _tight_box(mask)
+      boxes[i] = mask.box()
       if np.any(boxes[i, 2:] - boxes[i, :2] < min_box_size):
         continue
     kept.append(i)
@@ -384,9 +416,9 @@ def _targets(
   return boxes[kept], labels[kept], masks
 
 
-def _mask(record: Record, index: int, geometry: Geometry) -> Bool[np.ndarray, "h w"]:
+def _mask(record: Record, index: int, geometry: Geometry) -> Patch:
   if "masks" in record:
-    return geometry.move_bitmaps(np.asarray(record["masks"][index : index + 1], bool))[0]
+    return Patch(0, 0, geometry.move_bitmaps(np.asarray(record["masks"][index : index + 1], bool))[0])
   segmentation = record["segmentations"][index]
   if segmentation is None:
     raise ValueError(
@@ -396,11 +428,5 @@ def _mask(record: Record, index: int, geometry: Geometry) -> Bool[np.ndarray, "h
   if isinstance(segmentation, dict):
     if isinstance(segmentation["counts"], (list, tuple)):
       segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-    return geometry.move_bitmaps(coco_mask.decode(segmentation)[None].astype(bool))[0]
+    return Patch(0, 0, geometry.move_bitmaps(coco_mask.decode(segmentation)[None].astype(bool))[0])
   return geometry.move_polygons(segmentation)
-
-
-def _tight_box(mask: Bool[np.ndarray, "h w"]) -> np.ndarray:
-  """xyxy of the smallest box around the set pixels, of which there is at least one."""
-  rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-  return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)

@@ -131,7 +131,14 @@ def test_polygon_raster_equals_the_full_frame():
     geometry = transforms.Geometry((60, 60), (60, 60), 10, 20, (30, 35))
     full = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([[p + 100 for p in polygon]], 300, 300)))
     expected = full[110:140, 120:155].astype(bool)
-    np.testing.assert_array_equal(geometry.move_polygons([polygon]), expected)
+    patch, found = geometry.move_polygons([polygon]), np.zeros((30, 35), bool)
+    found[patch.top :, patch.left :][: patch.bits.shape[0], : patch.bits.shape[1]] = patch.bits
+    np.testing.assert_array_equal(found, expected)
+    packed = np.zeros((30, 5), np.uint8)
+    patch.pack_into(packed)
+    np.testing.assert_array_equal(packed, np.packbits(expected, axis=-1))
+    if expected.any():
+      np.testing.assert_array_equal(patch.box(), tight(expected))
 
 
 def test_cut_objects_get_the_box_of_what_is_left():
@@ -143,7 +150,7 @@ def test_cut_objects_get_the_box_of_what_is_left():
   geometry = transforms.Geometry((40, 40), (40, 40), 15, 0, (25, 40))
   boxes, labels, moved = transforms._targets(record, geometry, 1.0, True)
   np.testing.assert_array_equal(boxes, [[5, 0, 10, 20]])
-  assert moved[0].sum() == 5 * 20 and len(labels) == 1
+  assert moved[0].bits.sum() == 5 * 20 and len(labels) == 1
   geometry = transforms.Geometry((40, 40), (40, 40), 20, 20, (20, 20))
   assert len(transforms._targets(record, geometry, 1.0, True)[0]) == 0, "nothing visible is left"
 
