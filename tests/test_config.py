@@ -86,7 +86,7 @@ def test_options_of_heads_and_backbones_are_checked():
     (
       "task",
       "detektion",
-      "config.task is 'detektion'; known: action, classification, contrastive, dense_regression, detection, feature",
+      "config.task is 'detektion'; known: action, classification, contrastive, dense_regression, detection",
     ),
     ("detection.data", "coko", "'coko'; expected scenes, photos, coco, files or prepared"),
     ("detection.head.name", "rcnn", "config.detection.head.name is 'rcnn'; known: .*mask_rcnn"),
