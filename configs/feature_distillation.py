@@ -111,23 +111,8 @@ def _large(config: ml_collections.ConfigDict, recipe: str) -> None:
   else:
     name, epochs, drop_path, area = _RELEASED[recipe]
     options.teacher.update(dict(name=name, weights=name))
-    config.backbone.name = name
-    grid = 16 if name.endswith("14") else 14
-    config.backbone.overrides = dict(
-      positions="relative",
-      position_grid=grid,
-      qkv_bias="qv",
-      layer_scale=True,
-      layer_scale_init=0.1,
-      norm_epsilon=1e-6,
-      patch_bias=True,
-      pre_norm=False,
-      activation="gelu",
-      norm_taps=False,
-      mean=(0.485, 0.456, 0.406),
-      std=(0.229, 0.224, 0.225),
-      drop_path_rate=drop_path,
-    )
+    config.backbone.name = "fd_vitl14" if name.endswith("14") else "fd_vitb16"
+    config.backbone.overrides = dict(drop_path_rate=drop_path)
   config.backbone.weights = "init"
   config.batch_size = _BATCH
   config.eval_batch_size = 256

@@ -96,10 +96,8 @@ def _released(config: ml_collections.ConfigDict, recipe: str) -> None:
       window_sizes=(12, 12, 12, 12), pretrained_window_sizes=(12, 12, 12, 6), drop_path_rate=0.1
     )
   else:
-    config.backbone.name = "deit_vitb16"
-    config.backbone.overrides = dict(
-      positions="relative", qkv_bias="qv", layer_scale=True, layer_scale_init=0.1, drop_path_rate=0.1
-    )
+    config.backbone.name = "fd_vitb16"  # SimMIM's ViT, which Feature Distillation took over
+    config.backbone.overrides = dict(drop_path_rate=0.1)
     options.update(dict(image_size=224, target_window=0, initialisation="fixed"))
   options.update(dict(train="imagenet/train", validation="imagenet/val"))
   config.batch_size = _BATCH

@@ -115,7 +115,8 @@ class Source:
 
 
 _BUFFERS = r".*\.(relative_coords_table|relative_position_index|attn_mask)"
-_PRETEXT = (r"(encoder\.)?mask_token", r"decoder\..*")  # masked image modelling's own.
+# Of masked image modelling and feature distillation: token, decoder, and the teacher with all of its parts.
+_PRETEXT = (r"(encoder\.)?mask_token", r"decoder\..*", r"feature_model\..*")
 _MERGING: Names = {"reduction/kernel": (("reduction.weight",), _LINEAR), **_norms(norm="norm")}
 
 
@@ -211,7 +212,8 @@ def detect(keys: Sequence[str] | set[str]) -> Source | None:
       return _transformers(prefix)
   mlp = "rpe_mlp" if any(".rpe_mlp." in key for key in keys) else "cpb_mlp"
   if "encoder.patch_embed.proj.weight" in keys:
-    return _microsoft("SimMIM", prefix="encoder.", mlp=mlp)
+    has_teacher = any(key.startswith("feature_model.") for key in keys)
+    return _microsoft("Feature Distillation" if has_teacher else "SimMIM", prefix="encoder.", mlp=mlp)
   if "patch_embed.proj.weight" not in keys:
     return None
   # Microsoft merges at the end of a stage, timm at the beginning of the next; their other names are equal.

@@ -172,7 +172,9 @@ def map_tensors(
 def recognises(tensors: Mapping[str, LazyTensor]) -> bool:
   """Whether these are the keys of a SwinV2 checkpoint: other transformers have a patch embedding too."""
   keys = set(tensors)
-  return checkpoint_keys.detect(keys) is not None and any(key.endswith("logit_scale") for key in keys)
+  # CLIP's logit_scale, which a checkpoint of feature distillation may hold, is below no attention.
+  scales = (key for key in keys if key.endswith(("attn.logit_scale", "self.logit_scale")))
+  return checkpoint_keys.detect(keys) is not None and any(scales)
 
 
 @functools.lru_cache(maxsize=8)

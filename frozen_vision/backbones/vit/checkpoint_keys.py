@@ -50,9 +50,10 @@ _PACKED_QKV: Names = {
   "attn/v_bias": ((("attn.v_bias",), SAME), (("attn.qkv.bias",), third(2))),
 }
 
-# Meta's .pth (DINO, MAE, DeiT, DINOv2, DINOv3) and timm, whose names grew from DeiT's.
+# Meta's .pth (DINO, MAE, DeiT, DINOv2, DINOv3) and timm, whose names grew from DeiT's; SimMIM's and Feature
+# Distillation's ViTs, below `encoder.`.
 TIMM = Layout(
-  name="Meta or timm",
+  name="Meta, timm, SimMIM or Feature Distillation",
   marker="blocks.0.norm1.weight",
   stem=merged(
     {
@@ -61,6 +62,7 @@ TIMM = Layout(
       + ((("reg_token",), TOKENS),),
       "positions": ((("pos_embed",), TOKENS), (("pos_embed",), PATCHES_ONLY)),
       "periods": ((("rope_embed.periods",), SAME),),
+      "relative_positions": ((("rel_pos_bias.relative_position_bias_table",), SAME),),
       "patch_embed/proj/kernel": ((("patch_embed.proj.weight",), CONV),),
       "patch_embed/proj/bias": ((("patch_embed.proj.bias",), SAME),),
       "attention_pool/probe": ((("attn_pool.latent",), TOKEN),),
@@ -97,6 +99,8 @@ TIMM = Layout(
     r"blocks\.\d+\.attn\.qkv\.bias_mask",  # which part of DINOv3's bias is zero
     r"(local_cls_norm|head|head_dist|pre_logits|fc_norm|dino_head|ibot_head|projectors)\..*",
     r"decoder_.*",  # MAE's
+    # Of SimMIM and Feature Distillation: a buffer, the projector, and the teacher with all of its parts.
+    r"rel_pos_bias\.relative_position_index|decoder\.0\.(weight|bias)|feature_model\..*",
   ),
 )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import functools
+import math
 import os
 import pathlib
 import re
@@ -15,6 +16,8 @@ from frozen_vision.backbones.vit.checkpoint_layout import grid_of, Layout, num_b
 from frozen_vision.backbones.vit.config import VARIANTS, ViTConfig
 from frozen_vision.files import checkpoint_file, keys, trees
 from frozen_vision.files.tensors import LazyTensor
+
+_OWN_TABLE = r"blocks\.\d+\.attn\.relative_position_bias_table"
 
 # Fields that shapes and names of a checkpoint tell, and by which a row is found.
 _TOLD = (
@@ -68,6 +71,14 @@ def map_tensors(
     raise ValueError(
       f"{path} has keys of no known ViT checkpoint (Meta, timm, transformers, OpenCLIP, big_vision); its "
       f"{len(tensors)} keys begin with {sorted(tensors)[:5]}."
+    )
+  own_tables = [key for key in tensors if re.fullmatch(_OWN_TABLE, key.removeprefix(layout.prefix))]
+  if own_tables:
+    raise ValueError(
+      f"{path} has relative positions for every block, such as {own_tables[0]}, as classifiers have that "
+      "were fine-tuned from SimMIM or Feature Distillation; expected one table for all blocks, "
+      f"{layout.prefix}rel_pos_bias.relative_position_bias_table: give the pretrained or distilled "
+      "checkpoint."
     )
   name, config = _config(tensors, layout, path, name, overrides)
   report, leaves, used = keys.KeyReport(), {}, set()
@@ -152,7 +163,12 @@ def _config(
   """The row, with what the file tells of options in place of the row's."""
   told = _told(tensors, layout, path)
   if name is None:
-    rows = [row for row, config in VARIANTS.items() if all(getattr(config, k) == told[k] for k in _TOLD)]
+    rows = [
+      row
+      for row, config in VARIANTS.items()
+      if all(getattr(config, k) == told[k] for k in _TOLD)
+      and (config.positions == "relative") == told["has_relative"]
+    ]
     if len(rows) != 1:
       problem = f"fit several rows: {rows}" if rows else f"fit no row of {sorted(VARIANTS)}"
       shapes = ", ".join(f"{key} {told[key]}" for key in _TOLD)
@@ -172,6 +188,13 @@ def _config(
   return name, row.replace(**options | overrides)
 
 
+def _grid(positions: Shape | None, relative: Shape | None, class_token: bool) -> int:
+  """Cells per side that positions are stored for, absolute or relative ones; 0 where there are none."""
+  if relative is not None:
+    return (math.isqrt(relative[0] - 3 * class_token) + 1) // 2
+  return 0 if positions is None else grid_of(positions[-2], class_token)
+
+
 def _told(tensors: Mapping[str, LazyTensor], layout: Layout, path: pathlib.Path) -> dict[str, Any]:
   """Fields of `ViTConfig` that shapes and names tell."""
 
@@ -184,6 +207,7 @@ def _told(tensors: Mapping[str, LazyTensor], layout: Layout, path: pathlib.Path)
     raise ValueError(f"{path} ({layout.name}) is no ViT: its patch embedding has the shape {patches}.")
   flax = layout in (checkpoint_keys.BIG_VISION, checkpoint_keys.VISION_TRANSFORMER) or patches[2] == 3
   channels, patch = (patches[3], patches[0]) if flax else (patches[0], patches[2])
+  relative = shape("relative_positions")
   positions, registers, probe = shape("positions"), shape("registers"), shape("attention_pool/probe")
   gate = shape("blocks/0/mlp/down/kernel") or (0, 0)
   fc1 = shape("blocks/0/mlp/fc1/kernel")
@@ -203,6 +227,7 @@ def _told(tensors: Mapping[str, LazyTensor], layout: Layout, path: pathlib.Path)
     class_token=class_token,
     pre_norm=shape("pre_norm/scale") is not None,
     pooling="class" if probe is None else "attention",
-    position_grid=0 if positions is None else grid_of(positions[-2], class_token),
+    position_grid=_grid(positions, relative, class_token),
+    has_relative=relative is not None,
     has_qkv_bias=shape("blocks/0/attn/v_bias") is not None,
   )

@@ -218,10 +218,24 @@ def _siglip(size: tuple[int, int, int], patch_size: int, image_size: int, mlp_di
   )
 
 
+def _distilled(size: tuple[int, int, int], patch_size: int = 16) -> ViTConfig:
+  """A ViT of SimMIM's and Feature Distillation's code, which follows BEiT's."""
+  return ViTConfig(
+    *size,
+    patch_size=patch_size,
+    positions="relative",
+    position_grid=224 // patch_size,
+    qkv_bias="qv",
+    layer_scale=True,
+    layer_scale_init=0.1,
+  )
+
+
 _SO400M, _G_OPT = (1152, 27, 16), (1536, 40, 16)
 
 # Sources: the hub entries of facebookresearch/{dino,dinov2,dinov3}, models_mae.py of facebookresearch/mae,
-# models.py of facebookresearch/deit, the model table of open_clip, big_vision's models/vit.py.
+# models.py of facebookresearch/deit, the model table of open_clip, big_vision's models/vit.py, and
+# models/vision_transformer.py of SwinTransformer/Feature-Distillation, whose B/16 is SimMIM's too.
 # DINO has no L; `dino_vitl16` is iBOT's, in DINO's code. SigLIP 1 has no g.
 VARIANTS: dict[str, ViTConfig] = {
   "deit_vits16": ViTConfig(*_S),
@@ -239,6 +253,8 @@ VARIANTS: dict[str, ViTConfig] = {
   "mae_vitb16": _mae(_B),
   "mae_vitl16": _mae(_L),
   "mae_vith14": _mae(_H, 14),
+  "fd_vitb16": _distilled(_B),
+  "fd_vitl14": _distilled(_L, 14),
   "dinov2_vits14": _dinov2(_S),
   "dinov2_vitb14": _dinov2(_B),
   "dinov2_vitl14": _dinov2(_L),

@@ -72,6 +72,20 @@ def microsoft(state: State, windows=None, pretrained=None) -> State:
   return state | _buffers(state, windows, pretrained) if windows else state
 
 
+def feature_distillation(state: State) -> State:
+  """A student of Feature Distillation: SimMIM's names, a projector, and its teacher, a first Swin."""
+  student = {key: value for key, value in simmim(state).items() if key.startswith("encoder.")}
+  student = {key: value for key, value in student.items() if not key.endswith("mask_token")}
+  teacher = {
+    "feature_model.patch_embed.proj.weight": np.ones((4, 3, 4, 4), np.float32),
+    "feature_model.layers.0.blocks.0.attn.relative_position_bias_table": np.ones((9, 1), np.float32),
+    "feature_model.layers.0.blocks.0.attn.relative_position_index": np.ones((4, 4), np.int64),
+    "feature_model.norm.weight": np.ones(8, np.float32),
+  }
+  projector = {"decoder.0.weight": np.ones((8, 16, 1), np.float32), "decoder.0.bias": np.ones(8, np.float32)}
+  return student | projector | teacher
+
+
 def simmim(state: State) -> State:
   """SimMIM's pretraining: an encoder without a classifier, a decoder of pixels, the older name of the MLP."""
   state = {

@@ -40,6 +40,7 @@ def _sources(state):
     "Microsoft, distributed": module,
     "Microsoft, large": {k.replace("cpb_mlp", "rpe_mlp"): v for k, v in sources.microsoft(state).items()},
     "SimMIM": sources.simmim(state),
+    "Feature Distillation": sources.feature_distillation(state),
     "transformers": sources.transformers(state),
     "transformers, bare": sources.transformers(headless, prefix=""),
     "torchvision": sources.torchvision(state, _WINDOWS),
@@ -113,7 +114,7 @@ def test_every_source_gives_the_same_weights(small, tmp_path):
         np.testing.assert_array_equal(head.kernel, small["head.fc.weight"].T)
         np.testing.assert_array_equal(head.bias, small["head.fc.bias"])
       else:
-        assert name in ("SimMIM", "transformers, bare")
+        assert name in ("SimMIM", "Feature Distillation", "transformers, bare")
   leaves = trees.flatten(nnx.state(backbone, nnx.Param))
   np.testing.assert_array_equal(
     leaves["stages/1/blocks/0/attn/v_bias"], small["layers.1.blocks.0.attn.v_bias"]

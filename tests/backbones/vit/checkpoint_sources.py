@@ -42,6 +42,40 @@ def meta(weights: Arrays, config, *, registers: str = "register_tokens", packed:
   return state
 
 
+def feature_distillation(weights: Arrays, config, *, teacher: str | None = "dino") -> Arrays:
+  """A student of Feature Distillation beside its teacher and projector; without `teacher`, SimMIM's ViT."""
+  state = _stem(weights, config, "patch_embed.proj", "cls_token", "pos_embed") | _norm(
+    weights, "norm", "norm"
+  )
+  table = weights["relative_positions"]
+  state["rel_pos_bias.relative_position_bias_table"] = table
+  cells = config.position_grid**2 + 1
+  state["rel_pos_bias.relative_position_index"] = np.zeros((cells, cells), np.int64)
+  for i, block in _blocks(weights, config):
+    place = f"blocks.{i}."
+    state[place + "attn.qkv.weight"] = block["attn/qkv/kernel"].T
+    state |= {f"{place}attn.{part}_bias": block[f"attn/{part}_bias"] for part in "qv"}
+    state |= {f"{place}gamma_{number}": block[f"scale{number}/scale"] for number in (1, 2)}
+    for ours, theirs in (("attn/proj", "attn.proj"), ("mlp/fc1", "mlp.fc1"), ("mlp/fc2", "mlp.fc2")):
+      state |= _linear(block, ours, place + theirs)
+    state |= _norm(block, "norm1", place + "norm1") | _norm(block, "norm2", place + "norm2")
+  state = {f"encoder.{key}": array for key, array in state.items()}
+  shapes = {"decoder.0.weight": (8, config.embed_dim, 1), "decoder.0.bias": (8,)}
+  projector = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+  if teacher is None:
+    return state | projector | {"encoder.mask_token": np.ones((1, 1, config.embed_dim), np.float32)}
+  names = {
+    "dino": ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight", "norm.weight"),
+    "clip": (
+      "logit_scale",
+      "visual.ln_pre.weight",
+      "visual.conv1.weight",
+      "transformer.resblocks.0.ln_1.bias",
+    ),
+  }[teacher]
+  return state | projector | {f"feature_model.{name}": np.ones(3, np.float32) for name in names}
+
+
 def timm(weights: Arrays, config) -> Arrays:
   """timm's VisionTransformer, and its Eva for rotary positions."""
   eva = config.positions == "rotary"

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from frozen_vision.backbones import families
 from frozen_vision.backbones.vit import checkpoints
 from frozen_vision.backbones.vit import model as vit
 from frozen_vision.backbones.vit.config import VARIANTS
+from frozen_vision.files import trees
 from tests.backbones.vit import checkpoint_sources as sources
 from tests.files import pth_file
 
@@ -26,6 +28,12 @@ _CASES = {
   "Meta DINOv3": ("dinov3_vits16", _V3),
   "Meta DINOv3 SwiGLU": ("dinov3_vits16plus", _V3),
   "Meta DINOv3-7B": ("dinov3_vit7b16", _V3),
+  "Feature Distillation of DINO": ("fd_vitb16", sources.feature_distillation),
+  "Feature Distillation of CLIP": (
+    "fd_vitl14",
+    functools.partial(sources.feature_distillation, teacher="clip"),
+  ),
+  "SimMIM": ("fd_vitb16", functools.partial(sources.feature_distillation, teacher=None)),
   "timm": ("augreg_vits16", sources.timm),
   "timm DINOv2-g": ("dinov2_vitg14_reg4", sources.timm),
   "timm DINOv3": ("dinov3_vits16plus", sources.timm),
@@ -118,6 +126,26 @@ def _state(backbone, checkpoint):
   )
 
 
+def test_students_of_feature_distillation_are_vits_whatever_lies_beside_them(tmp_path):
+  weights, config = _weights("fd_vitb16")
+  for teacher in ("dino", "clip"):
+    path = _write(tmp_path / f"{teacher}.pth", sources.feature_distillation(weights, config, teacher=teacher))
+    backbone = families.load_backbone(path, prefer="fd_vitb16", **_SIZES)
+    found = trees.flatten(trees.weights(backbone))
+    assert found.keys() == weights.keys()
+    for name, value in weights.items():
+      np.testing.assert_array_equal(found[name], value, err_msg=name)
+  state = sources.feature_distillation(weights, config)
+  state["encoder.surplus"] = np.ones(2, np.float32)
+  with pytest.raises(ValueError, match=r"unexpected encoder.surplus \(2,\)"):
+    checkpoints.open_checkpoint(_write(tmp_path / "surplus.pth", state), "fd_vitb16", **_SIZES)
+  state = {key.removeprefix("encoder."): array for key, array in state.items() if key.startswith("encoder.")}
+  table = state.pop("rel_pos_bias.relative_position_bias_table")
+  state |= {f"blocks.{i}.attn.relative_position_bias_table": table for i in range(2)}
+  with pytest.raises(ValueError, match="for every block, such as blocks.0.* give the pretrained or"):
+    checkpoints.open_checkpoint(_write(tmp_path / "tuned.pth", state), "fd_vitb16", **_SIZES)
+
+
 def test_periods_are_those_of_the_checkpoint(tmp_path):
   import ml_dtypes
 
@@ -151,6 +179,8 @@ def test_rows_are_found_by_shapes(tmp_path):
   for row, make in (
     ("dinov2_vits14_reg4", sources.transformers_dino),
     ("dinov3_vits16", _V3),
+    ("fd_vitb16", sources.feature_distillation),
+    ("fd_vitl14", sources.feature_distillation),
     ("dinov3_vits16plus", sources.timm),
   ):
     assert checkpoints.map_tensors(tensors(row, make), tmp_path).name == row

@@ -29,6 +29,8 @@ _COUNTS = {
   "augreg_vitb8": 85_807_872,
   "dino_vits8": 21_670_272,
   "mae_vitb16": 85_798_656,
+  # DeiT's without positions and biases of keys, with LayerScale and 27 x 27 + 3 biases of positions.
+  "fd_vitb16": 85_798_656 - 197 * 768 - 12 * 768 + 24 * 768 + 732 * 12,
   "mae_vitl16": 303_301_632,
   "mae_vith14": 630_764_800,
   "dinov2_vits14": 22_056_192,
