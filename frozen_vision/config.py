@@ -28,6 +28,18 @@ class BackboneOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class AdapterOptions:
+  """Residual adapters in a frozen, folded backbone: they train, and nothing else of it does."""
+
+  kind: Literal["none", "linear", "bottleneck"] = "none"  # a 1 x 1 layer, or two with a ReLU between them
+  placement: Literal["parallel", "series"] = "parallel"  # on what enters a block, or on what leaves it
+  width: Count = 64  # channels of a bottleneck
+  stages: tuple[Natural, ...] = ()  # whose blocks have adapters, from 0; all if empty
+  # Blocks are computed again on the way back: one more forward pass, and activations of one block in memory.
+  remat: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerOptions:
   """The update rule and its learning rate."""
 
@@ -122,6 +134,7 @@ class Config:
     "neck/.*",
     "head/.*",
   )  # regular expressions of parameter paths; the rest is frozen
+  adapters: AdapterOptions = AdapterOptions()  # they train beside what `trainable` names
   # Storage of the frozen weights: bfloat16 on TPU and GPU; int8 for folded backbones.
   frozen_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
   steps: Count = 1000

@@ -288,6 +288,13 @@ class Backbone(nnx.Module):
     return self
 
 
+class BlockShape(NamedTuple):
+  """Channels that enter a block, and that leave it."""
+
+  inputs: int
+  outputs: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class FoldedBackbone(abc.ABC):
   """A frozen backbone as an inference program: a pytree that is called like the backbone.
@@ -302,6 +309,8 @@ class FoldedBackbone(abc.ABC):
     dtype: of the inputs of matrix products.
     storage: how matrices are stored, one of `layers.storage.KINDS`; int8 has a scale per output channel.
     sharding_rules: of the backbone.
+    remat: blocks are computed again on the way back, where gradients cross them: of a backbone that trains
+      (`Backbone.stacked`), or that has adapters (`freezing.adapters`).
   """
 
   config: BackboneConfig = dataclasses.field(metadata=dict(static=True))
@@ -310,10 +319,28 @@ class FoldedBackbone(abc.ABC):
   dtype: Any = dataclasses.field(metadata=dict(static=True))
   storage: str = dataclasses.field(metadata=dict(static=True))
   sharding_rules: ShardingRules = dataclasses.field(metadata=dict(static=True))
+  remat: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
   @property
   def feature_specs(self) -> tuple[FeatureSpec, ...]:
     return self.config.feature_specs
+
+  def block_shape(self, stage: int, index: int) -> BlockShape:
+    """The channels of a block, for the adapter in it.
+
+    A family that takes adapters has a field `stages`: for each what `storage.fold_blocks` makes, and perhaps
+    `first`, leaves of the block before. Its blocks end with `layers.adapters.adapted`.
+
+    Args:
+      index: 0 for the first block of the stage, 1 for every other.
+
+    Raises:
+      ValueError: a family that takes none.
+    """
+    raise ValueError(
+      f"{type(self).__name__} takes no adapters; set --config.adapters.kind=none, or take a backbone of "
+      "another family."
+    )
 
   @abc.abstractmethod
   def __call__(

@@ -17,7 +17,7 @@ import numpy as np
 
 from frozen_vision.backbones import base
 from frozen_vision.devices import sharding
-from frozen_vision.layers import convolution
+from frozen_vision.layers import adapters, convolution
 from frozen_vision.layers import storage as stored
 from frozen_vision.layers.convolution import Convolutions, ConvSpec, Stage
 from frozen_vision.layers.residual import drop_path
@@ -243,9 +243,14 @@ class FoldedConvBackbone(base.FoldedBackbone):
 
     def run_stage(index: int, x: Array) -> Array:
       stage = stages[index]
-      x = self._block(x, sharding.gathered(stage["first"]), config.block(index, 0))
-      specs = config.block(index, 1)
-      return stored.run_blocks(x, stage, lambda x, leaves, _: self._block(x, leaves, specs))
+      first = dict(repeated=None, blocks=(stage["first"],))
+      for blocks, specs in ((first, config.block(index, 0)), (stage, config.block(index, 1))):
+
+        def block(x: Array, leaves: Tree, _: int, specs=specs) -> Array:
+          return self._block(x, leaves, specs)
+
+        x = stored.run_blocks(x, blocks, block, remat=self.remat)
+      return x
 
     layers = self._layers(sharding.gathered(stem), config.stem())
     return config.run(images.astype(self.dtype), layers, run_stage)
@@ -256,7 +261,12 @@ class FoldedConvBackbone(base.FoldedBackbone):
     return jnp.mean(self.config.run_head(self(images)[-1], layers), axis=(1, 2))
 
   def _block(self, x: Array, leaves: Tree, specs: Mapping[str, ConvSpec]) -> Array:
-    return self.config.run_block(x, self._layers(leaves, specs), specs, lambda branch: branch)
+    y = self.config.run_block(x, self._layers(leaves, specs), specs, lambda branch: branch)
+    return adapters.adapted(x, y, leaves)
+
+  def block_shape(self, stage: int, index: int) -> base.BlockShape:
+    first, others = (next(iter(self.config.block(stage, number).values())) for number in (index, 1))
+    return base.BlockShape(first.inputs, others.inputs)
 
   def _layers(self, leaves: Tree, specs: Mapping[str, ConvSpec]) -> Layers:
     return convolution.folded(leaves, specs, same=self.config.same_padding)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import os
+import re
 import shlex
 from typing import Any
 
@@ -15,10 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from frozen_vision.backbones import base, families, random_weights
-from frozen_vision.config import BackboneOptions, Config
+from frozen_vision.config import AdapterOptions, BackboneOptions, Config
 from frozen_vision.devices import sharding
 from frozen_vision.files import paths, trees
-from frozen_vision.freezing import feature_key, partition
+from frozen_vision.freezing import adapters as adapters_lib
+from frozen_vision.freezing import casting, feature_key, partition
 from frozen_vision.layers import storage as stored
 from frozen_vision.options import to_dict
 
@@ -34,12 +36,13 @@ class Model:
     trainable: what the optimizer sees.
     mutable: what the forward pass of trained modules changes, such as BatchNorm's statistics.
     frozen: what nothing changes.
-    frozen_pass: whether the backbone is wholly frozen, so that its features are computed outside of the
+    frozen_pass: whether nothing in the backbone trains, so that its features are computed outside of the
       gradient.
-    feature_key: identifies the frozen features; None where some of the backbone trains.
+    feature_key: identifies the frozen features, or the frozen backbone that adapters train in; None where
+      some of the backbone itself trains.
     frozen_parameters: how many numbers are frozen in the canonical model, before folding.
     storage: how the frozen ones are stored, in words.
-    layer_of: path of a parameter -> its depth for layer-wise decay.
+    layer_of: path of a parameter -> its depth for layer-wise decay; adapters have that of the head.
     no_weight_decay: patterns of whole paths that weight decay leaves out, beside vectors.
     sharding_rules: {attribute of the module: how the leaves of the network there are sharded}.
     teacher: identifies the features of the second frozen network, if the task has one.
@@ -81,6 +84,8 @@ def prepare(
   source: Source,
   *,
   trainable: Sequence[str],
+  adapters: AdapterOptions = AdapterOptions(),
+  seed: int = 0,
   storage: str = "float32",
   fold: bool = True,
   mesh: jax.sharding.Mesh | None = None,
@@ -104,6 +109,8 @@ def prepare(
     build: backbone -> the task's model; it may look at everything of the backbone but its weights.
     source: the backbone, its file, or its shapes; of shapes the parts are shapes, without a fingerprint.
     trainable: patterns of the parameters that train (`partition.partition`).
+    adapters: those in the frozen backbone, which train too.
+    seed: of the adapters' random numbers.
     storage: of the frozen weights, one of `layers.storage.KINDS`.
     mesh: where the weights go; None leaves them on the default device.
     over: the devices that share frozen weights.
@@ -115,7 +122,8 @@ def prepare(
 
   Raises:
     ValueError: a pattern that matches nothing; a storage that is unknown, or that asks for folding where it
-      is off, or where something of the backbone trains, unless all that is frozen is a teacher.
+      is off, or where something of the backbone trains, unless all that is frozen is a teacher; adapters in
+      such a backbone, or that it does not take.
   """
   stored.check(storage, "config.frozen_dtype")
   module = build(source.module if isinstance(source, families.BackboneFile) else source)
@@ -123,8 +131,10 @@ def prepare(
   networks = (frozen,) if teacher is None else (frozen, trees.weights(teacher))
   parameters = sum(leaf.size for leaf in jax.tree.leaves(networks))
   is_open = not backbone_is_frozen(trained)
-  if storage == "int8" and is_open and (teacher is None or _holds_floats(trained, frozen)):
+  if storage == "int8" and is_open and (teacher is None or casting.holds_floats(trained, frozen)):
     raise ValueError(_INT8)
+  if adapters.kind != "none" and (is_open or not fold):
+    raise ValueError(_ADAPTERS.format(adapters.kind))
   identity = None
   if isinstance(teacher, base.Backbone):
     second = freeze(teacher, storage=storage, fold=fold_teacher, mesh=mesh, over=over)
@@ -132,13 +142,13 @@ def prepare(
     module.teacher = program if isinstance(program, nnx.Module) else nnx.data(program)
   elif teacher is not None:
     module.teacher = teacher
-    if not _has_shapes_only(teacher):
+    if not casting.has_shapes_only(teacher):
       identity = {"weights": trees.fingerprint(trees.weights(teacher))}
   if is_open:
     model = _open_model(module, source, trainable, storage, trained_as)
   else:
     backbone = freeze(source, storage=storage, fold=fold, mesh=mesh, over=over)
-    model = on_backbone(module, backbone, trainable)
+    model = on_backbone(module, backbone, trainable, adapters=adapters, seed=seed)
   if identity is not None:
     identity = {**identity, **(teacher_settings or {})}
   model = dataclasses.replace(model, frozen_parameters=parameters, teacher=identity)
@@ -167,31 +177,47 @@ def freeze(
   partition.inference_mode(module, set())
   if on_disk:
     fingerprint, program = source.fingerprint, _fold_from_disk(source, module, storage, mesh, over)
-  elif _has_shapes_only(module):
+  elif casting.has_shapes_only(module):
     fingerprint = ""
-    program = stored.shapes(module, storage=storage) if fold else _cast(module, storage)
+    program = stored.shapes(module, storage=storage) if fold else casting.cast_module(module, storage)
   else:
     fingerprint = trees.fingerprint(trees.weights(module))
-    program = module.fold(storage=storage) if fold else _cast(module, storage)
+    program = module.fold(storage=storage) if fold else casting.cast_module(module, storage)
   key = feature_key.feature_key(module, fingerprint, storage=storage, folded=fold)
   return FrozenBackbone(module, program, key, _in_words(storage, fold))
 
 
-def on_backbone(module: nnx.Module, backbone: FrozenBackbone, trainable: Sequence[str]) -> Model:
+def on_backbone(
+  module: nnx.Module,
+  backbone: FrozenBackbone,
+  trainable: Sequence[str],
+  *,
+  adapters: AdapterOptions = AdapterOptions(),
+  seed: int = 0,
+) -> Model:
   """Puts a frozen backbone into a model that was built on its canonical module, and splits the model.
 
+  Args:
+    adapters, seed: of `prepare`; the backbone is folded where there are some.
+
   Raises:
-    ValueError: a pattern that matches nothing, or a parameter of the backbone.
+    ValueError: a pattern that matches nothing, or a parameter of the backbone; adapters that it does not
+      take.
   """
-  set_backbone(module, backbone.program)
+  program, key, has_adapters = backbone.program, backbone.key, adapters.kind != "none"
+  if has_adapters:
+    program = adapters_lib.attach(program, adapters, seed)
+    key = {**key, "adapters": adapters_lib.identity(adapters)}
+    trainable = (*trainable, adapters_lib.PATTERN)
+  set_backbone(module, program)
   graphdef, trained, mutable, frozen = partition.split(module, trainable)
   return Model(
     graphdef,
     trained,
     mutable,
     frozen,
-    frozen_pass=True,
-    feature_key=backbone.key,
+    frozen_pass=not has_adapters,
+    feature_key=key,
     frozen_parameters=sum(leaf.size for leaf in jax.tree.leaves(frozen)),
     storage=backbone.storage,
     **_rules(module, backbone.module),
@@ -288,6 +314,11 @@ _INT8 = (
   "config.frozen_dtype=int8 is for a folded backbone: nothing of it may match config.trainable, and "
   "config.backbone.fold must be on. Take bfloat16 otherwise."
 )
+_ADAPTERS = (
+  "config.adapters.kind={} is for a folded backbone of which nothing else trains: nothing of it may match "
+  "config.trainable, and config.backbone.fold must be on. To train the backbone itself, set "
+  "--config.adapters.kind=none."
+)
 
 
 def open_source(options: BackboneOptions, seed: int) -> Source:
@@ -356,19 +387,13 @@ def _open_model(
     graphdef,
     trained,
     mutable,
-    _cast_but_teacher(frozen, storage),
+    casting.cast_all_but_teacher(frozen, storage),
     frozen_pass=False,
     feature_key=None,
     frozen_parameters=0,
     storage=_in_words(storage, False),
     **_rules(module, canonical),
   )
-
-
-def _holds_floats(trained: nnx.State, frozen: nnx.State) -> bool:
-  """Whether something of a model is frozen that a storage dtype would cast."""
-  _, rest = partition.split_mutable(trained, frozen)
-  return any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(rest))
 
 
 class _Holder(nnx.Module):
@@ -406,6 +431,8 @@ def _rules(module: nnx.Module, backbone: base.Backbone) -> dict[str, Any]:
 
   def layer_of(path: str) -> int:
     network, _, rest = path.partition("/")
+    if re.fullmatch(adapters_lib.PATTERN, path):
+      return shapes.num_depths
     return shapes.depth_of(rest) if network == "backbone" else shapes.num_depths
 
   rules = {name: getattr(value, "sharding_rules", None) for name, value in vars(module).items()}
@@ -414,35 +441,6 @@ def _rules(module: nnx.Module, backbone: base.Backbone) -> dict[str, Any]:
     no_weight_decay=tuple(f"backbone/{pattern}" for pattern in backbone.no_weight_decay),
     sharding_rules={name: value for name, value in rules.items() if value is not None},
   )
-
-
-def _cast(module: base.Backbone, storage: str) -> base.Backbone:
-  graphdef, state = nnx.split(module)
-  return nnx.merge(graphdef, _cast_state(state, storage))
-
-
-def _cast_state(state: nnx.State, storage: str) -> nnx.State:
-  """Floating leaves in the dtype of the storage; of shapes, their shapes."""
-  dtype = jnp.dtype(storage)
-  if _are_shapes(state):
-    return jax.eval_shape(lambda state: partition.cast(state, dtype), state)
-  return partition.cast(state, dtype)
-
-
-def _cast_but_teacher(state: nnx.State, storage: str) -> nnx.State:
-  """`_cast_state` of what is frozen of a model; a teacher is stored already, its tables in float32."""
-  flat = nnx.to_flat_state(state)
-  teacher = [(path, leaf) for path, leaf in flat if path[0] == "teacher"]
-  others = nnx.from_flat_state([(path, leaf) for path, leaf in flat if path[0] != "teacher"])
-  return nnx.from_flat_state([*nnx.to_flat_state(_cast_state(others, storage)), *teacher])
-
-
-def _has_shapes_only(module: nnx.Module) -> bool:
-  return _are_shapes(nnx.state(module))
-
-
-def _are_shapes(tree: Any) -> bool:
-  return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
 
 
 def _in_words(storage: str, folded: bool) -> str:

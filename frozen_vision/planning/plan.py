@@ -105,12 +105,13 @@ def plan(
     "batch_size": config.batch_size,
     "accumulate": config.accumulate,
     "examples_per_device": examples,
+    "policy": "frozen backbone" if config.adapters.kind == "none" else "with adapters",
     "versions": machines.versions(),
   }
   program = make_program(task, config, mesh)
   report |= _measure(program, machine, program_flops(program), report)
   report["finetune"] = None
-  if program.frozen_pass:
+  if program.frozen_pass or config.adapters.kind != "none":
     _logger.info("Compiled in %.0f s; now with everything training.", report["compile_seconds"])
     open_config = finetuned(config)
     once = program_flops(make_program(task, open_config, mesh, stacked=True, remat=False))
@@ -182,6 +183,7 @@ def make_program(
     functools.partial(nnx.eval_shape, task.build_model),
     backbone,
     trainable=config.trainable,
+    adapters=config.adapters,
     storage=config.frozen_dtype,
     fold=config.backbone.fold,
     trained_as=(lambda backbone: stored.shapes(backbone, "stacked", remat=remat)) if stacked else None,
@@ -249,7 +251,9 @@ def without_files(config: ConfigLike) -> Config:
 
 def finetuned(config: ConfigLike) -> Config:
   """The config with everything training. Decay by layer changes neither memory nor FLOPs."""
-  return tasks_build.read_config(config).replace({"trainable": (".*",), "optimizer.layer_decay": 1.0})
+  return tasks_build.read_config(config).replace(
+    {"trainable": (".*",), "optimizer.layer_decay": 1.0, "adapters.kind": "none"}
+  )
 
 
 def program_flops(program: Program) -> int:
@@ -273,7 +277,7 @@ def table(report: Report) -> str:
   """The report as text, frozen and fine-tuned side by side."""
   columns = {"as configured": report}
   if report["finetune"]:
-    columns = {"frozen backbone": report, "fine-tuned": report["finetune"]}
+    columns = {report["policy"]: report, "fine-tuned": report["finetune"]}
   memory = report["device_memory_bytes"]
 
   def fits(column: Report) -> str:

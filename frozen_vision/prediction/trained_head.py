@@ -36,7 +36,7 @@ class TrainedHead:
     task: of the run, without data.
     config: of the run.
     graphdef, trainable, mutable, frozen: the model in parts, for `nnx.merge`.
-    feature_key: of the frozen backbone; None where some of the backbone was trained with the head.
+    feature_key: of the frozen backbone; None where something in it was trained with the head, be it adapters.
     differs: {field: (of the given backbone, of its own)} where it did not fit the given backbone.
   """
 
@@ -191,7 +191,8 @@ def load(
     model = _trained_with_backbone(task, config)
   else:
     backbone, differs = _fitting_backbone(backbones, config, meta["feature_key"], workdir)
-    model = prepare.on_backbone(task.build_model(backbone.module), backbone, patterns)
+    module = task.build_model(backbone.module)
+    model = prepare.on_backbone(module, backbone, patterns, adapters=config.adapters, seed=config.seed)
   graphdef, trainable, mutable, frozen = model.graphdef, model.trainable, model.mutable, model.frozen
   if init is not None and init.path and _has_frozen_head(frozen):
     module = nnx.merge(graphdef, trainable, mutable, frozen)
@@ -201,7 +202,7 @@ def load(
     trainable, mutable, meta = checkpoints.restore_evaluated(
       trainable, mutable, averaged=config.ema_decay > 0, step=meta["step"], best=best
     )
-  parts, key = (graphdef, trainable, mutable, frozen), model.feature_key
+  parts, key = (graphdef, trainable, mutable, frozen), model.feature_key if model.frozen_pass else None
   return TrainedHead(name, os.fspath(workdir), meta["step"], task, config, parts, key, differs)
 
 
@@ -231,6 +232,7 @@ def _fitting_backbone(
     ValueError: the head's own backbone has other features today.
   """
   wanted = feature_key.current(json.loads(json.dumps(stored_key)))
+  wanted.pop("adapters", None)  # they are in the checkpoint, and stand on features without them
   differs: dict[str, tuple[Any, Any]] = {}
   backbone = backbones.of(config, given=True) if backbones.has_given else None
   if backbone is not None and backbone.key != wanted:

@@ -161,6 +161,7 @@ def _trained_parameters(task: base.Task, config: Config) -> int:
     task.build_model,
     prepare.abstract_source(config.backbone),
     trainable=config.trainable,
+    adapters=config.adapters,
     storage=config.frozen_dtype,
     fold=config.backbone.fold,
   )

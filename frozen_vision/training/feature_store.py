@@ -43,6 +43,15 @@ class FedBatch(dict):
     self.slots, self.features = slots, features
 
 
+def check_without_adapters(model: prepare.Model) -> None:
+  """Raises a CacheError where adapters change the features at every step."""
+  if model.feature_key is not None and "adapters" in model.feature_key:
+    raise feature_cache.CacheError(
+      "config.cache.path needs features that never change, and config.adapters trains inside the backbone. "
+      "Leave --config.cache.path empty, or set --config.adapters.kind=none."
+    )
+
+
 class FeatureStore:
   """The cache of one set of examples, and the program that computes what it lacks.
 
@@ -79,6 +88,7 @@ class FeatureStore:
     Raises:
       CacheError: features that depend on more than the example and the frozen backbone.
     """
+    check_without_adapters(model)
     if not model.frozen_pass:
       raise feature_cache.CacheError(
         "config.cache.path needs a frozen backbone, and config.trainable matches some of its parameters. "

@@ -264,6 +264,8 @@ def cached_evaluations(
   Raises:
     CacheError, LockedError: as `FeatureStore` does.
   """
+  if config.cache.path:
+    feature_store.check_without_adapters(model)
   found: dict[str, CachedEvaluation] = {}
   with contextlib.ExitStack() as stack:
     if config.cache.path and model.frozen_pass and not task.extra_views and task.takes_features:

@@ -69,6 +69,8 @@ def build_model(
     task.build_model,
     prepare.open_source(config.backbone, config.seed),
     trainable=config.trainable,
+    adapters=config.adapters,
+    seed=config.seed,
     storage=config.frozen_dtype,
     fold=config.backbone.fold,
     mesh=mesh,

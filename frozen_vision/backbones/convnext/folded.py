@@ -13,7 +13,7 @@ from frozen_vision.backbones import base
 from frozen_vision.backbones.convnext import architecture
 from frozen_vision.backbones.convnext.architecture import NORM_EPSILON
 from frozen_vision.devices import sharding
-from frozen_vision.layers import convolution, patches
+from frozen_vision.layers import adapters, convolution, patches
 from frozen_vision.layers import storage as stored
 from frozen_vision.layers.mlp import gelu
 from frozen_vision.ops.arrays import Array
@@ -49,9 +49,18 @@ class FoldedConvNeXt(base.FoldedBackbone):
       if not index:
         x = _norm(x, down["norm"])
       spec = self.config.depthwise(index)
-      x = stored.run_blocks(x, stage, lambda x, leaves, _, spec=spec: _block(x, leaves, spec))
+
+      def block(x: Array, leaves: Tree, _: int, spec=spec) -> Array:
+        return adapters.adapted(x, _block(x, leaves, spec), leaves)
+
+      x = stored.run_blocks(x, stage, block, remat=self.remat)
       features.append(x)
     return architecture.cropped(features, images.shape[1:3], self.feature_specs)
+
+  def block_shape(self, stage: int, index: int) -> base.BlockShape:
+    del index
+    channels = self.config.depthwise(stage).inputs
+    return base.BlockShape(channels, channels)
 
   def embed(self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None) -> Float[Array, "b d"]:
     """The last map, averaged over positions, after the final norm."""

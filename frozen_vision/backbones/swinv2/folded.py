@@ -18,6 +18,7 @@ from frozen_vision.backbones import base
 from frozen_vision.backbones.swinv2 import config as swinv2
 from frozen_vision.backbones.swinv2 import windows
 from frozen_vision.devices import sharding
+from frozen_vision.layers import adapters
 from frozen_vision.layers import storage as stored
 from frozen_vision.layers.patches import join_neighbours, patches
 from frozen_vision.ops.arrays import Array
@@ -36,13 +37,11 @@ class FoldedSwinV2(base.FoldedBackbone):
   Attributes:
     stem, norm: patch embedding, and the final norm that `embed` uses.
     stages: per stage `repeated` and `blocks` (`layers.storage.fold_blocks`), and `downsample`.
-    remat: of a backbone that trains (`stacked`): blocks are computed again on the way back.
   """
 
   stem: Tree
   stages: tuple[Tree, ...]
   norm: Tree
-  remat: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
   def __call__(
     self, images: Float[Array, "b h w 3"], *, rng: Array | None = None
@@ -59,7 +58,7 @@ class FoldedSwinV2(base.FoldedBackbone):
     for index, stage in enumerate(stages):
       # A period has an even number of blocks, so the parity of what follows is its own.
       def block(x, leaves, position, index=index):
-        return self._block(x, leaves, index, position % 2 == 1)
+        return adapters.adapted(x, self._block(x, leaves, index, position % 2 == 1), leaves)
 
       x = stored.run_blocks(x, stage, block, remat=self.remat)
       features.append(x)
@@ -110,6 +109,10 @@ class FoldedSwinV2(base.FoldedBackbone):
     if sharding.num_devices() == 1 and windows.whole_windows(x.shape[1:3], size):
       return jax.lax.platform_dependent(x, cpu=in_strips, default=at_once)
     return at_once(x)
+
+  def block_shape(self, stage: int, index: int) -> base.BlockShape:
+    del index
+    return base.BlockShape(self.config.stage_channels(stage), self.config.stage_channels(stage))
 
   def _bias(self, block: Tree, window: tuple[int, int], stage: int) -> Float[Array, "heads _ _"]:
     """`windows.pair_bias` of the table, or of its middle where a map is smaller.

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from frozen_vision.backbones import base
 from frozen_vision.backbones.vit import positions, tokens
 from frozen_vision.devices import sharding
+from frozen_vision.layers import adapters
 from frozen_vision.layers import storage as stored
 from frozen_vision.layers.activations import ACTIVATIONS, gated
 from frozen_vision.layers.attention import attention
@@ -39,7 +40,6 @@ class FoldedViT(base.FoldedBackbone):
     stages: the blocks up to the last tap, and those that follow, which only `embed` needs.
     norm: the final norm.
     pool: SigLIP's attention pooling, or None.
-    remat: of a backbone that trains (`stacked`): blocks are computed again on the way back.
   """
 
   stem: Tree
@@ -47,7 +47,6 @@ class FoldedViT(base.FoldedBackbone):
   stages: tuple[Tree, Tree]
   norm: Tree
   pool: Tree
-  remat: bool = dataclasses.field(default=False, metadata=dict(static=True))
 
   def __call__(
     self, images: Float[Array, "b h w 3"], *, rng: jax.Array | None = None
@@ -137,8 +136,14 @@ class FoldedViT(base.FoldedBackbone):
     query, key, value = (tokens.split_heads(part, config.num_heads) for part in jnp.split(qkv, 3, axis=-1))
     if rotary is not None:
       query, key = positions.rotate(query, *rotary), positions.rotate(key, *rotary)
-    x = x + stored.linear(attention(query, key, value, scale=1.0, bias=bias).reshape(x.shape), block["proj"])
-    return x + self._mlp(stored.norm(x, block["norm2"], config.norm_epsilon), block["mlp"])
+    y = x + stored.linear(attention(query, key, value, scale=1.0, bias=bias).reshape(x.shape), block["proj"])
+    y = y + self._mlp(stored.norm(y, block["norm2"], config.norm_epsilon), block["mlp"])
+    return adapters.adapted(x, y, block)
+
+  def block_shape(self, stage: int, index: int) -> base.BlockShape:
+    """Stage 0 leads to the last tapped block, stage 1 on to `embed`."""
+    del stage, index
+    return base.BlockShape(self.config.embed_dim, self.config.embed_dim)
 
   def _mlp(self, x: Float[Array, "... c"], mlp: Tree) -> Float[Array, "... c"]:
     if "gate" in mlp:
