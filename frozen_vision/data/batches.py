@@ -59,6 +59,8 @@ class DetectionTrainBatch(Batch):
       (`numpy.packbits` along the width); absent where only boxes are trained.
     semantic: class index of every s-th pixel of every s-th row, s the stride of the level that the semantic
       branch works on, 255 without a class; absent without such a branch.
+    negative: classes that the image is known not to show (LVIS); absent unless the head asks for them.
+    not_exhaustive: classes of which not all objects are marked, likewise.
   """
 
   image: Required[UInt8[Array, "*b h w 3"]]
@@ -68,6 +70,8 @@ class DetectionTrainBatch(Batch):
   valid: Required[Bool[Array, "*b n"]]
   masks: NotRequired[UInt8[Array, "*b n h w_bytes"]]
   semantic: NotRequired[UInt8[Array, "*b h_semantic w_semantic"]]
+  negative: NotRequired[Bool[Array, "*b classes"]]
+  not_exhaustive: NotRequired[Bool[Array, "*b classes"]]
 
 
 class DetectionEvalBatch(Batch):

@@ -23,6 +23,7 @@ from typing import Any
 
 from absl import flags
 import grain.python as grain
+from jaxtyping import Float64, Int64
 import numpy as np
 
 from frozen_vision.data import shared_memory
@@ -50,19 +51,68 @@ class _Read:
       raise
 
 
+class RepeatedPass:
+  """Passes over a source in which records occur several times: (index, its number in a pass) -> position.
+
+  Every pass has the same length, the sum of all factors, rounded. A record whose factor is f occurs floor(f)
+  or ceil(f) times, f on average, up to that rounding: the records are laid out in a random order, each as
+  long as its factor, and cut at equal distances. A pass is a pure function of (seed, its number).
+
+  Args:
+    factors: of every record, 1 or more.
+  """
+
+  def __init__(self, factors: Float64[np.ndarray, "m"], seed: int):
+    if not np.all(factors >= 1):
+      raise ValueError(f"Repeat factors are {np.min(factors)} and more; expected 1 or more.")
+    self.factors, self.seed = np.asarray(factors, np.float64), seed
+    self.length = max(1, round(float(self.factors.sum())))
+    self._newest: dict[int, Int64[np.ndarray, n]] = {}
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {**self.__dict__, "_newest": {}}
+
+  def positions(self, number: int) -> Int64[np.ndarray, "n"]:
+    """The positions of a pass, in its order."""
+    found = self._newest.get(number)
+    if found is None:
+      rng = np.random.default_rng((self.seed, number))
+      order = rng.permutation(len(self.factors))
+      ends = np.cumsum(self.factors[order])
+      cuts = (np.arange(self.length) + rng.random()) * (ends[-1] / self.length)
+      found = order[np.minimum(np.searchsorted(ends, cuts, side="right"), len(order) - 1)]
+      found = found[rng.permutation(self.length)]
+      # Threads of a loader look at the end of one pass and the start of the next.
+      self._newest = {**dict(list(self._newest.items())[-1:]), number: found}
+    return found
+
+  def __call__(self, index: int, _: int) -> int:
+    return int(self.positions(index // self.length)[index % self.length])
+
+
 class Order:
   """Which record every example of a training run shows, and which of its views.
 
   Attributes:
-    length: of the source.
+    length: of a pass over the source.
     views: how many there are of each record; 0 if every example has its own.
   """
 
-  def __init__(self, length: int, seed: int, views: int = 0):
+  def __init__(self, length: int, seed: int, views: int = 0, repeats: Float64[np.ndarray, "m"] | None = None):
     # Explicit seeds per step: the defaults of grain would depend on the number of steps before.
     shuffle_seed, self.augment_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
     self.length, self.views = length, views
-    self.positions = grain.MapDataset.range(length).shuffle(seed=shuffle_seed).repeat(None)
+    if repeats is None:
+      self.positions = grain.MapDataset.range(length).shuffle(seed=shuffle_seed).repeat(None)
+      return
+    if views:
+      raise ValueError(
+        "Some records are repeated within a pass, and each has fixed views, of which a pass shows one. Set "
+        "--config.cache.views=0, or repeat none."
+      )
+    repeated = RepeatedPass(repeats, shuffle_seed)
+    self.length = repeated.length
+    self.positions = grain.MapDataset.range(self.length).repeat(None).map_with_index(repeated)
 
   def view(self, index: int) -> int:
     """The view that an example shows: one for each pass over the source, then the first again."""
@@ -164,6 +214,7 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
   views: int = 0,
+  repeats: Float64[np.ndarray, "m"] | None = None,
 ) -> BatchIterator:
   """Endless shuffled, augmented batches; each pass over the source has a new order.
 
@@ -184,12 +235,13 @@ def train_batches(
     process_count: number of processes that share each batch.
     views: how many fixed augmentations a record has, which passes over the source take in turn: the generator
       then depends on (seed, position of the record, view). 0: each example has its own.
+    repeats: how often a pass shows each record, on average, 1 or more; None: once (`RepeatedPass`).
 
   Returns:
     An iterator of dicts with the transform's keys and `index` int64 [b], the global example index.
 
   Raises:
-    ValueError: an empty source, or sizes that do not divide.
+    ValueError: an empty source, sizes that do not divide, or `repeats` with `views`.
   """
   _check(source, batch_size, num_workers, process_index, process_count)
   if start_example < 0 or start_example % batch_size:
@@ -197,7 +249,7 @@ def train_batches(
       f"start_example is {start_example}, expected a multiple of batch_size ({batch_size}), "
       "because a run stops between batches; continue with the batch size it was started with."
     )
-  order = Order(len(source), seed, views)
+  order = Order(len(source), seed, views, repeats)
   dataset = order.positions.map_with_index(_Read(source))
   dataset = dataset.random_map(_ApplyTrain(transform, order), seed=order.augment_seed)
   padded = getattr(transform, "padded_keys", ())

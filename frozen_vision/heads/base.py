@@ -21,12 +21,16 @@ class DetectionHeadConfig:
     with_masks: the head also predicts masks, and trains on them.
     semantic_classes: classes of label maps that the head trains on beside objects; 0 for none.
     semantic_level: feature level at whose stride these label maps are made.
+    reads_class_lists: the loss reads which classes an image was searched for (`negative`, `not_exhaustive`).
+    reads_class_counts: the loss reads `class_images` and `class_objects`.
   """
 
   num_classes: int = 80
   with_masks: bool = False
   semantic_classes: int = 0
   semantic_level: int = 0
+  reads_class_lists: bool = False
+  reads_class_counts: bool = False
 
 
 class DetectionHead(nnx.Module):
@@ -47,7 +51,9 @@ class DetectionHead(nnx.Module):
 
     Args:
       features: of the neck.
-      batch: as `data.batches.DetectionTrainBatch`. Images without objects are welcome.
+      batch: as `data.batches.DetectionTrainBatch`. Images without objects are welcome. For a config with
+        `reads_class_counts` also `class_images` and `class_objects`, float32 [classes]: how many training
+        images, and objects in them, have each class.
       rng: for what is sampled.
     """
 

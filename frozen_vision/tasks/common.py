@@ -7,6 +7,8 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jaxtyping import Float64
+import numpy as np
 
 from frozen_vision.backbones import families
 from frozen_vision.backbones.base import FeatureSpec
@@ -102,6 +104,7 @@ def train_batches(
   source: pipeline.Source,
   transform: pipeline.TrainTransform,
   start_example: int,
+  repeats: Float64[np.ndarray, "m"] | None = None,
 ) -> pipeline.BatchIterator:
   """`pipeline.train_batches` with the batch size, seed and loader of a config: this process's part."""
   return pipeline.train_batches(
@@ -115,6 +118,7 @@ def train_batches(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     views=config.cache.views,
+    repeats=repeats,
   )
 
 

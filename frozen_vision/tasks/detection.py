@@ -17,6 +17,7 @@ from frozen_vision.data import classes as class_names
 from frozen_vision.data.detection import (
   coco,
   copy_paste,
+  long_tail,
   lost_objects,
   photos,
   prepared_coco,
@@ -100,8 +101,10 @@ class DetectionTask(base.Task):
       head = dataclasses.replace(head, with_masks=with_masks)
     self._head_config = head
     self._semantic_stride = 0
+    self._repeats, self._counts = None, long_tail.ClassCounts(*(np.ones((2, len(self._names)), np.int64)))
     if self._train is not None:
       lost_objects.count(self._train, self._train_transform())
+      self._measure_classes()
     semantic_classes, semantic = self._head_config.semantic_classes, self._options.semantic
     if bool(semantic_classes) != bool(semantic.maps):
       raise ValueError(
@@ -124,6 +127,19 @@ class DetectionTask(base.Task):
         f"detection.copy_paste is {pasting}, and only boxes are trained: objects are cut out by their masks. "
         "Set --config.detection.copy_paste=0."
       )
+
+  def _measure_classes(self) -> None:
+    """Counts the classes of the training images, where the loss or the order of images depends on them."""
+    head, threshold = self._head_config, self._options.repeat_threshold
+    if head.reads_class_counts or threshold:
+      self._counts, self._repeats = long_tail.measure(self._train, threshold)
+    if self._repeats is not None:
+      self.headline += (
+        f" A pass shows {round(self._repeats.sum()):,} examples, images of rare classes up to "
+        f"{self._repeats.max():.1f} times."
+      )
+    if head.reads_class_lists and getattr(self._train, "class_lists", None) is None:
+      self.headline += " The training images do not say which classes they were searched for."
 
   def settle(self, config: DetectionConfig) -> DetectionConfig:
     """See `Task.settle`: annotations without masks make a head for boxes only."""
@@ -157,7 +173,7 @@ class DetectionTask(base.Task):
     transform = self._train_transform()
     if self._options.copy_paste:
       transform = copy_paste.CopyPasteTrain(transform, self._train, self._options.copy_paste)
-    return common.train_batches(self._config, self._train, transform, start_example)
+    return common.train_batches(self._config, self._train, transform, start_example, self._repeats)
 
   def blank_example(self) -> batches.DetectionTrainBatch:
     size = tuple(self._options.frame)
@@ -188,6 +204,7 @@ class DetectionTask(base.Task):
       flip_probability=options.flip,
       with_masks=self._head_config.with_masks,
       semantic_stride=self._semantic_stride,
+      class_lists=len(self._names) if self._head_config.reads_class_lists else 0,
     )
 
   def eval_batches(self) -> pipeline.BatchIterator:
@@ -228,7 +245,11 @@ class DetectionTask(base.Task):
     rng: jax.Array,
     state: None,
   ) -> base.Losses:
-    return base.Losses(*model.head.losses(common.head_levels(model, batch, features, rng), batch, rng))
+    levels = common.head_levels(model, batch, features, rng)
+    if self._head_config.reads_class_counts:
+      counts = {"class_images": self._counts.images, "class_objects": self._counts.objects}
+      batch = {**batch, **{name: jnp.asarray(value, jnp.float32) for name, value in counts.items()}}
+    return base.Losses(*model.head.losses(levels, batch, rng))
 
   def predict(
     self, model: Detector, batch: batches.DetectionEvalBatch, features: base.Features
@@ -335,10 +356,11 @@ def _open_sources(config: DetectionConfig) -> tuple[Any, Any]:
       split["check_images"] = config.data.check and options.data != "photos"
   match options.data:
     case "scenes":
-      sizes = dict(image_size=options.scenes.image_size, seed=config.seed)
+      chosen, imbalance = options.scenes, options.scenes.imbalance
+      sizes = dict(image_size=chosen.image_size, seed=config.seed, frequencies=imbalance > 1)
       return (
-        scenes.SceneSource(options.scenes.train_images, split="train", **sizes),
-        scenes.SceneSource(options.scenes.validation_images, split="validation", **sizes),
+        scenes.SceneSource(chosen.train_images, split="train", imbalance=imbalance, **sizes),
+        scenes.SceneSource(chosen.validation_images, split="validation", **sizes),
       )
     case "photos":
       sample = photos.sample_photos()

@@ -66,6 +66,15 @@ class SemanticOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class DetectionScenesOptions(ScenesOptions):
+  """Generated scenes with exact boxes and masks."""
+
+  # In training images the first class is so many times as frequent as the last. Above 1, validation, whose
+  # classes are equal, also reports the AP of frequent, common and rare classes, a third of them each.
+  imbalance: Positive = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class DetectionOptions:
   """The section `detection`."""
 
@@ -73,7 +82,7 @@ class DetectionOptions:
   # voc: PASCAL VOC's layout below `root`; files: any COCO JSON and its folder of images; prepared: what
   # frozen_vision.data.prepare wrote.
   data: Literal["scenes", "photos", "coco", "voc", "files", "prepared"] = "coco"
-  scenes: ScenesOptions = ScenesOptions()
+  scenes: DetectionScenesOptions = DetectionScenesOptions()
   root: Path = "data/coco"
   voc: VocOptions = VocOptions()
   train: AnnotatedImages = AnnotatedImages()
@@ -82,6 +91,8 @@ class DetectionOptions:
   validation_fraction: Fraction = 0.0
   train_image_ids: tuple[int, ...] = ()  # only these; all if empty
   validation_image_ids: tuple[int, ...] = ()
+  # Images of classes in a smaller fraction of the training images are shown more often (LVIS: 0.001).
+  repeat_threshold: Fraction = 0.0
   max_objects: Count = 100
   frame: Size = (1024, 1024)  # (height, width) of training images, padded
   eval_frame: Size = (1024, 1024)

@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import pathlib
 from typing import Any, Self
@@ -21,6 +20,7 @@ from pycocotools import mask as mask_utils
 
 from frozen_vision.data import findings, fingerprint, image_checks
 from frozen_vision.data import images as image_io
+from frozen_vision.data.detection import class_lists as class_lists_lib
 from frozen_vision.data.detection import coco_annotations as checks
 from frozen_vision.data.detection import coco_conventions, coco_files, coco_table, mask_encoding
 
@@ -114,7 +114,9 @@ def open_annotations(
     table = table.take(np.flatnonzero(table.objects_per_image() > 0))
     if not len(table):
       raise nothing_to_train_on(path, problems)
-  return CocoSource(read, path, folder, table, categories, labelled, require_masks, problems, has_masks)
+  source = CocoSource(read, path, folder, table, categories, labelled, require_masks, problems, has_masks)
+  source.class_lists = class_lists_lib.read(raw, rows, categories, path)
+  return source
 
 
 def _without_objects(count: int, total: int) -> list[str]:
@@ -286,7 +288,10 @@ class CocoSource(InstanceSource):
 
   Attributes:
     findings: what the checks of the annotation file and of the images counted.
+    class_lists: of an LVIS file; records then have `negative_classes`, `not_exhaustive_classes`, int32 [k].
   """
+
+  class_lists: class_lists_lib.ClassLists | None = None
 
   def __init__(
     self,
@@ -326,6 +331,7 @@ class CocoSource(InstanceSource):
       "file names": list(annotations.pop("file_names")),
       "annotations": annotations,
       "file sizes": fingerprint.file_sizes(self.files()),
+      **({} if self.class_lists is None else {"class lists": dataclasses.asdict(self.class_lists)}),
     }
 
   def read(self, index: int) -> tuple[dict[str, Any], bytes]:
@@ -337,7 +343,8 @@ class CocoSource(InstanceSource):
 
   def record(self, index: int) -> dict[str, Any]:
     """The record without "image"; touches no file."""
-    return self._table.record(_checked_index(index, len(self)))
+    record = self._table.record(_checked_index(index, len(self)))
+    return record if self.class_lists is None else record | self.class_lists.record(record["image_id"])
 
   def image_path(self, index: int) -> pathlib.Path:
     return self.image_dir / self._table.file_names[_checked_index(index, len(self))]
@@ -365,6 +372,10 @@ class CocoSource(InstanceSource):
   def objects(self) -> tuple[Int32[np.ndarray, "m 2"], Int64[np.ndarray, "a"], Float32[np.ndarray, "a 4"]]:
     """(height, width) of every image; the image's position and the box of all annotations but crowds."""
     return self._table.sizes, *self._table.objects()
+
+  def labelled_objects(self) -> tuple[Int64[np.ndarray, "a"], Int32[np.ndarray, "a"]]:
+    """(position of the image, label) of all annotations but crowds."""
+    return self._table.objects()[0], self._table.labels[~self._table.crowd]
 
   def counts(self) -> dict[str, int]:
     """Numbers for a summary: images, annotations, crowds, images without objects."""
@@ -395,7 +406,7 @@ class CocoSource(InstanceSource):
     for row in checks.read_annotations(
       raw, rows, self.categories, problems, require_masks=self._require_masks
     ):
-      annotations.append(_evaluable(row, self.categories))
+      annotations.append(coco_conventions.evaluable(row, self.categories))
     return {
       "info": raw.get("info", {}),
       "licenses": raw.get("licenses", []),
@@ -403,22 +414,6 @@ class CocoSource(InstanceSource):
       "annotations": annotations,
       "categories": [dict(category) for category in self.categories],
     }
-
-
-def _evaluable(row: checks.AnnotationRow, categories: Sequence[Mapping[str, Any]]) -> dict:
-  annotation = {**row.source, "id": row.id, "image_id": row.image_id}
-  annotation["category_id"] = categories[row.label]["id"]
-  annotation["area"] = row.area
-  annotation["iscrowd"] = int(row.crowd)
-  segmentation = json.loads(row.segmentation)
-  if segmentation is None:
-    annotation.pop("segmentation", None)
-  else:
-    annotation["segmentation"] = segmentation
-  if annotation.get("bbox") is None:
-    x1, y1, x2, y2 = row.box or (0.0, 0.0, 0.0, 0.0)
-    annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
-  return annotation
 
 
 def _checked_index(index: int, length: int) -> int:

@@ -1,6 +1,7 @@
 """Finds the conventions of a COCO-format file: unit of boxes, masks or none, label space."""
 
 from collections.abc import Mapping, Sequence
+import json
 import math
 import pathlib
 from typing import Any
@@ -79,3 +80,20 @@ def label_space(
       " the categories of the training."
     )
   return tuple(sorted((dict(category) for category in given), key=lambda c: c["id"]))
+
+
+def evaluable(row: checks.AnnotationRow, categories: Sequence[Mapping[str, Any]]) -> dict:
+  """The annotation of a row as an evaluator reads it, with `id`, `area` and `iscrowd` filled in."""
+  annotation = {**row.source, "id": row.id, "image_id": row.image_id}
+  annotation["category_id"] = categories[row.label]["id"]
+  annotation["area"] = row.area
+  annotation["iscrowd"] = int(row.crowd)
+  segmentation = json.loads(row.segmentation)
+  if segmentation is None:
+    annotation.pop("segmentation", None)
+  else:
+    annotation["segmentation"] = segmentation
+  if annotation.get("bbox") is None:
+    x1, y1, x2, y2 = row.box or (0.0, 0.0, 0.0, 0.0)
+    annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+  return annotation

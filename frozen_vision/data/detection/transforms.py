@@ -258,6 +258,8 @@ class DetectionTrain:
     with_masks: False for data or heads without masks; boxes that the frame cuts are then clipped.
     semantic_stride: with records that have `semantic` (see `semantic_maps`): the stride at which a head reads
       them; 0 leaves them out.
+    class_lists: how many classes there are, for a head that asks which of them an image was searched for
+      (`data.detection.class_lists`); a record that does not say lists none. 0 leaves them out.
   """
 
   frame: Size
@@ -267,6 +269,7 @@ class DetectionTrain:
   min_box_size: float = 1.0
   with_masks: bool = True
   semantic_stride: int = 0
+  class_lists: int = 0
   padded_keys: ClassVar[tuple[str, ...]] = ("masks",)  # see `pipeline.train_batches`
 
   def __call__(self, record: Record, rng: np.random.Generator) -> batches.DetectionTrainBatch:
@@ -308,6 +311,11 @@ class DetectionTrain:
     if self.semantic_stride:
       semantic = padded(geometry.move_label_map(record["semantic"]), self.frame, label_maps.IGNORE)
       example["semantic"] = semantic[:: self.semantic_stride, :: self.semantic_stride]
+    if self.class_lists:
+      for name in ("negative", "not_exhaustive"):
+        example[name] = np.zeros(self.class_lists, bool)
+        if f"{name}_classes" in record:
+          example[name][record[f"{name}_classes"]] = True
     return example
 
 

@@ -6,7 +6,8 @@ at most half of the image on the longer one. They are painted back to front, so 
 parts of earlier ones, and every mask holds the visible pixels only. An object that would hide too
 much of another one, or lose too much at the border, is placed again, so that the truth is fair.
 
-A scene is a pure function of (seed, split, index, image size).
+A scene is a pure function of (seed, split, index, image size), and of the imbalance of its classes, if there
+is one: then the first class is so many times as frequent as the last, and those between fall geometrically.
 """
 
 import dataclasses
@@ -57,9 +58,13 @@ class SceneSource:
     image_size: side of a square image, or (height, width), in pixels.
     seed: non-negative integer. Different seeds give unrelated scenes.
     split: "train" or "validation". The two never share a scene, whatever their seeds.
+    imbalance: how many times as frequent the first class is as the last; 1 for equal classes.
+    frequencies: categories say whether they are frequent, common or rare in imbalanced scenes, and the ground
+      truth is one of LVIS's, of images that were searched for every class.
 
   Raises:
-    ValueError: for an unknown split, a negative count or seed, or images below 64 pixels.
+    ValueError: for an unknown split, a negative count or seed, images below 64 pixels, or an imbalance below
+      1.
   """
 
   class_names = CLASS_NAMES
@@ -70,6 +75,9 @@ class SceneSource:
     image_size: int | tuple[int, int] = 128,
     seed: int = 0,
     split: str = "train",
+    *,
+    imbalance: float = 1.0,
+    frequencies: bool = False,
   ):
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if split not in _SPLITS:
@@ -80,6 +88,10 @@ class SceneSource:
       )
     if min(height, width) < MIN_IMAGE_SIDE:
       raise ValueError(f"image_size is {height}x{width}; both sides must be >= {MIN_IMAGE_SIDE}.")
+    if imbalance < 1:
+      raise ValueError(f"imbalance is {imbalance}; expected 1 (equal classes) or more.")
+    self.imbalance = float(imbalance)
+    self.frequencies = frequencies
     self.num_images = int(num_images)
     self.image_size = (int(height), int(width))
     self.seed = int(seed)
@@ -91,7 +103,10 @@ class SceneSource:
   def __repr__(self) -> str:
     return (
       f"SceneSource(num_images={self.num_images}, image_size={self.image_size}, "
-      f"seed={self.seed}, split={self.split!r})"
+      f"seed={self.seed}, split={self.split!r}"
+      + f", imbalance={self.imbalance}" * (self.imbalance > 1)
+      + ", frequencies=True" * self.frequencies
+      + ")"
     )
 
   def __getstate__(self) -> dict:
@@ -101,7 +116,7 @@ class SceneSource:
     """Paints scene `index`; raises IndexError outside of [0, num_images)."""
     if not 0 <= index < self.num_images:
       raise IndexError(f"scene {index} of {self.num_images}.")
-    return _make_scene(self.seed, self.split, int(index), self.image_size)
+    return _make_scene(self.seed, self.split, int(index), self.image_size, self.imbalance)
 
   def __getitem__(self, index: int) -> dict:
     """Record of scene `index`.
@@ -130,7 +145,11 @@ class SceneSource:
   @property
   def categories(self) -> list[dict]:
     """COCO categories; label i is category id i + 1."""
-    return [dict(id=i + 1, name=name, supercategory="shape") for i, name in enumerate(CLASS_NAMES)]
+    categories = [dict(id=i + 1, name=name, supercategory="shape") for i, name in enumerate(CLASS_NAMES)]
+    if self.frequencies:
+      for category in categories:  # a third of the classes each
+        category["frequency"] = "fcr"[(category["id"] - 1) * 3 // len(categories)]
+    return categories
 
   @functools.cached_property
   def ground_truth(self) -> dict:
@@ -142,7 +161,9 @@ class SceneSource:
     for index in range(self.num_images):
       record = self[index]
       size = {key: record[key] for key in ("file_name", "height", "width")}
-      images.append({"id": record["image_id"], **size})
+      absent = sorted(set(range(len(CLASS_NAMES))) - set(record["labels"].tolist()))
+      searched = dict(neg_category_ids=[i + 1 for i in absent], not_exhaustive_category_ids=[])
+      images.append({"id": record["image_id"], **size, **(searched if self.frequencies else {})})
       masks = record["masks"].transpose(1, 2, 0).astype(np.uint8)
       rles = coco_mask.encode(np.asfortranarray(masks))
       for box, label, area, rle in zip(record["boxes"], record["labels"], record["area"], rles):
@@ -199,7 +220,9 @@ def statistics(source: SceneSource) -> dict[str, float]:
   return {key: float(value) for key, value in figures.items()}
 
 
-def _make_scene(seed: int, split: str, index: int, image_size: tuple[int, int]) -> Scene:
+def _make_scene(
+  seed: int, split: str, index: int, image_size: tuple[int, int], imbalance: float = 1.0
+) -> Scene:
   height, width = image_size
   rng = painting.Random(seed, _SPLITS[split], index)
   canvas = painting.paint_background(rng, height, width)
@@ -209,7 +232,7 @@ def _make_scene(seed: int, split: str, index: int, image_size: tuple[int, int]) 
   overlapping: list[bool] = []
   count = rng.integer(MIN_OBJECTS, MAX_OBJECTS + 1)
   for _ in range(count):
-    label = rng.integer(0, len(CLASS_NAMES))  # before any refusal: rare shapes stay as frequent
+    label = _draw_class(rng, imbalance)  # before any refusal: rare shapes stay as frequent
     attempts = 40 if len(placed) >= MIN_OBJECTS else 4000
     for attempt in range(attempts):
       # The largest size shrinks with every refusal, so that full scenes have a place for it too.
@@ -234,6 +257,15 @@ def _make_scene(seed: int, split: str, index: int, image_size: tuple[int, int]) 
     visible=(masks.sum((1, 2)) / np.array(full_areas)).astype(np.float32),
     overlapping=np.array(overlapping),
   )
+
+
+def _draw_class(rng: painting.Random, imbalance: float) -> int:
+  """A label; label i of k is imbalance^(-i / (k - 1)) times as frequent as the first."""
+  count = len(CLASS_NAMES)
+  if imbalance == 1:
+    return rng.integer(0, count)
+  weights = imbalance ** (-np.arange(count) / (count - 1))
+  return int(np.searchsorted(np.cumsum(weights)[:-1], rng.uniform() * weights.sum(), side="right"))
 
 
 def _sample_object(

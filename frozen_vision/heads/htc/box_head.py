@@ -1,14 +1,18 @@
 """Box head of one cascade stage: layers shared by class logits and deltas (Shared2FC, 4Conv1FC)."""
 
+from collections.abc import Mapping
+import math
+from types import MappingProxyType
 from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 import optax
 
+from frozen_vision.heads import class_losses
 from frozen_vision.heads import detection_losses as loss_ops
 from frozen_vision.heads.htc.config import HTCConfig, Quad
 from frozen_vision.layers import norms
@@ -16,6 +20,8 @@ from frozen_vision.layers.activations import ACTIVATIONS
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops.arrays import Array
 
+# Of a probability of 0.01 for every class before training, as in CenterNet2 (RetinaNet, section 3.3).
+_PRIOR_LOGIT = math.log(0.01 / 0.99)
 _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -72,6 +78,7 @@ class BoxHead(nnx.Module):
       config.num_classes + 1,
       dtype=dtype,
       kernel_init=nnx.initializers.normal(0.01),
+      bias_init=nnx.initializers.constant(_PRIOR_LOGIT if config.class_loss == "sigmoid" else 0.0),
       rngs=rngs,
     )
     self.boxes = nnx.Linear(
@@ -105,6 +112,8 @@ class BoxHead(nnx.Module):
     targets: Float[Array, "b n 4"],
     positive: Bool[Array, "b n"],
     valid: Bool[Array, "b n"],
+    batch: Mapping[str, Array] = MappingProxyType({}),
+    rng: PRNGKeyArray | None = None,
   ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Class loss, box loss, accuracy in percent; each over all valid rois of the batch.
 
@@ -112,6 +121,8 @@ class BoxHead(nnx.Module):
       output: of `__call__` on the rois' features.
       labels: class of the object for positive rois, `num_classes` (background) for the others.
       targets: the object's box for positive rois, in pixels; ignored for the others.
+      batch: of `DetectionHead.losses`, for class losses that read more than logits and labels.
+      rng: for what they sample.
     """
     wanted = box_ops.encode_deltas(rois, targets, self.stds)
     # Cleaned here, because a gradient that is masked later would still be NaN.
@@ -119,14 +130,45 @@ class BoxHead(nnx.Module):
     box_loss = loss_ops.smooth_l1(self._deltas_of(output.deltas, labels) - wanted, self.config.box_beta).sum(
       -1
     )
-    class_loss = optax.softmax_cross_entropy_with_integer_labels(output.logits, labels)
+    class_loss = self._class_loss(output.logits, labels, valid, batch, rng)
+    if self.config.class_balance:
+      weights = class_losses.balanced_weights(batch["class_objects"], self.config.class_balance)
+      class_loss = class_loss * jnp.append(weights, 1.0)[labels]
     count = valid.sum()
-    accuracy = 100.0 * loss_ops.masked_mean(output.logits.argmax(-1) == labels, valid)
+    accuracy = 100.0 * loss_ops.masked_mean(self._likeliest(output.logits) == labels, valid)
     return (
       loss_ops.masked_mean(class_loss, valid),
       loss_ops.masked_mean(box_loss, positive & valid, count),
       accuracy,
     )
+
+  def _class_loss(
+    self,
+    logits: Float[Array, "b n c"],
+    labels: Int[Array, "b n"],
+    valid: Bool[Array, "b n"],
+    batch: Mapping[str, Array],
+    rng: PRNGKeyArray | None,
+  ) -> Float[Array, "b n"]:
+    config = self.config
+    if config.class_loss == "softmax":
+      return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    looked_at = None
+    if config.federated_classes:
+      frequency = batch["class_images"] ** config.federated_power
+      drawn = class_losses.federated_classes(rng, labels, valid, frequency, config.federated_classes)
+      looked_at = class_losses.searched_classes(drawn, labels, batch["negative"], batch["not_exhaustive"])
+    return class_losses.sigmoid_loss(logits[..., :-1], labels, looked_at)
+
+  def probabilities(self, logits: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    """Of every class, the background last; of a sigmoid loss that of the background is no probability."""
+    return jax.nn.softmax(logits, axis=-1) if self.config.class_loss == "softmax" else jax.nn.sigmoid(logits)
+
+  def _likeliest(self, logits: Float[Array, "b n c"]) -> Int[Array, "b n"]:
+    """The class of each roi; the background where every class has a probability below one half."""
+    if self.config.class_loss == "sigmoid":
+      logits = logits.at[..., -1].set(0.0)
+    return logits.argmax(-1)
 
   def refine(
     self,

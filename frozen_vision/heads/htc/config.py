@@ -61,6 +61,15 @@ class HTCConfig(DetectionHeadConfig):
     mask_info_flow: a mask head also sees the features of the mask head before it.
     mask_average: "all" stages' probabilities are averaged [mmdet 2.28.2; Cascade Mask R-CNN in both
       versions], or the "last" stage predicts alone (HTC in mmdet 3.3.0).
+    class_loss: "softmax" with a background class; or "sigmoid", a probability for each class alone, as
+      Detectron2's `use_sigmoid_ce`: the background's logit is without use.
+    federated_classes: classes of a batch that the sigmoid loss looks at: those of its rois, background
+      counted, and others drawn by frequency (CenterNet2's federated loss; 50 there); 0 for all. Classes that
+      an image was searched for in vain count for it too, and those of which it marks only some objects count
+      for rois of these objects alone.
+    federated_power: power of a class's number of training images by which it is drawn [CenterNet2].
+    class_balance: beta of class-balanced weights (1 - beta) / (1 - beta^n) of objects, n those of the class
+      in the training data, one on average over classes (Cui et al., arXiv 1901.05555); 0 for none.
     class_average: what is averaged over the stages for a class's score, "logits" or, as in TensorFlow
       Model Garden, "probabilities".
     score_threshold, nms_iou, max_detections: of the final detections.
@@ -128,6 +137,10 @@ class HTCConfig(DetectionHeadConfig):
   mask_info_flow: bool = True
   mask_average: Literal["all", "last"] = "all"
 
+  class_loss: Literal["softmax", "sigmoid"] = "softmax"
+  federated_classes: Natural = 0
+  federated_power: NonNegative = 0.5
+  class_balance: Fraction = 0.0
   class_average: Literal["logits", "probabilities"] = "logits"
   score_threshold: Fraction = 0.001
   nms_kind: Literal["hard", "soft_linear", "soft_gaussian"] = "hard"
@@ -153,10 +166,18 @@ class HTCConfig(DetectionHeadConfig):
       ("nms_kind", ("hard", "soft_linear", "soft_gaussian")),
       ("box_conv_norm", ("none", "group")),
       ("activation", ("relu", "swish")),
+      ("class_loss", ("softmax", "sigmoid")),
       ("class_average", ("logits", "probabilities")),
     ):
       if getattr(self, name) not in known:
         raise ValueError(f"HTCConfig.{name} is {getattr(self, name)!r}; known: {known}.")
+    if self.federated_classes and self.class_loss != "sigmoid":
+      raise ValueError(
+        f"HTCConfig: federated_classes is {self.federated_classes}, and a softmax is over all "
+        "classes; set class_loss='sigmoid'."
+      )
+    if self.class_balance >= 1:
+      raise ValueError(f"HTCConfig.class_balance is {self.class_balance}; expected below 1, such as 0.999.")
     if self.num_box_convs and self.box_conv_norm == "group" and self.box_conv_channels % 32:
       raise ValueError(
         f"HTCConfig: box_conv_norm='group' has 32 groups, but box_conv_channels is"
@@ -172,6 +193,14 @@ class HTCConfig(DetectionHeadConfig):
   @property
   def num_stages(self) -> int:
     return len(self.stage_ious)
+
+  @property
+  def reads_class_lists(self) -> bool:
+    return self.federated_classes > 0
+
+  @property
+  def reads_class_counts(self) -> bool:
+    return self.federated_classes > 0 or self.class_balance > 0
 
   @property
   def mask_size(self) -> int:

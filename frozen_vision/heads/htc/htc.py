@@ -28,6 +28,8 @@ from frozen_vision.ops import masks as mask_ops
 from frozen_vision.ops import roi_align as roi_ops
 from frozen_vision.ops.arrays import Array
 
+_CLASS_STREAM = 0x636C7373  # what a class loss draws is not what samples rois
+
 
 class HTC(base.DetectionHead):
   """Proposals, box stages, mask stages and an optional semantic branch on one feature pyramid.
@@ -199,7 +201,14 @@ class HTC(base.DetectionHead):
       labels, targets = self._targets(samples, truth)
       output = self.box_outputs(stage, features, samples.boxes, embedding)
       class_loss, box_loss, accuracy = head.losses(
-        output, samples.boxes, labels, targets, samples.positive, samples.valid
+        output,
+        samples.boxes,
+        labels,
+        targets,
+        samples.positive,
+        samples.valid,
+        batch,
+        jax.random.fold_in(box_key, _CLASS_STREAM),
       )
       losses[f"stage{stage}_class"] = weight * class_loss
       losses[f"stage{stage}_box"] = weight * box_loss
@@ -289,11 +298,11 @@ class HTC(base.DetectionHead):
     rois, of_logits, total = proposals.boxes, self.config.class_average == "logits", 0.0
     for stage, head in enumerate(self.box_heads):
       output = self.box_outputs(stage, features, rois, embedding)
-      total = total + (output.logits if of_logits else jax.nn.softmax(output.logits, axis=-1))
+      total = total + (output.logits if of_logits else head.probabilities(output.logits))
       if stage + 1 < self.config.num_stages:
         rois = head.refine(output, rois, image_size)
     mean = total / self.config.num_stages
-    probabilities = (jax.nn.softmax(mean, axis=-1) if of_logits else mean)[..., :-1]
+    probabilities = (self.box_heads[0].probabilities(mean) if of_logits else mean)[..., :-1]
     return head.decode(output, rois, image_size), probabilities, proposals.valid
 
   def predict_boxes(
