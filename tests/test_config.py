@@ -17,8 +17,8 @@ from frozen_vision.files import trees
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.heads.htc import htc
 from frozen_vision.necks import build as necks
+from frozen_vision.tasks import base, detection
 from frozen_vision.tasks import build as tasks_build
-from frozen_vision.tasks import detection
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -221,6 +221,25 @@ def test_recipes_of_proper_reuse():
   assert found == pytest.approx([20.7, 38.9, 71.3], abs=0.06)
   long = module.get_config("detector=retinanet,epochs=600,train=all")
   assert long.steps == 277_200 and long.trainable == (".*",) and long.optimizer.decay_at == (265_650, 272_580)
+
+
+def test_lvis_and_adapters_in_proper_reuse():
+  module = _load("coco_proper_reuse")
+  first = tasks_build.read_config(module.get_config("data=lvis,train=adapters,loss=federated,epochs=600"))
+  assert first.adapters.kind == "bottleneck" and first.detection.repeat_threshold == 0.001
+  head = first.detection.head
+  assert (head.class_loss, head.federated_classes, head.class_balance) == ("sigmoid", 50, 0)
+  second = tasks_build.read_config(module.get_config("data=lvis,backbone=efficientnet_b7,masks=on,stage=2"))
+  assert second.detection.head.class_balance == 0.999 and second.detection.head.class_loss == "softmax"
+  [pattern] = second.trainable
+  task = detection.DetectionTask(second.replace({"backbone.weights": "init"}), base.named_classes("ab"))
+  state = nnx.state(nnx.eval_shape(task.build_model), nnx.Param)
+  trained = [path for path in trees.flatten(state) if re.fullmatch(pattern, path)]
+  assert trained == [f"head/box_heads/0/classes/{name}" for name in ("bias", "kernel")]
+  with pytest.raises(ValueError, match="adapters of stage 1 are not carried over"):
+    module.get_config("data=lvis,train=adapters,stage=2")
+  with pytest.raises(ValueError, match="loss=federated and stage=2 are of Faster R-CNN"):
+    module.get_config("detector=retinanet,loss=federated")
 
 
 def test_an_unknown_variant_lists_the_known_ones():
