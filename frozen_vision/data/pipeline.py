@@ -67,7 +67,7 @@ class RepeatedPass:
       raise ValueError(f"Repeat factors are {np.min(factors)} and more; expected 1 or more.")
     self.factors, self.seed = np.asarray(factors, np.float64), seed
     self.length = max(1, round(float(self.factors.sum())))
-    self._newest: dict[int, Int64[np.ndarray, n]] = {}
+    self._newest: dict[int, np.ndarray] = {}
 
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, "_newest": {}}
