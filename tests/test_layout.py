@@ -31,6 +31,7 @@ _ROWS = (
 
 # Imports inside of functions: the modules that are imported need a library which an installation may lack.
 _LATE = {
+  ("frozen_vision.data.prepare", "frozen_vision.data.dense.builder"): "TensorFlow",
   ("frozen_vision.data.prepare", "frozen_vision.data.detection.builder"): "TensorFlow",
   ("frozen_vision.data.prepare", "frozen_vision.data.segmentation.builder"): "TensorFlow",
   ("frozen_vision.data.prepare", "frozen_vision.data.video.builder"): "TensorFlow",

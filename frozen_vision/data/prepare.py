@@ -7,6 +7,9 @@
     python -m frozen_vision.data.prepare ade20k --root ADE20K --out DIR
     python -m frozen_vision.data.prepare segmentation --images DIR --labels DIR --classes FILE --out DIR \
       --split training
+    python -m frozen_vision.data.prepare nyuv2 --root NYUV2 --out DIR
+    python -m frozen_vision.data.prepare dense --images DIR --normals DIR --depth DIR --out DIR \
+      --split training
     python -m frozen_vision.data.prepare videos --videos FOLDER_OR_LIST --out DIR --split train
 
 The first only checks. With `--check` the others do too, and need no TensorFlow; writing does. Bad
@@ -30,6 +33,8 @@ from frozen_vision.data import classes as class_names
 from frozen_vision.data import images as image_io
 from frozen_vision.data import prepare_checks as checks
 from frozen_vision.data import prepared
+from frozen_vision.data.dense import folders, prepared_dense
+from frozen_vision.data.dense.sources import TARGETS
 from frozen_vision.data.detection import coco, prepared_coco, voc
 from frozen_vision.data.segmentation import ade20k, class_lists, prepared_segmentation
 from frozen_vision.data.segmentation import sources as labelled
@@ -113,6 +118,42 @@ def prepare_segmentation(options: argparse.Namespace) -> int:
     label_suffix=options.label_suffix,
   )
   return _prepare_labelled(options, source, options.split)
+
+
+def prepare_nyuv2(options: argparse.Namespace) -> int:
+  """Checks, and unless `--check` is given writes, both splits of NYUv2; returns the exit code."""
+  names = {"training": "train", "validation": "test"}
+  if not options.check:
+    _require_writing(options, list(names), prepared_dense.KIND)
+  opened = {split: folders.nyuv2(options.root, name, options.targets) for split, name in names.items()}
+  return max(_prepare_dense(options, source, split) for split, source in opened.items())
+
+
+def prepare_dense(options: argparse.Namespace) -> int:
+  """Checks, and unless `--check` is given writes, images with normals and depth; returns the exit code."""
+  if not options.check:
+    _require_writing(options, [options.split], prepared_dense.KIND)
+  given = {"normals": options.normals, "depth": options.depth}
+  source = folders.DenseFolders(options.images, {name: path for name, path in given.items() if path})
+  return _prepare_dense(options, source, options.split)
+
+
+def _prepare_dense(options: argparse.Namespace, source: folders.DenseFolders, split: str) -> int:
+  tally = checks.Tally(len(source))
+  check = functools.partial(checks.check_dense, source)
+  tally.run(checks.check_images(range(len(source)), options.workers, check))
+  usable = source.take(tally.good)
+  print(f"Summary of {source!r}, split {split}")
+  tally.print_summary()
+  for line in source.findings.lines():
+    print(f"  {line}")
+  defects = tally.bad.total() + sum(source.findings.counts.values())
+  code = _exit_code(usable=len(usable) > 0, defects=defects, strict=options.strict)
+  if code == 0 and not options.check:
+    from frozen_vision.data.dense import builder  # needs TensorFlow, checked before
+
+    print(f"  written: {builder.write(usable, split, pathlib.Path(options.out))}")
+  return code
 
 
 def prepare_videos(options: argparse.Namespace) -> int:
@@ -277,6 +318,14 @@ def _parser() -> argparse.ArgumentParser:
   pixels.add_argument("--image-suffix", default="", help="end of the image names before their ending")
   pixels.add_argument("--label-suffix", default="", help="the same of the label images")
   pixels.add_argument("--split", required=True, help="name of what is written: training or validation")
+  rooms = commands.add_parser("nyuv2", help="check NYUv2 and write it as shards training and validation")
+  rooms.add_argument("--root", type=os.path.expanduser, required=True, help="holds image/, normal/, depth/")
+  rooms.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="maps that are there")
+  maps = commands.add_parser("dense", help="check images with normals and depth and write them as shards")
+  maps.add_argument("--images", type=os.path.expanduser, required=True, help="folder of the images")
+  maps.add_argument("--normals", type=os.path.expanduser, help="folder of their normals, .npy or 8-bit RGB")
+  maps.add_argument("--depth", type=os.path.expanduser, help="folder of their depth, .npy or 16-bit gray")
+  maps.add_argument("--split", required=True, help="name of what is written: training or validation")
   clips = commands.add_parser("videos", help="check labelled videos and write their frames as shards")
   clips.add_argument(
     "--videos", type=os.path.expanduser, required=True, help="folder of class folders, or .csv or .txt list"
@@ -308,11 +357,11 @@ def _parser() -> argparse.ArgumentParser:
       action="store_true",
       help="take file names that are absolute or lead out of the folder",
     )
-  for command in (write, boxes, scenes, pixels, clips):
+  for command in (write, boxes, scenes, pixels, rooms, maps, clips):
     command.add_argument("--out", type=os.path.expanduser, help="folder to write to")
     command.add_argument("--check", action="store_true", help="only check, write nothing")
     command.add_argument("--overwrite", action="store_true", help="replace shards that are there")
-  for command in (check, write, boxes, scenes, pixels, clips):
+  for command in (check, write, boxes, scenes, pixels, rooms, maps, clips):
     command.add_argument("--strict", action="store_true", help="anything bad is an error")
     command.add_argument("--workers", type=int, default=1, help="processes that decode")
   return parser
@@ -327,6 +376,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     "voc": prepare_voc,
     "ade20k": prepare_ade20k,
     "segmentation": prepare_segmentation,
+    "nyuv2": prepare_nyuv2,
+    "dense": prepare_dense,
     "videos": prepare_videos,
   }[options.command]
   try:

@@ -14,6 +14,7 @@ import warnings
 
 from frozen_vision.data import image_checks
 from frozen_vision.data import images as image_io
+from frozen_vision.data.dense import folders, map_files
 from frozen_vision.data.segmentation import sources as labelled
 from frozen_vision.data.video import decoding, jpegs
 from frozen_vision.data.video import sources as videos
@@ -83,6 +84,22 @@ def check_labelled(source: labelled.LabelledImages, index: int) -> Result:
       if label is None:
         raise image_io.ImageError(name, "has no label image", "unlabelled")
       labelled.check_size((info.height, info.width), label, name, data)
+  except image_io.ImageError as error:
+    return Result(name, None, error)
+  return Result(name, info, None)
+
+
+def check_dense(source: folders.DenseFolders, index: int) -> Result:
+  """Decodes an image with its normals and depth, and compares their sizes."""
+  name = source.name(index)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      path = source.path(index, "image")
+      height, width = source[index]["image"].shape[:2]
+      info = image_io.ImageInfo("NumPy", "array", height, width)
+      if path.suffix != map_files.ARRAY:
+        info = image_io.inspect_image(path, name=name)
   except image_io.ImageError as error:
     return Result(name, None, error)
   return Result(name, info, None)

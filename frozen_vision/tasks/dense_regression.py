@@ -12,7 +12,7 @@ import numpy as np
 
 from frozen_vision import config as config_lib
 from frozen_vision.data import batches, pipeline
-from frozen_vision.data.dense import codewords, sources
+from frozen_vision.data.dense import codewords, folders, prepared_dense, sources
 from frozen_vision.data.dense import transforms as dense_transforms
 from frozen_vision.data.detection import transforms
 from frozen_vision.data.generated import rooms
@@ -259,8 +259,46 @@ def _check_targets(source: sources.DenseSource, targets: tuple[str, ...]) -> Non
 def _open_sources(config: DenseRegressionConfig) -> tuple[sources.DenseSource, sources.DenseSource]:
   """(training, validation) sources."""
   options = config.dense_regression
-  sizes = dict(image_size=options.rooms.image_size, seed=config.seed)
-  return (
-    rooms.Rooms(options.rooms.train_images, split="train", **sizes),
-    rooms.Rooms(options.rooms.validation_images, split="validation", **sizes),
-  )
+  form = folders.MapFormat(tuple(options.normal_signs), options.depth_unit)
+  evaluated = dataclasses.replace(form, eigen_crop=options.eigen_crop)
+  targets = tuple(options.targets)
+  match options.data:
+    case "rooms":
+      sizes = dict(image_size=options.rooms.image_size, seed=config.seed)
+      return (
+        rooms.Rooms(options.rooms.train_images, split="train", **sizes),
+        rooms.Rooms(options.rooms.validation_images, split="validation", **sizes),
+      )
+    case "nyuv2":
+      root = common.existing_path(options.root, "dense_regression.root", folders.HOW_TO_GET)
+      found = folders.nyuv2(root, "train", targets, form), folders.nyuv2(root, "test", targets, evaluated)
+    case "files":
+      found = _open_files(options, "train", form), _open_files(options, "validation", evaluated)
+    case "prepared":
+      root = common.existing_path(
+        options.root,
+        "dense_regression.root",
+        "Make it with python -m frozen_vision.data.prepare nyuv2 --root NYUV2 --out FOLDER.",
+      )
+      return (
+        prepared_dense.PreparedDense(root, "training", form),
+        prepared_dense.PreparedDense(root, "validation", evaluated),
+      )
+    case other:
+      raise ValueError(f"dense_regression.data is {other!r}; known: rooms, nyuv2, files, prepared.")
+  return tuple(source.checked() for source in found) if config.data.check else found
+
+
+def _open_files(options: DenseRegressionOptions, name: str, form: folders.MapFormat) -> folders.DenseFolders:
+  """The source of the paths in the section `name`."""
+  given, paths = getattr(options, name), {}
+  for what in ("images", *options.targets):
+    value = getattr(given, what)
+    if not value:
+      raise ValueError(f"dense_regression.data=files needs --config.dense_regression.{name}.{what}=FOLDER.")
+    paths[what] = common.existing_path(
+      pathlib.Path(options.root).expanduser() / value,
+      f"dense_regression.{name}.{what}",
+      "Give --config.dense_regression.root=FOLDER, or an absolute path.",
+    )
+  return folders.DenseFolders(paths.pop("images"), paths, form)

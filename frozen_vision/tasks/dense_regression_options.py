@@ -6,13 +6,22 @@ from typing import Annotated, Literal
 
 from frozen_vision import config, options
 from frozen_vision.heads import linear, upernet
-from frozen_vision.options import Count, DType, Fraction, Natural, NonNegative, Positive, Range, Size
+from frozen_vision.options import Count, DType, Fraction, Natural, NonNegative, Path, Positive, Range, Size
 from frozen_vision.tasks.shared_options import InitOptions, ScenesOptions
 
 HEADS = {
   "linear": linear.LinearConfig,
   "upernet": functools.partial(upernet.UPerNetConfig, auxiliary_weight=0.0),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseFoldersOptions:
+  """Paths below `root`, or absolute ones; files of an image have its name."""
+
+  images: Path = ""
+  normals: Path = ""  # .npy [h, w, 3], or images of 8 bits: 2 v / 255 - 1
+  depth: Path = ""  # .npy [h, w] in metres, or gray images of 16 bits: v times depth_unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +35,17 @@ class DenseTestOptions:
 class DenseRegressionOptions:
   """The section `dense_regression`."""
 
-  data: Literal["rooms"] = "rooms"  # generated
+  # rooms: generated; nyuv2: as people keep it below `root`; files: any images with normals and depth;
+  # prepared: what frozen_vision.data.prepare wrote below `root`, splits training and validation.
+  data: Literal["rooms", "nyuv2", "files", "prepared"] = "rooms"
   rooms: ScenesOptions = ScenesOptions()
+  root: Path = "data/nyuv2"
+  train: DenseFoldersOptions = DenseFoldersOptions()
+  validation: DenseFoldersOptions = DenseFoldersOptions()
+  # What x, y, z of the files' normals are multiplied by, to have x to the right, y up, z towards the camera.
+  normal_signs: tuple[Literal[-1, 1], Literal[-1, 1], Literal[-1, 1]] = (1, 1, 1)
+  depth_unit: Positive = 0.001  # metres of a step of depth images; arrays are in metres
+  eigen_crop: bool = False  # depth of 480 x 640 images is evaluated inside of Eigen's crop
   targets: tuple[Literal["normals", "depth"], ...] = ("normals", "depth")  # what is learned
   # Directions that normals are classified among, learned from the training data by k-means.
   codewords: Annotated[int, Range(2, 255)] = 40

@@ -9,6 +9,7 @@ from PIL import Image
 import pytest
 
 from frozen_vision import export
+from frozen_vision.data import prepare
 from frozen_vision.data.dense import codewords
 from frozen_vision.devices import sharding
 from frozen_vision.metrics import dense
@@ -20,6 +21,7 @@ from frozen_vision.tasks import base, dense_maps
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop, step
 from tests import tiny
+from tests.data.dense import dense_files
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +169,51 @@ def test_options_that_do_not_fit(changes, message):
   config.dense_regression.update(changes)
   with pytest.raises(ValueError, match=message):
     tasks_build.read_config(config)
+
+
+@pytest.mark.parametrize("data", ["nyuv2", "files", "prepared"])
+def test_data_from_files(data, tmp_path, capsys):
+  root = tmp_path / "nyu"
+  rooms = dense_files.toolkit(root)
+  config = tiny.dense_regression()
+  section = dict(data=data, root=str(root), targets=("normals", "depth"), normal_signs=(1, -1, 1))
+  config.dense_regression.update(section)
+  if data == "files":
+    paths = {name: dict(images=f"image/{split}", normals=f"normal/{split}", depth=f"depth/{split}")
+             for name, split in (("train", "train"), ("validation", "test"))}  # fmt: skip
+    config.dense_regression.update(paths)
+  if data == "prepared":
+    assert prepare.main(["nyuv2", "--root", str(root), "--out", str(tmp_path / "shards")]) == 0
+    config.dense_regression.root = str(tmp_path / "shards")
+  task = tasks_build.build_task(config)
+  assert task.headline == "Normals and depth: 3 training and 3 validation images."
+  with task.train_batches(0) as batches:
+    batch = next(batches)
+  assert batch["normals"].shape == (2, 32, 32, 3) and batch["depth"].max() > 1
+  turned = rooms[0]["normals"] * np.array([1, -1, 1])
+  np.testing.assert_allclose(task.data["validation"].truth(0)["normals"], turned, atol=1e-6)
+  # A perfect prediction has no error but that of millimetres.
+  evaluator = task.evaluator()
+  with task.eval_batches() as batches:
+    for batch in batches:
+      truth = [task.data["validation"].truth(int(index)) for index in batch["index"]]
+      evaluator.update({name: np.stack([one[name] for one in truth]) for name in truth[0]}, batch)
+  assert evaluator.result()["within_11.25"] == evaluator.result()["delta1"] == 1.0
+
+
+def test_data_that_are_not_there_are_asked_for(tmp_path):
+  config = tiny.dense_regression()
+  config.dense_regression.update(dict(data="nyuv2", root=str(tmp_path / "absent")))
+  with pytest.raises(FileNotFoundError, match="nyuv2_surfacenormal_metadata.zip"):
+    tasks_build.build_task(config)
+  config.dense_regression.data = "files"
+  with pytest.raises(ValueError, match="needs --config.dense_regression.train.images=FOLDER"):
+    tasks_build.build_task(config)
+  dense_files.toolkit(tmp_path / "nyu")
+  for split in ("training", "validation"):
+    images, depth = (str(tmp_path / "nyu" / kind / "train") for kind in ("image", "depth"))
+    arguments = ["--images", images, "--depth", depth, "--split", split, "--out", str(tmp_path / "shards")]
+    assert prepare.main(["dense", *arguments]) == 0
+  config.dense_regression.update(dict(data="prepared", root=str(tmp_path / "shards")))
+  with pytest.raises(ValueError, match=r"has depth, no normals.*targets=\"\('depth',\)\""):
+    tasks_build.build_task(config)
