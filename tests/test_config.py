@@ -88,7 +88,7 @@ def test_options_of_heads_and_backbones_are_checked():
       "detektion",
       "config.task is 'detektion'; known: action, classification, contrastive, dense_regression, detection",
     ),
-    ("detection.data", "coko", "'coko'; expected scenes, photos, coco, files or prepared"),
+    ("detection.data", "coko", "'coko'; expected scenes, photos, coco, voc, files or prepared"),
     ("detection.head.name", "rcnn", "config.detection.head.name is 'rcnn'; known: .*mask_rcnn"),
     ("backbone.name", "swinv2_x", "Unknown backbone 'swinv2_x'; known: .*swinv2_nano"),
   ],

@@ -27,6 +27,7 @@ import importlib.util
 import os
 import pathlib
 import sys
+from typing import Any
 
 from frozen_vision import output
 from frozen_vision.data import classes as class_names
@@ -278,6 +279,32 @@ def _exit_code(*, usable: bool, defects: int, strict: bool) -> int:
   return 0
 
 
+def _voc_parser(commands: Any) -> argparse.ArgumentParser:
+  boxes = commands.add_parser("voc", help="check PASCAL VOC's layout and write it as shards train and val")
+  boxes.add_argument(
+    "--root", type=os.path.expanduser, required=True, help="VOCdevkit, or the folder of one year"
+  )
+  boxes.add_argument("--train", nargs="+", default=["2007_trainval", "2012_trainval"], help="lists of images")
+  boxes.add_argument("--val", nargs="+", default=["2007_test"], help="lists of images")
+  boxes.add_argument("--classes", type=os.path.expanduser, help="JSON list of class names; default: VOC's")
+  boxes.add_argument(
+    "--leave-difficult", action="store_true", help="do not train on objects that are marked difficult"
+  )
+  return boxes
+
+
+def _dense_parsers(commands: Any) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+  rooms = commands.add_parser("nyuv2", help="check NYUv2 and write it as shards training and validation")
+  rooms.add_argument("--root", type=os.path.expanduser, required=True, help="holds image/, normal/, depth/")
+  rooms.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="maps that are there")
+  maps = commands.add_parser("dense", help="check images with normals and depth and write them as shards")
+  maps.add_argument("--images", type=os.path.expanduser, required=True, help="folder of the images")
+  maps.add_argument("--normals", type=os.path.expanduser, help="folder of their normals, .npy or 8-bit RGB")
+  maps.add_argument("--depth", type=os.path.expanduser, help="folder of their depth, .npy or 16-bit gray")
+  maps.add_argument("--split", required=True, help="name of what is written: training or validation")
+  return rooms, maps
+
+
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="python -m frozen_vision.data.prepare",
@@ -293,16 +320,7 @@ def _parser() -> argparse.ArgumentParser:
   write.add_argument("--root", type=os.path.expanduser, help="instead: holds {split}2017/ and annotations/")
   write.add_argument("--split", nargs="+", help="default: train; with --root: train val")
   write.add_argument("--boxes-only", action="store_true", help="keep annotations that have no usable mask")
-  boxes = commands.add_parser("voc", help="check PASCAL VOC's layout and write it as shards train and val")
-  boxes.add_argument(
-    "--root", type=os.path.expanduser, required=True, help="VOCdevkit, or the folder of one year"
-  )
-  boxes.add_argument("--train", nargs="+", default=["2007_trainval", "2012_trainval"], help="lists of images")
-  boxes.add_argument("--val", nargs="+", default=["2007_test"], help="lists of images")
-  boxes.add_argument("--classes", type=os.path.expanduser, help="JSON list of class names; default: VOC's")
-  boxes.add_argument(
-    "--leave-difficult", action="store_true", help="do not train on objects that are marked difficult"
-  )
+  boxes = _voc_parser(commands)
   scenes = commands.add_parser("ade20k", help="check ADE20K and write it as shards")
   scenes.add_argument("--root", type=os.path.expanduser, required=True, help="holds images/ and annotations/")
   scenes.add_argument("--split", nargs="+", help="default: training validation")
@@ -318,14 +336,7 @@ def _parser() -> argparse.ArgumentParser:
   pixels.add_argument("--image-suffix", default="", help="end of the image names before their ending")
   pixels.add_argument("--label-suffix", default="", help="the same of the label images")
   pixels.add_argument("--split", required=True, help="name of what is written: training or validation")
-  rooms = commands.add_parser("nyuv2", help="check NYUv2 and write it as shards training and validation")
-  rooms.add_argument("--root", type=os.path.expanduser, required=True, help="holds image/, normal/, depth/")
-  rooms.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="maps that are there")
-  maps = commands.add_parser("dense", help="check images with normals and depth and write them as shards")
-  maps.add_argument("--images", type=os.path.expanduser, required=True, help="folder of the images")
-  maps.add_argument("--normals", type=os.path.expanduser, help="folder of their normals, .npy or 8-bit RGB")
-  maps.add_argument("--depth", type=os.path.expanduser, help="folder of their depth, .npy or 16-bit gray")
-  maps.add_argument("--split", required=True, help="name of what is written: training or validation")
+  rooms, maps = _dense_parsers(commands)
   clips = commands.add_parser("videos", help="check labelled videos and write their frames as shards")
   clips.add_argument(
     "--videos", type=os.path.expanduser, required=True, help="folder of class folders, or .csv or .txt list"

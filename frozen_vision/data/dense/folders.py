@@ -21,8 +21,8 @@ from frozen_vision.data import names as data_names
 from frozen_vision.data.dense import map_files, sources
 
 HOW_TO_GET = (
-  "NYUv2 is nyu_depth_v2_labeled.mat of https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html; normals are in "
-  "https://dl.fbaipublicfiles.com/fair_self_supervision_benchmark/nyuv2_surfacenormal_metadata.zip. "
+  "NYUv2 is nyu_depth_v2_labeled.mat of https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html; normals are "
+  "in https://dl.fbaipublicfiles.com/fair_self_supervision_benchmark/nyuv2_surfacenormal_metadata.zip. "
   "extract_nyuv2.py of github.com/nidham-sony/nyuv2-python-toolkit makes folders of both; or take the "
   "preprocessed set of github.com/lorenmt/mtan. Give the folder with --config.dense_regression.root=FOLDER."
 )
