@@ -1,5 +1,6 @@
-"""Keeps standard output from ending a program: without a reader, closed from the start, or ASCII only."""
+"""Standard output that cannot end a program (no reader, closed, ASCII only), and progress on standard error."""
 
+import logging
 import os
 import sys
 from typing import Any
@@ -50,3 +51,12 @@ def protect() -> None:
   if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(errors="backslashreplace")
   sys.stdout = _Output(sys.stdout)
+
+
+def log_progress(logger: logging.Logger) -> None:
+  """Prints what the package and a command's own logger say of their progress to stderr, with the time."""
+  logging.basicConfig(
+    level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+  )
+  for each in (logging.getLogger("frozen_vision"), logger):  # the command's is `__main__`
+    each.setLevel(logging.INFO)

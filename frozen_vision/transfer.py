@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 from frozen_vision import config as config_lib
+from frozen_vision import output
 from frozen_vision.data import findings, fingerprint
 from frozen_vision.data.classification import augment, benchmarks, folders, layouts, splits
 from frozen_vision.files import atomic
@@ -320,10 +321,6 @@ def _table(found, title, note, score, *, heads=None, mark=None, width=None, clas
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit code."""
   options = _parser().parse_args(arguments)
-  logging.basicConfig(
-    level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
-  )
-  logging.getLogger("frozen_vision").setLevel(logging.INFO)
   try:
     settings = Settings(
       image_size=options.image_size,
@@ -385,4 +382,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+  output.log_progress(_logger)
   sys.exit(main())

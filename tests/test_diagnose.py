@@ -5,6 +5,7 @@ import json
 from flax import nnx
 import numpy as np
 from PIL import Image
+import pytest
 
 from frozen_vision import diagnose
 from frozen_vision.backbones import families
@@ -36,6 +37,26 @@ def test_tables_and_pictures(tmp_path):
     with Image.open(tmp_path / "out" / name) as picture:
       assert min(picture.size) > 300
   assert "| vit | 1 | " in (tmp_path / "out" / "diagnostics.md").read_text()
+
+
+def test_diffusion_and_reconstruction(tmp_path):
+  tiny = tiny_family.Tiny(tiny_family.TinyConfig(channels=(4, 6)), rngs=nnx.Rngs(0))
+  images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+  slow = diagnose.SlowOptions(images=2, occluder=8, stride=8, steps=2)
+  measures = ("diffusion", "reconstruction")
+  report = diagnose.diagnose({"tiny": tiny}, images, tmp_path, measures=measures, slow=slow)
+  assert report == json.loads((tmp_path / "diagnostics.json").read_text()) | dict(side=(32, 32))
+  assert "attention" not in report and "cka" not in report
+  assert len(report["diffusion"]["tiny"]) == 2 and all(0 < each < 1 for each in report["diffusion"]["tiny"])
+  first, second = report["reconstruction"]["tiny"]
+  assert first["distance"] != second["distance"] and len(first["colour_errors"]) == 3
+  page = (tmp_path / "diagnostics.md").read_text()
+  assert "on 2 images, by a square of 8 px" in page and "from the last feature map in 2 steps" in page
+  assert sorted(path.name for path in tmp_path.glob("*.png")) == ["diffusion.png", "reconstruction.png"]
+  with Image.open(tmp_path / "diffusion.png") as picture:
+    assert min(picture.size) > 300
+  with pytest.raises(ValueError, match="'depth' is no measure; known: attention, cka"):
+    diagnose.diagnose({"tiny": tiny}, images, tmp_path, measures=["depth"])
 
 
 def test_errors_are_one_sentence(tmp_path, capsys):
