@@ -1,4 +1,4 @@
-"""Standard output that cannot end a program (no reader, closed, ASCII only), and progress on standard error."""
+"""Standard output that cannot end a program (no reader, closed, ASCII only), and progress on stderr."""
 
 import logging
 import os
