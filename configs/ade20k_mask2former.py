@@ -21,9 +21,12 @@ config.backbone.weights; those of a plain vision transformer are fetched by name
 head=upernet or linear puts another head on the same features; the rates and schedules here are
 Mask2Former's. On a plain vision transformer Mask2Former and UPerNet stand on DINOv3's adapter, which trains
 with them (neck=simple_pyramid takes the simple feature pyramid instead), the linear head on its maps, and
-head=plain_mask is PMT's decoder with its schedule. For UPerNet, [paper] has, for the fine-tuned B and L,
-learning rate 6e-5, batch 64, 40,000 steps, 375 of warm-up (G: 4e-5, 32, 80,000 and 750), and [mmseg]
-category_max_area 0.75.
+head=plain_mask is PMT's decoder with its schedule.
+
+training=everything, beside backbone= of a SwinV2 and head=upernet, is [paper]'s fine-tuning, backbone
+included. T: 512 px, 4e-5, 160,000 steps of 16, 1,500 of warm-up, layer decay 0.95, stochastic depth 0.3. B
+and L: 640 px, 6e-5, 40,000 steps of 64, 375 of warm-up, 0.3. G: 4e-5, 80,000 steps of 32, 750 of warm-up,
+0.4. Not run.
 
 Tags of the values: [m2f] Mask2Former's released ADE20K configs, Swin-L at 640 px and R50 at 512 px, with
 all of the backbone trained; [paper] arXiv 2111.09883 (SwinV2), appendix A1 and A2, UPerNet on ADE20K,
@@ -44,6 +47,7 @@ ARGUMENTS = {
   "backbone": _SIZES + _PLAIN,  # the recipe at full scale
   "head": tuple(HEADS),  # plain_mask is for plain vision transformers
   "neck": ("vit_adapter", "simple_pyramid"),  # of plain vision transformers
+  "training": ("everything",),  # fine-tuning of a SwinV2 with UPerNet
 }
 VARIANTS = {
   "": "recipe=demo",
@@ -64,7 +68,15 @@ def get_config(arguments: str = "") -> ml_collections.ConfigDict:
       "configs/ade20k_mask2former.py: neck= and head=plain_mask need a plain vision transformer, such as "
       "backbone=dinov3_vitl16."
     )
-  if backbone is None:
+  if "training" in chosen:
+    if backbone not in _SIZES or head != "upernet":
+      raise ValueError(
+        "configs/ade20k_mask2former.py: training=everything is a recipe of UPerNet on a SwinV2; expected "
+        f"backbone= one of {', '.join(_SIZES)} and head=upernet beside it."
+      )
+    _swin(config, backbone)
+    _fine_tuned(config, backbone)
+  elif backbone is None:
     {"demo": _demo, "camvid": _camvid, "files": _files}[chosen.get("recipe", "demo")](config)
   elif backbone in _PLAIN:
     _plain(config, backbone, chosen.get("neck"))
@@ -212,6 +224,34 @@ def _swin(config: ml_collections.ConfigDict, name: str) -> None:
   _full(config, crop)
   overrides = dict(window_sizes=(window,) * 4)
   config.backbone.update(dict(name=name, weights=f"weights/{name}.safetensors", overrides=overrides))
+
+
+# [paper], A1 of T, A2 of the others: learning rate, batch, steps, warm-up, stochastic depth, layer decay.
+_TUNED = {
+  "swinv2_t": (4e-5, 16, 160_000, 1500, 0.3, 0.95),
+  "swinv2_b": (6e-5, 64, 40_000, 375, 0.3, 1.0),
+  "swinv2_l": (6e-5, 64, 40_000, 375, 0.3, 1.0),
+  "swinv2_g": (4e-5, 32, 80_000, 750, 0.4, 1.0),
+}
+
+
+def _fine_tuned(config: ml_collections.ConfigDict, name: str) -> None:
+  """[paper]: UPerNet with all of a SwinV2 training; AdamW, weight decay 0.05, linear decay, no clipping."""
+  rate, batch, steps, warmup, drop_path, layer_decay = _TUNED[name]
+  config.trainable = (".*",)
+  config.backbone.overrides.drop_path_rate = drop_path
+  config.batch_size, config.steps = batch, steps
+  config.optimizer.update(
+    dict(
+      learning_rate=rate,
+      warmup_steps=warmup,
+      weight_decay=0.05,
+      clip_norm=0.0,
+      schedule="linear",
+      layer_decay=layer_decay,
+    )
+  )
+  config.segmentation.category_max_area = 0.75  # [mmseg]
 
 
 def _plain(config: ml_collections.ConfigDict, name: str, neck: str | None) -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from frozen_vision import config_files, fine_tune
+from frozen_vision.backbones import families
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 from tests import tiny
@@ -60,6 +61,22 @@ def test_the_papers_grid_is_the_configs():
   )
   assert (config.steps, config.batch_size, optimizer.schedule) == (5000, 64, "cosine")
   assert optimizer.nesterov and optimizer.l2 and config.trainable == (".*",)
+
+
+@pytest.mark.parametrize("recipe", ["fd_clip_vitb16", "fd_clip_vitl14", "fd_esvit_swinb", "swinv2_b_22k"])
+def test_recipes_of_published_models(recipe):
+  config = config_files.load_config(f"fine_tuning:{recipe}")
+  sizes = families.backbone_config(config.backbone.name, **config.backbone.overrides)
+  options, optimizer = config.classification, config.optimizer
+  assert config.trainable == (".*",) and sizes.drop_path_rate > 0 and optimizer.name == "adamw"
+  assert (options.mixup, options.cutmix, options.erasing, options.label_smoothing) == (0.8, 1.0, 0.25, 0.1)
+  assert (options.rand_augment.num_ops, options.rand_augment.magnitude) == (2, 9.0)
+  images = config.steps * config.batch_size / 1_281_167
+  epochs = {"fd_clip_vitl14": 50, "swinv2_b_22k": 30}.get(recipe, 100)
+  assert images == pytest.approx(epochs, rel=2e-3) and optimizer.warmup_steps < config.steps / 4
+  if recipe == "fd_clip_vitb16":
+    assert sizes.positions == "relative" and (optimizer.learning_rate, optimizer.layer_decay) == (5e-3, 0.6)
+    assert optimizer.final_fraction * optimizer.learning_rate == pytest.approx(1e-6)
 
 
 @pytest.fixture(scope="module")

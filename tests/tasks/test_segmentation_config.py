@@ -71,6 +71,18 @@ def test_plain_vision_transformers_and_every_head(variant):
     _load().get_config("backbone=swinv2_b,head=plain_mask")
 
 
+@pytest.mark.parametrize("size, steps", [("t", 160_000), ("b", 40_000), ("l", 40_000), ("g", 80_000)])
+def test_fine_tuning_trains_everything(size, steps):
+  config = tasks_build.read_config(
+    _load().get_config(f"backbone=swinv2_{size},head=upernet,training=everything")
+  )
+  assert config.trainable == (".*",) and config.segmentation.head.name == "upernet"
+  assert config.steps == steps and config.steps * config.batch_size == 2_560_000
+  assert config.optimizer.clip_norm == 0 and config.backbone.overrides["drop_path_rate"] >= 0.3
+  with pytest.raises(ValueError, match="training=everything is a recipe of UPerNet on a SwinV2"):
+    _load().get_config(f"backbone=swinv2_{size},training=everything")
+
+
 def test_camvid_opens_files_of_its_layout(tmp_path):
   config = _load().get_config("camvid")
   config.segmentation.root = str(samples.segmentation_root(tmp_path))
