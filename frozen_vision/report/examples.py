@@ -22,7 +22,7 @@ def of_run(task: base.Task, kind: str, folder: pathlib.Path) -> Scores:
 
   Args:
     task: with its data, as the run had it.
-    kind: of the config, `detection`, `segmentation` or `action`.
+    kind: of the config: `detection`, `segmentation`, `action` or `dense_regression`.
     folder: the run's.
 
   Raises:
@@ -37,6 +37,8 @@ def of_run(task: base.Task, kind: str, folder: pathlib.Path) -> Scores:
       return {"mIoU": _of_label_maps(validation, len(task.classes), folder / "label_maps")}
     case "action":
       return {"top1": _of_predictions(len(validation), folder / "predictions.csv")}
+    case "dense_regression":
+      return _of_dense_maps(validation, folder / "per_image.json")
   raise ValueError(f"Runs of task {kind!r} leave no scores of single examples.")
 
 
@@ -89,3 +91,13 @@ def _of_predictions(count: int, path: pathlib.Path) -> Float[np.ndarray, "n"]:
     for row in csv.DictReader(file):
       found[int(row["index"])] = row["true"] == row["predicted"]
   return found
+
+
+def _of_dense_maps(source: Any, path: pathlib.Path) -> Scores:
+  """Mean angle and relative error of every image; NaN for one without a true normal, or depth."""
+  found = json.loads(path.read_text(encoding="utf-8"))
+  images = [found.get(source.name(index), {}) for index in range(len(source))]
+  scores = {
+    name: np.array([image.get(name, np.nan) for image in images]) for name in ("mean_angle", "abs_rel")
+  }
+  return {name: values for name, values in scores.items() if not np.isnan(values).all()}

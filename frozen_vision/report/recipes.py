@@ -176,6 +176,21 @@ RECIPES: dict[str, Recipe] = {
       **_ACTION,
     ),
     Recipe(
+      name="normals_depth",
+      title="Surface normals and depth (linear head)",
+      kind="train",
+      # All pixels of the built-in rooms are known, so that the mean over pixels is that over images.
+      rows=(
+        Row("mean_angle", "degrees, normals", "mean angle of each image", is_mean=True, lower_is_better=True),
+        Row("abs_rel", "relative error, depth", "that of each image", is_mean=True, lower_is_better=True),
+      ),
+      config="depth_normals",
+      files_config="",
+      paper_config="depth_normals:recipe=nyuv2",
+      data="",
+      changes={"demo": _steps(200, 20), "small": {}, "paper": {}},
+    ),
+    Recipe(
       name="probes",
       title="Probes",
       kind="probe",
@@ -213,7 +228,6 @@ TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
 DEFAULT_TASKS = tuple(name for name in TASKS if name != "attentive_action")
 # What a report of this kind would have too, and why it has not.
 ABSENT = {
-  "normals and depth": "the library has no task for them yet",
   "diagnostics": "python -m frozen_vision.diagnose makes them apart",
 }
 

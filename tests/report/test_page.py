@@ -74,7 +74,7 @@ def test_three_files_say_the_same(workdir):
   assert report["mean_ranks"]["other"]["mean"] == 1 and report["ranked_rows"] == 8
   won = [each for each in report["comparisons"] if each["winner"]]
   assert won and {each["winner"] for each in won} == {"other"}
-  assert "neither" in text and "not among --tasks" in text and "no task for them yet" in text
+  assert "neither" in text and "not among --tasks" in text and "makes them apart" in text
 
 
 def test_a_backbone_against_itself_wins_nothing(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from frozen_vision.data.generated import rooms
 from frozen_vision.data.segmentation import label_maps
 from frozen_vision.files import lock
 from frozen_vision.metrics import coco_ap
@@ -98,6 +99,28 @@ def test_videos_are_right_or_wrong(tmp_path):
   (tmp_path / "predictions.csv").write_text("index,true,predicted\n0,1,1\n3,2,0\n")
   [scores] = examples.of_run(_task(range(4)), "action", tmp_path).values()
   np.testing.assert_array_equal(scores, [1, np.nan, np.nan, 0])
+
+
+def test_maps_are_scored_image_by_image(tmp_path):
+  source = rooms.Rooms(3, 32)
+  found = {source.name(0): {"mean_angle": 12.0}, source.name(2): {"mean_angle": 30.0}}
+  (tmp_path / "per_image.json").write_text(json.dumps(found))
+  scores = examples.of_run(_task(source), "dense_regression", tmp_path)
+  assert set(scores) == {"mean_angle"}  # no depth was learned
+  np.testing.assert_array_equal(scores["mean_angle"], [12, np.nan, 30])
+
+
+@pytest.mark.slow
+def test_a_cell_of_normals_and_depth(tmp_path, monkeypatch):
+  config = tasks_build.read_config(tiny.dense_regression())
+  monkeypatch.setattr(cells.Plan, "config", lambda plan, cell: config)
+  asked = reports.plan(tmp_path, seeds=1, tasks=("normals_depth",), backbones=("swinv2_nano",))
+  cell = asked.cell("swinv2_nano/normals_depth/0")
+  result = single.run(asked, cell).result
+  assert set(result["scores"]) == {row.name for row in recipes.RECIPES["normals_depth"].rows}
+  scores = cells.read_examples(asked, cell)
+  for name, value in result["scores"].items():
+    assert np.mean(scores[name]) == pytest.approx(value, rel=1e-6)
 
 
 @pytest.fixture
