@@ -8,6 +8,7 @@ ALLOWED = {
   r"FROZEN_VISION_FAULTS": "No faulty inputs: neither $FROZEN_VISION_FAULTS nor ../shared/faults.",
   r"FROZEN_VISION_REFERENCE_PYTHON": "No Python with PyTorch for a reference implementation to run in.",
   r"writing shards needs TensorFlow": "No TensorFlow, which writes prepared data.",
+  r"needs Apache Beam": "No Apache Beam, which prepares data on many machines.",
   r"'libtpu'": "No libtpu, which compiles plans for TPU slices.",
   r"(tensorflow|tensorboard|clu) is not installed": "No TensorBoard, which reads the event files of a run.",
   r"needs /proc": "No /proc: the operating system is not Linux.",

@@ -16,6 +16,9 @@ The first only checks. With `--check` the others do too, and need no TensorFlow;
 files are named and left out, and the exit code is 0, unless nothing usable is left or `--strict`
 is given: then anything bad is an error and nothing is written.
 
+With `--beam_options` the files are decoded and the shards written on Apache Beam (pip install apache-beam),
+in processes or on a cluster whose workers see the data and `--out` by the same paths; records are the same.
+
 Images keep their files' bytes. Videos are decoded once (twice with `--strict`) and become JPEG frames
 of a limited size; while they are written, about twice their final space is needed.
 """
@@ -30,10 +33,10 @@ import sys
 from typing import Any
 
 from frozen_vision import output
+from frozen_vision.data import beam, prepared
 from frozen_vision.data import classes as class_names
 from frozen_vision.data import images as image_io
 from frozen_vision.data import prepare_checks as checks
-from frozen_vision.data import prepared
 from frozen_vision.data.dense import folders, prepared_dense
 from frozen_vision.data.dense.sources import TARGETS
 from frozen_vision.data.detection import coco, prepared_coco, voc
@@ -58,7 +61,7 @@ def prepare_images(options: argparse.Namespace) -> int:
     else:
       others.append(name)
   tally = checks.Tally(len(tasks))
-  tally.run(checks.check_images(tasks, options.workers))
+  tally.run(checks.check_images(tasks, options.workers, beam=options.beam))
   print(f"Summary of {root}")
   tally.print_summary()
   if others:
@@ -142,7 +145,7 @@ def prepare_dense(options: argparse.Namespace) -> int:
 def _prepare_dense(options: argparse.Namespace, source: folders.DenseFolders, split: str) -> int:
   tally = checks.Tally(len(source))
   check = functools.partial(checks.check_dense, source)
-  tally.run(checks.check_images(range(len(source)), options.workers, check))
+  tally.run(checks.check_images(range(len(source)), options.workers, check, options.beam))
   usable = source.take(tally.good)
   print(f"Summary of {source!r}, split {split}")
   tally.print_summary()
@@ -153,7 +156,7 @@ def _prepare_dense(options: argparse.Namespace, source: folders.DenseFolders, sp
   if code == 0 and not options.check:
     from frozen_vision.data.dense import builder  # needs TensorFlow, checked before
 
-    print(f"  written: {builder.write(usable, split, pathlib.Path(options.out))}")
+    print(f"  written: {builder.write(usable, split, pathlib.Path(options.out), options.beam)}")
   return code
 
 
@@ -171,7 +174,7 @@ def prepare_videos(options: argparse.Namespace) -> int:
   )
   tally = checks.Tally(len(source), "videos")
   if options.check or options.strict:  # which writes nothing where anything is bad
-    tally.run(checks.encode_videos(source, encoding, options.workers))
+    tally.run(checks.encode_videos(source, encoding, options.workers, beam=options.beam))
     code = _exit_code(usable=bool(tally.good), defects=tally.bad.total(), strict=options.strict)
     if options.check or code:
       _print_videos(options, source, tally)
@@ -182,12 +185,15 @@ def prepare_videos(options: argparse.Namespace) -> int:
   sizes = []
 
   def encode_all(spool: pathlib.Path) -> Iterator[tuple[int, jpegs.EncodedVideo]]:
-    for index, encoded in tally.watch(checks.encode_videos(source, encoding, options.workers, spool)):
+    results = checks.encode_videos(source, encoding, options.workers, spool, options.beam)
+    for index, encoded in tally.watch(results):
       sizes.append((len(encoded.sizes), int(encoded.sizes.sum())))
       yield index, encoded
 
   try:
-    target = builder.write(source, encoding, encode_all, options.split, pathlib.Path(options.out))
+    target = builder.write(
+      source, encoding, encode_all, options.split, pathlib.Path(options.out), options.beam
+    )
   finally:
     if tally.good or tally.bad:  # also where writing failed
       _print_videos(options, source, tally)
@@ -209,7 +215,7 @@ def _print_videos(options: argparse.Namespace, source: videos.VideoList, tally: 
 def _prepare_labelled(options: argparse.Namespace, source: labelled.LabelledImages, split: str) -> int:
   tally = checks.Tally(len(source))
   check = functools.partial(checks.check_labelled, source)
-  tally.run(checks.check_images(range(len(source)), options.workers, check))
+  tally.run(checks.check_images(range(len(source)), options.workers, check, options.beam))
   usable = source.take(tally.good)
   print(f"Summary of {source.image_dir} with {source.label_dir}, split {split}")
   tally.print_summary()
@@ -218,7 +224,7 @@ def _prepare_labelled(options: argparse.Namespace, source: labelled.LabelledImag
   if code == 0 and not options.check:
     from frozen_vision.data.segmentation import builder  # needs TensorFlow, checked before
 
-    print(f"  written: {builder.write(usable, split, pathlib.Path(options.out))}")
+    print(f"  written: {builder.write(usable, split, pathlib.Path(options.out), options.beam)}")
   return code
 
 
@@ -236,7 +242,7 @@ def _prepare_instances(options: argparse.Namespace, source: coco.CocoSource, spl
     size = (record["height"], record["width"])
     tasks.append(checks.Task(source.image_path(index), record["file_name"], size))
   tally = checks.Tally(len(tasks))
-  tally.run(checks.check_images(tasks, options.workers))
+  tally.run(checks.check_images(tasks, options.workers, beam=options.beam))
   usable = source.take(tally.good)
   print(f"Summary of {source.annotation_file}, split {split}")
   tally.print_summary()
@@ -252,7 +258,7 @@ def _prepare_instances(options: argparse.Namespace, source: coco.CocoSource, spl
   if code == 0 and not options.check:
     from frozen_vision.data.detection import builder  # needs TensorFlow, checked before
 
-    print(f"  written: {builder.write(usable, split, pathlib.Path(options.out))}")
+    print(f"  written: {builder.write(usable, split, pathlib.Path(options.out), options.beam)}")
   return code
 
 
@@ -368,14 +374,25 @@ def _parser() -> argparse.ArgumentParser:
       action="store_true",
       help="take file names that are absolute or lead out of the folder",
     )
-  for command in (write, boxes, scenes, pixels, rooms, maps, clips):
+  _add_common((write, boxes, scenes, pixels, rooms, maps, clips), check)
+  return parser
+
+
+def _add_common(writing: Sequence[argparse.ArgumentParser], check: argparse.ArgumentParser) -> None:
+  """Adds the options of every command that writes, and of all."""
+  for command in writing:
     command.add_argument("--out", type=os.path.expanduser, help="folder to write to")
     command.add_argument("--check", action="store_true", help="only check, write nothing")
     command.add_argument("--overwrite", action="store_true", help="replace shards that are there")
-  for command in (check, write, boxes, scenes, pixels, rooms, maps, clips):
+  for command in (check, *writing):
     command.add_argument("--strict", action="store_true", help="anything bad is an error")
     command.add_argument("--workers", type=int, default=1, help="processes that decode")
-  return parser
+    command.add_argument(
+      "--beam_options",
+      default="",
+      help="decode and write on Apache Beam instead: its options, name=value with commas between them, such "
+      "as runner=DirectRunner,direct_num_workers=4,direct_running_mode=multi_processing",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -392,6 +409,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     "videos": prepare_videos,
   }[options.command]
   try:
+    options.beam = beam.parse(options.beam_options, getattr(options, "out", None))
     return run(options)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)

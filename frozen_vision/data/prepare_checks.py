@@ -12,6 +12,7 @@ import time
 from typing import Any
 import warnings
 
+from frozen_vision.data import beam as beam_lib
 from frozen_vision.data import image_checks
 from frozen_vision.data import images as image_io
 from frozen_vision.data.dense import folders, map_files
@@ -41,14 +42,21 @@ class Result:
 
 
 def check_images(
-  tasks: Sequence[Any], workers: int, check: Callable[[Any], "Result"] | None = None
+  tasks: Sequence[Any],
+  workers: int,
+  check: Callable[[Any], "Result"] | None = None,
+  beam: beam_lib.Beam | None = None,
 ) -> Iterator[Result]:
   """Decodes every file, in order; with more than one worker, in as many processes.
 
   Args:
     check: what is done with each task; by default it is a `Task` to decode.
+    beam: does it instead of processes of this program.
   """
   check = check or _check_image
+  if beam:
+    yield from beam.map(check, tasks)
+    return
   if workers <= 1:
     yield from map(check, tasks)
     return
@@ -113,15 +121,26 @@ def _encode_video(encoding: jpegs.Encoding, name: str, file: pathlib.Path | None
   return Result(name, encoded, None)
 
 
+def _encode_task(encoding: jpegs.Encoding, task: tuple[str, pathlib.Path | None]) -> Result:
+  return _encode_video(encoding, *task)
+
+
 def encode_videos(
-  source: videos.VideoList, encoding: jpegs.Encoding, workers: int, spool: pathlib.Path | None = None
+  source: videos.VideoList,
+  encoding: jpegs.Encoding,
+  workers: int,
+  spool: pathlib.Path | None = None,
+  beam: beam_lib.Beam | None = None,
 ) -> Iterator[Result]:
   """Decodes every video in order, into files below `spool` if it is given.
 
-  With workers, few videos are ahead of the one that is asked for, since each takes space.
+  With workers, few videos are ahead of the one that is asked for, since each takes space. With Beam all are.
   """
   encode = functools.partial(_encode_video, encoding)
   files = (spool / str(index) if spool else None for index in range(len(source)))
+  if beam:
+    yield from beam.map(functools.partial(_encode_task, encoding), list(zip(source.paths, files)))
+    return
   if workers <= 1:
     yield from map(encode, source.paths, files)
     return

@@ -3,13 +3,12 @@
 The files' own bytes are kept, not re-encoded.
 """
 
-from collections.abc import Iterator
-import fractions
 import pathlib
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from frozen_vision.data import beam as beam_lib
 from frozen_vision.data import prepared_builder
 from frozen_vision.data.dense import folders, prepared_dense
 
@@ -28,17 +27,19 @@ class FrozenVisionDense(prepared_builder.Builder):
   def metadata(self) -> dict[str, Any]:
     return prepared_dense.metadata(self._source)
 
-  def examples(self) -> Iterator[tuple[fractions.Fraction, dict[str, Any]]]:
-    for index in range(len(self._source)):
-      record: dict[str, Any] = {"name": self._source.name(index)}
-      for what in ("image", *self._source.targets):
-        name, record[what] = self._source.encoded(index, what)
-        record[f"{what}_suffix"] = pathlib.PurePath(name).suffix
-      yield fractions.Fraction(index, len(self._source)), record
+  @staticmethod
+  def encode(source: folders.DenseFolders, task: int) -> dict[str, Any]:
+    record: dict[str, Any] = {"name": source.name(task)}
+    for what in ("image", *source.targets):
+      name, record[what] = source.encoded(task, what)
+      record[f"{what}_suffix"] = pathlib.PurePath(name).suffix
+    return record
 
 
-def write(source: folders.DenseFolders, split: str, out: pathlib.Path) -> pathlib.Path:
+def write(
+  source: folders.DenseFolders, split: str, out: pathlib.Path, beam: beam_lib.Beam | None = None
+) -> pathlib.Path:
   """Writes `source` below `out`, in place of what was there; returns the folder of the shards."""
-  target = prepared_builder.write(FrozenVisionDense, source, split, out)
+  target = prepared_builder.write(FrozenVisionDense, source, split, out, beam)
   prepared_dense.write_index(source, out, split)
   return target

@@ -4,8 +4,6 @@ The image files' own bytes are kept, not re-encoded, and the segmentations as JS
 or run lengths they were, so that what is read back is what was there.
 """
 
-from collections.abc import Iterator
-import fractions
 import json
 import pathlib
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from frozen_vision.data import beam as beam_lib
 from frozen_vision.data import prepared_builder
 from frozen_vision.data.detection import coco, prepared_coco
 
@@ -40,17 +39,18 @@ class FrozenVisionCoco(prepared_builder.Builder):
   def metadata(self) -> dict[str, Any]:
     return prepared_coco.metadata(self._source)
 
-  def examples(self) -> Iterator[tuple[fractions.Fraction, dict[str, Any]]]:
-    for index in range(len(self._source)):
-      record, data = self._source.read(index)
-      height, width = record.pop("height"), record.pop("width")
-      record["segmentations"] = json.dumps(record["segmentations"], separators=(",", ":"))
-      place = fractions.Fraction(index, len(self._source))
-      yield place, {"image": data, "size": (height, width), **record}
+  @staticmethod
+  def encode(source: coco.CocoSource, task: int) -> dict[str, Any]:
+    record, data = source.read(task)
+    height, width = record.pop("height"), record.pop("width")
+    record["segmentations"] = json.dumps(record["segmentations"], separators=(",", ":"))
+    return {"image": data, "size": (height, width), **record}
 
 
-def write(source: coco.CocoSource, split: str, out: pathlib.Path) -> pathlib.Path:
+def write(
+  source: coco.CocoSource, split: str, out: pathlib.Path, beam: beam_lib.Beam | None = None
+) -> pathlib.Path:
   """Writes `source` below `out`, in place of what was there; returns the folder of the shards."""
-  target = prepared_builder.write(FrozenVisionCoco, source, split, out)
+  target = prepared_builder.write(FrozenVisionCoco, source, split, out, beam)
   prepared_coco.write_index(source, out, split)
   return target

@@ -4,13 +4,12 @@ The image files' own bytes are kept, not re-encoded. Label images become 8-bit P
 without a class.
 """
 
-from collections.abc import Iterator
-import fractions
 import pathlib
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from frozen_vision.data import beam as beam_lib
 from frozen_vision.data import prepared_builder
 from frozen_vision.data.segmentation import label_maps, prepared_segmentation, sources
 
@@ -31,21 +30,20 @@ class FrozenVisionSegmentation(prepared_builder.Builder):
   def metadata(self) -> dict[str, Any]:
     return prepared_segmentation.metadata(self._source)
 
-  def examples(self) -> Iterator[tuple[fractions.Fraction, dict[str, Any]]]:
-    for index in range(len(self._source)):
-      label = self._source.label(index)
-      yield (
-        fractions.Fraction(index, len(self._source)),
-        {
-          "image": self._source.image_bytes(index),
-          "name": self._source.name(index),
-          "label": b"" if label is None else label_maps.encode(label),
-        },
-      )
+  @staticmethod
+  def encode(source: sources.EncodedSource, task: int) -> dict[str, Any]:
+    label = source.label(task)
+    return {
+      "image": source.image_bytes(task),
+      "name": source.name(task),
+      "label": b"" if label is None else label_maps.encode(label),
+    }
 
 
-def write(source: sources.EncodedSource, split: str, out: pathlib.Path) -> pathlib.Path:
+def write(
+  source: sources.EncodedSource, split: str, out: pathlib.Path, beam: beam_lib.Beam | None = None
+) -> pathlib.Path:
   """Writes `source` below `out`, in place of what was there; returns the folder of the shards."""
-  target = prepared_builder.write(FrozenVisionSegmentation, source, split, out)
+  target = prepared_builder.write(FrozenVisionSegmentation, source, split, out, beam)
   prepared_segmentation.write_index(source, out, split)
   return target

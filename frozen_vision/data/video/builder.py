@@ -1,6 +1,7 @@
 """TFDS builder that writes the frames of videos as ArrayRecord shards. Needs TensorFlow; reading does not."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
 import dataclasses
 import fractions
 import os
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from frozen_vision.data import beam as beam_lib
 from frozen_vision.data import prepared_builder
 from frozen_vision.data.video import jpegs as video_jpegs
 from frozen_vision.data.video import prepared_videos, sources
@@ -33,6 +35,32 @@ class _Source:
 
   def __repr__(self) -> str:  # stored in the description
     return f"VideoList({len(self.videos)} videos, {len(self.videos.classes)} classes), {self.encoding}"
+
+  def records_of(self, index: int, encoded: video_jpegs.EncodedVideo) -> Iterator["_Record"]:
+    """The records of a video, which counts as written."""
+    name, label = os.fsencode(self.videos.paths[index]), int(self.videos.labels[index])
+    yield _Record(name, label, encoded, None, 0)
+    for first in range(0, len(encoded.sizes), prepared_videos.FRAMES_PER_RECORD):
+      yield _Record(name, label, encoded, first, prepared_videos.FRAMES_PER_RECORD)
+    self.indices.append(index)
+    self.lengths.append(len(encoded.sizes))
+    self.durations.append(encoded.duration)
+
+  def require_any(self) -> None:
+    """Raises ValueError where no video can be used."""
+    if not self.indices:
+      raise ValueError("nothing usable is left")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+  """A record of a video: at most `length` frames from `first` on, or none where that is None."""
+
+  name: bytes
+  label: int
+  video: video_jpegs.EncodedVideo
+  first: int | None
+  length: int
 
 
 class FrozenVisionVideos(prepared_builder.Builder):
@@ -57,26 +85,37 @@ class FrozenVisionVideos(prepared_builder.Builder):
     return prepared_videos.metadata(self._source.videos, self._source.encoding)
 
   def examples(self) -> Iterator[tuple[fractions.Fraction, dict[str, Any]]]:
-    source, length = self._source, prepared_videos.FRAMES_PER_RECORD
+    source = self._source
     with tempfile.TemporaryDirectory(prefix="spool_", dir=source.spool) as spool:
       for index, encoded in source.encode_all(pathlib.Path(spool)):
-        common = {"name": os.fsencode(source.videos.paths[index]), "label": source.videos.labels[index]}
         count = len(encoded.sizes)
-
-        def place(frame):
-          return fractions.Fraction(index * (count + 1) + frame, len(source.videos) * (count + 1))
-
-        times = prepared_videos.encode_times(encoded.times)
-        yield place(0), {**common, "times": times, "first_frame": 0, "frames": []}
-        for number, jpegs in enumerate(encoded.runs(length)):
-          first = number * length
-          yield place(1 + first), {**common, "times": b"", "first_frame": first, "frames": jpegs}
+        for task in source.records_of(index, encoded):
+          frame = index * (count + 1) + (0 if task.first is None else 1 + task.first)
+          yield fractions.Fraction(frame, len(source.videos) * (count + 1)), self.encode(None, task)
         encoded.file.unlink()
-        source.indices.append(index)
-        source.lengths.append(count)
-        source.durations.append(encoded.duration)
-    if not source.indices:
-      raise ValueError("nothing usable is left")
+    source.require_any()
+
+  def tasks(self, stack: contextlib.ExitStack) -> tuple[Sequence["_Record"], None]:
+    self._source.spool.mkdir(parents=True, exist_ok=True)
+    spool = tempfile.TemporaryDirectory(prefix="spool_", dir=self._source.spool)
+    encoded = self._source.encode_all(pathlib.Path(stack.enter_context(spool)))
+    records = [record for each in encoded for record in self._source.records_of(*each)]
+    self._source.require_any()
+    return records, None
+
+  @staticmethod
+  def encode(source: None, task: "_Record") -> dict[str, Any]:
+    del source
+    common = {"name": task.name, "label": task.label}
+    if task.first is None:
+      return {
+        **common,
+        "times": prepared_videos.encode_times(task.video.times),
+        "first_frame": 0,
+        "frames": [],
+      }
+    jpegs = task.video.run(task.first, task.length)
+    return {**common, "times": b"", "first_frame": task.first, "frames": jpegs}
 
 
 def write(
@@ -85,6 +124,7 @@ def write(
   encode_all: EncodeAll,
   split: str,
   out: pathlib.Path,
+  beam: beam_lib.Beam | None = None,
 ) -> pathlib.Path:
   """Writes the usable videos below `out`, in place of what was there; returns the folder of the shards.
 
@@ -93,6 +133,6 @@ def write(
   """
   # Beside the shards, where there is room, and where the next run clears up after one that was killed.
   written = _Source(source, encoding, encode_all, prepared_videos.KIND.folder(out, split).parent)
-  target = prepared_builder.write(FrozenVisionVideos, written, split, out)
+  target = prepared_builder.write(FrozenVisionVideos, written, split, out, beam)
   prepared_videos.write_index(source, written.indices, written.lengths, written.durations, out, split)
   return target

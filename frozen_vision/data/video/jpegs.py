@@ -1,6 +1,5 @@
 """Videos as JPEG frames: each decoded once from first to last frame, never held in memory as a whole."""
 
-from collections.abc import Iterator
 import contextlib
 import dataclasses
 import io
@@ -63,11 +62,11 @@ class EncodedVideo:
   file: pathlib.Path | None
   notes: tuple[str, ...] = ()
 
-  def runs(self, length: int) -> Iterator[list[bytes]]:
-    """The JPEGs, `length` frames at a time."""
+  def run(self, first: int, length: int) -> list[bytes]:
+    """The JPEGs of frames first, first + 1, ..., at most `length` of them."""
     with open(self.file, "rb") as file:
-      for start in range(0, len(self.sizes), length):
-        yield [file.read(size) for size in self.sizes[start : start + length]]
+      file.seek(int(self.sizes[:first].sum()))
+      return [file.read(size) for size in self.sizes[first : first + length]]
 
 
 def encode(path: str, encoding: Encoding, file: pathlib.Path | None) -> EncodedVideo:
