@@ -1,10 +1,15 @@
-"""Writes random weights of a backbone in our format, one tensor at a time: to try what one not at hand needs.
+"""Writes random weights of a backbone, one tensor at a time: to try what one not at hand needs.
 
   PYTHONPATH=. python experiments/random_backbone.py --name=swinv2_g --out=/tmp/swinv2_g_random.safetensors
+  PYTHONPATH=. python experiments/random_backbone.py --name=dinov3_vit7b16 --out=/tmp/dinov3_7b_random
 
-Norms that end residual branches are one, so that no block is the identity.
+A file has our format; a folder, of a DINOv3, gets shards and their index as transformers saves them. Both
+hold bfloat16. Norms and LayerScales that end residual branches are one, so that no block is the identity.
 """
 
+from collections.abc import Iterator, Mapping
+import json
+import pathlib
 import zlib
 
 from absl import app, flags
@@ -13,39 +18,114 @@ import jax.numpy as jnp
 import numpy as np
 
 from frozen_vision.backbones import families
-from frozen_vision.backbones.swinv2 import model as swinv2
-from frozen_vision.files import tensors, trees
+from frozen_vision.backbones.vit import checkpoint_keys
+from frozen_vision.backbones.vit.config import ViTConfig
+from frozen_vision.files import checkpoint_file, tensors, trees
 
-_NAME = flags.DEFINE_string("name", "swinv2_g", "Row of the table of variants.")
-_WINDOW = flags.DEFINE_integer("window", 16, "Window of all stages.")
-_OUT = flags.DEFINE_string("out", None, "File to write.", required=True)
+_NAME = flags.DEFINE_string("name", "swinv2_g", "Row of a family's table of variants.")
+_WINDOW = flags.DEFINE_integer("window", 16, "Window of all stages of a SwinV2.")
+_OUT = flags.DEFINE_string("out", None, "File of ours (.safetensors) or folder to write.", required=True)
+
+_SHARD_BYTES = 2 << 30
+# A name that only transformers' DINOv3 has.
+_MARKER = "layer.0.layer_scale1.lambda1"
 
 
-def _draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
-  """Reproducible numbers of the size that weights have."""
-  if path.endswith("logit_scale"):
-    return np.full(shape, np.log(10.0), np.float32)
-  if len(shape) == 1:
-    return np.full(shape, float(path.endswith("scale")), np.float32)
-  rng = np.random.default_rng(zlib.crc32(path.encode()))
-  return rng.standard_normal(shape, np.float32) * np.float32(shape[0] ** -0.5)
+def _lazy(name: str, path: str, shape: tuple[int, ...], fan_in: int) -> tensors.LazyTensor:
+  """Reproducible numbers of the size that weights have.
+
+  Args:
+    name: of the tensor in the file, which decides on its numbers.
+    path: of our variable that it is or belongs to.
+    fan_in: rows of that variable.
+  """
+
+  def draw() -> np.ndarray:
+    if path.endswith("logit_scale"):
+      return np.full(shape, np.log(10.0), np.float32)
+    if len(shape) == 1:
+      return np.full(shape, float(path.endswith("scale")), np.float32)
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    return rng.standard_normal(shape, np.float32) * np.float32(fan_in**-0.5)
+
+  return tensors.LazyTensor(shape, np.dtype(np.float32), draw)
+
+
+def write_shards(
+  shapes: Mapping[str, tuple[int, ...]],
+  config: ViTConfig,
+  folder: pathlib.Path,
+  shard_bytes: int = _SHARD_BYTES,
+) -> int:
+  """Writes a DINOv3 under the names of transformers, in shards of at most `shard_bytes` beside an index.
+
+  Args:
+    shapes: of our variables by path.
+
+  Returns:
+    How many numbers were written.
+  """
+  layout = checkpoint_keys.detect({_MARKER: None})
+  found = {}
+  for path, shape in shapes.items():
+    alternatives = layout.alternatives(path)
+    if not alternatives:  # rotary periods, which transformers computes
+      continue
+    names, transform = alternatives[-1]  # the names of published files are last
+    found |= {
+      name: _lazy(name, path, theirs, shape[0])
+      for name, theirs in zip(names, transform.shapes(shape, config))
+    }
+  shards = list(_shards(found, shard_bytes))
+  places = {}
+  folder.mkdir(parents=True, exist_ok=True)
+  for number, shard in enumerate(shards, start=1):
+    name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    tensors.write(folder / name, shard, metadata={"format": "pt"}, dtype=jnp.bfloat16)
+    places |= dict.fromkeys(shard, name)
+    print(folder / name, flush=True)
+  (folder / checkpoint_file.WEIGHTS_IN_FOLDERS[0]).write_text(json.dumps({"weight_map": places}))
+  return _numbers(found)
+
+
+def _shards(
+  leaves: Mapping[str, tensors.LazyTensor], shard_bytes: int
+) -> Iterator[dict[str, tensors.LazyTensor]]:
+  shard, size = {}, 0
+  for name, leaf in leaves.items():
+    more = 2 * int(np.prod(leaf.shape))
+    if shard and size + more > shard_bytes:
+      yield shard
+      shard, size = {}, 0
+    shard[name] = leaf
+    size += more
+  yield shard
+
+
+def _numbers(leaves: Mapping[str, tensors.LazyTensor]) -> int:
+  return sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  config = families.backbone_config(_NAME.value, window_size=_WINDOW.value)
-  module = nnx.eval_shape(lambda: swinv2.SwinV2(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
-  leaves = {
-    path: tensors.LazyTensor(
-      leaf.shape, np.dtype(np.float32), lambda path=path, leaf=leaf: _draw(path, leaf.shape)
+  out = pathlib.Path(_OUT.value)
+  options = dict(window_size=_WINDOW.value) if _NAME.value.startswith("swinv2") else {}
+  module = families.abstract_backbone(_NAME.value, **options)
+  shapes = {path: leaf.shape for path, leaf in trees.flatten(nnx.state(module, nnx.Param)).items()}
+  if out.suffix == ".safetensors":
+    leaves = {path: _lazy(path, path, shape, shape[0]) for path, shape in shapes.items()}
+    # bfloat16 has the range of float32 and half its size on disk.
+    families.write_leaves(leaves, out, name=_NAME.value, config=module.config, dtype=jnp.bfloat16)
+    count = _numbers(leaves)
+  elif _NAME.value.startswith("dinov3_vit"):
+    count = write_shards(shapes, module.config, out)
+  else:
+    raise app.UsageError(
+      f"--out={out}: only a dinov3_vit* is written as a folder of shards; {_NAME.value} needs a file that "
+      "ends in .safetensors."
     )
-    for path, leaf in trees.flatten(nnx.state(module, nnx.Param)).items()
-  }
-  # bfloat16 has the range of float32 and half its size on disk.
-  fingerprint = families.write_leaves(leaves, _OUT.value, name=_NAME.value, config=config, dtype=jnp.bfloat16)
-  count = sum(np.prod(leaf.shape) for leaf in leaves.values())
-  print(f"{_OUT.value}: {count:,} numbers, fingerprint {fingerprint}")
+  print(f"{out}: {count:,} numbers")
 
 
 if __name__ == "__main__":

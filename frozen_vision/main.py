@@ -54,6 +54,9 @@ _TOPOLOGY = flags.DEFINE_string(
 _MFU = flags.DEFINE_float(
   "mfu", 0.4, "Of planning: the fraction of the peak FLOPs that the step time is computed with."
 )
+_PLAN_FINETUNE = flags.DEFINE_bool(
+  "plan_finetune", True, "Of planning: plan the same step with everything training, too."
+)
 _DEBUG = flags.DEFINE_bool("debug", False, "Print the traceback of an error, too.")
 # Flags that a mode needs.
 _NEEDED = {
@@ -114,7 +117,12 @@ def _run(argv: list[str]) -> None:
       report.from_flags(command_line.path(_WORKDIR.value))
     case "plan":
       plan.plan(
-        _CONFIG.value, command_line.path(_WORKDIR.value), _TOPOLOGY.value, mfu=_MFU.value, name=_CONFIG.source
+        _CONFIG.value,
+        command_line.path(_WORKDIR.value),
+        _TOPOLOGY.value,
+        mfu=_MFU.value,
+        name=_CONFIG.source,
+        with_finetune=_PLAN_FINETUNE.value,
       )
 
 

@@ -209,7 +209,7 @@ class BackboneFile:
     module: the network, with shapes in the place of weights.
     leaves: its weights by path, read one at a time.
     path: the file.
-    fingerprint: of the weights, if the file says it; what is read is checked against it.
+    fingerprint: of the weights, if the file says it, as ours do; what is read is checked against it.
   """
 
   module: base.Backbone
@@ -232,15 +232,18 @@ class BackboneFile:
       module: `self.module`'s part at that path.
     """
     graphdef, state, rest = nnx.split(module, nnx.Not(nnx.RngState), ...)
-    digests = None if self.fingerprint is None else self._digests
-    return nnx.merge(
-      graphdef, tensors.read(state, self.leaves, prefix=prefix, path=self.path, digests=digests), rest
-    )
+    filled = tensors.read(state, self.leaves, prefix=prefix, path=self.path, digests=self._digests)
+    return nnx.merge(graphdef, filled, rest)
 
-  def check(self) -> None:
-    """Raises a ValueError if what `read` gave, all in all, are not the weights that the file says it has."""
+  def read_fingerprint(self) -> str:
+    """The fingerprint of what `read` gave, all in all.
+
+    Raises:
+      ValueError: it is not the one that the file says it has.
+    """
     if self.fingerprint is not None:
       tensors.check_fingerprint(self._digests, self.fingerprint, self.path)
+    return trees.combine_digests(self._digests)
 
 
 def load_backbone(
@@ -282,17 +285,17 @@ def open_backbone(
   path, name, options = _find(source, name)
   overrides = {**options, **overrides}
   file = checkpoint_file.open_checkpoint(path)
-  leaves, header = file.tensors, file.metadata
+  leaves, header, fingerprint = file.tensors, file.metadata, None
   if header.get("format") == tensors.FORMAT:
     family, config = _described(header, name, path)
-    config = config.replace(**overrides)
+    config, fingerprint = config.replace(**overrides), header.get("fingerprint")
   else:
     checkpoint = _mapped(file, path, name, prefer, overrides)
     leaves, config = checkpoint.leaves, checkpoint.config
     family = FAMILIES[_key_of(config)]
   module = base.abstract(family.module, config, dtype=dtype)
   tensors.check_shapes(trees.weights(module), leaves, path)
-  return BackboneFile(module, leaves, path, header.get("fingerprint"))
+  return BackboneFile(module, leaves, path, fingerprint)
 
 
 def weights_file(source: str | os.PathLike) -> pathlib.Path:

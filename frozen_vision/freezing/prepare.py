@@ -98,7 +98,7 @@ def prepare(
   """Builds a model on a backbone and splits it into what trains and what is frozen.
 
   A wholly frozen backbone is folded, unless `fold` is off. Patterns and fingerprint are those of the backbone
-  as it was before. One that lies in a file of ours is read, folded and sharded block by block: it is never
+  as it was before. One that lies in a file is read, folded and sharded block by block: it is never
   whole in one place.
 
   The module that `build` makes is changed, and a backbone that is given: what is frozen of them is put into
@@ -165,18 +165,18 @@ def freeze(
 ) -> FrozenBackbone:
   """Puts a backbone into inference mode, identifies its features, and folds it or casts its weights.
 
-  Arguments and errors are those of `prepare`; of a file that does not know its fingerprint, or for a backbone
-  that is not folded, all weights are loaded first.
+  Arguments and errors are those of `prepare`; for a backbone that is not folded all weights are loaded first.
   """
   if storage == "int8" and not fold:
     raise ValueError(_INT8)
-  if isinstance(source, families.BackboneFile) and not (fold and source.fingerprint):
+  if isinstance(source, families.BackboneFile) and not fold:
     source = source.load()
   on_disk = isinstance(source, families.BackboneFile)
   module = nnx.merge(*nnx.split(source.module if on_disk else source))
   partition.inference_mode(module, set())
   if on_disk:
-    fingerprint, program = source.fingerprint, _fold_from_disk(source, module, storage, mesh, over)
+    program = _fold_from_disk(source, module, storage, mesh, over)
+    fingerprint = source.read_fingerprint()
   elif casting.has_shapes_only(module):
     fingerprint = ""
     program = stored.shapes(module, storage=storage) if fold else casting.cast_module(module, storage)
@@ -410,18 +410,12 @@ def _fold_from_disk(
   mesh: jax.sharding.Mesh | None,
   over: sharding.Over,
 ) -> base.FoldedBackbone:
-  """Folds a backbone that is read block by block, each block put where it stays before the next is read.
-
-  Raises:
-    ValueError: weights that are not those that the file says it has.
-  """
+  """Folds a backbone that is read block by block, each block put where it stays before the next is read."""
   graphdef, state = nnx.split(_Holder(stored.shapes(module, storage=storage)))
   mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
   shardings = sharding.frozen_shardings(state, mesh, over, {"backbone": module.sharding_rules})
   shardings = nnx.merge(graphdef, shardings).backbone
-  program = module.fold(storage=storage, read=source.read, shardings=shardings)
-  source.check()
-  return program
+  return module.fold(storage=storage, read=source.read, shardings=shardings)
 
 
 def _rules(module: nnx.Module, backbone: base.Backbone) -> dict[str, Any]:

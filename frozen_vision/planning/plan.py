@@ -27,7 +27,7 @@ import numpy as np
 from frozen_vision.config import Config, ConfigLike
 from frozen_vision.devices import sharding
 from frozen_vision.files import atomic
-from frozen_vision.freezing import prepare
+from frozen_vision.freezing import partition, prepare
 from frozen_vision.layers import storage as stored
 from frozen_vision.planning import flops, machines
 from frozen_vision.tasks import base
@@ -58,6 +58,7 @@ def plan(
   *,
   mfu: float = 0.4,
   name: str = "",
+  with_finetune: bool = True,
 ) -> Report:
   """Compiles the train step for a machine, prints a table and writes `plan.json` into the workdir.
 
@@ -68,11 +69,14 @@ def plan(
     topology: as `machines.describe` has it.
     mfu: fraction of the chip's peak FLOPs that the step time is computed with.
     name: of the config, to be found again in `plan.json`.
+    with_finetune: plan the same step with everything training, too, where something is frozen; it takes as
+      long again.
 
   Returns:
     What `plan.json` holds: `fits`, `devices`, `device_memory_bytes`, `bytes_per_device` (by part, and
     `total`), `limited_by`, `advice`, `model_flops_per_step`, `step_seconds` (None where the peak is not
-    known), and the same of fine-tuning under `finetune` (None where the backbone trains anyway).
+    known), `frozen_bytes` (of all devices), and the same of fine-tuning under `finetune` (None where the
+    backbone trains anyway, or without `with_finetune`).
 
   Raises:
     ValueError: an unknown topology, libtpu is not installed, or a config that cannot run on so many devices.
@@ -109,9 +113,10 @@ def plan(
     "versions": machines.versions(),
   }
   program = make_program(task, config, mesh)
+  report["frozen_bytes"] = partition.num_bytes(program.frozen)
   report |= _measure(program, machine, program_flops(program), report)
   report["finetune"] = None
-  if program.frozen_pass or config.adapters.kind != "none":
+  if with_finetune and (program.frozen_pass or config.adapters.kind != "none"):
     _logger.info("Compiled in %.0f s; now with everything training.", report["compile_seconds"])
     open_config = finetuned(config)
     once = program_flops(make_program(task, open_config, mesh, stacked=True, remat=False))

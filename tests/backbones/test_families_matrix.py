@@ -5,6 +5,7 @@ How many parameters a row has is compared with its references where the family i
 
 import functools
 import json
+import pathlib
 
 from flax import nnx
 import jax
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 from frozen_vision.backbones import base, families
-from frozen_vision.freezing import feature_key
+from frozen_vision.files import tensors, trees
+from frozen_vision.freezing import feature_key, prepare
 from frozen_vision.layers import storage
 from tests import random_backbones
 
@@ -112,6 +114,25 @@ def test_features_have_their_specs_and_folded_they_are_the_same(family):
       jax.tree.leaves((folded_vectors, folded_final)), jax.tree.leaves((vectors, final)), strict=True
     ):
       np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", sorted(families.FAMILIES))
+def test_of_a_public_checkpoint_parts_are_read_one_after_another(family, monkeypatch):
+  """The whole is never in memory, and its fingerprint is the same."""
+  backbone = _small(family)
+  leaves = {
+    path: tensors.LazyTensor(leaf.shape, leaf.dtype, lambda leaf=leaf: np.asarray(leaf))
+    for path, leaf in trees.flatten(trees.weights(backbone)).items()
+  }
+  row, fields = _fields(family)
+  file = families.BackboneFile(
+    families.abstract_backbone(row, **fields), leaves, pathlib.Path("public.pth"), fingerprint=None
+  )
+  monkeypatch.setattr(families.BackboneFile, "load", None)
+  found, wanted = prepare.freeze(file), prepare.freeze(backbone)
+  assert found.key == wanted.key
+  for one, other in zip(*map(jax.tree.leaves, (found.program, wanted.program)), strict=True):
+    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("family", sorted(families.FAMILIES))

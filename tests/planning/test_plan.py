@@ -132,7 +132,7 @@ def test_a_plan(tmp_path):
     batch = size(step.device_batch(next(batches)))
   found = report["bytes_per_device"]
   assert set(found) == _PARTS and sum(found.values()) == 2 * found["total"]
-  assert found["frozen_weights"] == size(model.frozen)
+  assert found["frozen_weights"] == report["frozen_bytes"] == size(model.frozen)
   assert found["trained_parameters"] == size(model.trainable)
   assert 3 <= found["optimizer"] / size(model.trainable) < 3.1  # two moments, one average, and counters
   assert found["batch"] == batch
@@ -259,6 +259,7 @@ def test_the_command_plans_for_four_devices(tmp_path):
     "--mode=plan",
     "--topology=cpu:4",
     "--config.batch_size=8",
+    "--plan_finetune=False",
   ]
   environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
   process = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=600)
@@ -268,6 +269,8 @@ def test_the_command_plans_for_four_devices(tmp_path):
   assert report["config"] == "tests/tiny.py:action"
   task = tasks_build.build_task(tiny.action())
   whole = sum(leaf.nbytes for leaf in jax.tree.leaves(loop.build_model(task, tiny.action()).frozen))
+  assert report["frozen_bytes"] == whole
   assert np.isclose(report["bytes_per_device"]["frozen_weights"], whole / 4, rtol=0.05)
   assert report["bytes_per_device"]["temporaries"] > 0
-  assert "fine-tuned" in process.stdout and "Traceback" not in process.stdout + process.stderr
+  assert report["finetune"] is None and "fine-tuned" not in process.stdout
+  assert "as configured" in process.stdout and "Traceback" not in process.stdout + process.stderr
