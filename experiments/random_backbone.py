@@ -8,6 +8,7 @@ hold bfloat16. Norms and LayerScales that end residual branches are one, so that
 """
 
 from collections.abc import Iterator, Mapping
+import functools
 import json
 import pathlib
 import zlib
@@ -27,15 +28,23 @@ _WINDOW = flags.DEFINE_integer("window", 16, "Window of all stages of a SwinV2."
 _OUT = flags.DEFINE_string("out", None, "File of ours (.safetensors) or folder to write.", required=True)
 
 _SHARD_BYTES = 2 << 30
+_DRAWN = 15_485_863  # a prime, so that rows of no matrix repeat one another
 # A name that only transformers' DINOv3 has.
 _MARKER = "layer.0.layer_scale1.lambda1"
+
+
+@functools.cache
+def _normal() -> np.ndarray:
+  return np.random.default_rng(0).standard_normal(_DRAWN, np.float32)
 
 
 def _lazy(name: str, path: str, shape: tuple[int, ...], fan_in: int) -> tensors.LazyTensor:
   """Reproducible numbers of the size that weights have.
 
+  They repeat after `_DRAWN` numbers, from a place on that the name decides: to draw billions takes minutes.
+
   Args:
-    name: of the tensor in the file, which decides on its numbers.
+    name: of the tensor in the file.
     path: of our variable that it is or belongs to.
     fan_in: rows of that variable.
   """
@@ -45,8 +54,11 @@ def _lazy(name: str, path: str, shape: tuple[int, ...], fan_in: int) -> tensors.
       return np.full(shape, np.log(10.0), np.float32)
     if len(shape) == 1:
       return np.full(shape, float(path.endswith("scale")), np.float32)
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    return rng.standard_normal(shape, np.float32) * np.float32(fan_in**-0.5)
+    start, size = zlib.crc32(name.encode()) % _DRAWN, int(np.prod(shape))
+    drawn = _normal()
+    repeats = -(-max(size - (_DRAWN - start), 0) // _DRAWN)
+    parts = [drawn[start : start + size], *[drawn] * repeats]
+    return np.concatenate(parts)[:size].reshape(shape) * np.float32(fan_in**-0.5)
 
   return tensors.LazyTensor(shape, np.dtype(np.float32), draw)
 
