@@ -4,6 +4,7 @@ One split of one kind of data is the folder `OUT/BUILDER/SPLIT/VERSION`, which a
 an index beside the shards. The index is written last: a folder that has it is complete.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 import hashlib
@@ -15,6 +16,7 @@ import zipfile
 import numpy as np
 
 from frozen_vision.data import fingerprint, text_files
+from frozen_vision.data import names as data_names
 from frozen_vision.files import atomic
 
 _BUILDERS = "frozen_vision_"  # how the names of all builders begin
@@ -172,6 +174,14 @@ class Shards:
       if index[name].ndim != 1:
         raise self.damaged(_INDEX_FILE, f"{name} has {index[name].ndim} axes, expected 1")
     return index
+
+  def names(self, index: Mapping[str, np.ndarray]) -> list[str]:
+    """`names` of the index; raises PreparedError where one leads out of a folder."""
+    names = [str(name) for name in index["names"]]
+    for name in names:
+      if data_names.leads_outside(name):
+        raise self.damaged(_INDEX_FILE, f"{name!r} is no name of an image below a folder")
+    return names
 
   def require_length(self, expected: int, **arrays: np.ndarray) -> None:
     """Raises PreparedError where an array of the index does not have the expected length."""

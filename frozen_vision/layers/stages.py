@@ -1,8 +1,9 @@
 """Networks of stages: blocks at one stride, then a merging that leads to the next."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from flax import nnx
 import jax
 import numpy as np
 
@@ -20,6 +21,16 @@ def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
   """
   rates = iter(np.linspace(0, last, sum(depths)).tolist())
   return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+def build(stage: Callable[..., nnx.Module], config: Any, *, dtype: Any, rngs: nnx.Rngs) -> nnx.List:
+  """The stages of a network, `stage(config, index, rates of its blocks)`, with stochastic depth as above.
+
+  Args:
+    config: its `depths` and `drop_path_rate` count.
+  """
+  rates = drop_path_rates(config.drop_path_rate, config.depths)
+  return nnx.List([stage(config, i, rates[i], dtype=dtype, rngs=rngs) for i in range(len(config.depths))])
 
 
 def features(stages: Iterable[Any], x: Array, rng: Array | None) -> tuple[Array, ...]:

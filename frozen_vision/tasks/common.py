@@ -47,6 +47,18 @@ def specs_of(options: BackboneOptions) -> tuple[FeatureSpec, ...]:
   return families.backbone_config(options.name, **options.overrides).feature_specs
 
 
+def features(model: Any, view: Mapping[str, jax.Array], rng: jax.Array | None) -> base.Features:
+  """All levels of the backbone for padded images, as `Task.features` of tasks whose images vary in size.
+
+  Args:
+    model: its `backbone`.
+    view: `image` and `image_size`, as in a batch.
+    rng: key of stochastic depth; None is deterministic.
+  """
+  images = model.backbone.preprocessing.normalise(view["image"], view["image_size"])
+  return model.backbone(images, rng=rng)
+
+
 def head_levels(
   model: Any, view: Mapping[str, jax.Array], features: base.Features, rng: jax.Array | None = None
 ) -> base.Features:

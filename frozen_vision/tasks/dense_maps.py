@@ -1,15 +1,12 @@
 """Surface normals and depth as results: how they are drawn, written and exported."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
-import io
 from typing import ClassVar
 
 from jaxtyping import Float, UInt8
 import numpy as np
-from PIL import Image
 
-from frozen_vision.files import atomic
 from frozen_vision.tasks import results
 from frozen_vision.visualization import dense_maps
 
@@ -17,28 +14,19 @@ _MILLIMETRES = 1000  # of a metre: the unit of depth PNGs, as those of NYUv2 and
 _LARGEST_PANEL = 800
 
 
-class DenseMapWriter(results.ResultWriter):
+class DenseMapWriter(results.FileWriter):
   """`normals/NAME.png` and `depth/NAME.png`, as far as they are predicted.
 
   Normals are 8-bit RGB: a value v of x, y or z is 2 v / 255 - 1, x to the right, y up, z towards the camera.
   Depth is 16-bit gray in millimetres, 65,535 at most.
   """
 
-  def add(self, name: str, file_name: str, result: "DenseMaps") -> None:
-    del file_name
+  def files(self, result: "DenseMaps") -> Iterator[tuple[str, str, bytes]]:
     if result.normals is not None:
-      self._write(f"normals/{name}.png", dense_maps.normal_colours(result.normals))
+      yield "normals", ".png", results.png(dense_maps.normal_colours(result.normals))
     if result.depth is not None:
       millimetres = np.clip(result.depth * _MILLIMETRES + 0.5, 0, 2**16 - 1)
-      self._write(f"depth/{name}.png", millimetres.astype(np.uint16))
-
-  def _write(self, path: str, pixels: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    atomic.write_bytes(self.folder / path, buffer.getvalue(), sync=False)
-
-  def finish(self) -> None:
-    pass
+      yield "depth", ".png", results.png(millimetres.astype(np.uint16))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-from typing import Any
 
 from flax import nnx
 import jax
@@ -14,14 +13,13 @@ from frozen_vision import config as config_lib
 from frozen_vision.data import batches, pipeline
 from frozen_vision.data.dense import codewords, folders, prepared_dense, sources
 from frozen_vision.data.dense import transforms as dense_transforms
-from frozen_vision.data.detection import transforms
 from frozen_vision.data.generated import rooms
 from frozen_vision.data.segmentation import transforms as segmentation_transforms
 from frozen_vision.devices import sharding
 from frozen_vision.heads.dense_regression import DenseRegressionHead, DepthBins
 from frozen_vision.metrics import dense
 from frozen_vision.ops import resize, vectors
-from frozen_vision.tasks import base, common, dense_maps
+from frozen_vision.tasks import base, common, dense_maps, pixel_data
 from frozen_vision.tasks.dense_regression_options import DenseRegressionConfig, DenseRegressionOptions
 from frozen_vision.visualization import dense_maps as visualize_dense
 
@@ -39,7 +37,7 @@ class DenseRegressor(nnx.Module):
     self.head = head
 
 
-class DenseRegressionTask(base.Task):
+class DenseRegressionTask(pixel_data.PixelData, base.Task):
   """A surface normal and a depth for every pixel. Its classes are the codewords of normals."""
 
   nominal_classes = 40
@@ -106,22 +104,6 @@ class DenseRegressionTask(base.Task):
       flip_probability=options.flip,
     )
 
-  def eval_batches(self) -> pipeline.BatchIterator:
-    return common.eval_batches(self._config, self._validation, self.eval_transform())
-
-  def eval_transform(self) -> segmentation_transforms.SegmentationEval:
-    options = self._options
-    resize = transforms.ResizeToLimits(options.eval_short_side or None, options.eval_long_side or None)
-    return segmentation_transforms.SegmentationEval(
-      tuple(options.eval_frame), resize, tuple(options.test.scales)
-    )
-
-  @property
-  def view(self) -> dict[str, Any]:
-    transform = self.eval_transform()
-    view = common.frame_view(transform.frame, transform.resize)
-    return view if transform.scales[0] == 1 else view | {"scale": transform.scales[0]}
-
   @property
   def extra_views(self) -> int:
     return len(self._options.test.scales) - 1
@@ -135,15 +117,6 @@ class DenseRegressionTask(base.Task):
         )
       }
     )
-
-  def features(
-    self,
-    model: DenseRegressor,
-    batch: batches.DenseTrainBatch | batches.SegmentationEvalBatch,
-    rng: jax.Array | None,
-  ) -> base.Features:
-    images = model.backbone.preprocessing.normalise(batch["image"], batch["image_size"])
-    return model.backbone(images, rng=rng)
 
   def loss(
     self,

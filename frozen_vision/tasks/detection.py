@@ -234,8 +234,7 @@ class DetectionTask(base.Task):
     batch: batches.DetectionTrainBatch | batches.DetectionEvalBatch,
     rng: jax.Array | None,
   ) -> base.Features:
-    images = model.backbone.preprocessing.normalise(batch["image"], batch["image_size"])
-    return model.backbone(images, rng=rng)
+    return common.features(model, batch, rng)
 
   def loss(
     self,

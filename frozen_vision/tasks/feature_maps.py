@@ -1,6 +1,6 @@
 """Maps of features as results: how they are drawn and written, and means over images as metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import io
 from typing import Any, ClassVar
@@ -9,24 +9,19 @@ from jaxtyping import Float, UInt8
 import numpy as np
 from PIL import Image
 
-from frozen_vision.files import atomic
 from frozen_vision.metrics import gather
 from frozen_vision.tasks import results
 
 _PANEL = 224  # pixels of a panel's side at least
 
 
-class FeatureWriter(results.ResultWriter):
+class FeatureWriter(results.FileWriter):
   """`features/NAME.npz` with the array `features` [rows, columns, channels] of every input."""
 
-  def add(self, name: str, file_name: str, result: "FeatureMap") -> None:
-    del file_name
+  def files(self, result: "FeatureMap") -> Iterator[tuple[str, str, bytes]]:
     buffer = io.BytesIO()
     np.savez(buffer, features=result.features)
-    atomic.write_bytes(self.folder / "features" / f"{name}.npz", buffer.getvalue(), sync=False)
-
-  def finish(self) -> None:
-    pass
+    yield "features", ".npz", buffer.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,31 +1,22 @@
 """Reconstructed images as results: how they are drawn and written."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
-import io
 from typing import ClassVar
 
 from jaxtyping import UInt8
 import numpy as np
-from PIL import Image
 
-from frozen_vision.files import atomic
 from frozen_vision.tasks import feature_maps, results
 
 _GRAY = 127  # of masked pixels in pictures
 
 
-class ReconstructionWriter(results.ResultWriter):
+class ReconstructionWriter(results.FileWriter):
   """`reconstructions/NAME.png` of every input, at the side that the network sees."""
 
-  def add(self, name: str, file_name: str, result: "Reconstruction") -> None:
-    del file_name
-    buffer = io.BytesIO()
-    Image.fromarray(result.image).save(buffer, format="PNG")
-    atomic.write_bytes(self.folder / "reconstructions" / f"{name}.png", buffer.getvalue(), sync=False)
-
-  def finish(self) -> None:
-    pass
+  def files(self, result: "Reconstruction") -> Iterator[tuple[str, str, bytes]]:
+    yield "reconstructions", ".png", results.png(result.image)
 
 
 @dataclasses.dataclass(frozen=True)

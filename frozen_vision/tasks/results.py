@@ -5,8 +5,9 @@ written to a folder, and which of the outputs an exported program gives.
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import io
 import pathlib
 from typing import Any, ClassVar, Literal, Self
 
@@ -85,6 +86,29 @@ class Result(abc.ABC):
       picture: the image [h, w, 3]; of a video its frames [t, h, w, 3].
       score_threshold: detections below it are not drawn.
     """
+
+
+class FileWriter(ResultWriter):
+  """Writes files of each input, and nothing about all of them."""
+
+  @abc.abstractmethod
+  def files(self, result: Any) -> Iterator[tuple[str, str, bytes]]:
+    """Files of a result: folder, ending and content of each."""
+
+  def add(self, name: str, file_name: str, result: Any) -> None:
+    del file_name
+    for folder, ending, content in self.files(result):
+      atomic.write_bytes(self.folder / folder / f"{name}{ending}", content, sync=False)
+
+  def finish(self) -> None:
+    pass
+
+
+def png(pixels: np.ndarray) -> bytes:
+  """A PNG of gray pixels [h, w] of 8 or 16 bits, or of colours uint8 [h, w, 3]."""
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, "PNG")
+  return buffer.getvalue()
 
 
 class DetectionWriter(ResultWriter):

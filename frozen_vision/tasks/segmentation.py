@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import dataclasses
 import pathlib
-from typing import Any
 
 from flax import nnx
 import jax
@@ -13,7 +12,6 @@ import numpy as np
 
 from frozen_vision import config as config_lib
 from frozen_vision.data import batches, pipeline
-from frozen_vision.data.detection import transforms
 from frozen_vision.data.generated import semantic_scenes
 from frozen_vision.data.segmentation import (
   ade20k,
@@ -30,7 +28,7 @@ from frozen_vision.heads.base import SegmentationHead
 from frozen_vision.heads.mask2former import mask2former
 from frozen_vision.metrics import mean_iou
 from frozen_vision.necks import build as necks
-from frozen_vision.tasks import base, common, results, semantic_inference
+from frozen_vision.tasks import base, common, pixel_data, results, semantic_inference
 from frozen_vision.tasks.segmentation_options import SegmentationConfig, SegmentationOptions
 from frozen_vision.visualization import instances
 from frozen_vision.visualization import label_maps as visualize_semantic
@@ -58,7 +56,7 @@ class Segmenter(nnx.Module):
     self.head = head
 
 
-class SegmentationTask(base.Task):
+class SegmentationTask(pixel_data.PixelData, base.Task):
   """One class for every pixel."""
 
   nominal_classes = 150  # ADE20K's
@@ -121,22 +119,6 @@ class SegmentationTask(base.Task):
       flip_probability=options.flip,
     )
 
-  def eval_batches(self) -> pipeline.BatchIterator:
-    return common.eval_batches(self._config, self._validation, self.eval_transform())
-
-  def eval_transform(self) -> segmentation_transforms.SegmentationEval:
-    options = self._options
-    resize = transforms.ResizeToLimits(options.eval_short_side or None, options.eval_long_side or None)
-    return segmentation_transforms.SegmentationEval(
-      tuple(options.eval_frame), resize, tuple(options.test.scales)
-    )
-
-  @property
-  def view(self) -> dict[str, Any]:
-    transform = self.eval_transform()
-    view = common.frame_view(transform.frame, transform.resize)
-    return view if transform.scales[0] == 1 else view | {"scale": transform.scales[0]}
-
   @property
   def extra_views(self) -> int:
     return len(self._options.test.scales) * (1 + self._options.test.flip) - 1
@@ -151,15 +133,6 @@ class SegmentationTask(base.Task):
     return config.replace(
       {"segmentation": dict(eval_frame=size, eval_short_side=0, eval_long_side=0, test=test)}
     )
-
-  def features(
-    self,
-    model: Segmenter,
-    batch: batches.SegmentationTrainBatch | batches.SegmentationEvalBatch,
-    rng: jax.Array | None,
-  ) -> base.Features:
-    images = model.backbone.preprocessing.normalise(batch["image"], batch["image_size"])
-    return model.backbone(images, rng=rng)
 
   def loss(
     self,

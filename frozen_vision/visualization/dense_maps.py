@@ -58,14 +58,7 @@ def draw_dense_comparisons(
   """
   if not examples:
     raise ValueError("There is no example to draw.")
-  rows = [_row(example, panel_size) for example in examples]
-  size = max(row.width for row in rows) + 2 * _MARGIN, sum(row.height for row in rows) + _MARGIN
-  sheet = Image.new("RGB", size, "white")
-  top = _MARGIN // 2
-  for row in rows:
-    sheet.paste(row, (_MARGIN, top))
-    top += row.height
-  return np.asarray(sheet)
+  return instances.stack_rows([_row(example, panel_size) for example in examples], margin=_MARGIN)
 
 
 def _row(example: DenseComparison, panel_size: int) -> Image.Image:

@@ -293,6 +293,17 @@ def draw_comparisons(
   return np.asarray(sheet)
 
 
+def stack_rows(rows: Sequence[Image.Image], *, margin: int) -> UInt8[np.ndarray, "h w 3"]:
+  """A white sheet of pictures below each other, `margin` pixels from its left and right edge."""
+  size = max(row.width for row in rows) + 2 * margin, sum(row.height for row in rows) + margin
+  sheet = Image.new("RGB", size, "white")
+  top = margin // 2
+  for row in rows:
+    sheet.paste(row, (margin, top))
+    top += row.height
+  return np.asarray(sheet)
+
+
 def _count(n: int, noun: str) -> str:
   return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 

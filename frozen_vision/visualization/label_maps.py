@@ -78,13 +78,7 @@ def draw_label_comparisons(
     raise ValueError("There is no example to draw.")
   font, title_font = instances.get_font(14), instances.get_font(17, bold=True)
   rows = [_row(example, class_names, panel_size, font, title_font) for example in examples]
-  size = max(row.width for row in rows) + 2 * _MARGIN, sum(row.height for row in rows) + _MARGIN
-  sheet = Image.new("RGB", size, "white")
-  top = _MARGIN // 2
-  for row in rows:
-    sheet.paste(row, (_MARGIN, top))
-    top += row.height
-  return np.asarray(sheet)
+  return instances.stack_rows(rows, margin=_MARGIN)
 
 
 def _row(

@@ -152,13 +152,14 @@ def test_the_fingerprint_names_shards_that_have_changed(copied, sound, kind):
   assert changed == {"training": "shards"}
 
 
-def test_names_in_an_index_are_no_paths(copied):
+@pytest.mark.parametrize("name", ["../../../x", "/etc/x", "a/../../x"])
+def test_names_in_an_index_are_no_paths(copied, name):
   out, folder = copied("segmentation")
   with np.load(folder / "index.npz") as index:
     content = dict(index)
-  content["names"] = np.array(["../../../x", *content["names"][1:]])
+  content["names"] = np.array([name, *content["names"][1:]])
   np.savez(folder / "index.npz", **content)
-  with pytest.raises(prepared.PreparedError, match="'../../../x' is no name of an image below a folder"):
+  with pytest.raises(prepared.PreparedError, match=f"'{name}' is no name of an image below a folder"):
     _read_all("segmentation", out)
 
 

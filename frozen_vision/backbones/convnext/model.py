@@ -77,10 +77,7 @@ class ConvNeXt(base.Backbone):
     self.config = config
     self.dtype = dtype
     self.preprocessing = base.Preprocessing(config.mean, config.std)
-    rates = stages.drop_path_rates(config.drop_path_rate, config.depths)
-    self.stages = nnx.List(
-      [Stage(config, stage, rates[stage], dtype=dtype, rngs=rngs) for stage in range(len(config.depths))]
-    )
+    self.stages = stages.build(Stage, config, dtype=dtype, rngs=rngs)
     self.norm = LayerNorm(config.channels[-1], epsilon=NORM_EPSILON, rngs=rngs)
 
   @property

@@ -204,10 +204,7 @@ class SwinV2(base.Backbone):
     self.config = config
     self.dtype = dtype
     self.patch_embed = PatchEmbedding(config.embed_dim, dtype=dtype, rngs=rngs)
-    rates = stages.drop_path_rates(config.drop_path_rate, config.depths)
-    self.stages = nnx.List(
-      [Stage(config, stage, rates[stage], dtype=dtype, rngs=rngs) for stage in range(len(config.depths))]
-    )
+    self.stages = stages.build(Stage, config, dtype=dtype, rngs=rngs)
     self.norm = LayerNorm(self.feature_specs[-1].channels, rngs=rngs)
 
   @property

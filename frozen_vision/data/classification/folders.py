@@ -5,7 +5,7 @@ import pathlib
 import tarfile
 from typing import Any
 
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 import numpy as np
 
 from frozen_vision.data import classes as class_names
@@ -17,7 +17,56 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 KINDS = {"image_unreadable": findings.Kind("images that cannot be read: dropped", "images")}
 
 
-class ImageFolder:
+class ImageFiles:
+  """Records of image files below a folder, read when asked for.
+
+  Attributes:
+    classes: class names; a label is a position in it.
+    labels: int32 [n], the label of each record; bool [n, classes] where an image has several.
+    names: path of each record below the root.
+    findings: what `check` counted.
+  """
+
+  def __init__(
+    self,
+    root: pathlib.Path,
+    names: Sequence[str],
+    labels: Int[np.ndarray, "n"] | Bool[np.ndarray, "n k"],
+    classes: Sequence[str],
+  ):
+    self._root, self.names, self.labels, self.classes = root, list(names), labels, list(classes)
+    self.findings = findings.Findings(KINDS)
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """The record {image: encoded bytes, label, name: path below the root}."""
+    name = self.names[index]
+    return {
+      "image": images.read_bytes(self._root / name, name=name),
+      "label": self.labels[index],
+      "name": name,
+    }
+
+  def files(self) -> list[pathlib.Path]:
+    """The file of every record; see `data.content`."""
+    return [self._root / name for name in self.names]
+
+  def identity(self) -> dict[str, Any]:
+    """See `fingerprint.Identified`."""
+    sizes = fingerprint.file_sizes(self.files())
+    return {"file names": self.names, "labels": self.labels, "file sizes": sizes}
+
+  def check(self) -> None:
+    """Looks at every file, and leaves out those that cannot be read; `findings` says which."""
+    errors = image_checks.check_files(self.files(), self.names)
+    kept = self.findings.add_errors("image_unreadable", errors)
+    self.findings.saw("images", len(self.names))
+    self.names, self.labels = [self.names[index] for index in kept], self.labels[kept]
+
+
+class ImageFolder(ImageFiles):
   """Records of `ROOT/CLASS/**/IMAGE`, files read when asked for.
 
   Attributes:
@@ -39,50 +88,18 @@ class ImageFolder:
       FileNotFoundError: the root is no folder.
       ValueError: no images, a folder that is not in `classes`, a class without any image.
     """
-    self._root = pathlib.Path(root)
-    if not self._root.is_dir():
-      raise FileNotFoundError(f"{self._root} is not a folder; expected one folder per class in it.")
+    root = pathlib.Path(root)
+    if not root.is_dir():
+      raise FileNotFoundError(f"{root} is not a folder; expected one folder per class in it.")
     if classes is None:
-      classes = class_names.find_classes(self._root, self._root.parent)
+      classes = class_names.find_classes(root, root.parent)
     names = [
-      path.relative_to(self._root).as_posix()
-      for path in self._root.rglob("*")
+      path.relative_to(root).as_posix()
+      for path in root.rglob("*")
       if path.suffix.lower() in images.SUFFIXES and not path.is_dir()
     ]
-    self.classes, self.names, self.labels = _label(names, classes, self._root)
-    self.findings = findings.Findings(KINDS)
-
-  def __len__(self) -> int:
-    return len(self.names)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    """The record {image: encoded bytes, label: int32, name: path below the root}."""
-    name = self.names[index]
-    return {
-      "image": images.read_bytes(self._root / name, name=name),
-      "label": self.labels[index],
-      "name": name,
-    }
-
-  def files(self) -> list[pathlib.Path]:
-    """The file of every record; see `data.content`."""
-    return [self._root / name for name in self.names]
-
-  def identity(self) -> dict[str, Any]:
-    """See `fingerprint.Identified`."""
-    return {
-      "file names": self.names,
-      "labels": self.labels,
-      "file sizes": fingerprint.file_sizes(self.files()),
-    }
-
-  def check(self) -> None:
-    """Looks at every file, and leaves out those that cannot be read; `findings` says which."""
-    names = self.names
-    errors = image_checks.check_files((self._root / name for name in names), names)
-    kept = self.findings.add_errors("image_unreadable", errors)
-    self.findings.saw("images", len(names))
-    self.names, self.labels = [names[index] for index in kept], self.labels[kept]
+    classes, names, labels = _label(names, classes, root)
+    super().__init__(root, names, labels, classes)
 
 
 class ImageTar:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from frozen_vision.data import names as data_names
 from frozen_vision.data import prepared
 from frozen_vision.data.dense import folders, sources
 
@@ -51,10 +50,7 @@ class PreparedDense(folders.EncodedDense):
     self.targets = tuple(name for name in sources.TARGETS if name in stored)
     if len(self.targets) != len(stored) or not stored:
       raise self._shards.damaged("metadata.json", f"targets are {str(stored)[:60]}")
-    self._names = [str(name) for name in index["names"]]
-    for name in self._names:
-      if data_names.leads_outside(name):
-        raise self._shards.damaged("index.npz", f"{name!r} is no name of an image below a folder")
+    self._names = self._shards.names(index)
     self.largest_size = tuple(index["largest_size"].tolist())
 
   def __len__(self) -> int:

@@ -6,7 +6,6 @@ from typing import Any
 from jaxtyping import UInt8
 import numpy as np
 
-from frozen_vision.data import names as data_names
 from frozen_vision.data import prepared
 from frozen_vision.data.segmentation import label_maps, sources
 
@@ -54,10 +53,7 @@ class PreparedSegmentation(sources.EncodedSource):
       self._format = label_maps.LabelFormat(self.class_names)
     except (ValueError, TypeError) as error:
       raise self._shards.damaged("metadata.json", error) from error
-    self._names = [str(name) for name in index["names"]]
-    for name in self._names:
-      if data_names.leads_outside(name):
-        raise self._shards.damaged("index.npz", f"{name!r} is no name of an image below a folder")
+    self._names = self._shards.names(index)
     self.largest_size = tuple(index["largest_size"].tolist())
 
   def __len__(self) -> int:
