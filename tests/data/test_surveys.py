@@ -163,8 +163,8 @@ def test_image_folders_and_archives(tmp_path):
     assert source[4]["name"] == "y/2.png"
 
 
-def test_evaluation_writes_below_its_folder_whatever_a_name_says(tmp_path):
-  name = "../../../x"
+@pytest.mark.parametrize("name", ["../../../x", "/etc/x", "a/../../x"])
+def test_evaluation_writes_below_its_folder_whatever_a_name_says(tmp_path, name):
   evaluator = mean_iou.MeanIoUEvaluator(("a",), lambda index: None, lambda index: name, 1)
   evaluator.update(
     {"label_map": np.zeros((1, 4, 4), np.uint8)},

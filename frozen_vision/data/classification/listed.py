@@ -7,70 +7,39 @@ from typing import Any
 from jaxtyping import Bool, Int, UInt8
 import numpy as np
 
-from frozen_vision.data import findings, fingerprint, image_checks, images
+from frozen_vision.data import findings, fingerprint
+from frozen_vision.data import names as data_names
 from frozen_vision.data.classification import folders
 
 Labels = Int[np.ndarray, "n"] | Bool[np.ndarray, "n k"]
 _SHOWN = 3
 
 
-class ListedImages:
-  """Records of image files with their labels, read when asked for.
-
-  Attributes:
-    classes: class names; a label is a position in it.
-    labels: int32 [n]; bool [n, classes] where an image has several.
-    names: path of each record below the root.
-    findings: what `check` counted.
-  """
+class ListedImages(folders.ImageFiles):
+  """Records of image files with their labels, read when asked for; `names` are in the order of the list."""
 
   def __init__(self, root: pathlib.Path, names: Sequence[str], labels: Labels, classes: Sequence[str]):
     """Takes the list.
 
     Raises:
       FileNotFoundError: a file that is not there; names the first ones.
-      ValueError: an empty list.
+      ValueError: an empty list, or a name that leads out of the folder.
     """
-    self._root, self.names, self.classes = root, list(names), list(classes)
     labels = np.asarray(labels)
-    self.labels = labels if labels.ndim == 2 else labels.astype(np.int32)
-    self.findings = findings.Findings(folders.KINDS)
+    super().__init__(root, names, labels if labels.ndim == 2 else labels.astype(np.int32), classes)
     if not self.names:
       raise ValueError(f"The lists of {root} name no image; expected one or more in every part.")
+    for name in self.names:
+      if data_names.leads_outside(name):
+        raise data_names.OutsideError(
+          f"The lists of {root} name {name!r}, which leads out of the folder; expected paths below it."
+        )
     missing = [name for name in self.names if not (root / name).is_file()]
     if missing:
       raise FileNotFoundError(
         f"{len(missing):,} of {len(self.names):,} listed images are not below {root}, such as "
         f"{', '.join(missing[:_SHOWN])}; unpack the whole archive there."
       )
-
-  def __len__(self) -> int:
-    return len(self.names)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    """The record {image: encoded bytes, label, name}."""
-    name = self.names[index]
-    return {
-      "image": images.read_bytes(self._root / name, name=name),
-      "label": self.labels[index],
-      "name": name,
-    }
-
-  def files(self) -> list[pathlib.Path]:
-    """The file of every record; see `data.content`."""
-    return [self._root / name for name in self.names]
-
-  def identity(self) -> dict[str, Any]:
-    """See `fingerprint.Identified`."""
-    sizes = fingerprint.file_sizes(self.files())
-    return {"file names": self.names, "labels": self.labels, "file sizes": sizes}
-
-  def check(self) -> None:
-    """As `folders.ImageFolder.check`."""
-    errors = image_checks.check_files(self.files(), self.names)
-    kept = self.findings.add_errors("image_unreadable", errors)
-    self.findings.saw("images", len(self.names))
-    self.names, self.labels = [self.names[index] for index in kept], self.labels[kept]
 
 
 class PixelImages:
