@@ -19,8 +19,8 @@ from tests.files import servers
 
 def main() -> None:
   logging.set_verbosity(logging.ERROR)
-  for name, seconds in servers.TIMES.items():
-    setattr(download, name, seconds)
+  for name, value in servers.SETTINGS.items():
+    setattr(download, name, value)
   faults, slowest, lines = [], 0.0, []
   for behaviour in servers.BEHAVIOURS:
     outcomes = []

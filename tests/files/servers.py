@@ -276,6 +276,8 @@ BEHAVIOURS = {
 # Seconds that take the place of those of `download`, so that a behaviour takes no minutes; the most of a call
 # with `ATTEMPTS` follows from them.
 TIMES = {"_TIMEOUT_S": 0.5, "_HEADERS_S": 0.5, "_WINDOW_S": 0.3}
+# And a part asked for again that is smaller than the file, so that a download continues in its middle.
+SETTINGS = TIMES | {"_OVERLAP": 100}
 ATTEMPTS = 3
 MOST_SECONDS = ATTEMPTS * sum(TIMES.values()) + 2.0
 

@@ -1,7 +1,9 @@
 """Fetching survives servers and networks that break, and leaves nothing wrong behind."""
 
+import concurrent.futures
 import errno
 import hashlib
+import itertools
 
 import pytest
 
@@ -128,13 +130,29 @@ def test_files_of_this_machine(path, tmp_path):
   assert path.read_bytes() == _DATA
 
 
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory):
+  """What is wrong with a download from each server, with and without a digest: all at a time, as they wait.
+
+  This is the short form of `experiments/reliability/server_behaviours.py`.
+  """
+  cases = list(itertools.product(servers.BEHAVIOURS, (True, False)))
+
+  def try_one(case):
+    behaviour, has_digest = case
+    folder = tmp_path_factory.mktemp("server")
+    return servers.try_one(behaviour, folder, has_digest=has_digest)[-1]
+
+  with pytest.MonkeyPatch.context() as patch, concurrent.futures.ThreadPoolExecutor(8) as pool:
+    for name, value in servers.SETTINGS.items():
+      patch.setattr(download, name, value)
+    return dict(zip(cases, pool.map(try_one, cases)))
+
+
 @pytest.mark.parametrize("behaviour", list(servers.BEHAVIOURS))
 @pytest.mark.parametrize("has_digest", [True, False])
-def test_a_server_that_misbehaves_gives_the_whole_file_or_none(tmp_path, monkeypatch, behaviour, has_digest):
-  for name, seconds in servers.TIMES.items():
-    monkeypatch.setattr(download, name, seconds)
-  _, _, faults = servers.try_one(behaviour, tmp_path, has_digest=has_digest)
-  assert not faults
+def test_a_server_that_misbehaves_gives_the_whole_file_or_none(faults, behaviour, has_digest):
+  assert not faults[behaviour, has_digest]
 
 
 def test_the_digest_of_the_first_use_is_pinned(server, path):
