@@ -72,6 +72,14 @@ def cache_folder() -> pathlib.Path:
   return pathlib.Path(os.environ[_CACHE])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def draw_whole_figures():
+  """What draws whole figures of runs; it is not what runs call."""
+  from tests import figures  # after the hook of the type checks
+
+  return figures.draw_first_panels_alone()
+
+
 @pytest.fixture
 def without_type_checks():
   """Calls reach the package's own checks of its arguments, as they do outside of tests."""

@@ -17,6 +17,8 @@ import sys
 import time
 import warnings
 
+from tests import figures
+
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What the command line imports, and what it imports only when needed.
 _MODULES = (
@@ -154,6 +156,7 @@ def _serve(connection: socket.socket) -> None:
   """Answers requests until the other end is closed, then kills what still runs."""
   for module in _MODULES:
     __import__(module)
+  figures.draw_first_panels_alone()
   warnings.filterwarnings("ignore", "os.fork")  # jax warns; before the first computation forks are safe
   running: set[int] = set()
   while True:

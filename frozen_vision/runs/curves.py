@@ -159,10 +159,19 @@ def _panels(series: dict[str, Points], training: bool) -> dict[str, dict[str, Po
 def _plot(panels: dict[str, dict[str, Points]], title: str, path: pathlib.Path) -> None:
   columns = min(len(panels), 2 if len(panels) <= 6 else 3)
   rows = math.ceil(len(panels) / columns)
-  size = (5.4 * columns, 3.6 * rows + 0.5)
-  figure = mpl_figure.Figure(size, dpi=130, layout="constrained")
+  width, height = 5.4 * columns, 3.6 * rows + 0.5
+  figure = mpl_figure.Figure((width, height), dpi=130)
   backend_agg.FigureCanvasAgg(figure)
-  figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, ha="left")
+  # Fixed margins in inches: a layout that looks for its own draws everything twice.
+  figure.subplots_adjust(
+    left=0.65 / width,
+    right=1 - 0.15 / width,
+    bottom=0.5 / height,
+    top=1 - 0.8 / height,
+    wspace=0.65 / (5.4 - 0.65),
+    hspace=0.8 / (3.6 - 0.8),
+  )
+  figure.suptitle(title, fontsize=13, fontweight="bold", x=0.01, y=1 - 0.12 / height, ha="left", va="top")
   for i, (name, series) in enumerate(panels.items()):
     _plot_panel(figure.add_subplot(rows, columns, i + 1), name, series)
   with atomic.open_aside(path) as file:

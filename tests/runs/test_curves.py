@@ -2,8 +2,14 @@ import json
 
 import numpy as np
 from PIL import Image
+import pytest
 
 from frozen_vision.runs import curves
+
+
+@pytest.fixture(autouse=True)
+def all_panels(monkeypatch, draw_whole_figures):
+  monkeypatch.setattr(curves, "_plot", draw_whole_figures)
 
 
 def test_train_and_eval_get_a_figure_each(tmp_path):
