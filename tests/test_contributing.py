@@ -41,6 +41,15 @@ def test_what_it_says_of_a_file_is_in_it():
     assert hasattr(base.Task, name) or name in base.Task.__annotations__, name
 
 
+def test_every_campaign_has_its_short_form():
+  rows = dict(re.findall(r"^\| `(\w+\.py)` \| (.*) \|$", _TEXT, re.MULTILINE))
+  campaigns = {path.name for path in (_ROOT / "experiments" / "reliability").glob("*.py")}
+  assert rows.keys() == campaigns - {"campaign.py"}
+  for text in rows.values():
+    for path, test in re.findall(r"`(tests/[\w/]+\.py)`(?:: `(\w+)`)?", text):
+      assert f"def {test or 'test_'}" in (_ROOT / path).read_text(), (path, test)
+
+
 def _example():
   """The names that the example defines."""
   blocks = re.findall(r"```python\n(.*?)```", _TEXT, re.DOTALL)

@@ -13,7 +13,7 @@ from frozen_vision.data import clean, shared_memory
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _FOLDER = pathlib.Path("/dev/shm")
 
-pytestmark = pytest.mark.skipif(not _FOLDER.is_dir(), reason="shared memory is listed on Linux only")
+pytestmark = pytest.mark.skipif(not _FOLDER.is_dir(), reason="needs /proc and /dev/shm")
 
 # A process of a run that says what it owns and waits, with a loader or with a segment made by hand.
 _RUN = """
