@@ -6,7 +6,6 @@ together, one test. Every run goes through the training loop, and is judged by i
 """
 
 from collections.abc import Mapping, Sequence
-import json
 import logging
 import math
 import os
@@ -17,9 +16,10 @@ from typing import Any
 import jax
 
 from frozen_vision import config as config_lib
-from frozen_vision.data import fingerprint
+from frozen_vision.data import fingerprint, text_files
 from frozen_vision.files import atomic
 from frozen_vision.runs import checkpoints, curves
+from frozen_vision.runs import workdir as workdir_lib
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.tasks import classification
 from frozen_vision.training import loop
@@ -35,7 +35,8 @@ def fine_tune(config: config_lib.ConfigLike, folder: str | os.PathLike[str]) -> 
     config: of task `classification`, with training, validation and test data. Its optimizer has the learning
       rate and weight decay of every run in the place of its own.
     folder: for `fine_tuning.json` and `.md`, and a workdir of every run: `grid/lr_..._wd_...`, whose
-      checkpoints are removed when it is finished, and `test`. What is finished is not run again.
+      checkpoints are removed when it is finished, and `test/lr_..._wd_...`. What is finished is not run
+      again, also where the grid has become another.
 
   Returns:
     What `fine_tuning.json` holds; empty if a run was told to stop. The same call goes on there.
@@ -53,7 +54,7 @@ def fine_tune(config: config_lib.ConfigLike, folder: str | os.PathLike[str]) -> 
   for rate in grid.learning_rates:
     for decay in grid.weight_decays:
       run = point(config, rate, decay)
-      where = folder / "grid" / f"lr_{rate:g}_wd_{decay:g}"
+      where = folder / "grid" / _name(rate, decay)
       result = _result(run, where, data, is_kept=False)
       if result is None:
         return {}
@@ -67,7 +68,8 @@ def fine_tune(config: config_lib.ConfigLike, folder: str | os.PathLike[str]) -> 
     )
   final = point(config, best["learning_rate"], best["weight_decay"])
   final = final.replace({"classification.refit": True})
-  result = _result(final, folder / "test", data, is_kept=True)
+  tested = folder / "test" / _name(best["learning_rate"], best["weight_decay"])
+  result = _result(final, tested, data, is_kept=True)
   if result is None:
     return {}
   metrics = result["metrics"]
@@ -81,6 +83,7 @@ def fine_tune(config: config_lib.ConfigLike, folder: str | os.PathLike[str]) -> 
     "at_edge_of_grid": at_edge(best, grid.learning_rates, grid.weight_decays),
     "test": metrics.get(metric),
     "test_metrics": metrics,
+    "test_workdir": tested.relative_to(folder).as_posix(),
   }
   text = to_markdown(found)
   atomic.write_json(folder / "fine_tuning.json", found, indent=1)
@@ -92,6 +95,12 @@ def fine_tune(config: config_lib.ConfigLike, folder: str | os.PathLike[str]) -> 
 def point(config: config_lib.Config, rate: float, decay: float) -> config_lib.Config:
   """The run of one learning rate and weight decay of the grid."""
   return config.replace({"optimizer.learning_rate": rate, "optimizer.weight_decay": decay / rate})
+
+
+def _name(rate: float, decay: float) -> str:
+  """The folder of a run: of its own, however little it differs from another."""
+  texts = (short if float(short := f"{value:g}") == value else repr(value) for value in (rate, decay))
+  return "lr_{}_wd_{}".format(*texts)
 
 
 def select(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -135,15 +144,9 @@ def _result(
   run: config_lib.Config, where: pathlib.Path, data: dict[str, Any], *, is_kept: bool
 ) -> dict[str, Any]:
   """The last evaluation of a run, trained where it is not finished yet."""
-  identity = json.loads(json.dumps({"config": _what_decides(run), "data": data}))
   path = where / _RESULT
   if path.is_file():
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    if kept["identity"] != identity:
-      raise ValueError(
-        f"{where} holds the result of another config or of other data; use another --workdir, or remove it."
-      )
-    return kept
+    return _kept(path, run, data)
   try:
     loop.train(run, where)
     metrics = curves.evaluation_at(where / "metrics.jsonl", run.steps)
@@ -153,7 +156,7 @@ def _result(
   except FloatingPointError as error:
     _logger.warning("%s: %s", where.name, error)
     metrics = {}
-  result = {"identity": identity, "metrics": metrics}
+  result = {"identity": {"config": run.to_dict(), "data": data}, "metrics": metrics}
   atomic.write_json(path, result, indent=1)
   if not is_kept:
     for name in checkpoints.FOLDERS:
@@ -161,13 +164,26 @@ def _result(
   return result
 
 
-def _what_decides(run: config_lib.Config) -> dict[str, Any]:
-  """The options that decide the result of a run: neither its logs nor the grid that it is part of."""
-  options = run.to_dict()
-  for name in ("log_every", "pictures", "tensorboard", "headline", "keep_checkpoints", "checkpoint_every"):
-    del options[name]
-  del options["classification"]["fine_tuning"]
-  return options
+def _kept(path: pathlib.Path, run: config_lib.Config, data: dict[str, Any]) -> dict[str, Any]:
+  """The result of a finished run, if it is of the same config and data."""
+  found = text_files.read_json(path)
+  try:
+    found_config, found_data = found["identity"]["config"], found["identity"]["data"]
+    found["metrics"].get
+  except (AttributeError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is no result of a run; remove {path.parent} to train it again.") from error
+  workdir_lib.check_config(
+    tasks_build.read_config(found_config, quiet=True).to_dict(),
+    workdir_lib.to_json(run.to_dict(), "config"),
+    f"{path.parent} holds the result of another config",
+    ignore=loop.FREE_OPTIONS,
+  )
+  if differing := fingerprint.changed(found_data, data):
+    raise ValueError(
+      f"{path.parent} holds the result of other {' and '.join(differing)} data; use another --workdir, or "
+      "remove it to train on these."
+    )
+  return found
 
 
 def _words(score: float | None) -> str:

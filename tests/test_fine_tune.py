@@ -6,9 +6,12 @@ import pytest
 
 from frozen_vision import config_files, fine_tune
 from frozen_vision.backbones import families
+from frozen_vision.runs import log as run_log
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 from tests import tiny
+
+_SINGLE = {"learning_rates": (0.03,), "weight_decays": (0.0,)}
 
 
 def _rows(*scores):
@@ -113,18 +116,41 @@ def test_a_grid_from_its_runs_to_the_test(config, tmp_path, monkeypatch):
   assert found["selected"]["learning_rate"] == 0.1 and len(trained) == 5
   assert [run.classification.refit for run in trained] == [False] * 4 + [True]
   assert trained[-1].optimizer.learning_rate == 0.1
-  data = json.loads((tmp_path / "test" / "data.json").read_text())
+  tested = tmp_path / found["test_workdir"]
+  assert tested == tmp_path / "test" / "lr_0.1_wd_0" or tested == tmp_path / "test" / "lr_0.1_wd_0.001"
+  data = json.loads((tested / "data.json").read_text())
   assert data["training"]["examples"] == 27 and data["validation"]["examples"] == 12
   assert found["test"] == found["test_metrics"]["top1"]
   page = (tmp_path / "fine_tuning.md").read_text()
   assert "| 1e+38 | diverged | diverged |" in page and "Selected: learning rate 0.1" in page
   # Checkpoints of the grid are gone, that of the test stays.
-  assert not list(tmp_path.glob("grid/*/checkpoints")) and list(tmp_path.glob("test/checkpoints"))
+  assert not list(tmp_path.glob("grid/*/checkpoints")) and list(tested.glob("checkpoints"))
   # Finished runs are not run again; results of another config are not taken.
-  again = fine_tune.fine_tune(config.replace({"log_every": 1}), tmp_path)
+  again = fine_tune.fine_tune(config.replace({"log_every": 1, "loader.threads": 3}), tmp_path)
   assert again == found and len(trained) == 5
-  with pytest.raises(ValueError, match="lr_1e.38_wd_0 holds the result of another config or of other data"):
+  with pytest.raises(ValueError, match="lr_1e.38_wd_0 holds the result of another config(?s:.*)steps: 2"):
     fine_tune.fine_tune(config.replace({"steps": 3}), tmp_path)
+  other = fine_tune.fine_tune(config.replace({"classification.fine_tuning": _SINGLE}), tmp_path)
+  assert other["selected"]["learning_rate"] == 0.03 and other["test_workdir"] == "test/lr_0.03_wd_0"
+  assert len(trained) == 7
+  (tmp_path / "grid" / "lr_0.03_wd_0" / "result.json").write_text("[]")
+  with pytest.raises(ValueError, match="result.json is no result of a run; remove .*lr_0.03_wd_0"):
+    fine_tune.fine_tune(config.replace({"classification.fine_tuning": _SINGLE}), tmp_path)
+
+
+def test_an_interrupted_run_goes_on_in_another_grid(config, tmp_path, monkeypatch):
+  def stopped(signal, done):
+    signal.signal_name = "SIGTERM"
+    return True
+
+  grid = {"learning_rates": (0.1,), "weight_decays": (0.0,)}
+  with monkeypatch.context() as patch:
+    patch.setattr(run_log.StopSignal, "agreed", stopped)
+    assert not fine_tune.fine_tune(config.replace({"classification.fine_tuning": grid}), tmp_path)
+  wider = grid | {"learning_rates": (0.1, 0.10000001)}  # one folder each, though six digits are equal
+  found = fine_tune.fine_tune(config.replace({"classification.fine_tuning": wider}), tmp_path)
+  assert len(found["grid"]) == 2 and all(row["validation"] for row in found["grid"])
+  assert sorted(path.name for path in tmp_path.glob("grid/*")) == ["lr_0.10000001_wd_0", "lr_0.1_wd_0"]
 
 
 def test_what_cannot_be_tested_is_refused_at_once(config, tmp_path):

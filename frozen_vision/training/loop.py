@@ -34,7 +34,7 @@ from frozen_vision.training import step as step_lib
 _logger = logging.getLogger(__name__)
 
 # Options that may differ between a run and its continuation: they change no number.
-_FREE_OPTIONS = (
+FREE_OPTIONS = (
   "headline",
   "log_every",
   "eval_every",
@@ -48,6 +48,8 @@ _FREE_OPTIONS = (
   "data.allow_drops",
   "data.allow_changes",
   "mesh.*",
+  "classification.fine_tuning.*",
+  "classification.probe.*",
 )
 
 
@@ -316,7 +318,7 @@ def _restore(
     if "config" in meta:
       meta = {**meta, "config": _upgraded(meta["config"], task, folder)}
     workdir_lib.check_resumed(
-      meta, config.to_dict(), task.classes, config.batch_size, where=str(folder), ignore=_FREE_OPTIONS
+      meta, config.to_dict(), task.classes, config.batch_size, where=str(folder), ignore=FREE_OPTIONS
     )
     _check_teacher(meta, model, folder)
     return fingerprint.check_resumed(
@@ -367,7 +369,7 @@ def _claim(folder: pathlib.Path, config: Config, task: base.Task, *, is_writer: 
   workdir_lib.claim_workdir(
     folder,
     config.to_dict(),
-    ignore=_FREE_OPTIONS,
+    ignore=FREE_OPTIONS,
     is_writer=is_writer,
     upgrade=functools.partial(_upgraded, task=task, folder=folder),
   )
