@@ -5,7 +5,7 @@ written. A new one is a subclass of `Task` and its name in `tasks.build.TASKS`; 
 """
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import inspect
 import pathlib
@@ -89,6 +89,7 @@ class Task(abc.ABC):
     phases: static settings under which the train step is compiled, one program each, the largest last; most
       tasks have the single phase None.
     classes: what the model tells apart.
+    learns_classes: they are made from the training data, so that the checkpoint of a run decides on them.
     headline: one line that says what will run, printed first.
   """
 
@@ -102,6 +103,7 @@ class Task(abc.ABC):
   teacher_in_evaluation: ClassVar[bool] = False
   folds_teacher: bool = True
   averaged_teacher: ClassVar[bool] = False
+  learns_classes: ClassVar[bool] = False
   average_decay: Callable[[jax.Array], jax.Array] | None = None
   phases: tuple[Any, ...] = (None,)
   classes: Classes
@@ -142,6 +144,12 @@ class Task(abc.ABC):
     return config
 
   # The model.
+
+  def keep_classes(self, trained: Sequence[Any] | None) -> None:
+    """Takes over the classes of a checkpoint (its `classes`, if it has some), of a task that learns them.
+
+    It comes before the model is built.
+    """
 
   @abc.abstractmethod
   def build_model(self, backbone: nnx.Module | None = None) -> nnx.Module:

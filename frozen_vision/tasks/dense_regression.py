@@ -1,5 +1,6 @@
 """Surface normals and depth on a frozen backbone."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 
@@ -43,6 +44,7 @@ class DenseRegressionTask(pixel_data.PixelData, base.Task):
   nominal_classes = 40
   built_in_data = ("rooms",)
   head_name = "measure"
+  learns_classes = True
   result_type = dense_maps.DenseMaps
 
   def __init__(self, config: DenseRegressionConfig, classes: base.Classes | None = None):
@@ -64,6 +66,12 @@ class DenseRegressionTask(pixel_data.PixelData, base.Task):
   @property
   def best_metric(self) -> str:
     return "within_11.25" if "normals" in self._targets else "delta1"
+
+  def keep_classes(self, trained: Sequence[Any] | None) -> None:
+    """The codewords of a checkpoint stay those of its head, also where others would be learned now."""
+    found = [one for one in trained or () if isinstance(one, Mapping) and "normal" in one]
+    if len(found) == len(self.classes):  # else the config says another number, and is refused
+      self.classes = tuple(found)
 
   def build_model(self, backbone: nnx.Module | None = None) -> DenseRegressor:
     options = self._options

@@ -111,6 +111,7 @@ def _train(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, f
   task, config, report, mesh = _open(config, "train")
   sharding.check_batch(config.batch_size, mesh, "batch_size", config.accumulate)
   _claim(folder, config, task, is_writer=False)
+  _keep_classes(task, folder)
   model = build_model(task, config, mesh, with_teacher=True)
   tx = optimizer_lib.of_run(config, model)
   state, layout = _initial_state(task, model, tx, config, mesh)
@@ -188,6 +189,7 @@ def evaluate(config: ConfigLike, workdir: str | os.PathLike[str]) -> dict[str, f
 def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, float]:
   """`evaluate`, in a workdir that nobody else writes to."""
   task, config, _, mesh = _open(config, "evaluate")
+  _keep_classes(task, folder)
   model = build_model(task, config, mesh, with_teacher=task.teacher_in_evaluation)
   with (
     jax.set_mesh(mesh),
@@ -265,6 +267,15 @@ def _open(config: Config, mode: str) -> tuple[base.Task, Config, dict[str, Any],
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
   sharding.check_batch(config.eval_batch_size, mesh, "eval_batch_size")
   return task, config, report, mesh
+
+
+def _keep_classes(task: base.Task, folder: pathlib.Path) -> None:
+  """`Task.keep_classes` of the newest checkpoint in a workdir, if there is one."""
+  if not task.learns_classes:
+    return
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    if checkpoints.latest_step() is not None:
+      task.keep_classes(checkpoints.read_meta().get("classes"))
 
 
 def _fingerprints(report: Mapping[str, Any]) -> dict[str, fingerprint.Fingerprint]:

@@ -57,7 +57,9 @@ def test_evaluation_reads_the_codewords_that_were_learned(trained):
     name: pytest.approx(metrics[name], rel=1e-6) for name in ("mean_angle", "rmse")
   }
   config = tiny.dense_regression()
-  config.dense_regression.rooms.train_images = 10  # other codewords
+  config.dense_regression.rooms.train_images = 10  # of which others would be learned
+  assert loop.evaluate(config, workdir)["mean_angle"] == found["mean_angle"]
+  config.dense_regression.codewords = 7
   with pytest.raises(ValueError, match="was trained on 8 classes"):
     loop.evaluate(config, workdir)
 
@@ -111,13 +113,15 @@ def test_a_plan_has_the_shapes_of_training_and_reads_no_data():
   np.testing.assert_array_equal(planned.build_model().head.codewords, codewords.lattice(40))
 
 
-def test_a_run_that_ended_early_goes_on_as_if_it_had_not(trained, tmp_path):
+def test_a_run_that_ended_early_goes_on_as_if_it_had_not(trained, tmp_path, monkeypatch):
   workdir, metrics = trained
   again = tmp_path / "again"
   shutil.copytree(workdir, again)
   shutil.rmtree(again / "checkpoints/4")
   config = tiny.dense_regression()
   config.pictures = 2
+  # Where an image is left out, others are learned; those of the checkpoint stay.
+  monkeypatch.setattr(codewords, "learn", lambda source, count: codewords.lattice(count))
   assert loop.train(config, again)["rmse"] == pytest.approx(metrics["rmse"], rel=1e-5)
 
 
