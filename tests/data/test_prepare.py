@@ -1,5 +1,6 @@
 """Preparation: bad files are named, and what is written reads back as it was."""
 
+import json
 import pathlib
 import pickle
 import shutil
@@ -63,6 +64,28 @@ def test_reads_back_exactly_what_was_there(part, written, split):
   assert prepared.ground_truth == direct.ground_truth
   with pytest.raises(IndexError):
     prepared[len(direct)]
+
+
+def test_what_images_of_lvis_were_searched_for_is_kept(part, tmp_path):
+  pytest.importorskip("tensorflow", reason="writing shards needs TensorFlow")
+  folder, annotations = part / "val2017", tmp_path / "lvis.json"
+  raw = json.loads((part / "annotations" / "instances_val2017.json").read_text())
+  ids = [category["id"] for category in raw["categories"]]
+  for number, image in enumerate(raw["images"]):
+    image |= {"neg_category_ids": ids[: number % 3], "not_exhaustive_category_ids": ids[-1:] * (number % 2)}
+  annotations.write_text(json.dumps(raw))
+  command = ["coco", "--images", str(folder), "--annotations", str(annotations), "--out", str(tmp_path)]
+  assert prepare.main([*command, "--split", "lvis"]) == 0
+  direct, prepared = coco.load_coco(annotations, folder), prepared_coco.PreparedCoco(tmp_path, "lvis")
+  for index in range(len(direct)):
+    _assert_same(direct[index], prepared[index])
+  assert sum(len(prepared[index]["negative_classes"]) for index in range(len(direct))) > 0
+  index_file = prepared_coco.KIND.folder(tmp_path, "lvis") / "index.npz"
+  with np.load(index_file) as archive:
+    index = dict(archive)
+  np.savez(index_file, **index | {"negative_classes": index["negative_classes"] + len(ids)})
+  with pytest.raises(ValueError, match="index.npz is damaged .*negative_classes of images do not fit them"):
+    prepared_coco.PreparedCoco(tmp_path, "lvis")
 
 
 def test_filters_of_the_prepared_data(part, written):

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from frozen_vision.data import beam as beam_lib
 from frozen_vision.data import prepared_builder
-from frozen_vision.data.detection import coco, prepared_coco
+from frozen_vision.data.detection import class_lists, coco, prepared_coco
 
 
 class FrozenVisionCoco(prepared_builder.Builder):
@@ -43,6 +43,8 @@ class FrozenVisionCoco(prepared_builder.Builder):
   def encode(source: coco.CocoSource, task: int) -> dict[str, Any]:
     record, data = source.read(task)
     height, width = record.pop("height"), record.pop("width")
+    for name in class_lists.KEYS.values():  # the index has them
+      record.pop(name, None)
     record["segmentations"] = json.dumps(record["segmentations"], separators=(",", ":"))
     return {"image": data, "size": (height, width), **record}
 

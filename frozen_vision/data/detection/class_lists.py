@@ -36,6 +36,31 @@ class ClassLists:
       name: self.labels[name][starts[row] : starts[row + 1]].copy() for name, starts in self.starts.items()
     }
 
+  def arrays(self) -> dict[str, np.ndarray]:
+    """What the index of prepared data keeps; `from_arrays` reads it."""
+    ends = {f"{name}_starts": starts for name, starts in self.starts.items()}
+    return {"class_list_images": self.image_ids, **ends, **self.labels}
+
+
+def from_arrays(index: Mapping[str, np.ndarray], num_classes: int) -> ClassLists | None:
+  """The lists of `ClassLists.arrays`; None where there are none.
+
+  Raises:
+    ValueError: arrays that do not fit together.
+  """
+  if "class_list_images" not in index:
+    return None
+  ids, names = index["class_list_images"], tuple(KEYS.values())
+  for name in names:
+    starts, labels = index.get(f"{name}_starts"), index.get(name)
+    fits = all(isinstance(x, np.ndarray) and x.ndim == 1 and x.dtype.kind == "i" for x in (starts, labels))
+    fits = fits and len(starts) == len(ids) + 1 and starts[0] == 0 and starts[-1] == len(labels)
+    if not fits or np.any(np.diff(starts) < 0) or np.any((labels < 0) | (labels >= num_classes)):
+      raise ValueError(f"{name} of images do not fit them")
+  return ClassLists(
+    ids, {name: index[f"{name}_starts"] for name in names}, {name: index[name] for name in names}
+  )
+
 
 def read(
   raw: Mapping[str, Any],

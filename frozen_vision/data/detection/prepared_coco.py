@@ -11,7 +11,7 @@ from jaxtyping import Int64
 import numpy as np
 
 from frozen_vision.data import findings, prepared
-from frozen_vision.data.detection import coco
+from frozen_vision.data.detection import class_lists, coco
 from frozen_vision.data.detection import coco_annotations as checks
 from frozen_vision.files import atomic
 
@@ -38,13 +38,17 @@ def metadata(source: coco.CocoSource) -> dict[str, Any]:
 def write_index(source: coco.CocoSource, out: str | os.PathLike[str], split: str) -> None:
   """Adds the ground truth and the index to finished shards, and so completes them."""
   atomic.write_json(KIND.folder(out, split) / _GROUND_TRUTH_FILE, source.ground_truth)
-  KIND.complete(out, split, image_ids=source.image_ids, objects=source.objects_per_image())
+  lists = source.class_lists.arrays() if source.class_lists else {}
+  KIND.complete(out, split, image_ids=source.image_ids, objects=source.objects_per_image(), **lists)
 
 
 class PreparedCoco(coco.InstanceSource):
   """Prepared COCO data: the same records, in the same order, as the source it was made from.
 
-  Sent to a worker process it is a path and one integer per image.
+  Sent to a worker process it is a path and one integer per image, and LVIS's lists.
+
+  Attributes:
+    class_lists: as `CocoSource.class_lists`; what earlier versions wrote has none.
   """
 
   def __init__(
@@ -80,6 +84,10 @@ class PreparedCoco(coco.InstanceSource):
     self.findings = findings.from_dict(checks.PROBLEMS, stored.get("findings"))
     self.labelled = stored["labelled"]
     self.has_masks = stored.get("has_masks", True)  # absent in what earlier versions wrote
+    try:
+      self.class_lists = class_lists.from_arrays(index, len(self.categories))
+    except ValueError as error:
+      raise self._shards.damaged("index.npz", error) from error
     ids, objects = index["image_ids"], index["objects"]
     keep = np.ones(len(ids), bool)
     if image_ids is not None:
@@ -130,6 +138,8 @@ class PreparedCoco(coco.InstanceSource):
       "area": stored["area"],
       "annotation_ids": stored["annotation_ids"],
     }
+    if self.class_lists is not None:
+      record |= self.class_lists.record(record["image_id"])
     return record, stored["image"]
 
   def _segmentations(self, stored: dict[str, Any], index: int) -> list[Any]:
