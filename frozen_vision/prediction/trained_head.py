@@ -197,7 +197,7 @@ def load(
   if init is not None and init.path and _has_frozen_head(frozen):
     module = nnx.merge(graphdef, trainable, mutable, frozen)
     common.start_head(module, init, f"{task_name}.init")
-    graphdef, trainable, mutable, frozen = freeze.split(module, patterns)
+    graphdef, trainable, mutable, frozen = freeze.split(module, prepare.patterns(patterns, config.adapters))
   with checkpoint.Checkpoints(workdir) as checkpoints:
     trainable, mutable, meta = checkpoints.restore_evaluated(
       trainable, mutable, averaged=config.ema_decay > 0, step=meta["step"], best=best

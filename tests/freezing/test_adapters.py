@@ -15,10 +15,12 @@ from frozen_vision.config import AdapterOptions
 from frozen_vision.devices import sharding
 from frozen_vision.files import trees
 from frozen_vision.freezing import adapters, cache, prepare
+from frozen_vision.heads import files as head_files
 from frozen_vision.layers import adapters as layers
 from frozen_vision.layers import storage as stored
 from frozen_vision.planning import flops, plan
 from frozen_vision.prediction import predictor as predict
+from frozen_vision.prediction import trained_head
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 from frozen_vision.training import step as train_step
@@ -222,6 +224,23 @@ def test_a_run_with_adapters_is_evaluated_and_predicted(tmp_path, images):
   config.cache.path = str(tmp_path / "cache")
   with pytest.raises(cache.CacheError, match="config.adapters trains inside the backbone"):
     loop.evaluate(config, workdir)
+
+
+def test_frozen_parts_of_a_head_come_back_beside_adapters(tmp_path):
+  config, classes = tiny.segmentation(), saved_runs.CLASSES["segmentation"]
+  head = nnx.state(tasks_build.build_task(config, classes).build_model().head, nnx.Param)
+  leaves = {f"head/{path}": 1 + np.asarray(leaf) for path, leaf in trees.flatten(head).items()}
+  head_files.save(tmp_path / "head.safetensors", leaves, source="a test")
+  config.segmentation.init.path = str(tmp_path / "head.safetensors")
+  config.trainable = ("head/layers/0/.*",)
+  config.adapters.kind = "linear"
+  model = saved_runs.save_run(tmp_path / "run", config, classes)
+  found = trained_head.load("segment", tmp_path / "run", prepare.Backbones())
+  assert set(trees.flatten(found.trainable)) == set(trees.flatten(model.trainable))
+  assert any(path.endswith("adapter/parallel/up/kernel") for path in trees.flatten(found.trainable))
+  np.testing.assert_array_equal(
+    trees.flatten(found.frozen)["head/layers/1/kernel"], leaves["head/layers/1/kernel"]
+  )
 
 
 def test_adapters_are_planned_as_they_train(images):
