@@ -56,9 +56,12 @@ def probe(config: config_lib.ConfigLike, workdir: str | os.PathLike) -> dict[str
     train, validation, test = parts["train"], parts["validation"], parts["test"]
   else:
     test = parts["test"] if "test" in parts else parts["validation"]
-    kept, held = splits.split(
-      parts["train"].labels, fraction=config.classification.probe.held_out, seed=config.seed
-    )
+    try:
+      kept, held = splits.split(
+        parts["train"].labels, fraction=config.classification.probe.held_out, seed=config.seed
+      )
+    except ValueError as error:
+      raise ValueError(f"config.classification.probe.held_out: {error}") from error
     train, validation = (suite.Examples(*(array[rows] for array in parts["train"])) for rows in (kept, held))
   options = config.classification.probe
   results = suite.run(

@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -27,7 +28,7 @@ import numpy as np
 
 from frozen_vision import config as config_lib
 from frozen_vision import output
-from frozen_vision.data import findings, fingerprint
+from frozen_vision.data import findings, fingerprint, text_files
 from frozen_vision.data.classification import augment, benchmarks, folders, layouts, splits
 from frozen_vision.files import atomic
 from frozen_vision.freezing import embeddings, prepare
@@ -71,7 +72,7 @@ def open_sets(names: Sequence[str], data: str | os.PathLike[str] | None) -> dict
   """Opens sets by `NAME` or `NAME=PATH`; without names, those of `benchmarks.BENCHMARKS` that are in `data`.
 
   Raises:
-    FileNotFoundError, ValueError: a set that is not there, is damaged, or is named twice.
+    FileNotFoundError, ValueError: a set that is not there, is damaged, is too small, or is named twice.
   """
   if not names:
     if data is None:
@@ -79,27 +80,36 @@ def open_sets(names: Sequence[str], data: str | os.PathLike[str] | None) -> dict
     found = {}
     for name in benchmarks.BENCHMARKS:
       try:
-        found[name] = _open_set(name, data)
+        found[name] = _open_set(name, data, is_shared=True)
       except FileNotFoundError as error:
         _logger.info("Left out: %s", error)
     if not found:
-      raise FileNotFoundError(f"{data} holds none of the sets {', '.join(benchmarks.BENCHMARKS)}.")
+      raise FileNotFoundError(
+        f"{data} holds none of the sets {', '.join(benchmarks.BENCHMARKS)}. If it is a set of your own, give "
+        f"--sets=mine={data}."
+      )
     return found
   found = {}
   for text in names:
     name, _, path = text.partition("=")
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+      raise ValueError(
+        f"--sets has the name {name!r}, which a folder of results cannot have; expected letters and digits, "
+        "such as mine=PATH."
+      )
     if name in found:
       raise ValueError(f"--sets names {name!r} twice; give one of them another name: other=PATH.")
     if not path and data is None:
       raise ValueError(f"--sets names {name!r} without a folder; give --data=FOLDER or {name}=PATH.")
-    found[name] = _open_set(name, os.path.expanduser(path) or data)
+    found[name] = _open_set(name, os.path.expanduser(path) or data, is_shared=not path)
   return found
 
 
-def _open_set(name: str, path: str | os.PathLike[str]) -> DataSet:
+def _open_set(name: str, path: str | os.PathLike[str], *, is_shared: bool) -> DataSet:
   if name in benchmarks.BENCHMARKS:
     row = benchmarks.BENCHMARKS[name]
-    found = DataSet(row.title, row.metric, benchmarks.open_benchmark(name, path))
+    parts = benchmarks.open_benchmark(name, path, is_shared=is_shared)
+    found = DataSet(row.title, row.metric, parts)
   else:
     found = DataSet(name, "top1", _own_parts(name, pathlib.Path(path)))
   for part, source in found.parts.items():
@@ -108,6 +118,13 @@ def _open_set(name: str, path: str | os.PathLike[str]) -> DataSet:
       _logger.info("%s, %s: %s.", found.title, part, line)
     if refused := source.findings.too_many_dropped():
       raise findings.DroppedError(f"{found.title}, {part}: {' '.join(refused)} Get these files again.")
+  classes = len(np.unique(found.parts["all"].labels)) if "all" in found.parts else few_shot.WAYS
+  if classes < few_shot.WAYS:
+    raise ValueError(
+      f"{found.title} has images of {classes} classes and no train and test folders, so that it serves "
+      f"few-shot episodes alone, which take {few_shot.WAYS}; expected more classes, or NAME=FOLDER with "
+      "train and test in it."
+    )
   return found
 
 
@@ -150,13 +167,16 @@ class Bench:
     identity = json.loads(json.dumps(identity))
     path = self._folder / "results" / name / f"{entry.label}_{seed}.json"
     if path.is_file():
-      kept = json.loads(path.read_text(encoding="utf-8"))
-      if kept["identity"] == identity:
+      kept = text_files.read_json(path)
+      if isinstance(kept, dict) and kept.get("identity") == identity:
         return kept["results"]
     parts = {
       part: self._embed(frozen, source, f"{data.title}, {part}") for part, source in data.parts.items()
     }
-    found = self._probe(parts, data.metric, seed).to_dict()
+    try:
+      found = self._probe(parts, data.metric, seed).to_dict()
+    except ValueError as error:
+      raise ValueError(f"{data.title}: {error}") from error
     atomic.write_json(path, {"identity": identity, "results": found}, indent=1)
     return found
 
@@ -179,8 +199,8 @@ class Bench:
     if "all" in parts:
       return suite.run_few_shot(parts["all"], **episodic)
     if "validation" not in parts:
-      kept, held = splits.split(parts["train"].labels, fraction=self._settings.held_out, seed=seed)
       train = parts["train"]
+      kept, held = splits.split(train.labels, fraction=self._settings.held_out, seed=seed)
       parts |= {"train": take(train, kept), "validation": take(train, held)}
     return suite.run(
       parts["train"],
@@ -220,6 +240,8 @@ def run(
   """
   if jax.process_count() > 1:
     raise ValueError("The transfer benchmark runs in one process; start it without --distributed.")
+  if not seeds or len(set(seeds)) < len(seeds):
+    raise ValueError(f"--seeds is {' '.join(map(str, seeds))}; expected one or more different numbers.")
   bench = Bench(workdir, settings, batch_size=batch_size, threads=threads)
   results: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in sets}
   for name, data in sets.items():
@@ -359,6 +381,11 @@ def _parser() -> argparse.ArgumentParser:
       raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
 
+  def natural(text: str) -> int:
+    if not text.isdigit():
+      raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
+
   defaults = Settings()
   parser.add_argument("--backbones", required=True, help="comma-separated, as to --mode=report")
   parser.add_argument("--workdir", required=True, help="the folder of embeddings and results")
@@ -366,7 +393,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--sets", default="", help=f"comma-separated, of {', '.join(benchmarks.BENCHMARKS)}, or NAME=PATH"
   )
-  parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="such as --seeds 0 1 2")
+  parser.add_argument("--seeds", type=natural, nargs="+", default=[0], help="such as --seeds 0 1 2")
   parser.add_argument("--image-size", type=positive, default=defaults.image_size, help="side in pixels")
   parser.add_argument("--shots", type=positive, nargs="+", default=defaults.shots, help="images of a class")
   parser.add_argument(

@@ -103,8 +103,13 @@ def test_sets_by_name_and_path(data, tmp_path):
     transfer.open_sets(["pets", f"pets={data}"], data)
   with pytest.raises(ValueError, match="names 'pets' without a folder; give --data=FOLDER or pets=PATH"):
     transfer.open_sets(["pets"], None)
-  with pytest.raises(FileNotFoundError, match="holds none of the sets aircraft"):
+  for part in ("train", "test"):  # of one's own, and no published set
+    tiny.image_folder(tmp_path / part, images=1)
+  with pytest.raises(FileNotFoundError, match="holds none of the sets aircraft.* give --sets=mine="):
     transfer.open_sets([], tmp_path)
+  with pytest.raises(FileNotFoundError, match="Oxford-IIIT Pets is not in"):
+    transfer.open_sets(["pets"], tmp_path)
+  assert list(transfer.open_sets([f"pets={tmp_path}"], None)["pets"].parts) == ["train", "test"]
   found = transfer.open_sets([f"mine={data / 'pets'}", f"few={data / 'EuroSAT' / '2750'}", "eurosat"], data)
   assert {name: list(each.parts) for name, each in found.items()} == {
     "mine": ["train", "test"],
@@ -115,7 +120,7 @@ def test_sets_by_name_and_path(data, tmp_path):
 
 
 def test_unreadable_images_are_counted_and_many_refused(data, tmp_path):
-  tiny.image_folder(tmp_path / "few", classes=2, images=6)
+  tiny.image_folder(tmp_path / "few", classes=6, images=2)
   broken = sorted((tmp_path / "few").rglob("*.*"))[:2]
   broken[0].write_bytes(b"no image")
   found = transfer.open_sets([f"mine={tmp_path / 'few'}"], None)
@@ -123,6 +128,19 @@ def test_unreadable_images_are_counted_and_many_refused(data, tmp_path):
   broken[1].write_bytes(b"no image")
   with pytest.raises(ValueError, match="mine, all: 2 of 12 images would be left out"):
     transfer.open_sets([f"mine={tmp_path / 'few'}"], None)
+
+
+def test_sets_and_seeds_that_cannot_be(data, tmp_path):
+  for name in ("../mine", "", "a/b"):
+    with pytest.raises(ValueError, match=f"--sets has the name {name!r}, which a folder of results cannot"):
+      transfer.open_sets([f"{name}={data / 'pets'}"], None)
+  tiny.image_folder(tmp_path / "few", classes=4, images=3)
+  with pytest.raises(ValueError, match="few has images of 4 classes and no train and test folders"):
+    transfer.open_sets([f"few={tmp_path / 'few'}"], None)
+  with pytest.raises(ValueError, match="--seeds is 0 0; expected one or more different numbers"):
+    transfer.run([], {}, tmp_path / "out", seeds=(0, 0))
+  with pytest.raises(SystemExit):
+    transfer.main(["--backbones=swinv2_nano", f"--workdir={tmp_path}", "--seeds", "-1"])
 
 
 def test_errors_of_the_command_are_one_sentence(data, tmp_path, capsys):

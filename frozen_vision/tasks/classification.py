@@ -122,13 +122,12 @@ class ClassificationTask(image_data.SquareImages, base.Task):
     if "validation" in parts:
       return dict(parts)
     train = parts["train"]
-    fraction = self._options.benchmark.held_out
-    kept, held = splits.split(train.labels, fraction=fraction, seed=self._config.seed)
-    if not len(held):
-      raise ValueError(
-        f"config.classification.benchmark.held_out is {fraction}, which leaves nothing to validate on; "
-        f"expected more of {len(train):,} images, such as 0.2."
+    try:
+      kept, held = splits.split(
+        train.labels, fraction=self._options.benchmark.held_out, seed=self._config.seed
       )
+    except ValueError as error:
+      raise ValueError(f"config.classification.benchmark.held_out: {error}") from error
     divided = {"train": folders.Part(train, kept), "validation": folders.Part(train, held)}
     divided["train"].findings = train.findings
     return divided | {"test": parts["test"]}

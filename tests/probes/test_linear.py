@@ -65,6 +65,8 @@ def test_split_holds_out_a_fraction_and_leaves_every_class():
     assert sorted([*train, *validation]) == list(range(100)) and len(validation) in (19, 20)
     assert set(labels[train]) == {0, 1, 2}
   assert not np.array_equal(splits.split(labels, seed=0)[1], splits.split(labels, seed=1)[1])
+  with pytest.raises(ValueError, match="0.5 of 2 training images leaves none to validate on"):
+    splits.split(np.arange(2), fraction=0.5)
 
 
 def test_the_grid_is_the_papers():

@@ -33,7 +33,7 @@ def test_a_part_is_held_out_where_there_is_no_validation_data(tmp_path):
   }
   train, held = task.sources["train"], task.sources["validation"]
   assert sorted(train.names + held.names) == sorted(task.parts["train"].names)
-  with pytest.raises(ValueError, match="held_out is 0.1, which leaves nothing to validate on"):
+  with pytest.raises(ValueError, match="benchmark.held_out: 0.1 of .* leaves none to validate on"):
     tasks_build.build_task(_config("cars", tmp_path).replace({"classification.benchmark.held_out": 0.1}))
 
 

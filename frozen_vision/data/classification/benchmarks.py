@@ -29,10 +29,12 @@ class Layout:
   Attributes:
     marks: paths that must all be there, below the folder of the set.
     read: gives the parts of that folder.
+    is_general: other sets have these paths, too.
   """
 
   marks: tuple[str, ...]
   read: Callable[[pathlib.Path], layouts.Parts]
+  is_general: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +213,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     {"all": 43456},
     "top1",
     ("CropDiseases", "CropDisease", "dataset_for_CropDisease"),
-    (Layout(("train",), functools.partial(layouts.one_folder, folder="train")),),
+    (Layout(("train",), functools.partial(layouts.one_folder, folder="train"), is_general=True),),
     "the PlantVillage data of Kaggle (saroz014/plant-disease), of whose folder `train` CD-FSL draws",
     has_folders=False,
   ),
@@ -260,12 +262,14 @@ def benchmark(name: str) -> Benchmark:
   return BENCHMARKS[name]
 
 
-def open_benchmark(name: str, root: str | os.PathLike[str]) -> layouts.Parts:
+def open_benchmark(name: str, root: str | os.PathLike[str], *, is_shared: bool = False) -> layouts.Parts:
   """Opens a set in whatever layout is there.
 
   Args:
     name: of `BENCHMARKS`.
     root: the folder of the set, one that holds a folder of the set's name, or TFDS's `data_dir`.
+    is_shared: the root is for several sets, so that folders which any set may have, such as `train`, count
+      below a folder of the set's name only.
 
   Returns:
     Sources of records by part: "train", "test" and, where the authors define one, "validation"; "all" of a
@@ -276,9 +280,10 @@ def open_benchmark(name: str, root: str | os.PathLike[str]) -> layouts.Parts:
     ValueError: an unknown name, or files that are damaged or contradict each other.
   """
   row, root = benchmark(name), pathlib.Path(root).expanduser()
-  places = [*(root / folder for folder in (*row.folders, name)), root]
+  own = [root / folder for folder in (*row.folders, name)]
+  places = [*own, root]
   for layout in row.layouts:
-    for place in places:
+    for place in own if is_shared and layout.is_general else places:
       if all((place / mark).exists() for mark in layout.marks):
         return _noted(row, place, layout.read(place), is_whole=True)
   if row.tfds:
@@ -290,7 +295,7 @@ def open_benchmark(name: str, root: str | os.PathLike[str]) -> layouts.Parts:
       }
       return _noted(row, prepared, parts)
   if row.has_folders:
-    for place in places:
+    for place in own if is_shared else places:
       if layouts.find_folder(place, "train") and layouts.find_folder(place, "test"):
         return _noted(row, place, layouts.class_folders(place))
   raise FileNotFoundError(_not_found(name, row, root))
