@@ -53,10 +53,11 @@ def read_pickle(
   text = parts[-1] if len(parts) == 5 else None
   if isinstance(text, str):  # Python 2's strings, which are bytes
     text = text.encode("latin-1")
-  if not isinstance(text, bytes) or not isinstance(labels, list) or len(text) != len(labels) * _PIXELS:
+  are_labels = isinstance(labels, list) and all(isinstance(label, int) for label in labels)
+  if not isinstance(text, bytes) or not are_labels or len(text) != len(labels) * _PIXELS:
     raise ValueError(
-      f"{path} holds no batch of CIFAR; expected `data` of {_PIXELS:,} bytes an image and a list `{key}`. "
-      "Download it again."
+      f"{path} holds no batch of CIFAR; expected `data` of {_PIXELS:,} bytes an image and a list of numbers "
+      f"`{key}`. Download it again."
     )
   return _images(np.frombuffer(text, np.uint8).reshape(-1, _PIXELS)), np.asarray(labels, np.int32)
 

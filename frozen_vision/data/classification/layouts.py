@@ -11,6 +11,7 @@ import functools
 import pathlib
 from typing import Any
 
+from jaxtyping import Int64
 import numpy as np
 from scipy import io as scipy_io
 
@@ -23,6 +24,7 @@ Parts = dict[str, Any]  # sources of records by the name of the part
 
 CALTECH_TRAIN_IMAGES = 30  # of every class
 CHESTX_CLASSES = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax")
+_LARGEST = 10_000_000  # number of an image or a class
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
@@ -118,11 +120,16 @@ def dtd(root: pathlib.Path) -> Parts:
 def flowers(root: pathlib.Path) -> Parts:
   """Oxford Flowers 102; classes have no names in it, but numbers."""
   labels_file, splits_file = root / "imagelabels.mat", root / "setid.mat"
-  labels = np.atleast_1d(_mat(labels_file, "labels"))
-  classes = [f"class {number}" for number in range(1, 1 + int(np.max(labels)))]
+  labels = _whole(_mat(labels_file, "labels"), "labels", labels_file)
+  if labels.max() > len(labels):
+    raise ValueError(
+      f"{labels_file} has {len(labels)} images and the class {labels.max()}; expected an image of every "
+      "class. Download it again."
+    )
+  classes = [f"class {number}" for number in range(1, 1 + int(labels.max()))]
   parts = {}
   for split, part in (("trnid", "train"), ("valid", "validation"), ("tstid", "test")):
-    chosen = np.atleast_1d(_mat(splits_file, split)).astype(int)
+    chosen = _whole(_mat(splits_file, split), split, splits_file)
     if chosen.min() < 1 or chosen.max() > len(labels):
       raise ValueError(
         f"{splits_file} names image {chosen.max()}, but {labels_file} has {len(labels)} labels; "
@@ -209,13 +216,20 @@ def isic(root: pathlib.Path) -> Parts:
   classes = [name for name in rows[0] if name != "image"]
   labels = []
   for number, row in enumerate(rows, 2):
-    chosen = [label for label, name in enumerate(classes) if float(row[name]) == 1]
+    chosen = [label for label, name in enumerate(classes) if _is_one(row[name])]
     if len(chosen) != 1:
       raise text_files.TextError(f"{path}, line {number}: {len(chosen)} classes are 1.0; expected one.")
     labels += chosen
   found = [file_names.require_inside(f"{row['image']}.jpg", str(path)) for row in rows]
   folder = root / "ISIC2018_Task3_Training_Input"
   return {"all": listed.ListedImages(folder, found, np.asarray(labels), classes)}
+
+
+def _is_one(cell: str) -> bool:
+  try:
+    return float(cell) == 1
+  except ValueError:
+    return False
 
 
 def chestx(root: pathlib.Path) -> Parts:
@@ -350,10 +364,21 @@ def _numbers(labels: Sequence[str], classes: Sequence[str], path: pathlib.Path) 
 
 def _from_one(labels: np.ndarray, count: int, path: pathlib.Path) -> np.ndarray:
   """Labels that begin at 1 as labels that begin at 0."""
-  labels = np.asarray(labels).astype(np.int64)
+  labels = _whole(labels, "classes", path)
   if labels.min() < 1 or labels.max() > count:
     raise ValueError(f"{path} has the classes {labels.min()} to {labels.max()}; expected 1 to {count}.")
   return (labels - 1).astype(np.int32)
+
+
+def _whole(values: np.ndarray, name: str, path: pathlib.Path) -> Int64[np.ndarray, "n"]:
+  """The whole numbers in a variable of a MATLAB file; some of its programs store them as decimals."""
+  try:
+    found = np.atleast_1d(values).astype(np.float64)
+  except (TypeError, ValueError):  # text, or arrays in an array
+    found = np.zeros(0)
+  if found.ndim != 1 or not found.size or not np.all((found == np.round(found)) & (np.abs(found) < _LARGEST)):
+    raise ValueError(f"{path} has `{name}` that are no list of whole numbers; download it again.")
+  return found.astype(np.int64)
 
 
 def _mat(path: pathlib.Path, key: str) -> np.ndarray:
@@ -366,4 +391,4 @@ def _mat(path: pathlib.Path, key: str) -> np.ndarray:
     raise ValueError(f"{path} is no readable MATLAB file ({error}); download it again.") from error
   if key not in content:
     raise ValueError(f"{path} has no variable {key!r}; download it again.")
-  return content[key]
+  return np.asarray(content[key])

@@ -165,6 +165,10 @@ def _read_xml(
     tree = ElementTree.fromstring(data)
   except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
     raise coco.CocoError(f"{path}: is no readable XML ({error}).") from error
+  if tree.tag != "annotation":
+    raise coco.CocoError(
+      f"{path}: is an XML of {short(tree.tag)}; expected VOC's, with `annotation` around an image's objects."
+    )
   entry = {}
   height, width = (_number(tree.find(f"size/{side}")) for side in ("height", "width"))
   if height and width:

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy import io as scipy_io
 
 from frozen_vision.data import classes as class_names
 from frozen_vision.data import content, fingerprint
@@ -149,6 +150,17 @@ def test_damaged_files_are_named(name, file, text, message, tmp_path):
     benchmarks.open_benchmark(name, tmp_path)
 
 
+@pytest.mark.parametrize("values", ["text", [1.5, np.nan, 2], [], np.array([[1, 2]], object)])
+def test_numbers_in_matlab_files(values, tmp_path):
+  published.flowers(tmp_path)
+  scipy_io.savemat(tmp_path / "imagelabels.mat", {"labels": values})
+  with pytest.raises(ValueError, match="imagelabels.mat has `labels` that are no list of whole numbers"):
+    benchmarks.open_benchmark("flowers", tmp_path)
+  scipy_io.savemat(tmp_path / "imagelabels.mat", {"labels": [1e6] + [1] * 8})
+  with pytest.raises(ValueError, match="9 images and the class 1000000; expected an image of every class"):
+    benchmarks.open_benchmark("flowers", tmp_path)
+
+
 def test_batches_of_both_pythons():
   data = np.arange(2 * 3072, dtype=np.uint8).reshape(2, 3072)
   batch = published.python2_batch(data, [3, 1])
@@ -165,6 +177,13 @@ def test_a_batch_that_python_3_wrote(protocol, tmp_path):
   pixels, labels = cifar.read_pickle(tmp_path / "batch", key="labels")
   np.testing.assert_array_equal(pixels, data.reshape(2, 3, 32, 32).transpose(0, 2, 3, 1))
   assert labels.tolist() == [3, 1]
+
+
+def test_labels_of_a_batch_are_numbers(tmp_path):
+  content_of = {b"data": np.zeros((1, 3072), np.uint8), b"labels": ["x"]}
+  (tmp_path / "batch").write_bytes(pickle.dumps(content_of, 2))
+  with pytest.raises(ValueError, match="batch holds no batch of CIFAR"):
+    cifar.read_pickle(tmp_path / "batch", key="labels")
 
 
 def test_a_pickle_is_not_executed(tmp_path):

@@ -101,6 +101,11 @@ def test_annotations_that_are_no_use_are_counted(devkit):
       coco.CocoError,
       "000007.xml: is no readable XML",
     ),
+    (
+      lambda r: _write(r, "<html><body/></html>"),
+      coco.CocoError,
+      "000007.xml: is an XML of 'html'; expected",
+    ),
     (lambda r: _write(r, '<!DOCTYPE a [<!ENTITY b "c">]><a/>'), coco.CocoError, "declares entities"),
     (
       lambda r: _write(r, voc_files.xml("x", [("zebra", 1, 1, 5, 5, 0)])),
