@@ -111,6 +111,7 @@ def _second_stage(config: ml_collections.ConfigDict) -> None:
   """Only the classifier of each box head trains, by a class-balanced loss [paper]; the numbers are [ours]."""
   config.trainable = ("head/box_heads/.*/classes/.*",)
   config_lib.set_for(config.detection.head, _TF_HEADS, class_balance=0.999)
+  config.detection.init.path = "weights/stage1_head.safetensors"
   config.detection.repeat_threshold = 0.0
   config.steps = 12 * _EPOCH
   config.optimizer.update(dict(learning_rate=0.016, decay_at=(8 * _EPOCH, 11 * _EPOCH)))

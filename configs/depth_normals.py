@@ -65,7 +65,7 @@ def _nyuv2(config: ml_collections.ConfigDict) -> None:
       name="sgd",
       momentum=0.9,  # [ssl]
       learning_rate=0.02,  # [ssl]
-      weight_decay=1e-4,  # [ssl]
+      weight_decay=1e-4,  # [ssl]; of kernels as there, but added after the momentum
       schedule="linear",  # [ours]: [ssl] decays by a polynomial of power 0.9
     )
   )

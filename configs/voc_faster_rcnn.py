@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
       name="sgd",
       momentum=0.9,  # [ssl]
       learning_rate=0.0025,  # [ssl]
-      weight_decay=1e-4,  # [ssl]
+      weight_decay=1e-4,  # [ssl]; of kernels here, added after the momentum
       schedule="steps",
       decay_at=(96_000, 128_000),  # [ssl]
       warmup_steps=100,  # [ssl]

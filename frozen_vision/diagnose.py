@@ -341,9 +341,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument("--out", required=True, help="the folder to write to")
   parser.add_argument("--images", help="a folder of images; by default the built-in photographs")
   parser.add_argument(
-    "--side", type=int, default=224, help="of the squares that the backbones see, in pixels"
+    "--side", type=_positive, default=224, help="of the squares that the backbones see, in pixels"
   )
-  parser.add_argument("--count", type=int, default=32, help="how many images, at the most")
+  parser.add_argument("--count", type=_positive, default=32, help="how many images, at the most")
   parser.add_argument("--measures", default="attention,cka", help=f"of {', '.join(MEASURES)}")
   slow = SlowOptions()
   parser.add_argument("--slow-images", type=_positive, default=slow.images, help="of the slow measures")

@@ -39,7 +39,8 @@ class Beam:
       function: of a module, or a `functools.partial` of one; it and what it takes and returns must pickle.
 
     Raises:
-      RuntimeError: a worker failed, or its results do not reach this process.
+      FileNotFoundError: results of workers do not reach this process.
+      Exception: whatever a runner of Beam raises where a worker failed.
     """
     import apache_beam as beam
 
@@ -59,7 +60,7 @@ class Beam:
           index, result = pickle.loads(base64.b64decode(line))
           found[index] = result
     if len(found) < len(tasks):
-      raise RuntimeError(
+      raise FileNotFoundError(
         f"Apache Beam's workers returned {len(found)} of {len(tasks)} results below {self.folder}; expected "
         "a folder that all of them see. Give one with --out."
       )
