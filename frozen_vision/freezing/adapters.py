@@ -4,6 +4,7 @@ What is frozen stays as it is stored, in int8 too, for its leaves are no `nnx.Pa
 `backbone/stages/.../adapter/`.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import itertools
 from typing import Any
@@ -45,6 +46,11 @@ def attach(program: base.FoldedBackbone, options: AdapterOptions, seed: int) -> 
   for index in chosen:
     stages[index] = _with_adapters(program, index, options, jax.random.fold_in(key, index))
   return dataclasses.replace(program, stages=tuple(stages), remat=options.remat)
+
+
+def patterns(trainable: Sequence[str], options: AdapterOptions) -> tuple[str, ...]:
+  """The patterns of all that trains on a frozen backbone: those given, and that of its adapters."""
+  return (*trainable, *([PATTERN] if options.kind != "none" else []))
 
 
 def identity(options: AdapterOptions) -> dict[str, Any]:

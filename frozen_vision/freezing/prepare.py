@@ -209,7 +209,7 @@ def on_backbone(
     program = adapters_lib.attach(program, adapters, seed)
     key = {**key, "adapters": adapters_lib.identity(adapters)}
   set_backbone(module, program)
-  graphdef, trained, mutable, frozen = partition.split(module, patterns(trainable, adapters))
+  graphdef, trained, mutable, frozen = partition.split(module, adapters_lib.patterns(trainable, adapters))
   return Model(
     graphdef,
     trained,
@@ -221,11 +221,6 @@ def on_backbone(
     storage=backbone.storage,
     **_rules(module, backbone.module),
   )
-
-
-def patterns(trainable: Sequence[str], adapters: AdapterOptions) -> tuple[str, ...]:
-  """The patterns of all that trains on a frozen backbone: those given, and that of its adapters."""
-  return (*trainable, *([adapters_lib.PATTERN] if adapters.kind != "none" else []))
 
 
 def set_backbone(module: nnx.Module, backbone: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from frozen_vision.backbones import families
 from frozen_vision.config import Config
 from frozen_vision.files import trees
-from frozen_vision.freezing import feature_key, prepare
+from frozen_vision.freezing import adapters, feature_key, prepare
 from frozen_vision.freezing import partition as freeze
 from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import workdir as workdir_lib
@@ -197,7 +197,7 @@ def load(
   if init is not None and init.path and _has_frozen_head(frozen):
     module = nnx.merge(graphdef, trainable, mutable, frozen)
     common.start_head(module, init, f"{task_name}.init")
-    graphdef, trainable, mutable, frozen = freeze.split(module, prepare.patterns(patterns, config.adapters))
+    graphdef, trainable, mutable, frozen = freeze.split(module, adapters.patterns(patterns, config.adapters))
   with checkpoint.Checkpoints(workdir) as checkpoints:
     trainable, mutable, meta = checkpoints.restore_evaluated(
       trainable, mutable, averaged=config.ema_decay > 0, step=meta["step"], best=best

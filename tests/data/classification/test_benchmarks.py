@@ -150,7 +150,7 @@ def test_damaged_files_are_named(name, file, text, message, tmp_path):
     benchmarks.open_benchmark(name, tmp_path)
 
 
-@pytest.mark.parametrize("values", ["text", [1.5, np.nan, 2], [], np.array([[1, 2]], object)])
+@pytest.mark.parametrize("values", ["text", [1.5, np.nan, 2], []])
 def test_numbers_in_matlab_files(values, tmp_path):
   published.flowers(tmp_path)
   scipy_io.savemat(tmp_path / "imagelabels.mat", {"labels": values})
