@@ -106,7 +106,7 @@ def check_dense(source: folders.DenseFolders, index: int) -> Result:
       path = source.path(index, "image")
       height, width = source[index]["image"].shape[:2]
       info = image_io.ImageInfo("NumPy", "array", height, width)
-      if path.suffix != map_files.ARRAY:
+      if not map_files.is_array(path.name):
         info = image_io.inspect_image(path, name=name)
   except image_io.ImageError as error:
     return Result(name, None, error)

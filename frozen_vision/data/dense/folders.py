@@ -27,7 +27,7 @@ HOW_TO_GET = (
   "preprocessed set of github.com/lorenmt/mtan. Give the folder with --config.dense_regression.root=FOLDER."
 )
 KINDS = {
-  "unreadable": findings.Kind("images of which a file cannot be read: dropped", "images"),
+  "unreadable": findings.Kind("images of which a file cannot be used: dropped", "images"),
   "incomplete": findings.Kind("images without normals or depth of their name: dropped", "images"),
 }
 # Rows and columns of a 480 x 640 depth map that are evaluated (Eigen, Puhrsch and Fergus 2014).
@@ -86,14 +86,18 @@ class EncodedDense(sources.DenseSource):
       ImageError: a file that is unusable, or maps of another size than the image.
     """
     record = super().__getitem__(index)
+    self._compare_sizes(index, record, record["image"].shape[:2])
+    return record
+
+  def _compare_sizes(self, index: int, maps: Mapping[str, Any], size: tuple[int, int]) -> None:
+    """Raises ImageError where a map has another size (height, width) than the image."""
     for target in self.targets:
-      if record[target].shape[:2] != record["image"].shape[:2]:
+      if maps[target].shape[:2] != size:
         raise images.ImageError(
           self.encoded(index, target)[0],
-          f"is {record[target].shape[:2]} (height, width), and its image {record['image'].shape[:2]}",
+          f"is {maps[target].shape[:2]} (height, width), and its image {size}",
           "wrong size",
         )
-    return record
 
 
 def _cropped(depth: np.ndarray, name: str) -> np.ndarray:
@@ -188,12 +192,12 @@ class DenseFolders(EncodedDense):
 
   @functools.cached_property
   def largest_size(self) -> tuple[int, int]:
-    sizes = []
-    for index in range(len(self)):
-      path = self.path(index, "image")
-      size = self.image(index).shape[:2] if path.suffix == map_files.ARRAY else images.read_size(path)
-      sizes.append(size)
-    return tuple(max(sides) for sides in zip(*sizes))
+    return tuple(max(sides) for sides in zip(*map(self._image_size, range(len(self)))))
+
+  def _image_size(self, index: int) -> tuple[int, int]:
+    """(height, width) of an image, from its header where it has one."""
+    path = self.path(index, "image")
+    return self.image(index).shape[:2] if map_files.is_array(path.name) else images.read_size(path)
 
   def take(self, indices: Sequence[int]) -> Self:
     """The same source with these images only."""
@@ -205,26 +209,24 @@ class DenseFolders(EncodedDense):
     return other
 
   def checked(self) -> Self:
-    """The source without images of which a file cannot be read; its findings say which."""
+    """The source without images of which a file cannot be used; its findings say which."""
     bad: dict[int, images.ImageError] = {}
-    for what in self._folders:
-      arrays = [i for i in range(len(self)) if self._files[what][i].endswith(map_files.ARRAY)]
-      others = sorted(set(range(len(self))) - set(arrays))
+    with_arrays = set()
+    for what, files in self._files.items():
+      arrays = {index for index, file in enumerate(files) if map_files.is_array(file)}
+      others = [index for index in range(len(self)) if index not in arrays]
       paths = [self.path(index, what) for index in others]
       errors = dict(zip(others, image_checks.check_files(paths, map(str, paths))))
-      errors |= {index: self._array_error(index, what) for index in arrays}
       bad |= {index: error for index, error in errors.items() if error is not None and index not in bad}
+      with_arrays |= arrays
+    for index in sorted(with_arrays - set(bad)):
+      try:  # an array has no end by which to tell, so it is read
+        self._compare_sizes(index, self.truth(index), self._image_size(index))
+      except images.ImageError as error:
+        bad[index] = error
     for _, error in sorted(bad.items()):
       self.findings.add("unreadable", str(error))
     return self.take([index for index in range(len(self)) if index not in bad])
-
-  def _array_error(self, index: int, what: str) -> images.ImageError | None:
-    """Why an array cannot be used; it has no end by which to tell, so it is read."""
-    try:
-      self.image(index) if what == "image" else self.truth(index)
-    except images.ImageError as error:
-      return error
-    return None
 
 
 def _list(folder: pathlib.Path) -> dict[str, str]:
@@ -237,7 +239,7 @@ def _list(folder: pathlib.Path) -> dict[str, str]:
       continue
     relative = path.relative_to(folder)
     name = data_names.normalised(relative.with_suffix("").as_posix())
-    if name not in found or path.suffix == map_files.ARRAY:
+    if name not in found or map_files.is_array(path.name):
       found[name] = relative.as_posix()
   return found
 

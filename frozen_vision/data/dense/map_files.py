@@ -19,6 +19,11 @@ ARRAY = ".npy"
 _SHORTEST = 0.5
 
 
+def is_array(name: str) -> bool:
+  """Whether a file is an array of NumPy, by its name."""
+  return name.lower().endswith(ARRAY)
+
+
 def read_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
   """RGB of an image file or an array.
 
@@ -28,7 +33,7 @@ def read_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
   Raises:
     ImageError: unusable; says why.
   """
-  if not name.endswith(ARRAY):
+  if not is_array(name):
     return images.decode_image(data, name=name)
   array = _array(data, name, "[h, w, 3]")
   if array.dtype == np.uint8:
@@ -48,7 +53,7 @@ def read_normals(data: bytes, name: str, signs: tuple[int, int, int]) -> Float32
   Args:
     signs: what x, y and z of the file are multiplied by.
   """
-  if name.endswith(ARRAY):
+  if is_array(name):
     vectors = _array(data, name, "[h, w, 3]").astype(np.float32)
   else:
     vectors = images.decode_image(data, name=name).astype(np.float32) / 127.5 - 1
@@ -64,7 +69,7 @@ def read_depth(data: bytes, name: str, unit: float) -> Float32[np.ndarray, "h w"
   Args:
     unit: metres of a step of a gray image.
   """
-  if name.endswith(ARRAY):
+  if is_array(name):
     depth = _array(data, name, "[h, w] or [h, w, 1]").astype(np.float32)
   else:
     image, bits = label_files.open_label(data, name)

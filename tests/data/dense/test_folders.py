@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -113,9 +114,15 @@ def test_what_is_left_out_is_counted(tmp_path):
   damaged.write_bytes(damaged.read_bytes()[:-30])
   array = tmp_path / "normal/train/00005.npy"
   array.write_bytes(array.read_bytes()[:-4])
+  np.save(tmp_path / "normal/train/00007.npy", np.zeros((3, 3, 3)))
+  for kind in ("image", "depth"):
+    shutil.copy(tmp_path / f"{kind}/train/00006.png", tmp_path / f"{kind}/train/00007.png")
+  (tmp_path / "normal/train/00006.npy").rename(tmp_path / "normal/train/00006.NPY")
+  (tmp_path / "normal/train/00006.png").unlink()
   source = folders.nyuv2(tmp_path, "train").checked()
   assert [source.name(i) for i in range(len(source))] == ["00006"]
-  assert source.findings.counts == {"incomplete": 1, "unreadable": 2}
+  assert source.findings.counts == {"incomplete": 1, "unreadable": 3}
+  assert "00007.npy: is (3, 3) (height, width), and its image (40, 48)" in str(source.findings)
   assert "00003.png has no depth" in str(source.findings) and "00004.png" in str(source.findings)
   for kind in ("image", "depth", "normal"):
     for path in (tmp_path / kind / "test").iterdir():
