@@ -8,7 +8,6 @@ from jaxtyping import Bool, Int, UInt8
 import numpy as np
 
 from frozen_vision.data import findings, fingerprint
-from frozen_vision.data import names as data_names
 from frozen_vision.data.classification import folders
 
 Labels = Int[np.ndarray, "n"] | Bool[np.ndarray, "n k"]
@@ -23,17 +22,12 @@ class ListedImages(folders.ImageFiles):
 
     Raises:
       FileNotFoundError: a file that is not there; names the first ones.
-      ValueError: an empty list, or a name that leads out of the folder.
+      ValueError: an empty list.
     """
     labels = np.asarray(labels)
     super().__init__(root, names, labels if labels.ndim == 2 else labels.astype(np.int32), classes)
     if not self.names:
       raise ValueError(f"The lists of {root} name no image; expected one or more in every part.")
-    for name in self.names:
-      if data_names.leads_outside(name):
-        raise data_names.OutsideError(
-          f"The lists of {root} name {name!r}, which leads out of the folder; expected paths below it."
-        )
     missing = [name for name in self.names if not (root / name).is_file()]
     if missing:
       raise FileNotFoundError(
