@@ -2,12 +2,12 @@
 
   python -m frozen_vision.distributed --processes=2 -- python -m frozen_vision.main --config=... --workdir=...
 
-See `frozen_vision.devices.processes`, which does the work.
+See `frozen_vision.devices.launcher`, which does the work.
 """
 
 import sys
 
-from frozen_vision.devices import processes
+from frozen_vision.devices import launcher
 
 if __name__ == "__main__":
-  processes.main(sys.argv[1:])
+  launcher.main(sys.argv[1:])

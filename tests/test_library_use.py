@@ -59,9 +59,10 @@ def test_the_types_are_shipped():
   assert "py.typed" in project["tool"]["setuptools"]["package-data"]["frozen_vision"]
 
 
-def test_importing_the_package_or_reading_data_imports_no_model(tmp_path):
+def test_importing_the_package_launching_or_reading_data_imports_no_model(tmp_path):
   code = (
-    "import sys, frozen_vision; assert 'numpy' not in sys.modules; import frozen_vision.data.detection.coco; "
+    "import sys, frozen_vision, frozen_vision.distributed; assert 'numpy' not in sys.modules; "
+    "import frozen_vision.data.detection.coco; "
     "print([name for name in ('jax', 'flax', 'tensorflow') if name in sys.modules])"
   )
   assert _python("-c", code, folder=tmp_path).strip() == "[]"

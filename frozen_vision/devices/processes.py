@@ -1,18 +1,13 @@
-"""Several processes as one run: how each finds the others, what each says, and a launcher for one machine.
+"""Several processes as one run: how each finds the others, and what each says.
 
-  python -m frozen_vision.distributed --processes=2 -- python -m frozen_vision.main --config=... --workdir=...
-
-starts processes on this machine and ends all of them when one ends; they end when it is killed. Over several
-machines, every one runs `python -m frozen_vision.main ... --distributed`: on TPU pods and under Slurm it
-finds the others by itself, elsewhere from the environment variables of `initialize`.
+`devices.launcher` starts them on one machine. Over several machines, every one runs
+`python -m frozen_vision.main ... --distributed`: on TPU pods and under Slurm it finds the others by itself,
+elsewhere from the environment variables of `initialize`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import contextlib
 import os
-import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -22,21 +17,14 @@ import jax
 from jax._src import distributed as jax_distributed
 import orbax.checkpoint as ocp
 
-from frozen_vision import messages
 from frozen_vision.devices import watch
+from frozen_vision.devices.launcher import COORDINATOR, COUNT, INDEX, LAUNCHER
 
-_COORDINATOR, _COUNT, _INDEX, _LAUNCHER = (
-  "FROZEN_VISION_COORDINATOR",
-  "FROZEN_VISION_PROCESSES",
-  "FROZEN_VISION_PROCESS",
-  "FROZEN_VISION_LAUNCHER",  # the descriptor of a pipe that ends with the launcher
-)
 # A process that hears nothing of another's machine for so long ends itself; `watch` notices a kill at once.
 HEARTBEAT_SECONDS = 45
 _JOINING_SECONDS = 300.0
 _SILENT_SECONDS = 10.0
 _COMPILING_SECONDS = 3600
-_GRACE_SECONDS = 60.0  # between SIGTERM, on which runs save, and SIGKILL
 
 _watch: watch.Watch | None = None  # of this process over the others
 
@@ -53,28 +41,27 @@ def initialize() -> None:
   """
   global _watch
   _end_with_launcher()
-  found = {name: os.environ[name] for name in (_COORDINATOR, _COUNT, _INDEX) if os.environ.get(name)}
+  found = {name: os.environ[name] for name in (COORDINATOR, COUNT, INDEX) if os.environ.get(name)}
   how: dict[str, str | int] = {}
   if found:
     if len(found) < 3:
       raise ValueError(
-        f"Several processes: {sorted(found)} are set, but all of {_COORDINATOR}, {_COUNT}, {_INDEX} are "
-        "needed."
+        f"Several processes: {sorted(found)} are set, but all of {COORDINATOR}, {COUNT}, {INDEX} are needed."
       )
     try:
       how = dict(
-        coordinator_address=found[_COORDINATOR],
-        num_processes=int(found[_COUNT]),
-        process_id=int(found[_INDEX]),
+        coordinator_address=found[COORDINATOR],
+        num_processes=int(found[COUNT]),
+        process_id=int(found[INDEX]),
       )
     except ValueError as error:
       raise ValueError(
-        f"Several processes: {_COUNT}={found[_COUNT]}, {_INDEX}={found[_INDEX]}; expected two numbers."
+        f"Several processes: {COUNT}={found[COUNT]}, {INDEX}={found[INDEX]}; expected two numbers."
       ) from error
     if not 0 <= how["process_id"] < how["num_processes"]:
       raise ValueError(
-        f"Several processes: {_INDEX}={found[_INDEX]}; expected 0 to {how['num_processes'] - 1}, since "
-        f"{_COUNT}={found[_COUNT]}."
+        f"Several processes: {INDEX}={found[INDEX]}; expected 0 to {how['num_processes'] - 1}, since "
+        f"{COUNT}={found[COUNT]}."
       )
   try:
     with _joining(how):
@@ -88,7 +75,7 @@ def initialize() -> None:
       raise
     raise ValueError(
       "--distributed: this is no cluster that jax knows (TPU pod, Slurm, Open MPI, Kubernetes). Set "
-      f"{_COORDINATOR}=HOST:PORT of process 0, {_COUNT} and {_INDEX}."
+      f"{COORDINATOR}=HOST:PORT of process 0, {COUNT} and {INDEX}."
     ) from error
   # jax has no public name for it; orbax reads it the same way.
   state = jax_distributed.global_state
@@ -125,7 +112,7 @@ def _joining(how: Mapping[str, str | int]) -> Iterator[None]:
 
 def _end_with_launcher() -> None:
   """Ends this process when the launcher that started it is gone, however it went."""
-  descriptor = os.environ.pop(_LAUNCHER, "")
+  descriptor = os.environ.pop(LAUNCHER, "")
   if not descriptor:
     return
 
@@ -178,75 +165,3 @@ def leave(message: str, *, is_expected: bool = True) -> NoReturn:
 def log_prefix() -> str:
   """Which process of how many this is, for the start of a log line."""
   return f" [{jax.process_index()}/{jax.process_count()}]"
-
-
-def launch(command: Sequence[str], processes: int) -> int:
-  """Runs `processes` copies of a command that calls `initialize`, until all have ended.
-
-  When one fails, the launcher says which, asks the others to save and end (SIGTERM), and ends them by force
-  after a minute. Ctrl-C and SIGTERM are passed on.
-
-  Returns:
-    0 if all ended well, else the status of the one that failed first.
-  """
-  with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{probe.getsockname()[1]}"
-  asked: list[int] = []
-  handlers = {
-    number: signal.signal(number, lambda n, _: asked.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  reading, writing = os.pipe()  # children read until the launcher, which alone can write, has ended
-  environment = os.environ | {_COORDINATOR: address, _COUNT: str(processes), _LAUNCHER: str(reading)}
-  children = [
-    subprocess.Popen(
-      command, start_new_session=True, pass_fds=[reading], env=environment | {_INDEX: str(index)}
-    )
-    for index in range(processes)
-  ]
-  os.close(reading)
-  failed, deadline = None, None
-  try:
-    are_running = True
-    while are_running:
-      statuses = [child.poll() for child in children]
-      are_running = None in statuses
-      # Where several ended since the last look, the others failed for want of one that a signal ended.
-      ended = sorted((status >= 0, index) for index, status in enumerate(statuses) if status)
-      if failed is None and ended:
-        failed = ended[0][1]
-        status = statuses[failed]
-        how = f"was ended by {messages.signal_name(-status)}" if status < 0 else f"ended with status {status}"
-        print(f"Process {failed} of {processes} {how}; ending the others.", file=sys.stderr, flush=True)
-      if deadline is None and (asked or failed is not None):
-        deadline = time.monotonic() + _GRACE_SECONDS
-        _signal(children, signal.SIGTERM)
-      elif deadline is not None and time.monotonic() > deadline:
-        _signal(children, signal.SIGKILL)
-      time.sleep(0.2)
-  finally:
-    _signal(children, signal.SIGKILL)
-    for number, handler in handlers.items():
-      signal.signal(number, handler)
-    for child in children:
-      child.wait()
-    os.close(writing)
-  first = children[failed].returncode if failed is not None else 0
-  return 128 - first if first < 0 else first
-
-
-def _signal(children: Sequence[subprocess.Popen], number: signal.Signals) -> None:
-  for child in children:
-    if child.poll() is None:
-      child.send_signal(number)
-
-
-def main(arguments: Sequence[str]) -> None:
-  """The command line of `python -m frozen_vision.distributed`."""
-  usage = "Usage: python -m frozen_vision.distributed --processes=N -- COMMAND ..."
-  if len(arguments) < 3 or not arguments[0].startswith("--processes=") or arguments[1] != "--":
-    sys.exit(usage)
-  count = arguments[0].partition("=")[2]
-  if not count.isdigit() or not int(count):
-    sys.exit(f"--processes={count}: expected a number of processes, 1 or more. {usage}")
-  sys.exit(launch(arguments[2:], int(count)))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from frozen_vision.backbones import families
+from frozen_vision.devices import launcher
 from frozen_vision.devices import processes as distributed
 from frozen_vision.files import trees
 from frozen_vision.runs import checkpoints as checkpoint
@@ -403,13 +404,13 @@ def test_wrong_use_is_said(monkeypatch):
     distributed.initialize()
   for arguments in ([], ["--processes=2"], ["--processes=0", "--", "true"]):
     with pytest.raises(SystemExit):
-      distributed.main(arguments)
-  assert distributed.launch([sys.executable, "-c", "import sys; sys.exit(0)"], 2) == 0
+      launcher.main(arguments)
+  assert launcher.launch([sys.executable, "-c", "import sys; sys.exit(0)"], 2) == 0
   failing = (
     "import os, sys, time; sys.exit(3) if os.environ['FROZEN_VISION_PROCESS'] == '1' else time.sleep(60)"
   )
   started = time.monotonic()
-  assert distributed.launch([sys.executable, "-c", failing], 2) == 3
+  assert launcher.launch([sys.executable, "-c", failing], 2) == 3
   assert time.monotonic() - started < 30
 
 
@@ -425,5 +426,5 @@ def test_a_process_that_a_signal_ended_is_named_before_those_that_fail_for_want_
     "time.sleep(0.01)\n"
     "sys.exit(1)\n"
   )
-  assert distributed.launch([sys.executable, "-c", program], 2) == 128 + signal.SIGKILL
+  assert launcher.launch([sys.executable, "-c", program], 2) == 128 + signal.SIGKILL
   assert "Process 1 of 2 was ended by SIGKILL" in capfd.readouterr().err
