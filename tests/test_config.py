@@ -232,7 +232,10 @@ def test_lvis_and_adapters_in_proper_reuse():
   second = tasks_build.read_config(module.get_config("data=lvis,backbone=efficientnet_b7,masks=on,stage=2"))
   assert second.detection.head.class_balance == 0.999 and second.detection.head.class_loss == "softmax"
   [pattern] = second.trainable
-  task = detection.DetectionTask(second.replace({"backbone.weights": "init"}), base.named_classes("ab"))
+  second, names = second.replace({"backbone.weights": "init"}), base.named_classes("ab")
+  with pytest.raises(FileNotFoundError, match="init.path: .*stage1_head.safetensors does not exist"):
+    nnx.eval_shape(detection.DetectionTask(second, names).build_model)
+  task = detection.DetectionTask(second.replace({"detection.init.path": ""}), names)
   state = nnx.state(nnx.eval_shape(task.build_model), nnx.Param)
   trained = [path for path in trees.flatten(state) if re.fullmatch(pattern, path)]
   assert trained == [f"head/box_heads/0/classes/{name}" for name in ("bias", "kernel")]
