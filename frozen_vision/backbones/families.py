@@ -35,6 +35,12 @@ from frozen_vision.files import checkpoint_file, formats, tensors, trees
 
 PublicWeights = NamedWeights | PackagedWeights | HubWeights
 _SHIPPED = pathlib.Path(__file__).resolve().parent / "weights"
+# Weights that lie in that folder of a checkout, and not in the installed package, which would be too large.
+_NOT_INSTALLED = tuple(f"swinv2_nano_{way}" for way in ("simmim", "moco", "fd", "lite0"))
+_IN_REPOSITORY = (
+  " They do not come with the installed package: take the file of that name from the repository's folder "
+  "frozen_vision/backbones/weights, if it is there, and give its path."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +140,14 @@ def variants() -> dict[str, base.BackboneConfig]:
 def published_weights() -> dict[str, PublicWeights]:
   """The public weights of every family by name."""
   return {name: entry for family in FAMILIES.values() for name, entry in family.published.items()}
+
+
+def shipped_weights() -> list[str]:
+  """The names of weights that lie in the package's folder.
+
+  An installed package has those of `swinv2_nano` alone, a checkout of the repository all.
+  """
+  return sorted(path.stem for path in _SHIPPED.glob("*.safetensors"))
 
 
 def backbone_config(name: str, **overrides: Any) -> base.BackboneConfig:
@@ -347,13 +361,14 @@ def _find(source: str | os.PathLike, name: str | None) -> tuple[pathlib.Path, st
       return public[text].local_path(), name or public[text].variant, public[text].options
   is_folder = checkpoint_file.weights_in_folder(path) is not None
   if not is_folder and not checkpoint_file.split_part(path)[0].is_file():
-    shipped = sorted(p.stem for p in _SHIPPED.glob("*.safetensors"))
+    shipped = shipped_weights()
     what = "is a directory" if path.is_dir() else "does not exist"
     hint = messages.did_you_mean(text, [*shipped, *public])
     raise FileNotFoundError(
       f"Backbone weights {text!r}: {path} {what}. Give a .safetensors file that "
       f"frozen_vision.save_backbone wrote, a public checkpoint (.safetensors, .pth) of {_titles()}, or the "
       f"name of shipped weights: {shipped}, or of published ones: {sorted(public)}.{hint}"
+      f"{_IN_REPOSITORY if text in _NOT_INSTALLED else ''}"
     )
   return path, name, {}
 

@@ -337,16 +337,17 @@ def open_source(options: BackboneOptions, seed: int) -> Source:
     backbone = families.build_backbone(options.name, dtype=dtype, rngs=nnx.Rngs(seed), **fields)
     return random_weights.redraw(backbone, seed) if options.weights == "random" else backbone
   source = options.name if options.weights == "shipped" else options.weights
-  if options.weights != "shipped" and source not in families.published_weights():
+  named = (*families.shipped_weights(), *families.published_weights())
+  if options.weights != "shipped" and source not in named:
     source = paths.existing_path(source, "backbone.weights", _HOW_TO_GET_WEIGHTS)
   backbone = families.open_backbone(source, prefer=options.name, dtype=dtype, **overrides)
-  named = families.backbone_config(options.name, **overrides)
-  names = [field.name for field in dataclasses.fields(named) if field.name not in named.weightless]
+  row = families.backbone_config(options.name, **overrides)
+  names = [field.name for field in dataclasses.fields(row) if field.name not in row.weightless]
   found = {name: getattr(backbone.module.config, name, None) for name in names}
-  differing = {name: value for name, value in found.items() if value != getattr(named, name)}
+  differing = {name: value for name, value in found.items() if value != getattr(row, name)}
   if differing:
     fields = ", ".join(f"{name} = {value}" for name, value in differing.items())
-    expected = ", ".join(f"{name} = {getattr(named, name)}" for name in differing)
+    expected = ", ".join(f"{name} = {getattr(row, name)}" for name in differing)
     flags = (shlex.quote(f"--config.backbone.overrides.{name}={value}") for name, value in differing.items())
     raise ValueError(
       f"config.backbone.weights: {source} holds a network with {fields}, but config.backbone.name = "
