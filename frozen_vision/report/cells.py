@@ -61,6 +61,10 @@ class Plan:
     rows: {recipe: names of its rows}.
     seeds: of every recipe.
     changes: options that the user sets, {recipe: {dotted path: value}}.
+    known: the recipes by name; those of reports, or of a study that has others.
+    with_cards: make a card of every backbone.
+    runner: the command that runs one cell, without `--cell=NAME`; empty: `main --mode=report`.
+    title, about: of the page, where it is no report card.
   """
 
   workdir: pathlib.Path
@@ -70,10 +74,15 @@ class Plan:
   budget: recipes.Budget
   data: recipes.Data = recipes.Data()
   changes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  known: Mapping[str, recipes.Recipe] = dataclasses.field(default_factory=lambda: recipes.RECIPES)
+  with_cards: bool = True
+  runner: tuple[str, ...] = ()
+  title: str = "Report card"
+  about: str = ""
 
   def cells(self) -> Iterator["Cell"]:
     """All cells; every backbone's card first, then seed by seed, so that an early end leaves whole seeds."""
-    for entry in self.backbones:
+    for entry in self.backbones if self.with_cards else ():
       yield Cell(entry, CARD, 0)
     for seed in self.seeds:
       for recipe in self.rows:
@@ -93,14 +102,17 @@ class Plan:
 
   def config(self, cell: "Cell") -> Config:
     """The config of a cell's run; raises as `recipes.make_config` does."""
+    recipe, own = self.known[cell.recipe], cell.entry.configs.get(cell.recipe)
+    if own:
+      recipe = dataclasses.replace(recipe, config=own, files_config=own, paper_config=own)
     return recipes.make_config(
-      recipes.RECIPES[cell.recipe],
+      recipe,
       cell.entry,
       cell.seed,
       budget=self.budget,
       data=self.data,
       cache=str(self.workdir / "features"),
-      changes=self.changes.get(cell.recipe),
+      changes={**cell.entry.changes.get(cell.recipe, {}), **self.changes.get(cell.recipe, {})},
     )
 
   def fingerprint(self, cell: "Cell") -> dict[str, Any]:
@@ -120,7 +132,7 @@ class Plan:
     options = {key: value for key, value in config.items() if key not in (*_FREE, *_FREE_SECTIONS)}
     for section, free in _FREE_OF_SECTION.items():
       options[section] = {key: value for key, value in options[section].items() if key not in free}
-    kind = recipes.RECIPES[cell.recipe].data
+    kind = self.known[cell.recipe].data
     return {
       **found,
       "config": workdir_lib.to_json(options, "config"),

@@ -177,7 +177,12 @@ def print_commands(plan: cells.Plan) -> None:
     if state.state == "stale":
       _logger.warning("%s is stale: %s.", cell.name, state.reason)
     elif state.state != "finished":
-      print(shlex.join([*_COMMAND, *arguments(plan), f"--cell={cell.name}"]))
+      print(shlex.join(_command(plan, cell)))
+
+
+def _command(plan: cells.Plan, cell: cells.Cell) -> list[str]:
+  """What runs one cell."""
+  return [*(plan.runner or (*_COMMAND, *arguments(plan))), f"--cell={cell.name}"]
 
 
 def run(plan: cells.Plan) -> list[cells.Found]:
@@ -225,7 +230,7 @@ def _run_apart(plan: cells.Plan, cell: cells.Cell) -> int:
   folder.mkdir(parents=True, exist_ok=True)
   # Kept programs make the second seed of a recipe start in a fraction of the time.
   environment = {"JAX_COMPILATION_CACHE_DIR": str(plan.workdir / "compiled"), **os.environ}
-  command = [sys.executable, *_COMMAND[1:], *arguments(plan), f"--cell={cell.name}"]
+  command = [sys.executable, *_command(plan, cell)[1:]]
   with open(folder / "log.txt", "ab") as log, _stopped_by_sigterm():
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     try:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import re
+from typing import Any
 
 from absl import flags
 
@@ -27,6 +28,8 @@ class Entry:
     options: the section `backbone` of every config.
     weights: identifies the weights: the fingerprint or SHA-256 of their file; "random".
     licence: of published weights; empty where it is not known.
+    configs: {recipe: the config that takes the place of the recipe's}; none on the command line.
+    changes: {recipe: options of its config that this entry alone has}; likewise.
   """
 
   label: str
@@ -34,13 +37,15 @@ class Entry:
   options: BackboneOptions
   weights: str
   licence: str
+  configs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  changes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def read(texts: Iterable[str]) -> list[Entry]:
   """The backbones that a list of texts names.
 
   Args:
-    texts: each `SOURCE` or `LABEL=SOURCE`. A source is a backbone with shipped weights (`swinv2_nano`), the
+    texts: each `SOURCE` or `LABEL=SOURCE`. A source is the name of shipped weights (`swinv2_nano`), the
       name of published weights (`efficientnet_lite0`), a file (our own `.safetensors`, or a public
       checkpoint), or `VARIANT:WEIGHTS`, which says the variant where a file does not, or takes `random`
       weights.
@@ -77,7 +82,8 @@ def _read(text: str) -> Entry:
     options = BackboneOptions(name=source, weights="shipped")
   else:
     options = BackboneOptions(name=_variant(source), weights=source)
-  is_path = options.weights not in ("shipped", *_GENERATED) and options.weights not in public
+  named = ("shipped", *_GENERATED, *families.shipped_weights(), *public)
+  is_path = options.weights not in named
   name = pathlib.Path(options.weights).stem if is_path else source.replace(":", "-")
   if is_path:  # so that the command of a cell runs in any folder
     path = str(pathlib.Path(options.weights).expanduser().absolute())
@@ -90,7 +96,7 @@ def _read(text: str) -> Entry:
   header = checkpoint_file.open_checkpoint(path).metadata
   options = dataclasses.replace(options, overrides=_sizes(options.name, header, path))
   licence = public[options.weights].licence if options.weights in public else ""
-  if options.weights == "shipped":
+  if options.weights == "shipped" or options.weights in families.shipped_weights():
     licence = "Apache-2.0, with this package"
   return Entry(label, source, options, header.get("fingerprint") or _digest(path), licence)
 

@@ -10,7 +10,7 @@ def render(report: Mapping[str, Any]) -> str:
   """The text of the file, from what `tables.collect` gives."""
   labels = [backbone["label"] for backbone in report["backbones"]]
   parts = [
-    "# Report card",
+    f"# {report['title']}",
     f"{words.state(report)} {words.budget(report)}",
     words.about_data(report),
     "## Scores",

@@ -54,13 +54,13 @@ def render(report: Report, workdir: pathlib.Path | None = None) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>Report card: {html.escape(", ".join(labels))}</title>
+<title>{html.escape(report["title"])}: {html.escape(", ".join(labels))}</title>
 <style>{_STYLE.read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <a class="skip" href="#scores">To the scores</a>
 <header>
-<h1>Report card</h1>
+<h1>{html.escape(report["title"])}</h1>
 <p class="names">{_legend(labels)}</p>
 <p><strong>{html.escape(words.state(report))}</strong> {html.escape(words.budget(report))}</p>
 <p>{html.escape(words.about_data(report))}</p>

@@ -47,7 +47,8 @@ class Recipe:
   Attributes:
     name: of its folders.
     title: what the page calls it.
-    kind: "train" trains a head, "probe" fits probes on embeddings.
+    kind: "train" trains a head, "probe" fits probes on embeddings, "fine_tune" trains a whole classifier
+      over a grid.
     rows: what it gives; their names are the keys of `scores` in a cell's `cell.json`.
     config: on built-in data.
     files_config: on data of one's own; `data` says under which name.
@@ -58,7 +59,7 @@ class Recipe:
 
   name: str
   title: str
-  kind: Literal["train", "probe"]
+  kind: Literal["train", "probe", "fine_tune"]
   rows: tuple[Row, ...]
   config: str
   files_config: str

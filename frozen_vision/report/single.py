@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from frozen_vision import failures, probe
+from frozen_vision import failures, fine_tune, probe
 from frozen_vision.config import Config
 from frozen_vision.data import content, fingerprint
 from frozen_vision.files import atomic, lock
@@ -68,9 +68,9 @@ def _run(plan: cells.Plan, cell: cells.Cell, folder: pathlib.Path) -> None:
     details = card.make(cell.entry)
     cells.finish(plan, cell, fingerprint=wanted, scores={}, examples={}, data={}, details=details)
     return
-  recipe, config = recipes.RECIPES[cell.recipe], plan.config(cell)
+  recipe, config = plan.known[cell.recipe], plan.config(cell)
   continued = (folder / "config.json").exists()
-  run_cell = {"train": _train, "probe": _probe}[recipe.kind]
+  run_cell = {"train": _train, "probe": _probe, "fine_tune": _fine_tune}[recipe.kind]
   scores, of_examples, data, details = run_cell(recipe, config, folder)
   # A run that was begun before took longer than this process knows.
   details |= {"seconds": None if continued else time.perf_counter() - started}
@@ -149,6 +149,17 @@ def _probe(recipe: recipes.Recipe, config: Config, folder: pathlib.Path) -> Outc
     "temperature": found["calibration"]["temperature"],
   }
   return scores, of_examples, data, details
+
+
+def _fine_tune(recipe: recipes.Recipe, config: Config, folder: pathlib.Path) -> Outcome:
+  """The same of a classifier that is fine-tuned over a grid, whose rows are test metrics of its last run."""
+  found = fine_tune.fine_tune(config, folder)
+  if not found:
+    raise Interrupted(f"The fine-tuning in {folder} was told to stop.")
+  scores = {row.name: found["test_metrics"][row.name] for row in recipe.rows}
+  identity = _identity(tasks_build.build_task(config), "test")
+  details = {name: found[name] for name in ("steps", "selected", "at_edge_of_grid", "grid", "metric")}
+  return scores, {}, dict.fromkeys(scores, identity), details | {"metrics": found["test_metrics"]}
 
 
 def _identity(task: base.Task, split: str) -> str:

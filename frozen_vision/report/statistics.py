@@ -128,7 +128,11 @@ def difference(first: Scores, second: Scores, *, level: float = LEVEL) -> tuple[
 
 
 def compare(
-  table: Mapping[str, Mapping[str, Scores]], *, lower_is_better: Sequence[str] = (), level: float = LEVEL
+  table: Mapping[str, Mapping[str, Scores]],
+  *,
+  lower_is_better: Sequence[str] = (),
+  level: float = LEVEL,
+  pairs: Sequence[tuple[str, str, str]] | None = None,
 ) -> list[Comparison]:
   """Every pair of backbones in every row, with Holm's correction over all of them.
 
@@ -138,16 +142,18 @@ def compare(
   Args:
     table: {row: {backbone: scores}}; pairs of which one lacks a row are left out of it.
     lower_is_better: rows, such as errors, of which a smaller score wins.
+    pairs: (row, first, second) of those that are compared and corrected for; by default all.
   """
+  if pairs is None:
+    pairs = [(row, *pair) for row, cells in table.items() for pair in itertools.combinations(cells, 2)]
   found = []
-  for row, cells in table.items():
-    sign = -1.0 if row in lower_is_better else 1.0
-    for first, second in itertools.combinations(cells, 2):
-      if not set(cells[first].by_seed) & set(cells[second].by_seed):
-        continue
-      result, by_examples = difference(cells[first], cells[second], level=level)
-      shown = estimate(cells[first]).mean - estimate(cells[second]).mean
-      found.append((row, first, second, _signed(result, sign), by_examples, sign * shown))
+  for row, first, second in pairs:
+    sign, cells = -1.0 if row in lower_is_better else 1.0, table.get(row, {})
+    if not {first, second} <= set(cells) or not set(cells[first].by_seed) & set(cells[second].by_seed):
+      continue
+    result, by_examples = difference(cells[first], cells[second], level=level)
+    shown = estimate(cells[first]).mean - estimate(cells[second]).mean
+    found.append((row, first, second, _signed(result, sign), by_examples, sign * shown))
   adjusted = holm([result.p_value for _, _, _, result, _, _ in found])
   comparisons = []
   for (row, first, second, result, by_examples, shown), p_value in zip(found, adjusted):

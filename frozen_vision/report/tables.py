@@ -19,12 +19,14 @@ def collect(plan: cells.Plan) -> Report:
   """
   found = [cells.look(plan, cell) for cell in plan.cells()]
   done = [each for each in found if each.state == "finished"]
-  rows = _rows(plan)
-  table = _table(plan, done, rows)
+  rows = rows_of(plan)
+  table = score_table(plan, done)
   lower = [row["key"] for row in rows if row["lower_is_better"]]
   ranks = statistics.mean_ranks(table, lower_is_better=lower)
   return {
     "format": FORMAT,
+    "title": plan.title,
+    "about": plan.about,
     "budget": plan.budget,
     "seeds": list(plan.seeds),
     "level": statistics.LEVEL,
@@ -34,8 +36,8 @@ def collect(plan: cells.Plan) -> Report:
     "mean_ranks": {label: _numbers(dataclasses.asdict(rank)) for label, rank in ranks.items()},
     "ranked_rows": len(statistics.ranked_rows(table)),
     "comparisons": [_comparison(each) for each in statistics.compare(table, lower_is_better=lower)],
-    "choices": [_choice(each) for each in done if each.cell.recipe == "probes"],
-    "runs": [_run(each) for each in done if _kind(each) == "train"],
+    "choices": [_choice(each) for each in done if _kind(plan, each) == "probe"],
+    "runs": [_run(plan, each) for each in done if _kind(plan, each) == "train"],
     "pictures": _pictures(plan, done),
     "data": {name: list(paths) for name, paths in dataclasses.asdict(plan.data).items() if paths},
     "options": {
@@ -47,23 +49,26 @@ def collect(plan: cells.Plan) -> Report:
       for each in found
       if each.state != "finished"
     ],
-    "not_asked_for": [
-      name for name, (recipe, own) in recipes.TASKS.items() if not _is_asked(plan, recipe, own)
-    ],
-    "not_offered": dict(recipes.ABSENT),
+    "not_asked_for": _not_asked_for(plan),
+    "not_offered": dict(recipes.ABSENT) if plan.known is recipes.RECIPES else {},
     "cells": {state: sum(each.state == state for each in found) for state in cells.STATES},
   }
 
 
-def _is_asked(plan: cells.Plan, recipe: str, rows: Sequence[str]) -> bool:
-  return set(rows) <= set(plan.rows.get(recipe, ()))
+def _not_asked_for(plan: cells.Plan) -> list[str]:
+  """The tasks of reports that this one leaves out; a study with recipes of its own leaves out none."""
+  if plan.known is not recipes.RECIPES:
+    return []
+  return [
+    name for name, (recipe, rows) in recipes.TASKS.items() if not set(rows) <= set(plan.rows.get(recipe, ()))
+  ]
 
 
-def _rows(plan: cells.Plan) -> list[dict[str, Any]]:
+def rows_of(plan: cells.Plan) -> list[dict[str, Any]]:
   """The rows of the table, `key` being what the other parts call them."""
   found = []
   for name, wanted in plan.rows.items():
-    recipe = recipes.RECIPES[name]
+    recipe = plan.known[name]
     for row in recipe.rows:
       if row.name in wanted:
         found.append(
@@ -79,15 +84,13 @@ def _rows(plan: cells.Plan) -> list[dict[str, Any]]:
   return found
 
 
-def _table(
-  plan: cells.Plan, done: Sequence[cells.Found], rows: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, statistics.Scores]]:
-  """{row: {backbone: scores}}, without what no seed has."""
+def score_table(plan: cells.Plan, done: Sequence[cells.Found]) -> dict[str, dict[str, statistics.Scores]]:
+  """{row: {backbone: scores}} of finished cells, without what no seed has."""
   examples = {each.cell.name: cells.read_examples(plan, each.cell) for each in done}
   table: dict[str, dict[str, statistics.Scores]] = {}
-  for row in rows:
+  for row in rows_of(plan):
     _, _, name = row["key"].partition("/")
-    is_mean = next(each.is_mean for each in recipes.RECIPES[row["recipe"]].rows if each.name == name)
+    is_mean = next(each.is_mean for each in plan.known[row["recipe"]].rows if each.name == name)
     for entry in plan.backbones:
       own = {
         each.cell.seed: each
@@ -149,7 +152,7 @@ def _choice(found: cells.Found) -> dict[str, Any]:
   }
 
 
-def _run(found: cells.Found) -> dict[str, Any]:
+def _run(plan: cells.Plan, found: cells.Found) -> dict[str, Any]:
   """What one trained head was trained with, and its curve."""
   details = found.result["details"]
   names = (
@@ -165,7 +168,7 @@ def _run(found: cells.Found) -> dict[str, Any]:
   return {
     "backbone": found.cell.entry.label,
     "recipe": found.cell.recipe,
-    "task": recipes.RECIPES[found.cell.recipe].title,
+    "task": plan.known[found.cell.recipe].title,
     "seed": found.cell.seed,
     **{name: details.get(name) for name in names},
     "loss": details.get("curves", {}).get("train/loss", []),
@@ -183,7 +186,7 @@ def _pictures(plan: cells.Plan, done: Sequence[cells.Found]) -> list[dict[str, s
           found.append(
             {
               "recipe": recipe,
-              "task": recipes.RECIPES[recipe].title,
+              "task": plan.known[recipe].title,
               "backbone": each.cell.entry.label,
               "file": path.relative_to(plan.workdir).as_posix(),
             }
@@ -195,8 +198,8 @@ def _last_picture(folder: pathlib.Path) -> pathlib.Path | None:
   return max(folder.glob("*.png"), default=None, key=lambda path: path.name)
 
 
-def _kind(found: cells.Found) -> str:
-  recipe = recipes.RECIPES.get(found.cell.recipe)
+def _kind(plan: cells.Plan, found: cells.Found) -> str:
+  recipe = plan.known.get(found.cell.recipe)
   return recipe.kind if recipe else ""
 
 

@@ -68,6 +68,8 @@ def state(report: Report) -> str:
 def budget(report: Report) -> str:
   """What was run."""
   seeds = report["seeds"]
+  if report["about"]:
+    return f"Budget {report['budget']}, {_count(len(seeds), 'seed')}. {report['about']}"
   return (
     f"Budget {report['budget']}, {_count(len(seeds), 'seed')}. Every backbone is "
     "frozen and gets the same data, head, steps and learning rate in every row; nothing but the weight decay "

@@ -14,6 +14,7 @@ import pytest
 from frozen_vision import command_line
 from frozen_vision.backbones import families
 from frozen_vision.files import lock, tensors
+from frozen_vision.freezing import prepare
 from frozen_vision.report import cells, command, entries, recipes, single
 from frozen_vision.tasks import build as tasks_build
 from tests import command_lines
@@ -40,6 +41,19 @@ def test_backbones_are_named_in_every_way(tmp_path):
   ):
     with pytest.raises((ValueError, FileNotFoundError), match=problem):
       entries.read(texts)
+
+
+def test_weights_in_the_folder_of_the_package_are_named(tmp_path, monkeypatch):
+  shutil.copy(families.weights_file("swinv2_nano"), tmp_path / "swinv2_nano_other.safetensors")
+  monkeypatch.setattr(families, "_SHIPPED", tmp_path)
+  assert families.shipped_weights() == ["swinv2_nano_other"]
+  [entry] = entries.read(["swinv2_nano_other"])
+  assert (entry.label, entry.source) == ("swinv2_nano_other",) * 2
+  assert (entry.options.name, entry.options.weights) == ("swinv2_nano", "swinv2_nano_other")
+  assert "with this package" in entry.licence
+  assert entries.read(_listed(entries.describe([entry]))) == [entry]
+  found = prepare.open_source(entry.options, 0)
+  assert found.path == tmp_path / "swinv2_nano_other.safetensors" and found.fingerprint == entry.weights
 
 
 def _listed(text):
