@@ -180,7 +180,7 @@ def card(name: str, asked: argparse.Namespace, out: pathlib.Path) -> str:
     "input": f"RGB, mean {_listed(preprocessing.mean)}, deviation {_listed(preprocessing.std)}",
     "cost": cost,
     "at the end, on validation images, before rounding": "; ".join(
-      f"{key} {value:.5g}" for key, value in metrics.items()
+      f"{key} {value:.5g}" for key, value in metrics.items() if key != "examples_per_second"
     ),
   }
   table = "\n".join(f"| {what} | {value} |" for what, value in rows.items())

@@ -40,7 +40,7 @@ def test_from_the_first_step_to_a_file_that_is_loaded(tmp_path):
     ).stdout
 
   assert run("--print_commands").count("swinv2_nano_simmim.safetensors") == 1
-  assert "0.3 MB" in run()
+  assert "0.2 MB" in run()
   path = tmp_path / "weights" / "swinv2_nano_simmim.safetensors"
   backbone = frozen_vision.load_backbone(path)
   assert backbone.config.embed_dim == 8 and path.stat().st_size < 1e6
