@@ -91,9 +91,12 @@ class BackboneConfig(abc.ABC):
   Attributes:
     weightless: names of the fields that change neither the names nor the shapes of variables, so that weights
       fit whatever they are. In all others a weights file and the row that names it must agree.
+    computational: those of them that say how a machine computes the same features; weights files leave them
+      out.
   """
 
   weightless: ClassVar[tuple[str, ...]] = ()
+  computational: ClassVar[tuple[str, ...]] = ()
 
   @property
   @abc.abstractmethod

@@ -206,11 +206,14 @@ def write_leaves(
   dtype: Any = np.float32,
 ) -> str:
   """`save_backbone` of weights that are read one at a time, under the paths of our variables."""
+  fields = {
+    name: value for name, value in dataclasses.asdict(config).items() if name not in config.computational
+  }
   metadata = {
     "format": tensors.FORMAT,
     "family": _key_of(config),
     "name": name,
-    "config": json.dumps(dataclasses.asdict(config)),
+    "config": json.dumps(fields),
   }
   return tensors.write(path, leaves, metadata=metadata, dtype=dtype)
 

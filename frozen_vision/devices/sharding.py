@@ -202,18 +202,26 @@ def gathered(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
 
 
-def per_device(function: Callable[..., Any]) -> Callable[..., Any]:
-  """A function of examples that runs on each device's own, in a loop of its own.
+def per_device(function: Callable[..., Any], *, replicated: int = 0) -> Callable[..., Any]:
+  """A function of examples that runs on each device's own, in a loop or kernel of its own.
 
   For loops over the examples of a batch: in a program of the whole batch, every device would run all steps.
+  For kernels, which the compiler cannot split: every device would run the whole batch's.
 
   Args:
     function: arrays [b, ...] in, arrays [b, ...] out; nothing in it may depend on other examples.
+    replicated: how many of its arguments, the last ones, are no arrays of examples: every device has them
+      whole.
   """
   if num_devices() == 1:
     return function
   spec = PartitionSpec(AXES)
-  return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)
+
+  def run(*arguments: Any) -> Any:
+    specs = (spec,) * (len(arguments) - replicated) + (PartitionSpec(),) * replicated
+    return jax.shard_map(function, in_specs=specs, out_specs=spec, check_vma=False)(*arguments)
+
+  return run
 
 
 def num_devices() -> int:

@@ -170,6 +170,7 @@ def _other(name, value, config):
   """Another value of a field."""
   special = {
     "whole_windows": True,
+    "attention": value,  # a kernel that runs on TPUs only; see swinv2/test_window_kernel.py
     "window_sizes": (2, 4, 4, 2),
     "pretrained_window_sizes": (8, 8, 8, 4),
     "activation": "quick_gelu" if type(config).__name__ == "ViTConfig" else "swish",

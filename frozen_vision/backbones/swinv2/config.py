@@ -29,6 +29,9 @@ class SwinV2Config(base.BackboneConfig):
       uses 0, so that a fresh network is the identity in each block; 1 makes a random backbone a real one.
     whole_windows: refuse maps smaller than their window and images of no whole patches. Set for weights of
       torchvision, whose features are others there.
+    attention: `xla`, or `pallas` for a kernel that keeps the scores of a window on the chip: on TPUs only,
+      heads of 16, 32, 64 or 128 channels (`windows.attention_on_chip`). The features are the same but for
+      the order of sums.
   """
 
   weightless = (
@@ -37,7 +40,9 @@ class SwinV2Config(base.BackboneConfig):
     "drop_path_rate",
     "residual_norm_init",
     "whole_windows",
+    "attention",
   )
+  computational = ("attention",)
 
   embed_dim: int
   depths: tuple[int, ...]
@@ -49,6 +54,7 @@ class SwinV2Config(base.BackboneConfig):
   drop_path_rate: float = 0.0
   residual_norm_init: float = 0.0
   whole_windows: bool = False
+  attention: str = "xla"
 
   def __post_init__(self):
     for name in ("num_heads", "window_sizes", "pretrained_window_sizes"):
@@ -57,6 +63,8 @@ class SwinV2Config(base.BackboneConfig):
           f"SwinV2Config.{name} = {getattr(self, name)} has {len(getattr(self, name))} entries; "
           f"depths = {self.depths} asks for one per stage."
         )
+    if self.attention not in ("xla", "pallas"):
+      raise ValueError(f"SwinV2Config.attention is {self.attention!r}; known: xla, pallas.")
     for stage, heads in enumerate(self.num_heads):
       if self.stage_channels(stage) % heads:
         raise ValueError(

@@ -80,19 +80,29 @@ class FoldedSwinV2(base.FoldedBackbone):
     size = self.config.window_sizes[stage]
     if self.config.whole_windows:
       swinv2.check_map(x.shape[1:3], size)
-    bias = self._bias(block, tuple(min(size, length) for length in x.shape[1:3]), stage)
-
-    def attention(x, window, regions):
-      qkv = stored.linear(x, block["qkv"])
-      return stored.linear(
-        windows.cosine_attention(qkv, window, block["scale"], bias, regions), block["proj"]
-      )
+    window = tuple(min(size, length) for length in x.shape[1:3])
+    table, scale = self._table(block, window, stage), block["scale"]
 
     def after(x, update):
       x = x + stored.norm(update, block["norm1"])
       hidden = _gelu(stored.linear(x, block["fc1"]))
       x = x + stored.norm(stored.linear(hidden, block["fc2"]), block["norm2"])
       return x if block["extra_norm"] is None else stored.norm(x, block["extra_norm"])
+
+    if self.config.attention == "pallas":
+      table = windows.table_by_head(table, window)
+
+      def on_chip(x, window, shift):
+        qkv = stored.linear(x, block["qkv"])
+        return stored.linear(windows.attention_on_chip(qkv, window, scale, table, shift), block["proj"])
+
+      return after(x, windows.attend_on_chip(x, size, shifted, on_chip))
+
+    bias = windows.pair_bias(table, window)
+
+    def attention(x, window, regions):
+      qkv = stored.linear(x, block["qkv"])
+      return stored.linear(windows.cosine_attention(qkv, window, scale, bias, regions), block["proj"])
 
     def at_once(x):
       heads = self.config.num_heads[stage]
@@ -114,8 +124,8 @@ class FoldedSwinV2(base.FoldedBackbone):
     del index
     return base.BlockShape(self.config.stage_channels(stage), self.config.stage_channels(stage))
 
-  def _bias(self, block: Tree, window: tuple[int, int], stage: int) -> Float[Array, "heads _ _"]:
-    """`windows.pair_bias` of the table, or of its middle where a map is smaller.
+  def _table(self, block: Tree, window: tuple[int, int], stage: int) -> Float[Array, "offsets heads"]:
+    """The bias of every relative position: the table, or its middle where a map is smaller.
 
     Without a pretrained window, positions in a smaller map are relative to the map: its table is computed.
     """
@@ -123,10 +133,8 @@ class FoldedSwinV2(base.FoldedBackbone):
     if window == (side, side) or block["position_bias"] is None:
       table = block["table"].reshape(2 * side, 2 * side, -1)
       rows, columns = (slice(side - length, side + length - 1) for length in window)
-      table = table[rows, columns].reshape(-1, table.shape[-1])
-    else:
-      table = windows.position_table(**block["position_bias"], window=window, pretrained=0)
-    return windows.pair_bias(table, window)
+      return table[rows, columns].reshape(-1, table.shape[-1])
+    return windows.position_table(**block["position_bias"], window=window, pretrained=0)
 
 
 def fold(

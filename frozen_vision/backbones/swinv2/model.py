@@ -28,11 +28,14 @@ from frozen_vision.backbones.swinv2.config import (
 )
 from frozen_vision.backbones.swinv2.windows import (
   attend_in_windows,
+  attend_on_chip,
+  attention_on_chip,
   attention_weights,
   cosine_attention,
   MAX_LOGIT_SCALE,
   pair_bias,
   position_table,
+  table_by_head,
 )
 from frozen_vision.layers import stages
 from frozen_vision.layers.mlp import linear, Mlp
@@ -87,6 +90,13 @@ class WindowAttention(nnx.Module):
     bias = self.position_bias(window, pretrained)
     return self.proj(cosine_attention(self.biased_qkv(x), window, self.scale(), bias, regions))
 
+  def on_chip(
+    self, x: Float[Array, "b h w c"], window: tuple[int, int], pretrained: int, shift: tuple[int, int]
+  ) -> Float[Array, "b h w c"]:
+    """The same by `attention_on_chip`; shift are the cells that the map was rolled by."""
+    table = table_by_head(self.position_bias.table(window, pretrained), window)
+    return self.proj(attention_on_chip(self.biased_qkv(x), window, self.scale(), table, shift))
+
   def biased_qkv(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w qkv"]:
     """Queries, keys and values."""
     q_bias, v_bias = self.q_bias[...], self.v_bias[...]
@@ -107,6 +117,7 @@ class Block(nnx.Module):
     self.window_size = config.window_sizes[stage]
     self.pretrained_window_size = config.pretrained_window_sizes[stage]
     self.whole_windows = config.whole_windows
+    self.attention = config.attention
     self.shifted = index % 2 == 1
     self.drop_path = drop_path
     self.attn = WindowAttention(channels, config.num_heads[stage], dtype=dtype, rngs=rngs)
@@ -138,6 +149,13 @@ class Block(nnx.Module):
   def _attend(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     if self.whole_windows:
       check_map(x.shape[1:3], self.window_size)
+    if self.attention == "pallas":
+      return attend_on_chip(
+        x,
+        self.window_size,
+        self.shifted,
+        lambda x, window, shift: self.attn.on_chip(x, window, self.pretrained_window_size, shift),
+      )
     return attend_in_windows(
       x,
       self.window_size,

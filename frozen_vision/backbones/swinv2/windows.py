@@ -3,12 +3,15 @@
 from collections.abc import Callable
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 import numpy as np
 
+from frozen_vision.backbones.swinv2 import window_kernel
+from frozen_vision.devices import sharding
 from frozen_vision.layers.relative_positions import position_index
 from frozen_vision.ops import vectors
 from frozen_vision.ops.arrays import Array
@@ -64,10 +67,14 @@ def pair_bias(
   Args:
     table: the bias of every relative position, in the order of `position_coordinates`.
   """
-  height, width = window
   if math.prod(window) ** 2 > _MOST_PAIRS:
-    return table.T.reshape(-1, 2 * height - 1, 2 * width - 1)
+    return table_by_head(table, window)
   return jnp.moveaxis(table[position_index(window)], -1, 0)
+
+
+def table_by_head(table: Float[Array, "offsets heads"], window: tuple[int, int]) -> Float[Array, "heads y x"]:
+  """The bias of every relative position, y = 2h-1 and x = 2w-1, in the order of `position_coordinates`."""
+  return table.T.reshape(-1, 2 * window[0] - 1, 2 * window[1] - 1)
 
 
 def _pairs_of_table(table: Float[Array, "heads y x"]) -> Float[Array, "heads n n"]:
@@ -175,6 +182,69 @@ def _attend(
   return (x / total).astype(v.dtype)
 
 
+def fits_on_chip(window: tuple[int, int], head_channels: int, dtype: Any) -> bool:
+  """Whether `attention_on_chip` can attend in windows of (height, width) cells."""
+  return window_kernel.why_not(window, head_channels, dtype) is None
+
+
+def attention_on_chip(
+  qkv: Float[Array, "b h w qkv"],
+  window: tuple[int, int],
+  scale: Float[Array, "heads"],
+  table: Float[Array, "heads y x"],
+  shift: tuple[int, int],
+) -> Float[Array, "b h w c"]:
+  """`cosine_attention` by a kernel for TPUs that keeps the scores of a window on the chip.
+
+  On each device of a mesh it attends in that device's images. The gradient is that of `cosine_attention`,
+  whose scores it computes again, those of some windows and heads after the others.
+
+  Args:
+    qkv: queries, keys and values of a map of whole windows.
+    window: (height, width).
+    table: see `table_by_head`.
+    shift: cells the map was rolled by, up and left.
+
+  Raises:
+    ValueError: heads, a dtype or windows that the kernel does not take.
+    NotImplementedError: the program is compiled for something else than a TPU.
+  """
+  head_channels = qkv.shape[-1] // 3 // scale.shape[0]
+  reason = window_kernel.why_not(window, head_channels, qkv.dtype)
+  if reason is not None:
+    raise ValueError(
+      f"SwinV2Config.attention is 'pallas', and that kernel cannot attend here: {reason}. Give "
+      "--config.backbone.overrides.attention=xla, or attention='xla' where the backbone is built."
+    )
+  return _on_chip(qkv, scale, table, window, shift)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _on_chip(qkv, scale, table, window, shift):
+  def attend(qkv, scale, table):
+    return window_kernel.attend(qkv, window, scale, table, shift, _MASKED)
+
+  return sharding.per_device(attend, replicated=2)(qkv, scale, table)
+
+
+def _on_chip_forward(qkv, scale, table, window, shift):
+  return _on_chip(qkv, scale, table, window, shift), (qkv, scale, table)
+
+
+def _on_chip_backward(window, shift, inputs, gradient):
+  def plain(qkv, scale, table):
+    def attention(part, window, regions):
+      return cosine_attention(part, window, scale, table, regions)
+
+    regions = shift_regions(qkv.shape[1:3], window, shift)
+    return _in_groups(qkv, window, regions, attention, scale.shape[0])
+
+  return jax.vjp(plain, *inputs)[1](gradient)
+
+
+_on_chip.defvjp(_on_chip_forward, _on_chip_backward)
+
+
 def attention_weights(
   qkv: Callable[[Array], Array],
   x: Float[Array, "b h w c"],
@@ -198,10 +268,8 @@ def attention_weights(
   cells = np.roll(cells, (-shift[0], -shift[1]), axis=(0, 1))
   rows, columns = padded[0] // window[0], padded[1] // window[1]
   cells = cells.reshape(rows, window[0], columns, window[1], 2).transpose(0, 2, 1, 3, 4)
-  x = jnp.pad(x, ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0)))
-  q, k, _ = (
-    _windows(part, window, scale.shape[0]) for part in jnp.split(qkv(_roll(x, shift, -1)), 3, axis=-1)
-  )
+  x = _roll(_filled(x, padded), shift, -1)
+  q, k, _ = (_windows(part, window, scale.shape[0]) for part in jnp.split(qkv(x), 3, axis=-1))
   q, k = vectors.unit(q) * scale[:, None, None], vectors.unit(k)
   logits = jnp.einsum("bhnd,bhmd->bhnm", q, k) + bias(window)
   logits = logits.reshape(b, rows * columns, *logits.shape[1:])
@@ -247,26 +315,57 @@ def attend_in_windows(
   """
   height, width = x.shape[1:3]
   window, padded, shift = _grid((height, width), window_size, shifted)
-  if padded != (height, width):
-    x = jnp.pad(x, ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0)))
-  x = _roll(x, shift, -1)
-  regions, (rows, columns) = shift_regions(padded, window, shift), (p // w for p, w in zip(padded, window))
+  x = _roll(_filled(x, padded), shift, -1)
+  x = _in_groups(x, window, shift_regions(padded, window, shift), attention, heads)
+  return _roll(x, shift, 1)[:, :height, :width]
+
+
+def attend_on_chip(
+  x: Float[Array, "b h w c"],
+  window_size: int,
+  shifted: bool,
+  attention: Callable[..., Array],
+) -> Float[Array, "b h w _c"]:
+  """`attend_in_windows` for attention that needs no groups of windows, as `attention_on_chip`.
+
+  Args:
+    attention: of (x [b, h, w, c] of whole windows, window (height, width) in effect, shift).
+  """
+  height, width = x.shape[1:3]
+  window, padded, shift = _grid((height, width), window_size, shifted)
+  x = attention(_roll(_filled(x, padded), shift, -1), window, shift)
+  return _roll(x, shift, 1)[:, :height, :width]
+
+
+def _filled(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b _h _w c"]:
+  """Zeros at the right and at the bottom, up to a size."""
+  height, width = x.shape[1:3]
+  return jnp.pad(x, ((0, 0), (0, size[0] - height), (0, size[1] - width), (0, 0)))
+
+
+def _in_groups(
+  x: Float[Array, "b h w c"],
+  window: tuple[int, int],
+  regions: Int[np.ndarray, "windows n"] | None,
+  attention: Callable[..., Array],
+  heads: int,
+) -> Float[Array, "b h w _c"]:
+  """Attends in some windows of a map after the others, where the scores of all would fill a device."""
+  rows, columns = (length // side for length, side in zip(x.shape[1:3], window))
   most = max(_MOST_SCORES // (heads * math.prod(window) ** 2), 1)  # windows of a group
   down, right = _divisor(rows, most // columns), _divisor(columns, most)
   if rows * columns <= most:
-    x = attention(x, window, regions)
-  else:
-    # The batch's axis stays where it is: it may be cut over devices.
-    b, c = x.shape[0], x.shape[-1]
-    parts = x.reshape(b, rows // down, down * window[0], columns // right, right * window[1], c)
-    parts = parts.transpose(1, 3, 0, 2, 4, 5).reshape(-1, b, *parts.shape[2:3], *parts.shape[4:])
-    if regions is not None:
-      regions = regions.reshape(rows // down, down, columns // right, right, -1).swapaxes(1, 2)
-      regions = jnp.asarray(regions.reshape(len(parts), down * right, -1))
-    parts = jax.lax.map(lambda part: attention(part[0], window, part[1]), (parts, regions))
-    parts = parts.reshape(rows // down, columns // right, *parts.shape[1:])
-    x = parts.transpose(2, 0, 3, 1, 4, 5).reshape(b, *padded, parts.shape[-1])
-  return _roll(x, shift, 1)[:, :height, :width]
+    return attention(x, window, regions)
+  # The batch's axis stays where it is: it may be cut over devices.
+  b, height, width, c = x.shape
+  parts = x.reshape(b, rows // down, down * window[0], columns // right, right * window[1], c)
+  parts = parts.transpose(1, 3, 0, 2, 4, 5).reshape(-1, b, *parts.shape[2:3], *parts.shape[4:])
+  if regions is not None:
+    regions = regions.reshape(rows // down, down, columns // right, right, -1).swapaxes(1, 2)
+    regions = jnp.asarray(regions.reshape(len(parts), down * right, -1))
+  parts = jax.lax.map(lambda part: attention(part[0], window, part[1]), (parts, regions))
+  parts = parts.reshape(rows // down, columns // right, *parts.shape[1:])
+  return parts.transpose(2, 0, 3, 1, 4, 5).reshape(b, height, width, parts.shape[-1])
 
 
 def whole_windows(size: tuple[int, int], window_size: int) -> bool:
