@@ -1,7 +1,10 @@
 """The short form of each benchmark in `experiments/benchmarks` that takes seconds."""
 
+import jax
+import jax.numpy as jnp
+
 from experiments import rounds
-from experiments.benchmarks import evaluator, loader
+from experiments.benchmarks import evaluator, loader, window_attention
 
 
 def test_rounds_begin_with_another_run_each():
@@ -24,3 +27,24 @@ def test_loader():
   text = loader.main(["--side=96", "--batches=2", "--rounds=1"])
   rates = [float(line.split("|")[2]) for line in text.splitlines() if line.startswith("| ours, files, ")]
   assert len(rates) == 2 and min(rates) > 0 and "50 photographs" in text
+
+
+def test_window_attention(tmp_path):
+  out = tmp_path / "table.md"
+  text = window_attention.main(["--tiny", "--stages=1", f"--out={out}"])
+  assert out.read_text() == text
+  cells = text.splitlines()[-1].replace(",", "").split("|")
+  assert cells[1:7] == [" any ", " 64 ", " 1 ", " 16 x 16 ", " 8 ", " 1 "]
+  assert float(cells[10]) > 0 and float(cells[11]) > 0
+
+
+def test_a_loop_moves_its_bytes_as_often_as_it_runs():
+  def four_times(x, y):
+    return jax.lax.scan(lambda x, _: (jnp.sin(x @ y), None), x, length=4)[0]
+
+  def once(x, y):
+    return jnp.sin(x @ y)
+
+  inputs, device = [jax.ShapeDtypeStruct((256, 256), jnp.float32)] * 2, jax.devices("cpu")[0]
+  moved = {function: window_attention.measure(function, inputs, device)[1] for function in (once, four_times)}
+  assert 4 * moved[once] <= moved[four_times] <= 6 * moved[once]
