@@ -24,7 +24,8 @@ if os.environ.get("JAX_PLATFORMS") == "cpu" and os.environ.get("FROZEN_VISION_TE
 
 # Every call of a function of these rooms checks its arguments and its result, shapes of arrays included.
 # Child processes run without the checks. FROZEN_VISION_TEST_TYPES=0 leaves them out here too, and
-# FROZEN_VISION_TEST_TYPES=all adds those of every other room.
+# FROZEN_VISION_TEST_TYPES=all adds those of every other room; simulations of the report's statistics then
+# take three times as long.
 _CHECKED = (
   "frozen_vision.backbones.swinv2",
   "frozen_vision.backbones.video_swin",

@@ -99,7 +99,7 @@ def test_what_was_logged_is_known_again(tmp_path):
   assert not run_log.RunLog(tmp_path).has(6, "eval/")
 
 
-def test_pictures_and_texts(tmp_path):
+def test_pictures_and_texts(tmp_path, without_type_checks):
   image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
   with _log(tmp_path) as log:
     log.images(7, {"val/a b.jpg": image})
