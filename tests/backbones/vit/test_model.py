@@ -22,16 +22,17 @@ from tests import golden_values, paths
 # timm 1.0.31 on the meta device with num_classes=0, but for the terms added: Meta's and transformers' DINOv3
 # have biases of queries and values in every block (as timm's _qkvb networks), and timm leaves out the
 # position of the class token where there are registers.
+_S, _B, _L = 21_665_664, 85_798_656, 303_301_632  # patches of 16, 14 x 14 learned positions
 _COUNTS = {
-  "deit_vits16": 21_665_664,
-  "deit_vitb16": 85_798_656,
-  "augreg_vitl16": 303_301_632,
-  "augreg_vitb8": 85_807_872,
+  **{f"{name}_vits16": _S for name in ("deit", "augreg", "dino")},
+  **{f"{name}_vitb16": _B for name in ("deit", "augreg", "dino", "mae")},
+  **{f"{name}_vitl16": _L for name in ("deit", "augreg", "dino", "mae")},
   "dino_vits8": 21_670_272,
-  "mae_vitb16": 85_798_656,
-  # DeiT's without positions and biases of keys, with LayerScale and 27 x 27 + 3 biases of positions.
-  "fd_vitb16": 85_798_656 - 197 * 768 - 12 * 768 + 24 * 768 + 732 * 12,
-  "mae_vitl16": 303_301_632,
+  **{f"{name}_vitb8": 85_807_872 for name in ("augreg", "dino")},
+  # DeiT's without positions and biases of keys, with LayerScale and (27 x 27 + 3) or, of 16 x 16 patches of
+  # 14, (31 x 31 + 3) biases of positions for each head.
+  "fd_vitb16": _B - 197 * 768 - 12 * 768 + 24 * 768 + 732 * 12,
+  "fd_vitl14": _L - 197 * 1024 - (768 - 588) * 1024 - 24 * 1024 + 48 * 1024 + 964 * 16,
   "mae_vith14": 630_764_800,
   "dinov2_vits14": 22_056_192,
   "dinov2_vitb14": 86_579_712,
@@ -45,15 +46,16 @@ _COUNTS = {
   "dinov3_vits16plus": 28_683_264 + 12 * 2 * 384,
   "dinov3_vitb16": 85_641_216 + 12 * 2 * 768,
   "dinov3_vitl16": 303_079_424 + 24 * 2 * 1024,
+  # L with a third matrix and its bias in every MLP; timm has none (test_parity has transformers').
+  "dinov3_vitl16plus": 303_079_424 + 24 * 2 * 1024 + 24 * (1024 + 1) * 4096,
   "dinov3_vith16plus": 840_509_440 + 32 * 2 * 1280,
   "dinov3_vit7b16": 6_716_030_976,
-  "clip_vitb32": 87_456_000,
-  "clip_vitb16": 85_799_424,
-  "clip_vitl14": 303_179_776,
-  "openclip_vitl14": 303_179_776,
-  "siglip_vitb16": 92_884_224,
-  "siglip_vitl16": 315_956_224,
-  "siglip_vitso400m14": 427_680_704,
+  **{f"{name}_vitb32": 87_456_000 for name in ("clip", "openclip")},
+  **{f"{name}_vitb16": 85_799_424 for name in ("clip", "openclip")},
+  **{f"{name}_vitl14": 303_179_776 for name in ("clip", "openclip")},
+  **{f"{name}_vitb16": 92_884_224 for name in ("siglip", "siglip2")},
+  **{f"{name}_vitl16": 315_956_224 for name in ("siglip", "siglip2")},
+  **{f"{name}_vitso400m14": 427_680_704 for name in ("siglip", "siglip2")},
   "siglip2_vitso400m16": 427_888_064,
   "siglip2_vitg16": 1_163_168_256,
 }
@@ -65,7 +67,7 @@ _GOLDEN = {  # name of the row, and whether the reference's tokens have passed t
 }
 
 
-@pytest.mark.parametrize("name", _COUNTS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_parameter_counts(name):
   shapes = checkpoints.variable_shapes(VARIANTS[name])
   counts = {path: int(np.prod(shape, dtype=np.int64)) for path, shape in shapes.items()}
