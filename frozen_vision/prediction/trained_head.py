@@ -195,6 +195,8 @@ def load(
     model = prepare.on_backbone(module, backbone, patterns, adapters=config.adapters, seed=config.seed)
   graphdef, trainable, mutable, frozen = model.graphdef, model.trainable, model.mutable, model.frozen
   if init is not None and init.path and _has_frozen_head(frozen):
+    own = tasks_build.read_config(meta["config"], quiet=True)
+    common.check_frozen_head(meta.get("frozen_head"), own, frozen, os.fspath(workdir))
     module = nnx.merge(graphdef, trainable, mutable, frozen)
     common.start_head(module, init, f"{task_name}.init")
     graphdef, trainable, mutable, frozen = freeze.split(module, adapters.patterns(patterns, config.adapters))

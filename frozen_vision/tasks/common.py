@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Sized
 import dataclasses
+import hashlib
 import re
 from typing import Any
 
@@ -109,6 +110,30 @@ def start_head(module: nnx.Module, init: InitOptions, option: str) -> None:
       init.path, f"{option}.path", "It is written by frozen_vision.convert or experiments/export_head.py."
     )
     nnx.update(module, head_weights.load(nnx.state(module), path, keep=tuple(init.keep)))
+
+
+def frozen_head(config: Config, frozen: nnx.State) -> str | None:
+  """Digest of the file that frozen parts of neck and head are read from; None where all of them train."""
+  init = getattr(config.section, "init", None)
+  parts = [trees.path_string(path) for path, leaf in nnx.to_flat_state(frozen) if isinstance(leaf, nnx.Param)]
+  if init is None or not init.path or not any(path.startswith(head_weights.PARTS) for path in parts):
+    return None
+  with open(existing_path(init.path, f"{config.task}.init.path"), "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def check_frozen_head(found: str | None, config: Config, frozen: nnx.State, where: str) -> None:
+  """Raises ValueError where frozen parts of neck and head are not those that a checkpoint was trained on.
+
+  Args:
+    found: `frozen_head` of the run; None where a checkpoint does not know.
+    where: its workdir, for the error.
+  """
+  if found is not None and found != frozen_head(config, frozen):
+    raise ValueError(
+      f"The run in {where} has frozen parts of neck and head from {config.section.init.path}, which holds "
+      "other ones than when it was trained. Put that file back, or train in another --workdir."
+    )
 
 
 def train_batches(

@@ -23,7 +23,7 @@ from frozen_vision.runs import checkpoints as checkpoint
 from frozen_vision.runs import curves
 from frozen_vision.runs import log as run_log
 from frozen_vision.runs import workdir as workdir_lib
-from frozen_vision.tasks import base
+from frozen_vision.tasks import base, common
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import evaluation as evaluation_lib
 from frozen_vision.training import feeds, hosts, programs
@@ -130,7 +130,7 @@ def _train(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, f
     state, start, pending = _restore(checkpoints, state, task, model, config, folder, data)
     log.resume_from(start or None)
     run = run_lib.Run(task, config, model, folder, checkpoints, log, compilations, data, pending=pending)
-    run.cached = cached
+    run.cached, run.frozen_head = cached, common.frozen_head(config, model.frozen)
     if start >= config.steps:
       run.predictions = programs.compile_predictions(task, model, state, mesh, cached)
       metrics = run.evaluate_missed(state, start)
@@ -202,6 +202,7 @@ def _evaluate(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str
     _check_features(meta, model, config)
     if task.teacher_in_evaluation:
       _check_teacher(meta, model, folder)
+    common.check_frozen_head(meta.get("frozen_head"), config, model.frozen, str(folder))
     workdir_lib.check_classes(meta.get("classes"), task.classes, where=str(folder))
     trainable, mutable, meta = checkpoints.restore_evaluated(
       model.trainable, model.mutable, averaged=config.ema_decay > 0
@@ -332,6 +333,7 @@ def _restore(
       meta, config.to_dict(), task.classes, config.batch_size, where=str(folder), ignore=FREE_OPTIONS
     )
     _check_teacher(meta, model, folder)
+    common.check_frozen_head(meta.get("frozen_head"), config, model.frozen, str(folder))
     return fingerprint.check_resumed(
       meta.get("data"), data, where=str(folder), allow=config.data.allow_changes
     )

@@ -34,6 +34,7 @@ class Run:
   Attributes:
     compilations: of the whole process.
     data: fingerprints of the sources, for checkpoints.
+    frozen_head: `tasks.common.frozen_head`, likewise.
     progress: times the steps; None for a run that only evaluates.
     steps, predictions: compiled, by phase and by evaluation.
     cached: evaluations whose features are in the cache.
@@ -53,6 +54,7 @@ class Run:
   log: run_log.RunLog
   compilations: run_log.CompileCounter
   data: Mapping[str, fingerprint.Fingerprint]
+  frozen_head: str | None = None
   progress: run_log.Progress | None = None
   steps: Mapping[Any, Callable[..., tuple[step_lib.State, step_lib.Scalars]]] = dataclasses.field(
     default_factory=dict
@@ -223,14 +225,14 @@ class Run:
 
   def _meta(self, done: int) -> dict[str, Any]:
     """The record that a checkpoint keeps beside its arrays."""
-    teacher = {} if self.model.teacher is None else {"teacher": self.model.teacher}
+    known = {"teacher": self.model.teacher, "frozen_head": self.frozen_head}
     return workdir_lib.make_meta(
       config=self.config.to_dict(),
       feature_key=self.model.feature_key,
       examples=done * self.config.batch_size,
       classes=list(self.task.classes),
       data=self.data,
-      **teacher,
+      **{name: value for name, value in known.items() if value is not None},
     )
 
 

@@ -94,3 +94,7 @@ def test_both_stages_of_lvis(tmp_path, config):
   assert set(second) == {f"head/box_heads/0/classes/{name}" for name in ("kernel", "bias")}
   for path, leaf in second.items():
     assert np.any(leaf != first[path]) and np.allclose(leaf, first[path], atol=0.1)
+
+  head_files.save(head, {path: leaf + 1 for path, leaf in first.items()}, source="another first stage")
+  with pytest.raises(ValueError, match="frozen parts of neck and head from .*first.safetensors, which holds"):
+    loop.evaluate(config, tmp_path / "second")
