@@ -17,11 +17,12 @@ from typing import Any, Literal
 
 from flax import nnx
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 AXES = ("data", "model")
 Over = Literal["all", "model"]
+Meshes = Mesh | AbstractMesh  # of devices, or of their number alone
 
 # For each pattern of a leaf's path within its network: the axes along which the leaf may be sharded, the
 # preferred one first, counted from the end. Of stacked blocks (below `repeated`) the scan's axis in front is
@@ -57,16 +58,16 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
   return Mesh(np.array(devices).reshape(data, model), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Meshes) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Meshes) -> NamedSharding:
   """The first axis of every array of a batch, split over all devices."""
   return NamedSharding(mesh, PartitionSpec(AXES))
 
 
-def check_batch(size: int, mesh: Mesh, option: str, parts: int = 1) -> None:
+def check_batch(size: int, mesh: Meshes, option: str, parts: int = 1) -> None:
   """Raises a ValueError unless a batch can be split into `parts` micro-batches and over all devices."""
   pieces = mesh.size * parts
   if size % pieces or not size:
@@ -77,7 +78,7 @@ def check_batch(size: int, mesh: Mesh, option: str, parts: int = 1) -> None:
 
 
 def frozen_shardings(
-  state: nnx.State, mesh: Mesh, over: Over = "all", rules: Mapping[str, Rules] | None = None
+  state: nnx.State, mesh: Meshes, over: Over = "all", rules: Mapping[str, Rules] | None = None
 ) -> nnx.State:
   """How frozen leaves are sharded: for each a NamedSharding, in a tree like `state`.
 
@@ -121,7 +122,7 @@ def _small_leaves(sizes: Mapping[tuple[Any, ...], int], pieces: int) -> set[tupl
 
 
 def state_shardings(
-  state: Mapping[str, Any], mesh: Mesh, over: Over = "all", rules: Mapping[str, Rules] | None = None
+  state: Mapping[str, Any], mesh: Meshes, over: Over = "all", rules: Mapping[str, Rules] | None = None
 ) -> dict[str, Any]:
   """How what changes in training is sharded: heads are replicated, networks that train as if frozen.
 
@@ -234,7 +235,7 @@ def _spec(
   path: tuple[Any, ...],
   shape: tuple[int, ...],
   num_bytes: int,
-  mesh: Mesh,
+  mesh: Meshes,
   choices: Sequence[tuple[str, ...]],
   rules: Rules,
 ) -> PartitionSpec:
@@ -264,7 +265,7 @@ def _spec(
   return PartitionSpec()
 
 
-def _size(mesh: Mesh, axes: Sequence[str]) -> int:
+def _size(mesh: Meshes, axes: Sequence[str]) -> int:
   return math.prod(mesh.shape[axis] for axis in axes)
 
 

@@ -9,12 +9,12 @@ import pytest
 from frozen_vision.data import images
 from frozen_vision.devices import processes
 from frozen_vision.metrics import gather
-from frozen_vision.training import hosts, reading
+from frozen_vision.training import feeds, hosts, reading
 
 _DAMAGED = images.ImageError("a/7.png", "cannot be decoded (broken data stream)", "damaged")
 
 
-class _Feed:
+class _Feed(feeds.Feed):
   """Numbers from 1 on, in the place of batches; one of them cannot be read."""
 
   meets = False
