@@ -54,7 +54,7 @@ def fine_tune(config: config_lib.ConfigLike, folder: str | os.PathLike[str]) -> 
   for rate in grid.learning_rates:
     for decay in grid.weight_decays:
       run = point(config, rate, decay)
-      where = folder / "grid" / _name(rate, decay)
+      where = folder / "grid" / run_name(rate, decay)
       result = _result(run, where, data, is_kept=False)
       if result is None:
         return {}
@@ -68,7 +68,7 @@ def fine_tune(config: config_lib.ConfigLike, folder: str | os.PathLike[str]) -> 
     )
   final = point(config, best["learning_rate"], best["weight_decay"])
   final = final.replace({"classification.refit": True})
-  tested = folder / "test" / _name(best["learning_rate"], best["weight_decay"])
+  tested = folder / "test" / run_name(best["learning_rate"], best["weight_decay"])
   result = _result(final, tested, data, is_kept=True)
   if result is None:
     return {}
@@ -97,7 +97,7 @@ def point(config: config_lib.Config, rate: float, decay: float) -> config_lib.Co
   return config.replace({"optimizer.learning_rate": rate, "optimizer.weight_decay": decay / rate})
 
 
-def _name(rate: float, decay: float) -> str:
+def run_name(rate: float, decay: float) -> str:
   """The folder of a run: of its own, however little it differs from another."""
   texts = (short if float(short := f"{value:g}") == value else repr(value) for value in (rate, decay))
   return "lr_{}_wd_{}".format(*texts)

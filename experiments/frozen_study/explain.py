@@ -70,7 +70,7 @@ def loss_rise(config: Config, folder: pathlib.Path) -> list[float]:
   """By how much the test loss of a fine-tuned classifier rises under noise, at the outermost distances.
 
   Args:
-    config: of the cell; the run that was selected lies in `folder`/test.
+    config: of the cell; the run that was selected lies below `folder`/test.
 
   Returns:
     The mean over both signs, of every direction of noise.
@@ -81,7 +81,8 @@ def loss_rise(config: Config, folder: pathlib.Path) -> list[float]:
   run = run.replace({"classification.refit": True})
   task = tasks_build.build_task(run)
   model = loop.build_model(task, run)
-  with checkpoints.Checkpoints(str(folder / "test")) as kept:
+  tested = folder / "test" / fine_tune.run_name(best["learning_rate"], best["weight_decay"])
+  with checkpoints.Checkpoints(str(tested)) as kept:
     trainable, mutable, _ = kept.restore_evaluated(model.trainable, model.mutable, averaged=run.ema_decay > 0)
   predict = train_step.make_predict_step(task, model.graphdef, task.evaluations["val"].largest_size)
   collected: list[dict[str, Any]] = []

@@ -180,7 +180,7 @@ def _spent(plan: cells.Plan) -> str:
     if found.state == "finished" and cell.recipe != cells.CARD:
       seconds.append(found.result["details"].get("seconds"))
   known = [each for each in seconds if each]
-  total = f"{sum(known) / 60:.0f} minutes in {len(known)} cells"
+  total = f"{sum(known) / 60:.0f} minutes in {len(known)} cell{'' if len(known) == 1 else 's'}"
   more = f"; {len(seconds) - len(known)} more were interrupted and are not counted" * (
     len(known) < len(seconds)
   )

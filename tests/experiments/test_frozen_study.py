@@ -222,7 +222,7 @@ def test_a_part_of_an_archive(tmp_path):
 
 
 @pytest.mark.slow
-def test_loss_rises_around_a_fine_tuned_classifier(tmp_path):
+def test_loss_rises_around_a_fine_tuned_classifier(tmp_path, monkeypatch):
   images = str(tiny.image_folder(tmp_path / "images", classes=3, images=4))
   config = tasks_build.read_config(tiny.classification())
   config = config.replace(
@@ -234,7 +234,15 @@ def test_loss_rises_around_a_fine_tuned_classifier(tmp_path):
       "classification.fine_tuning.weight_decays": (0.0,),
     }
   )
-  fine_tune.fine_tune(config, tmp_path / "cell")
+  recipe = recipes.TRANSFER["tuned_caltech101"]
+  scores, examples, data, details = single._fine_tune(recipe, config, tmp_path / "cell")
+  written = json.loads((tmp_path / "cell" / "fine_tuning.json").read_text())
+  assert scores == {"top1": written["test"]} and not examples and set(data) == {"top1"}
+  assert details["selected"] == written["selected"] and details["steps"] == config.steps
+  with monkeypatch.context() as patched:
+    patched.setattr(fine_tune, "fine_tune", lambda config, folder: {})
+    with pytest.raises(single.Interrupted):
+      single._fine_tune(recipe, config, tmp_path / "cell")
   rises = explain.loss_rise(config, tmp_path / "cell")
   assert len(rises) == explain._DIRECTIONS and np.isfinite(rises).all() and np.ptp(rises) > 0
   assert explain.loss_rise(config, tmp_path / "cell") == rises
