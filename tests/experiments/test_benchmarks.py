@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from experiments import rounds
-from experiments.benchmarks import evaluator, loader, window_attention
+from experiments.benchmarks import evaluator, loader, run_ahead, window_attention
+from frozen_vision.tasks import build as tasks_build
+from tests import tiny
 
 
 def test_rounds_begin_with_another_run_each():
@@ -48,3 +50,12 @@ def test_a_loop_moves_its_bytes_as_often_as_it_runs():
   inputs, device = [jax.ShapeDtypeStruct((256, 256), jnp.float32)] * 2, jax.devices("cpu")[0]
   moved = {function: window_attention.measure(function, inputs, device)[1] for function in (once, four_times)}
   assert 4 * moved[once] <= moved[four_times] <= 6 * moved[once]
+
+
+def test_run_ahead(tmp_path):
+  images = tiny.image_folder(tmp_path / "images")
+  config = tasks_build.read_config(tiny.classification(images, images))
+  lines = run_ahead.compare(config, steps=3, number_of_rounds=1).splitlines()
+  rows = {line.split("|")[1].strip(): line.split("|")[2:4] for line in lines[4:]}
+  assert list(rows) == ["2 steps in flight", "no bound"]
+  assert all(float(cell) > 0 for cells in rows.values() for cell in cells)
