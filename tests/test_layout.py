@@ -1,10 +1,12 @@
 """How the package is laid out: which room imports which, and how long files and functions are."""
 
 import ast
+import builtins
 import collections
 from collections.abc import Iterator
 import functools
 import pathlib
+import symtable
 
 import pytest
 
@@ -118,6 +120,39 @@ def test_no_import_hides_in_a_function():
 
 def _python_files() -> list[pathlib.Path]:
   return sorted(path for folder in ("frozen_vision", "tests") for path in (_ROOT / folder).rglob("*.py"))
+
+
+def _undefined(source: str) -> list[str]:
+  """Names of the module that something in it reads, and that nothing in it defines."""
+  module = symtable.symtable(source, "module", "exec")
+  known = {
+    symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned() or symbol.is_imported()
+  }
+  known |= {*dir(builtins), "__file__", "__name__", "__doc__"}
+  found, tables = set(), [module]
+  while tables:
+    table = tables.pop()
+    tables += table.get_children()
+    for symbol in table.get_symbols():
+      # A function of the name "top", which is symtable's of a module, has local names that are global, too.
+      reads_module = table is module or (symbol.is_global() and not symbol.is_local())
+      if symbol.is_referenced() and reads_module and symbol.get_name() not in known:
+        found.add(symbol.get_name())
+  return sorted(found)
+
+
+@pytest.mark.parametrize("folder", ["frozen_vision", "experiments", "configs", "tests"])
+def test_every_name_is_defined(folder):
+  # ruff's check of it is off, since it takes the shapes in annotations for names.
+  undefined = {str(path): _undefined(path.read_text()) for path in sorted((_ROOT / folder).rglob("*.py"))}
+  assert undefined and not {path: names for path, names in undefined.items() if names}
+
+
+def test_undefined_names_are_found():
+  source = (
+    "import os\nclass A:\n  x: os.PathLike = b\n  def f(self, c=d): return [g(h) for h in self.x], len(c)\n"
+  )
+  assert _undefined(source) == ["b", "d", "g"]
 
 
 def test_no_file_is_too_long():

@@ -72,10 +72,10 @@ class AccuracyEvaluator:
       DivergedError: logits that are NaN.
     """
     logits: Float[np.ndarray, "b c"] = np.asarray(predictions["logits"])
-    labels: Int[np.ndarray, b] = np.asarray(batch["label"])
+    labels: Int[np.ndarray, "b"] = np.asarray(batch["label"])
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
       raise ValueError(f"logits {logits.shape} and label {labels.shape} disagree; expected [b, c] and [b].")
-    valid: Bool[np.ndarray, b] = np.asarray(batch.get("example_valid", np.ones(len(labels))), bool)
+    valid: Bool[np.ndarray, "b"] = np.asarray(batch.get("example_valid", np.ones(len(labels))), bool)
     if valid.shape != labels.shape:
       raise ValueError(f"example_valid is {valid.shape}, label is {labels.shape}; expected [b].")
     logits, labels = logits[valid], labels[valid].astype(np.int64)
