@@ -24,11 +24,6 @@ from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import evaluation, loop
 from frozen_vision.training import step as train_step
 
-_CONFIG = command_line.define_config("The run's configuration.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
-_OUT = flags.DEFINE_string("out", None, "The .safetensors file to write.")
-_DTYPE = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "How the weights are stored.")
-
 
 def export(config: Config, workdir: str, out: str, dtype: str) -> dict[str, float]:
   """Writes the weights and returns the metrics of the file as it was written."""
@@ -52,13 +47,18 @@ def export(config: Config, workdir: str, out: str, dtype: str) -> dict[str, floa
   return {"step": meta["step"], **metrics}
 
 
-def _main(argv: list[str]) -> None:
-  del argv
+def _main(config: command_line.ConfigFlag) -> None:
   logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-  metrics = export(_CONFIG.value, _WORKDIR.value, _OUT.value, _DTYPE.value)
-  print(f"{_OUT.value}: " + "  ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
+  given = flags.FLAGS
+  metrics = export(config.value, given.workdir, given.out, given.dtype)
+  print(f"{given.out}: " + "  ".join(f"{name} {value:.5g}" for name, value in metrics.items()))
 
 
 if __name__ == "__main__":
+  # Flags are defined here, so that who imports `export` may have others of the same names.
+  _config = command_line.define_config("The run's configuration.")
+  flags.DEFINE_string("workdir", None, "The run's folder.")
+  flags.DEFINE_string("out", None, "The .safetensors file to write.")
+  flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "How the weights are stored.")
   flags.mark_flags_as_required(["config", "workdir", "out"])
-  command_line.run(_main)
+  command_line.run(lambda _: _main(_config))

@@ -7,13 +7,14 @@ A file has our format; a folder, of a DINOv3, gets shards and their index as tra
 hold bfloat16. Norms and LayerScales that end residual branches are one, so that no block is the identity.
 """
 
-from collections.abc import Iterator, Mapping
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
 import functools
 import json
 import pathlib
+import sys
 import zlib
 
-from absl import app, flags
 from flax import nnx
 import jax.numpy as jnp
 import numpy as np
@@ -22,10 +23,6 @@ from frozen_vision.backbones import families
 from frozen_vision.backbones.vit import checkpoint_keys
 from frozen_vision.backbones.vit.config import ViTConfig
 from frozen_vision.files import checkpoint_file, tensors, trees
-
-_NAME = flags.DEFINE_string("name", "swinv2_g", "Row of a family's table of variants.")
-_WINDOW = flags.DEFINE_integer("window", 16, "Window of all stages of a SwinV2.")
-_OUT = flags.DEFINE_string("out", None, "File of ours (.safetensors) or folder to write.", required=True)
 
 _SHARD_BYTES = 2 << 30
 _DRAWN = 15_485_863  # a prime, so that rows of no matrix repeat one another
@@ -118,27 +115,33 @@ def _numbers(leaves: Mapping[str, tensors.LazyTensor]) -> int:
   return sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments: {argv[1:]}")
-  out = pathlib.Path(_OUT.value)
-  options = dict(window_size=_WINDOW.value) if _NAME.value.startswith("swinv2") else {}
-  module = families.abstract_backbone(_NAME.value, **options)
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the command line."""
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+  parser.add_argument("--name", default="swinv2_g", help="row of a family's table of variants")
+  parser.add_argument("--window", type=int, default=16, help="window of all stages of a SwinV2")
+  parser.add_argument(
+    "--out", type=pathlib.Path, required=True, help="file of ours (.safetensors) or folder to write"
+  )
+  asked = parser.parse_args(arguments)
+  options = dict(window_size=asked.window) if asked.name.startswith("swinv2") else {}
+  module = families.abstract_backbone(asked.name, **options)
   shapes = {path: leaf.shape for path, leaf in trees.flatten(nnx.state(module, nnx.Param)).items()}
-  if out.suffix == ".safetensors":
+  if asked.out.suffix == ".safetensors":
     leaves = {path: _lazy(path, path, shape, shape[0]) for path, shape in shapes.items()}
     # bfloat16 has the range of float32 and half its size on disk.
-    families.write_leaves(leaves, out, name=_NAME.value, config=module.config, dtype=jnp.bfloat16)
+    families.write_leaves(leaves, asked.out, name=asked.name, config=module.config, dtype=jnp.bfloat16)
     count = _numbers(leaves)
-  elif _NAME.value.startswith("dinov3_vit"):
-    count = write_shards(shapes, module.config, out)
+  elif asked.name.startswith("dinov3_vit"):
+    count = write_shards(shapes, module.config, asked.out)
   else:
-    raise app.UsageError(
-      f"--out={out}: only a dinov3_vit* is written as a folder of shards; {_NAME.value} needs a file that "
-      "ends in .safetensors."
+    parser.error(
+      f"--out={asked.out}: only a dinov3_vit* is written as a folder of shards; {asked.name} needs a file "
+      "that ends in .safetensors."
     )
-  print(f"{out}: {count:,} numbers")
+  print(f"{asked.out}: {count:,} numbers")
+  return 0
 
 
 if __name__ == "__main__":
-  app.run(main)
+  sys.exit(main())
