@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from frozen_vision.data import batches
-from frozen_vision.data.classification import layouts
+from frozen_vision.data import batches, classes
 from frozen_vision.tasks import build as tasks_build
 from frozen_vision.training import loop
 from tests import tiny
@@ -52,7 +51,7 @@ def test_refitting_trains_on_all_but_the_test_data(tmp_path):
 
 
 def test_several_labels_an_image_are_trained_and_scored(tmp_path):
-  published.voc2007(tmp_path, layouts.VOC_CLASSES)
+  published.voc2007(tmp_path, classes.VOC)
   config = _config("voc2007", tmp_path)
   task = tasks_build.build_task(config)
   assert task.best_metric == "map11" and len(task.classes) == 20

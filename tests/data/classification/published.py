@@ -1,5 +1,6 @@
 """Writes tiny data sets in the layouts of their authors; every image has the colour of its class."""
 
+from collections.abc import Sequence
 import pathlib
 import pickle
 
@@ -153,7 +154,7 @@ def sun397(root: pathlib.Path) -> None:
     text(root / "SUN397" / "Partitions" / f"{split}_01.txt", [f"/{name}.jpg" for name in names[number::2]])
 
 
-def voc2007(root: pathlib.Path, classes: list[str]) -> None:
+def voc2007(root: pathlib.Path, classes: Sequence[str]) -> None:
   """Image i of three shows class i; the first one also class 1, and class 2 as difficult."""
   root = root / "VOCdevkit" / "VOC2007"
   for start, split in ((0, "train"), (3, "val"), (6, "test")):
