@@ -133,12 +133,12 @@ class CheckpointStore:
     Raises:
       UnreadableError: they cannot be read, or are not those that were saved with the record.
     """
-    item = state_leaves.nest(
-      {path: state_leaves.abstract(leaf) for path, leaf in leaves.items() if state_leaves.has_bytes(leaf)}
-    )
+    asked = {
+      path: state_leaves.abstract(leaf) for path, leaf in leaves.items() if state_leaves.has_bytes(leaf)
+    }
     found = {}
-    if item:
-      problem = None
+    if asked:
+      item, problem = state_leaves.nest(asked), None
       try:
         # PyTreeRestore is strict about nothing that was not compared before, but can read a part.
         restored = self._manager().restore(
@@ -155,8 +155,9 @@ class CheckpointStore:
         raise
       except Exception as e:  # Orbax and TensorStore raise many types for a damaged file
         problem = _short(e)
-      # What Orbax finds no name for in its own description stays as it was asked for.
-      absent = [path for path, leaf in found.items() if isinstance(leaf, jax.ShapeDtypeStruct)]
+      # What Orbax finds no name for in its own description stays the object that was asked with; NumPy's
+      # hold what their memory held before, which can be the very numbers that were saved.
+      absent = [path for path, leaf in found.items() if leaf is asked[path]]
       if absent and not problem:
         problem = f"{messages.listed(absent)} are absent"
       if problem:
