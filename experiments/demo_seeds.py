@@ -73,29 +73,15 @@ def run(folder: pathlib.Path, options: Sequence[str]) -> dict[str, float]:
 
 def _main(argv: list[str]) -> None:
   del argv
-  rows = [
-    f"| {_STUDY.value} | seed | " + " | ".join(_COLUMNS) + " | minutes |",
-    "|---|---|" + "---|" * (len(_COLUMNS) + 1),
-  ]
-  for number, variant, changes in study_lib.chosen(_STUDIES[_STUDY.value]):
-    found = []
-    for seed in _SEEDS.value:
-      folder = pathlib.Path(study_lib.WORKDIR.value) / f"{_STUDY.value}_{number}_{seed}"
-      found.append(run(folder, [f"seed={seed}", *changes]))
-      rows.append(_row(variant, seed, found[-1]))
-      _write(rows)
-    if len(found) > 1:
-      mean = {name: sum(metrics[name] for metrics in found) / len(found) for name in (*_COLUMNS, "minutes")}
-      rows.append(_row(f"**{variant}**", "mean", mean))
-      _write(rows)
+
+  def run_one(number: int, seed: str, options: Sequence[str]) -> dict[str, float]:
+    return run(pathlib.Path(study_lib.WORKDIR.value) / f"{_STUDY.value}_{number}_{seed}", options)
+
+  columns = {name: name for name in _COLUMNS}
+  study_lib.run_seeds(_STUDY.value, _STUDIES[_STUDY.value], _SEEDS.value, columns, run_one, _write)
 
 
-def _row(variant: str, seed: str, metrics: dict[str, float]) -> str:
-  values = " | ".join(f"{metrics[name]:.3f}" for name in _COLUMNS)
-  return f"| {variant} | {seed} | {values} | {metrics['minutes']:.1f} |"
-
-
-def _write(rows: list[str]) -> None:
+def _write(rows: Sequence[str]) -> None:
   study_lib.write(
     f"experiments/demo_seeds.py --study={_STUDY.value}", rows, ", each metric equal to pycocotools' to 1e-9"
   )

@@ -8,6 +8,7 @@ backbone, with the same number of steps. Seeds change the rooms, the head's init
 examples. Means over images are computed once more from the files that each run wrote.
 """
 
+from collections.abc import Sequence
 import json
 import pathlib
 
@@ -49,33 +50,23 @@ def check_from_files(folder: pathlib.Path, metrics: dict[str, float]) -> None:
       raise ValueError(f"{folder}: {name} is {metrics[name]}, but the mean of its images is {mean}.")
 
 
+def run(folder: pathlib.Path, options: Sequence[str]) -> dict[str, float]:
+  """One run of the config; its last evaluation, with the minutes that the command took."""
+  metrics = study_lib.run("configs/depth_normals.py", folder, options, "mean_angle")
+  check_from_files(folder, metrics)
+  return metrics
+
+
 def _main(argv: list[str]) -> None:
   del argv
-  rows = [
-    "| frozen backbone | seed | " + " | ".join(_COLUMNS.values()) + " | minutes |",
-    "|---|---|" + "---|" * (len(_COLUMNS) + 1),
-  ]
-  for number, variant, changes in study_lib.chosen(_VARIANTS):
-    found = []
-    for seed in _SEEDS.value:
-      folder = pathlib.Path(study_lib.WORKDIR.value) / f"{number}_{seed}"
-      options = [f"seed={seed}", *changes]
-      found.append(study_lib.run("configs/depth_normals.py", folder, options, "mean_angle"))
-      check_from_files(folder, found[-1])
-      rows.append(_row(variant, seed, found[-1]))
-      _write(rows)
-    if len(found) > 1:
-      mean = {name: float(np.mean([metrics[name] for metrics in found])) for name in found[0]}
-      rows.append(_row(f"**{variant}**", "mean", mean))
-      _write(rows)
+
+  def run_one(number: int, seed: str, options: Sequence[str]) -> dict[str, float]:
+    return run(pathlib.Path(study_lib.WORKDIR.value) / f"{number}_{seed}", options)
+
+  study_lib.run_seeds("frozen backbone", _VARIANTS, _SEEDS.value, _COLUMNS, run_one, _write)
 
 
-def _row(variant: str, seed: str, metrics: dict[str, float]) -> str:
-  values = " | ".join(f"{metrics[name]:.3f}" for name in _COLUMNS)
-  return f"| {variant} | {seed} | {values} | {metrics['minutes']:.1f} |"
-
-
-def _write(rows: list[str]) -> None:
+def _write(rows: Sequence[str]) -> None:
   study_lib.write(
     "experiments/depth_normals_seeds.py",
     rows,

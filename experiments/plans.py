@@ -43,7 +43,7 @@ _OUT = flags.DEFINE_string("out", None, "Markdown file to write; printed only, i
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """What is planned.
+  """A model with a head, and the slices that it is planned for.
 
   Attributes:
     title: head and input, in words.

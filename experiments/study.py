@@ -1,6 +1,6 @@
 """Shared by scripts that run one config several times and write a table: flags, one run, the file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import json
 import pathlib
 import subprocess
@@ -67,6 +67,44 @@ def run(config: str, folder: pathlib.Path, options: Iterable[str], metric: str) 
   last = [line for line in lines if f"eval/{metric}" in line][-1]
   metrics = {key.removeprefix("eval/"): value for key, value in last.items() if key.startswith("eval/")}
   return {**metrics, "minutes": minutes}
+
+
+def run_seeds(
+  heading: str,
+  variants: Mapping[str, Sequence[str]],
+  seeds: Sequence[str],
+  columns: Mapping[str, str],
+  run_one: Callable[[int, str, list[str]], dict[str, float]],
+  write_rows: Callable[[Sequence[str]], None],
+) -> None:
+  """Runs those of the variants that --variants names in several seeds, a row for each run and for each mean.
+
+  Args:
+    heading: of the column of variants.
+    variants: options by name.
+    seeds: of each variant.
+    columns: headings by the metric below them; the minutes of a run come last.
+    run_one: metrics with `minutes` of (the variant's number, the seed, the options of the run).
+    write_rows: called with all rows so far after each.
+  """
+  rows = [
+    f"| {heading} | seed | " + " | ".join(columns.values()) + " | minutes |",
+    "|---|---|" + "---|" * (len(columns) + 1),
+  ]
+
+  def add(variant: str, seed: str, metrics: Mapping[str, float]) -> None:
+    values = " | ".join(f"{metrics[name]:.3f}" for name in columns)
+    rows.append(f"| {variant} | {seed} | {values} | {metrics['minutes']:.1f} |")
+    write_rows(rows)
+
+  for number, variant, changes in chosen(variants):
+    found = []
+    for seed in seeds:
+      found.append(run_one(number, seed, [f"seed={seed}", *changes]))
+      add(variant, seed, found[-1])
+    if len(found) > 1:
+      mean = {name: sum(metrics[name] for metrics in found) / len(found) for name in (*columns, "minutes")}
+      add(f"**{variant}**", "mean", mean)
 
 
 def write(made_by: str, rows: Sequence[str], more: str = "") -> None:

@@ -142,8 +142,8 @@ def _check(config: config_lib.Config) -> dict[str, Any]:
 
 def _result(
   run: config_lib.Config, where: pathlib.Path, data: dict[str, Any], *, is_kept: bool
-) -> dict[str, Any]:
-  """The last evaluation of a run, trained where it is not finished yet."""
+) -> dict[str, Any] | None:
+  """The last evaluation of a run, trained where it is not finished yet; None if it was told to stop."""
   path = where / _RESULT
   if path.is_file():
     return _kept(path, run, data)

@@ -15,6 +15,7 @@ so that an interrupted run, or one with more of them, goes on where it was.
 import argparse
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -66,6 +67,11 @@ class DataSet:
   title: str
   metric: benchmarks.Metric
   parts: layouts.Parts
+
+  @functools.cached_property
+  def fingerprints(self) -> dict[str, str]:
+    """By part, of what its source holds."""
+    return {part: fingerprint.of_source(source) for part, source in self.parts.items()}
 
 
 def open_sets(names: Sequence[str], data: str | os.PathLike[str] | None) -> dict[str, DataSet]:
@@ -159,7 +165,7 @@ class Bench:
     frozen = self._backbones.of(config_lib.Config(backbone=entry.options, seed=seed))
     identity = {
       "backbone": frozen.key,
-      "data": {part: fingerprint.of_source(source) for part, source in data.parts.items()},
+      "data": data.fingerprints,
       "metric": data.metric,
       "settings": dataclasses.asdict(self._settings),
       "seed": seed,

@@ -1,4 +1,4 @@
-"""What the campaigns of this folder share: their options, damages of files, and how they end."""
+"""Shared by the campaigns of this folder: options, damages of files, and how a campaign ends."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import pathlib

@@ -4,6 +4,7 @@ The shape in an array's header is compared with the bytes of its member, and tho
 the file, before anything is unpacked.
 """
 
+import io
 import math
 import pathlib
 import zipfile
@@ -47,6 +48,19 @@ def open_npz(path: pathlib.Path) -> dict[str, LazyTensor]:
   return found
 
 
+def read_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], np.dtype]:
+  """Shape and dtype that a `.npy` file begins with; the file is left where its numbers start.
+
+  Raises:
+    ValueError, or whatever else a crafted header makes NumPy raise.
+  """
+  if np.lib.format.read_magic(file) == (1, 0):
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+  else:
+    shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+  return shape, dtype
+
+
 def _header(
   path: pathlib.Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo
 ) -> tuple[tuple[int, ...], np.dtype]:
@@ -54,11 +68,7 @@ def _header(
   member = info.filename
   try:
     with archive.open(info) as file:
-      version = np.lib.format.read_magic(file)
-      if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-      else:
-        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+      shape, dtype = read_header(file)
       start = file.tell()
   except Exception as error:  # whatever a crafted header makes its reader raise
     raise FileFormatError(path, f"holds {member!r:.60}, which is no array of NumPy: {error}.") from error

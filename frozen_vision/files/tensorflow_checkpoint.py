@@ -244,7 +244,7 @@ def _tensor(
 
 
 def _shape(index: _Reader, fields: list[tuple[int, _Value]]) -> tuple[int, ...]:
-  """Of the TensorShapeProto in a tensor's entry."""
+  """The shape that the TensorShapeProto in a tensor's entry states."""
   sizes = [
     _numbers(_fields(index, dimension)).get(1, 0)
     for shape in _messages(fields, 2)

@@ -180,18 +180,6 @@ class DenseRegressionTask(pixel_data.PixelData, base.Task):
       maps["depth"] = maps["depth"][..., 0]
     return maps
 
-  @property
-  def evaluations(self) -> dict[str, base.Evaluation]:
-    return {
-      "val": base.Evaluation(
-        self.eval_batches,
-        self.evaluator,
-        largest_size=self._validation.largest_size,
-        pictures=self.pictures,
-        write=self.write_results,
-      )
-    }
-
   def evaluator(self) -> dense.DenseEvaluator:
     source = self._validation
     return dense.DenseEvaluator(source.truth, source.name, len(source), self._targets)

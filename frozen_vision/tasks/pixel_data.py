@@ -16,7 +16,8 @@ class PixelData:
   """The part of such a task that is the same for all; put it before `base.Task` among the base classes.
 
   Attributes of its subclasses: `_config`; `_options`, the task's section of it, with `eval_frame`,
-  `eval_short_side`, `eval_long_side` and `test.scales`; and `_validation`, the images to evaluate on.
+  `eval_short_side`, `eval_long_side` and `test.scales`; and `_validation`, the images to evaluate on. Its
+  subclasses define `evaluator`, `pictures` and `write_results`, as `base.Evaluation` calls them.
   """
 
   _config: Config
@@ -32,6 +33,18 @@ class PixelData:
     return segmentation_transforms.SegmentationEval(
       tuple(options.eval_frame), resize, tuple(options.test.scales)
     )
+
+  @property
+  def evaluations(self) -> dict[str, base.Evaluation]:
+    return {
+      "val": base.Evaluation(
+        self.eval_batches,
+        self.evaluator,
+        largest_size=self._validation.largest_size,
+        pictures=self.pictures,
+        write=self.write_results,
+      )
+    }
 
   @property
   def view(self) -> dict[str, Any]:

@@ -185,18 +185,6 @@ class SegmentationTask(pixel_data.PixelData, base.Task):
     maps = semantic_inference.label_maps(outputs, batch["original_size"], (height, width))
     return {"label_map": maps[:, :height, :width]}
 
-  @property
-  def evaluations(self) -> dict[str, base.Evaluation]:
-    return {
-      "val": base.Evaluation(
-        self.eval_batches,
-        self.evaluator,
-        largest_size=self._validation.largest_size,
-        pictures=self.pictures,
-        write=self.write_results,
-      )
-    }
-
   def evaluator(self) -> mean_iou.MeanIoUEvaluator:
     return mean_iou.MeanIoUEvaluator(
       self._names,

@@ -244,8 +244,10 @@ def _expanded(
 
 
 def _from_other_end(window: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
-  """Of each cell of a window of whole registers, int32: bit 0 where the shift brought it to the last row of
-  windows from the map's first, bit 1 where to the last column.
+  """Flags of each cell of a window of whole registers, int32.
+
+  Bit 0 is set where the shift brought the cell from the map's first row to the last row of windows, bit 1
+  where it brought it from the first column to the last column of windows.
   """
   side = _padded(window[1], _SUBLANES)
   row, column = np.arange(window[0])[:, None], np.arange(side)[None]

@@ -13,6 +13,7 @@ import numpy as np
 
 from frozen_vision.data import images
 from frozen_vision.data.segmentation import label_files
+from frozen_vision.files import numpy_file
 
 ARRAY = ".npy"
 # Shorter vectors have no direction: gray pixels of 8 bits, and zeros.
@@ -89,11 +90,7 @@ def _array(data: bytes, name: str, expected: str) -> np.ndarray:
   """The array of a `.npy` file, whose header is compared with the bytes before anything is made."""
   try:
     file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0
-    if version != (1, 0):
-      read_header = np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
+    shape, dtype = numpy_file.read_header(file)
     left = len(data) - file.tell()
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != left:
       raise ValueError(f"{left} bytes for {dtype} of shape {shape}")

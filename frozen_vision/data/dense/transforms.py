@@ -51,16 +51,14 @@ class DenseTrain:
       "image": transforms.padded(image, self.frame, 0),
       "image_size": np.array(geometry.size, np.int32),
     }
-    height, width = geometry.size
     if "normals" in self.targets:
       normals = geometry.move_bitmaps(np.moveaxis(record["normals"], -1, 0))
       if geometry.flip:
         normals = normals * np.array([-1, 1, 1], np.float32)[:, None, None]
-      example["normals"] = np.zeros((*self.frame, 3), np.float32)
-      example["normals"][:height, :width] = np.moveaxis(normals, 0, -1)
+      example["normals"] = transforms.padded(np.moveaxis(normals, 0, -1), self.frame, 0)
     if "depth" in self.targets:
       usual = self.evaluation.resize(geometry.source, self.evaluation.frame)
       nearer = np.float32(usual.scale[0] / geometry.scale[0])
-      example["depth"] = np.zeros(self.frame, np.float32)
-      example["depth"][:height, :width] = geometry.move_bitmaps(record["depth"][None])[0] * nearer
+      depth = geometry.move_bitmaps(record["depth"][None])[0] * nearer
+      example["depth"] = transforms.padded(depth, self.frame, 0)
     return example

@@ -380,9 +380,9 @@ def _name(record: Record) -> str:
   return str(record.get("file_name", record.get("image_id", "the image")))
 
 
-def padded(content: UInt8[np.ndarray, "h w *c"], frame: Size, value: int) -> UInt8[np.ndarray, "h2 w2 *c"]:
-  """The content at the top left of a frame, `value` elsewhere."""
-  result = np.full((*frame, *content.shape[2:]), value, np.uint8)
+def padded(content: Shaped[np.ndarray, "h w *c"], frame: Size, value: int) -> Shaped[np.ndarray, "h2 w2 *c"]:
+  """The content at the top left of a frame, `value` elsewhere, of the content's dtype."""
+  result = np.full((*frame, *content.shape[2:]), value, content.dtype)
   result[: content.shape[0], : content.shape[1]] = content
   return result
 

@@ -20,7 +20,7 @@ from frozen_vision.layers.activations import ACTIVATIONS
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops.arrays import Array
 
-# Of a probability of 0.01 for every class before training, as in CenterNet2 (RetinaNet, section 3.3).
+# The logit of 0.01, which every class has before training, as in CenterNet2 (RetinaNet, section 3.3).
 _PRIOR_LOGIT = math.log(0.01 / 0.99)
 _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -161,7 +161,7 @@ class BoxHead(nnx.Module):
     return class_losses.sigmoid_loss(logits[..., :-1], labels, looked_at)
 
   def probabilities(self, logits: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-    """Of every class, the background last; of a sigmoid loss that of the background is no probability."""
+    """Probabilities of every class, the background last; with a sigmoid loss the last column is not one."""
     return jax.nn.softmax(logits, axis=-1) if self.config.class_loss == "softmax" else jax.nn.sigmoid(logits)
 
   def _likeliest(self, logits: Float[Array, "b n c"]) -> Int[Array, "b n"]:
