@@ -130,6 +130,8 @@ def _tiny_config(task_name, head, backbone):
     families.FAMILIES["tiny_family"] = tiny_family.FAMILY
     config.backbone.name = backbone
     config.backbone.overrides = _OVERRIDES[backbone]
+    if task_name == "detection" and families.family_of(backbone) is families.FAMILIES["vit"]:
+      config.detection.neck.name = "simple_pyramid"  # a plain ViT has one map
   return config
 
 

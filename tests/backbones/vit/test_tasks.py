@@ -65,22 +65,17 @@ def test_images_are_normalised_as_the_weights_want():
 
 
 @pytest.mark.slow
-def test_detection_on_a_pyramid(path, tmp_path):
-  config = _config("detection", path)
-  config.detection.neck.update(dict(name="simple_pyramid", channels=8, levels=4))
-  metrics = loop.train(config, str(tmp_path / "run"))
-  assert all(np.isfinite(value) for value in metrics.values() if isinstance(value, float))
-
-
-@pytest.mark.slow
-def test_on_8_devices_a_step_is_that_of_one():
-  command = [sys.executable, "-m", "tests.mesh_run", "segmentation", "linear", "dinov3_vits16"]
+def test_on_every_mesh_a_step_of_detection_is_that_of_one_device():
+  """HTC on the simple pyramid of a ViT; weights of (2, 4) are spread over groups of 4, others over all 8."""
+  meshes = ["8x1", "4x2", "2x4", "1x8"]
+  command = [sys.executable, "-m", "tests.mesh_run", "detection", "", "dinov3_vits16", *meshes]
   environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-  process = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=600)
+  process = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, timeout=1200)
   assert process.returncode == 0, process.stdout + process.stderr
   report = json.loads(process.stdout.splitlines()[-1])
-  assert list(report) == ["4x2", "2x4"]
+  assert list(report) == meshes
   for mesh, row in report.items():
     assert max(row[part] for part in ("scalars", "updated", "gradients", "predictions")) < 1e-4, (mesh, row)
+    assert row["rois_equal"] and row["num_rois"] > 8, (mesh, row)
     pieces = 4 if mesh == "2x4" else 8
-    assert 1 / pieces <= row["frozen_share"] < 0.5, (mesh, row)
+    assert 1 / pieces <= row["frozen_share"] < 1.1 / pieces, (mesh, row)
