@@ -72,23 +72,11 @@ def prepare(folder: pathlib.Path) -> None:
 
 
 def _timm_model() -> Any:
-  timm = peers.import_timm()
   if _BACKBONE.value in _TIMM_NAMES:
-    sized = {"img_size": _SIZE.value} if "vit" in _BACKBONE.value else {}
-    return timm.create_model(_TIMM_NAMES[_BACKBONE.value], num_classes=0, **sized).eval()
-  from timm.models.swin_transformer_v2 import SwinTransformerV2
-
+    return peers.named(_TIMM_NAMES[_BACKBONE.value], _SIZE.value)
   from frozen_vision.backbones import families
 
-  config = families.backbone_config(_BACKBONE.value)
-  return SwinTransformerV2(
-    img_size=_SIZE.value,
-    window_size=_WINDOW.value,
-    embed_dim=config.embed_dim,
-    depths=config.depths,
-    num_heads=config.num_heads,
-    num_classes=0,
-  ).eval()
+  return peers.swinv2(families.backbone_config(_BACKBONE.value), _SIZE.value, _WINDOW.value)
 
 
 def _backbone(folder: pathlib.Path) -> Any:

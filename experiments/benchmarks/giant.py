@@ -97,7 +97,7 @@ def measure(storage: str) -> dict[str, float]:
   tx = optimizer.build(
     config.optimizer, steps=config.steps, trainable=model.trainable, layer_of=model.layer_of
   )
-  state = train_step.init_state(model.trainable, tx, seed=0, ema=False)
+  state = train_step.init_state(model.trainable, tx, seed=0, ema=False, mutable=model.mutable)
   batch = train_step.device_batch({key: value[None] for key, value in _example(task).items()})
   step = train_step.make_train_step(task, model.graphdef, tx, frozen_pass=model.frozen_pass)
   started = time.perf_counter()

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Measures this project on one GPU in about ten minutes, the most important part first:
 #
-#   experiments/benchmarks/gpu.sh                      all parts, tables into $OUT, or build/gpu without it
+#   experiments/benchmarks/gpu.sh                      parts 1 to 6, tables into $OUT, or build/gpu without it
 #   experiments/benchmarks/gpu.sh --part=2,6           some parts
 #   experiments/benchmarks/gpu.sh --part=4 --limit=600 one part with more time
-#   experiments/benchmarks/gpu.sh --tiny               every part at toy sizes: runs on a CPU in minutes
+#   experiments/benchmarks/gpu.sh --tiny               the same at toy sizes: runs on a CPU in minutes
 #
 #   1  features of SwinV2 against the golden files, float32 and bfloat16
 #   2  inference of SwinV2-B and L in bfloat16: folded, against timm eager and torch.compile
@@ -12,6 +12,11 @@
 #   4  train steps: HTC on frozen B and G and on a B that trains; Mask2Former; Video Swin
 #   5  three heads on one backbone pass against three passes
 #   6  the costliest kernels of parts 2 and 4
+#
+# and with --part=7,8, in five minutes more:
+#
+#   7  inference of ViTs and convolutional networks in bfloat16, likewise against timm
+#   8  frozen DINOv3: masks from the L with PMT's decoder, probes on features, forward pass of the 7B
 #
 # A part is a process with a time limit. It rewrites its table (partN.md, and its entry in tables.json) after
 # every row, so that a run that is cut keeps what was measured. A part that fails does not stop the next; the
@@ -23,7 +28,7 @@
 set -u
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-limits=([1]=40 [2]=200 [3]=80 [4]=155 [5]=50 [6]=50)  # seconds
+limits=([1]=40 [2]=200 [3]=80 [4]=155 [5]=50 [6]=50 [7]=200 [8]=90)  # seconds
 parts="1 2 3 4 5 6"
 out=${OUT:-build/gpu}
 tiny=()
@@ -40,8 +45,8 @@ for argument in "$@"; do
   esac
 done
 for part in $parts; do
-  if [[ ! $part =~ ^[1-6]$ ]]; then
-    echo "gpu.sh: part '$part' is unknown; expected numbers from 1 to 6, such as --part=2,6" >&2
+  if [[ ! $part =~ ^[1-8]$ ]]; then
+    echo "gpu.sh: part '$part' is unknown; expected numbers from 1 to 8, such as --part=2,6" >&2
     exit 2
   fi
 done
@@ -59,9 +64,9 @@ failed=
 for part in $parts; do
   seconds=${limit:-${limits[$part]}}
   [[ ${#tiny[@]} -gt 0 && -z $limit ]] && seconds=1200
-  # PyTorch shares the device in part 2.
+  # PyTorch shares the device in parts 2 and 7.
   preallocate=true
-  [[ $part == 2 ]] && preallocate=false
+  [[ $part =~ ^[27]$ ]] && preallocate=false
   XLA_PYTHON_CLIENT_PREALLOCATE=$preallocate timeout --foreground -k 5 "$seconds" \
     "${PYTHON:-python3}" -m experiments.benchmarks.gpu "$part" --out="$out" --seconds="$seconds" \
     ${tiny[@]+"${tiny[@]}"}

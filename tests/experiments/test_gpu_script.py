@@ -81,14 +81,14 @@ def tables(environment, tmp_path_factory):
   out = tmp_path_factory.mktemp("gpu")
   probe = subprocess.run([sys.executable, "-c", _PROBE], env=environment, stdout=subprocess.PIPE, text=True)
   assert json.loads(probe.stdout) == list(_ABSENT)
-  done = _run(environment, "--tiny", f"--out={out}")
+  done = _run(environment, "--tiny", "--part=1,2,3,4,5,6,7,8", f"--out={out}")
   assert done.returncode == 0, done.stdout[-3000:]
   return out, json.loads((out / "tables.json").read_text())
 
 
 def test_every_part_writes_its_table(tables):
   folder, found = tables
-  assert sorted(found) == [f"part{number}" for number in range(1, 7)]
+  assert sorted(found) == [f"part{number}" for number in range(1, 9)]
   for name, table in found.items():
     assert table["complete"] and table["tiny"] and table["rows"], name
     text = (folder / f"{name}.md").read_text()
@@ -99,7 +99,7 @@ def test_every_part_writes_its_table(tables):
     start = lines.index(header) + 2
     assert len([line for line in lines[start:] if line.startswith("| ")]) == len(table["rows"])
   files = [path for path in folder.rglob("*") if path.is_file()]
-  assert len(files) == 7 and all(path.suffix in (".md", ".json") for path in files)
+  assert len(files) == 9 and all(path.suffix in (".md", ".json") for path in files)
 
 
 def test_what_the_parts_measure(tables):
@@ -128,6 +128,12 @@ def test_what_the_parts_measure(tables):
     assert len(kernels) == 11 and sum(row["fraction"] for row in kernels) == pytest.approx(100)
     assert [row["rank"] for row in kernels[:-1]] == list(range(1, 11))
     assert kernels == sorted(kernels[:-1], key=lambda row: -row["ms"]) + kernels[-1:]
+  assert [row["model"] for row in rows["part7"]] == ["dinov3_vitl16", "resnet50"]
+  masks, *probes, half, quarter = rows["part8"]
+  assert masks["what"] == "L with a plain mask decoder, batch 1" and masks["rate"] > 0
+  assert len(probes) == 2 and all(row["ms"] for row in probes)
+  assert (half["storage"], quarter["storage"]) == ("bfloat16", "int8")
+  assert half["what"] == quarter["what"] == "the 7B" and quarter["weights"] < half["weights"]
 
 
 def test_a_killed_run_keeps_the_finished_tables(environment, tables, tmp_path):
@@ -160,7 +166,7 @@ def test_a_part_at_its_limit_is_cut_and_said_to_be(environment, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "argument, said", [("--part=7", "expected numbers from 1 to 6"), ("--fast", "unknown argument")]
+  "argument, said", [("--part=9", "expected numbers from 1 to 8"), ("--fast", "unknown argument")]
 )
 def test_wrong_arguments_are_refused(environment, argument, said):
   done = _run(environment, argument)

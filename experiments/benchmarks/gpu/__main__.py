@@ -4,7 +4,16 @@ import argparse
 import pathlib
 import warnings
 
-from experiments.benchmarks.gpu import accuracy, giant, inference, kernels, report, shared_pass, train_steps
+from experiments.benchmarks.gpu import (
+  accuracy,
+  dinov3,
+  giant,
+  inference,
+  kernels,
+  report,
+  shared_pass,
+  train_steps,
+)
 
 PARTS = {
   1: accuracy.PART,
@@ -13,6 +22,8 @@ PARTS = {
   4: train_steps.PART,
   5: shared_pass.PART,
   6: kernels.PART,
+  7: inference.PART_OF_FAMILIES,
+  8: dinov3.PART,
 }
 
 

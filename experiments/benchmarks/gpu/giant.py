@@ -1,5 +1,6 @@
 """Part 3: the forward pass of a frozen SwinV2-G at the sizes of detection, window 32."""
 
+from collections.abc import Sequence
 import statistics
 from typing import Any
 
@@ -16,15 +17,19 @@ def forward(folded: Any, images: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def run(table: report.Report) -> None:
-  backbone = models.for_detection("swinv2_g", "swinv2_g", tiny=table.tiny)
-  sides = (64,) if table.tiny else (640, 1024, 1536)
+  backbone = models.for_detection("swinv2_g", tiny=table.tiny)
+  measure(table, backbone, (64,) if table.tiny else (640, 1024, 1536))
+
+
+def measure(table: report.Report, backbone: models.Backbone, sides: Sequence[int], **row: Any) -> None:
+  """Adds rows of one image of each side, for weights of each storage; `row` is part of all."""
   for storage in _STORAGE:
     folded = backbone.folded(tiny=table.tiny, storage=storage)
     compiled = timing.compile_all(
       {side: (forward, (folded, models.image_shape(1, side))) for side in sides}, quick=table.tiny
     )
     for side, program in compiled.items():
-      row = dict(storage=storage, pixels=side)
+      row = row | dict(storage=storage, pixels=side)
       if isinstance(program, Exception):
         table.add(**row)
         table.note(f"{storage}, {side} px: {report.first_line(program)}")
@@ -52,18 +57,15 @@ def run(table: report.Report) -> None:
     del folded, compiled
 
 
-PART = report.Part(
-  "Forward pass of SwinV2-G, one image, window 32, products in bfloat16",
-  dict(
-    storage="storage dtype of the weights",
-    pixels="px",
-    ms="ms (range)",
-    rate="images/s",
-    tflop="TFLOP",
-    mfu="MFU %",
-    gib="peak GiB",
-    weights="of these arguments GiB",
-    compile_s="compile s",
-  ),
-  run,
+COLUMNS = dict(
+  storage="storage dtype of the weights",
+  pixels="px",
+  ms="ms (range)",
+  rate="images/s",
+  tflop="TFLOP",
+  mfu="MFU %",
+  gib="peak GiB",
+  weights="of these arguments GiB",
+  compile_s="compile s",
 )
+PART = report.Part("Forward pass of SwinV2-G, one image, window 32, products in bfloat16", COLUMNS, run)

@@ -1,21 +1,21 @@
-"""Part 2: pooled features of SwinV2-B and L in bfloat16: ours folded, against timm eager and compiled."""
+"""Parts 2 and 7: pooled features in bfloat16, ours folded against timm eager and compiled."""
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import pathlib
 import statistics
+import tempfile
 import time
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from experiments.benchmarks.gpu import models, peers, report, timing
-from frozen_vision.backbones.swinv2 import checkpoints
-from frozen_vision.backbones.swinv2 import model as swinv2
-from frozen_vision.files import tensors
+from frozen_vision.backbones import families
 
 # Norm of the difference between the bfloat16 outputs of two implementations, over the norm of the output.
 _TOLERANCE = 0.1
@@ -26,21 +26,62 @@ _OURS = "ours, folded"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A model, the side of its images, and the batches of which the fastest is taken."""
+  """A model, the side of its images, the batches of which the fastest is taken, and its name in timm.
+
+  Without a name it is a SwinV2, whose windows timm takes as an argument.
+  """
 
   backbone: models.Backbone
   image_size: int
   batches: tuple[int, ...]
+  timm: str = ""
+
+  def peer(self, *, tiny: bool) -> peers.Timm:
+    """timm's module of the same shape; of toy shape for a SwinV2 alone."""
+    if self.timm:
+      return peers.Timm(peers.named(self.timm, self.image_size), channels_last="vit" not in self.timm)
+    config = self.backbone.shapes(tiny=tiny).config
+    if config.extra_norm_interval:
+      raise ValueError("timm's SwinV2 has no extra norms; set extra_norm_interval=0.")
+    return peers.Timm(peers.swinv2(config, self.image_size, config.window_sizes[0]))
+
+  def folded(self, state: dict[str, np.ndarray]) -> Any:
+    """Our inference program with weights under timm's names."""
+    with tempfile.TemporaryDirectory() as folder:
+      path = pathlib.Path(folder) / "weights.safetensors"
+      safetensors.numpy.save_file(state, path)
+      name = self.backbone.name if self.timm else None  # a SwinV2 is known by its shapes
+      options = dict(self.backbone.options)
+      return families.load_backbone(path, name=name, dtype=jnp.bfloat16, **options).fold()
 
 
 def cases(*, tiny: bool) -> tuple[Case, ...]:
+  """SwinV2."""
   if tiny:
-    return tuple(
-      Case(models.Backbone(name, name, (8, 8, 4, 2)), 64, (2,)) for name in ("swinv2_b", "swinv2_l")
-    )
+    return tuple(Case(models.swinv2(name, (8, 8, 4, 2)), 64, (2,)) for name in ("swinv2_b", "swinv2_l"))
   return (
-    Case(models.Backbone("swinv2_b", "swinv2_b", (16, 16, 16, 8)), 256, (64, 256)),
-    Case(models.Backbone("swinv2_l", "swinv2_l", (24, 24, 24, 12)), 384, (32, 128)),
+    Case(models.swinv2("swinv2_b", (16, 16, 16, 8)), 256, (64, 256)),
+    Case(models.swinv2("swinv2_l", (24, 24, 24, 12)), 384, (32, 128)),
+  )
+
+
+def cases_of_families(*, tiny: bool) -> tuple[Case, ...]:
+  """Vision transformers and convolutional networks."""
+
+  def case(name: str, timm: str, side: int, *batches: int) -> Case:
+    return Case(models.Backbone(name, name), 64 if tiny else side, (2,) if tiny else batches, timm)
+
+  vit = case("dinov3_vitl16", "vit_large_patch16_dinov3", 512, 32, 64)
+  resnet = case("resnet50", "resnet50", 224, 256, 512)
+  if tiny:
+    return vit, resnet
+  return (
+    vit,
+    resnet,
+    case("augreg_vitb16", "vit_base_patch16_224", 224, 128, 512),
+    case("convnext_base", "convnext_base", 224, 128, 256),
+    case("tf_efficientnet_b4", "tf_efficientnet_b4", 380, 64, 128),
+    case("augreg_vitl16", "vit_large_patch16_224", 224, 128, 256),
   )
 
 
@@ -49,11 +90,14 @@ def embed(folded: Any, images: jax.Array) -> jax.Array:
   return folded.embed(images)
 
 
-def run(table: report.Report) -> None:
+def run(table: report.Report, cases: Callable[..., tuple[Case, ...]]) -> None:
+  chosen = cases(tiny=table.tiny)
   absent = peers.why_absent(tiny=table.tiny)
+  if table.tiny and any(case.timm for case in chosen):
+    absent = "timm is not measured: it has no toys of these models."
   if absent:
     table.note(absent)
-  for case in cases(tiny=table.tiny):
+  for case in chosen:
     _measure(
       table,
       case,
@@ -63,7 +107,7 @@ def run(table: report.Report) -> None:
     return
   table.note("Outputs of all implementations were compared before the timing, which is in turns.")
   tuned = {"timm, max-autotune": lambda timm: timm.compiled("max-autotune-no-cudagraphs")}
-  for case in cases(tiny=table.tiny):
+  for case in chosen:
     if table.tiny or table.seconds_left() < _TUNING_SECONDS:
       table.note(f"{case.backbone.label}: torch.compile's max-autotune is left out, for want of time.")
       continue
@@ -76,12 +120,8 @@ def _measure(table: report.Report, case: Case, forms: dict[str, Callable] | None
   Args:
     forms: {name: timm's module -> what is called}; None where there is no timm.
   """
-  shapes, timm = case.backbone.shapes(tiny=table.tiny), None
-  if forms:
-    timm = peers.Timm(shapes.config, case.image_size, case.backbone.windows[0])
-    folded = _with_weights(shapes, timm.state).fold()
-  else:
-    folded = case.backbone.folded(tiny=table.tiny)
+  timm = case.peer(tiny=table.tiny) if forms else None
+  folded = case.folded(timm.state) if timm else case.backbone.folded(tiny=table.tiny)
   images = {
     batch: np.asarray(models.random_images(batch, case.image_size), np.float32) for batch in case.batches
   }
@@ -127,25 +167,6 @@ def _add_rows(
       ratio=None if name == _OURS else timing.ratio(seconds, taken[_OURS]),
       **details[name],
     )
-
-
-def _with_weights(shapes: swinv2.SwinV2, state: dict[str, np.ndarray]) -> swinv2.SwinV2:
-  """Our module with weights that have timm's names."""
-  source = pathlib.Path("timm's random weights")
-  leaves = {
-    key: tensors.LazyTensor(value.shape, value.dtype, lambda value=value: value)
-    for key, value in state.items()
-  }
-  config = shapes.config
-  checkpoint = checkpoints.map_tensors(
-    leaves,
-    source,
-    depths=config.depths,
-    window_sizes=config.window_sizes,
-    pretrained_window_sizes=config.pretrained_window_sizes,
-  )
-  graphdef, abstract = nnx.split(shapes)
-  return nnx.merge(graphdef, tensors.fill(abstract, checkpoint.leaves, source))
 
 
 def _best_batch(
@@ -212,20 +233,24 @@ def _add_peer(
   return True
 
 
+_COLUMNS = dict(
+  model="model",
+  pixels="px",
+  batch="batch",
+  implementation="implementation",
+  rate="images/s (median)",
+  ms="ms a batch (range)",
+  mfu="MFU %",
+  ratio="times as long as ours (95% interval)",
+  error="output differs from ours by",
+  gib="peak GiB",
+  compile_s="compile s",
+)
 PART = report.Part(
-  "Inference of SwinV2 in bfloat16: images to pooled vectors",
-  dict(
-    model="model",
-    pixels="px",
-    batch="batch",
-    implementation="implementation",
-    rate="images/s (median)",
-    ms="ms a batch (range)",
-    mfu="MFU %",
-    ratio="times as long as ours (95% interval)",
-    error="output differs from ours by",
-    gib="peak GiB",
-    compile_s="compile s",
-  ),
-  run,
+  "Inference of SwinV2 in bfloat16: images to pooled vectors", _COLUMNS, functools.partial(run, cases=cases)
+)
+PART_OF_FAMILIES = report.Part(
+  "Inference of vision transformers and convolutional networks in bfloat16: images to pooled vectors",
+  _COLUMNS,
+  functools.partial(run, cases=cases_of_families),
 )

@@ -13,8 +13,12 @@ import jax.numpy as jnp
 from frozen_vision.backbones import families
 from frozen_vision.files import trees
 
-# What stands for every backbone with --tiny.
-_TOY = dict(embed_dim=8, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8))
+# What stands for every backbone of a family with --tiny.
+_TOYS = {
+  "swinv2": dict(embed_dim=8, depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8)),
+  "vit": dict(embed_dim=32, depth=4, num_heads=2, mlp_dim=64),
+  "resnet": dict(width=8, depths=(1, 1, 1, 1)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,23 +28,19 @@ class Backbone:
   Attributes:
     label: its name in the table.
     name: row of the table of variants.
-    windows: window side of every stage.
-    pretrained: windows that position coordinates are normalised by; 0: the window in use.
+    options: what differs from the row.
   """
 
   label: str
   name: str
-  windows: tuple[int, ...]
-  pretrained: tuple[int, ...] = (0, 0, 0, 0)
+  options: tuple[tuple[str, Any], ...] = ()
 
   def shapes(self, *, tiny: bool) -> Any:
     """The module with shapes in the place of weights; its matrix products are bfloat16."""
-    options = dict(window_sizes=self.windows, pretrained_window_sizes=self.pretrained, residual_norm_init=1.0)
+    options = dict(self.options)
     if tiny:
-      options |= _TOY
-    return nnx.eval_shape(
-      lambda: families.build_backbone(self.name, dtype=jnp.bfloat16, rngs=nnx.Rngs(0), **options)
-    )
+      options |= next(_TOYS[key] for key, row in families.FAMILIES.items() if self.name in row.variants)
+    return families.abstract_backbone(self.name, dtype=jnp.bfloat16, **options)
 
   def folded(self, *, tiny: bool, storage: str = "bfloat16") -> Any:
     """The inference program, made block by block: float32 weights of one block exist at a time."""
@@ -51,18 +51,27 @@ class Backbone:
     return random_weights("", self.shapes(tiny=tiny))
 
 
-def for_detection(label: str, name: str, *, tiny: bool) -> Backbone:
+def swinv2(name: str, windows: tuple[int, ...], pretrained: tuple[int, ...] = (0, 0, 0, 0)) -> Backbone:
+  """A SwinV2 whose blocks do something, unlike those of an untrained one.
+
+  Args:
+    windows: window side of every stage.
+    pretrained: windows that position coordinates are normalised by; 0: the window in use.
+  """
+  options = dict(window_sizes=windows, pretrained_window_sizes=pretrained, residual_norm_init=1.0)
+  return Backbone(name, name, tuple(options.items()))
+
+
+def for_detection(name: str, *, tiny: bool) -> Backbone:
   """As `configs/coco_htc.py` has it: window 32, pretrained with 12 at 192 px."""
-  if tiny:
-    return Backbone(label, name, (4, 4, 4, 2))
-  return Backbone(label, name, (32, 32, 32, 32), (12, 12, 12, 6))
+  return swinv2(name, (4, 4, 4, 2)) if tiny else swinv2(name, (32, 32, 32, 32), (12, 12, 12, 6))
 
 
 def random_weights(path: str, module: nnx.Module) -> nnx.Module:
   """A module with shapes in the place of weights, as the same module with random float32 weights.
 
-  Kernels are normal with the variance of one over their inputs, scales one, other vectors zero: activations
-  keep their size however deep the network is.
+  Kernels are normal with the variance of one over their inputs, scales and variances one, other vectors zero:
+  activations keep their size however deep the network is.
   """
   graphdef, state = nnx.split(module)
   flat = nnx.to_flat_state(state)
@@ -82,7 +91,7 @@ def _drawer(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Any:
       if path.endswith("logit_scale"):
         leaves.append(jnp.full(shape, math.log(10.0)))
       elif len(shape) < 2:
-        leaves.append(jnp.full(shape, float(path.endswith("scale"))))
+        leaves.append(jnp.full(shape, float(path.endswith(("scale", "var")))))
       else:
         normal = jax.random.normal(jax.random.fold_in(key, index), shape)
         leaves.append(normal * math.prod(shape[:-1]) ** -0.5)

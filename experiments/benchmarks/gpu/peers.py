@@ -1,4 +1,4 @@
-"""timm's SwinV2 as a peer: the same weights and images as ours, eager and compiled by PyTorch."""
+"""timm's models as peers: the same weights and images as ours, eager and compiled by PyTorch."""
 
 from collections.abc import Callable
 import importlib
@@ -50,44 +50,61 @@ def import_timm() -> Any:
   return timm
 
 
-class Timm:
-  """timm's module with random weights on the device, without a classifier: it gives pooled vectors.
+def swinv2(config: Any, image_size: int, window: int) -> Any:
+  """timm's SwinV2 without a classifier.
 
   Args:
-    config: our `SwinV2Config`; extra norms, which timm does not have, must be off.
+    config: our `SwinV2Config`; timm has no extra norms, and leaves them out.
     image_size: side of the images.
     window: side of the windows, where the maps are as large.
   """
+  import_timm()
+  from timm.models.swin_transformer_v2 import SwinTransformerV2
 
-  def __init__(self, config: Any, image_size: int, window: int):
-    import_timm()
-    from timm.models.swin_transformer_v2 import SwinTransformerV2
+  return SwinTransformerV2(
+    img_size=image_size,
+    window_size=window,
+    embed_dim=config.embed_dim,
+    depths=config.depths,
+    num_heads=config.num_heads,
+    num_classes=0,
+  ).eval()
+
+
+def named(name: str, image_size: int) -> Any:
+  """timm's model of this name without a classifier; a ViT gives its class token."""
+  options = dict(img_size=image_size, global_pool="token") if "vit" in name else {}
+  return import_timm().create_model(name, num_classes=0, **options).eval()
+
+
+class Timm:
+  """A module of timm, given random weights and put on the device: images to pooled vectors.
+
+  Args:
+    module: of `swinv2` or `named`.
+    channels_last: PyTorch keeps channels innermost, as convolutions on a GPU are fastest.
+  """
+
+  def __init__(self, module: Any, *, channels_last: bool = False):
     import torch
 
-    if config.extra_norm_interval:
-      raise ValueError("timm's SwinV2 has no extra norms; set extra_norm_interval=0.")
     self.device = "cuda" if torch.cuda.is_available() else "cpu"
-    self._module = SwinTransformerV2(
-      img_size=image_size,
-      window_size=window,
-      embed_dim=config.embed_dim,
-      depths=config.depths,
-      num_heads=config.num_heads,
-      num_classes=0,
-    ).eval()
+    self._format = torch.channels_last if channels_last else torch.contiguous_format
+    self._module = module
     self.state = random_state(self._module)
     missing, unexpected = self._module.load_state_dict(
       {key: torch.from_numpy(value) for key, value in self.state.items()}, strict=False
     )
     if unexpected or any(not key.endswith(COMPUTED) for key in missing):
       raise ValueError(f"timm's names have changed: missing {missing}, unexpected {unexpected}.")
-    self._module.to(self.device, torch.bfloat16)
+    self._module.to(self.device, torch.bfloat16, memory_format=self._format)
 
   def images(self, images: np.ndarray) -> Any:
     """[b, h, w, 3] float32 as a tensor on the device."""
     import torch
 
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(self.device, torch.bfloat16)
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=self._format)
+    return tensor.to(self.device, torch.bfloat16)
 
   def eager(self) -> Callable[[Any], Any]:
     return self._module

@@ -16,7 +16,7 @@ import optax
 
 from experiments.benchmarks.gpu import models
 from frozen_vision.freezing import partition
-from frozen_vision.heads import linear, video_swin, views
+from frozen_vision.heads import linear, plain_mask_decoder, video_swin, views
 from frozen_vision.heads.htc import config as htc_config
 from frozen_vision.heads.htc import htc
 from frozen_vision.heads.mask2former import config as mask2former_config
@@ -36,6 +36,7 @@ class Sizes:
   neck_channels: int = 256
   htc: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   mask2former: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  plain_mask: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   video_swin: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(channels=(512,)))
   detection_classes: int = 80
   segmentation_classes: int = 150
@@ -74,6 +75,7 @@ TOY = Sizes(
     norm_groups=8,
     num_points=32,
   ),
+  plain_mask=dict(num_queries=4, blocks=1, num_heads=2, num_points=32),
   video_swin=dict(channels=(32,), depths=(2,), window_size=(2, 2, 2)),
   detection_classes=3,
   segmentation_classes=3,
@@ -171,6 +173,16 @@ class LinearSegmentation(Segmentation):
   def head(self, specs: Any, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
     options = linear.LinearConfig(num_classes=self._sizes.segmentation_classes)
     return dict(head=linear.LinearHead(specs, options, dtype=_DTYPE, rngs=rngs))
+
+
+class PlainMaskSegmentation(Segmentation):
+  """PMT's decoder on the taps of a plain ViT."""
+
+  def head(self, specs: Any, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+    options = plain_mask_decoder.PlainMaskConfig(
+      num_classes=self._sizes.segmentation_classes, **self._sizes.plain_mask
+    )
+    return dict(head=plain_mask_decoder.PlainMaskDecoder(specs, options, dtype=_DTYPE, rngs=rngs))
 
 
 class Action:

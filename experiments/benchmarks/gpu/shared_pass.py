@@ -36,7 +36,7 @@ def run(table: report.Report) -> None:
     "Mask2Former": programs.Segmentation(sizes),
     "linear": programs.LinearSegmentation(sizes),
   }
-  backbone = models.for_detection("swinv2_b", "swinv2_b", tiny=table.tiny).folded(tiny=table.tiny)
+  backbone = models.for_detection("swinv2_b", tiny=table.tiny).folded(tiny=table.tiny)
   graphdefs, states = {}, {}
   for name, head in heads.items():
     graphdefs[name], states[name] = nnx.split(programs.build_head(head, backbone.feature_specs))

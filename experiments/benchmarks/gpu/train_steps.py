@@ -39,8 +39,8 @@ class Case:
 def waves(*, tiny: bool) -> list[list[Case]]:
   """Cases in order of importance; those of one wave compile at the same time, and then run one by one."""
   sizes = programs.TOY if tiny else programs.Sizes()
-  base = models.for_detection("swinv2_b", "swinv2_b", tiny=tiny)
-  giant = models.for_detection("swinv2_g", "swinv2_g", tiny=tiny)
+  base = models.for_detection("swinv2_b", tiny=tiny)
+  giant = models.for_detection("swinv2_g", tiny=tiny)
 
   def htc(backbone: models.Backbone, side: int, batch: int, everything: bool = False) -> Case:
     return Case("HTC", programs.Detection(sizes), backbone, side, batch, everything)
@@ -57,7 +57,7 @@ def waves(*, tiny: bool) -> list[list[Case]]:
       [htc(base, 64, 1), video(base, 64, 1, 2), video(base, 64, 1, 2, everything=True)],
       [mask2former(giant, 64, 1)],
     ]
-  frames = dataclasses.replace(base, windows=(16, 16, 16, 8))
+  frames = models.swinv2("swinv2_b", (16, 16, 16, 8), (12, 12, 12, 6))
   return [
     [htc(base, 1024, 1), htc(base, 1024, 1, everything=True), htc(giant, 1024, 1)],
     [
