@@ -88,20 +88,25 @@ def leads_outside(name: str) -> bool:
   return not name or "\0" in name or parts[0] == "" or ".." in parts or bool(_DRIVE.match(name))
 
 
-def require_inside(name: str, where: str, *, allow_outside: bool = False) -> str:
+def require_inside(name: str, where: str, *, allow_outside: bool | None = None) -> str:
   """Returns the name of a file to read, if it stays below its folder.
 
   Args:
     where: which file has the name, for the error.
-    allow_outside: takes any name.
+    allow_outside: takes any name; None where no option of a user decides it.
 
   Raises:
-    OutsideError: names the option that allows it.
+    OutsideError: names the option that allows it, if one does.
   """
   if leads_outside(name) and not (allow_outside and name and "\0" not in name):
+    advice = "Get the file again, or correct the name."
+    if allow_outside is not None:
+      advice = (
+        "If you trust the file, set --config.data.allow_outside=True (in preparation: --allow-outside)."
+      )
     raise OutsideError(
       f"{where} has the file name {name!r}, which leads out of its folder; expected a path below the folder. "
-      "If you trust the file, set --config.data.allow_outside=True (in preparation: --allow-outside)."
+      + advice
     )
   return name
 

@@ -169,6 +169,8 @@ def test_names_in_another_unicode_form(tmp_path):
 )
 def test_names_that_lead_outside(name):
   with pytest.raises(names.OutsideError, match="list.csv has the file name .*allow_outside"):
+    names.require_inside(name, "list.csv", allow_outside=False)
+  with pytest.raises(names.OutsideError, match="below the folder. Get the file again, or correct the name.$"):
     names.require_inside(name, "list.csv")
   written = names.output_name(name)
   assert not names.leads_outside(written), written

@@ -123,7 +123,7 @@ def _listed(root: pathlib.Path, split: str) -> list[tuple[pathlib.Path, str]]:
   if not found:
     raise coco.CocoError(f"{path}: lists no images.")
   for name in found:
-    data_names.require_inside(name, f"{path}, image {name!r},", allow_outside=False)
+    data_names.require_inside(name, f"{path}, image {name!r},")
   return [(folder, name) for name in dict.fromkeys(found)]
 
 
