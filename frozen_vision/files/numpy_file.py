@@ -52,7 +52,7 @@ def read_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], np.dtype]:
   """Shape and dtype that a `.npy` file begins with; the file is left where its numbers start.
 
   Raises:
-    ValueError, or whatever else a crafted header makes NumPy raise.
+    ValueError: the file begins with no header; of a crafted one NumPy raises other types too.
   """
   if np.lib.format.read_magic(file) == (1, 0):
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
