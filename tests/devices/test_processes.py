@@ -340,7 +340,7 @@ _WAITING = """
 import time
 from frozen_vision.devices import processes
 processes.initialize()
-print("ready", flush=True)
+print("ready\\n", end="", flush=True)  # one write, which that of another process cannot divide
 time.sleep(100)
 """
 
