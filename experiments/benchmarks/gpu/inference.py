@@ -45,13 +45,14 @@ class Case:
       raise ValueError("timm's SwinV2 has no extra norms; set extra_norm_interval=0.")
     return peers.Timm(peers.swinv2(config, self.image_size, config.window_sizes[0]))
 
-  def folded(self, state: dict[str, np.ndarray]) -> Any:
+  def folded(self, state: dict[str, np.ndarray], *, tiny: bool) -> Any:
     """Our inference program with weights under timm's names."""
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder) / "weights.safetensors"
       safetensors.numpy.save_file(state, path)
-      name = self.backbone.name if self.timm else None  # a SwinV2 is known by its shapes
-      options = dict(self.backbone.options)
+      name, options = self.backbone.name, dict(self.backbone.options)
+      if not self.timm:  # timm's SwinV2, and a toy of it, is known by its shapes
+        name, options["depths"] = None, self.backbone.shapes(tiny=tiny).config.depths
       return families.load_backbone(path, name=name, dtype=jnp.bfloat16, **options).fold()
 
 
@@ -121,7 +122,7 @@ def _measure(table: report.Report, case: Case, forms: dict[str, Callable] | None
     forms: {name: timm's module -> what is called}; None where there is no timm.
   """
   timm = case.peer(tiny=table.tiny) if forms else None
-  folded = case.folded(timm.state) if timm else case.backbone.folded(tiny=table.tiny)
+  folded = case.folded(timm.state, tiny=table.tiny) if timm else case.backbone.folded(tiny=table.tiny)
   images = {
     batch: np.asarray(models.random_images(batch, case.image_size), np.float32) for batch in case.batches
   }
