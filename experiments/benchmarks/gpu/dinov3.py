@@ -5,7 +5,6 @@ DINOv3-L at 640 px on an H100, for COCO's panoptic segmentation.
 """
 
 from collections.abc import Callable
-import statistics
 from typing import Any
 
 from flax import nnx
@@ -20,45 +19,36 @@ _GRID = np.logspace(-6, 5, 45)  # as `probes.linear.GRID`, whose module reads da
 
 
 def run(table: report.Report) -> None:
-  for batch in (1,) if table.tiny else (1, 8):
-    _masks(table, batch)
+  _masks(table)
   _probes(table)
-  name = "dinov3_vit7b16"
-  giant.measure(table, models.Backbone(name, name), (64,) if table.tiny else (640, 1024), what="the 7B")
+  giant.measure(table, models.Backbone("dinov3_vit7b16"), (64,) if table.tiny else (640, 1024), what="the 7B")
 
 
-def _masks(table: report.Report, batch: int) -> None:
+def _masks(table: report.Report) -> None:
   """Images of 8 bits to a class for every pixel."""
   sizes, side = (programs.TOY, 64) if table.tiny else (programs.Sizes(), 640)
-  name, head = "dinov3_vitl16", programs.PlainMaskSegmentation(sizes)
-  backbone = models.Backbone(name, name).folded(tiny=table.tiny)
+  head = programs.PlainMaskSegmentation(sizes)
+  backbone = models.Backbone("dinov3_vitl16").folded(tiny=table.tiny)
   graphdef, state = nnx.split(programs.build_head(head, backbone.feature_specs))
-  images = jax.random.randint(jax.random.key(0), (batch, side, side, 3), 0, 256, jnp.uint8)
-  arguments = (backbone, {"masks": state}, images, jnp.full((batch, 2), side, jnp.int32))
-  [program] = timing.compile_all(
-    {"": (shared_pass.predict({"masks": head}, {"masks": graphdef}), arguments)}, quick=table.tiny
-  ).values()
-  if isinstance(program, Exception):
-    raise program
-  [seconds] = timing.interleave(
-    {"": timing.repeat(program.call, *arguments)},
-    rounds=2 if table.tiny else 9,
-    round_s=0.0 if table.tiny else 0.4,
-    seconds=table.seconds_left() / 4,
-  ).values()
-  median = statistics.median(seconds)
-  table.add(
-    what=f"L with a plain mask decoder, batch {batch}",
-    storage="bfloat16",
-    pixels=side,
-    ms=timing.milliseconds(seconds),
-    rate=batch / median,
-    tflop=program.flops / 1e12,
-    mfu=table.utilisation(program.flops, median),
-    gib=program.bytes / 2**30,
-    weights=program.weight_bytes / 2**30,
-    compile_s=program.compile_s,
-  )
+  predict = shared_pass.predict({"masks": head}, {"masks": graphdef})
+  for batch in (1,) if table.tiny else (1, 8):
+    images = jax.random.randint(jax.random.key(0), (batch, side, side, 3), 0, 256, jnp.uint8)
+    arguments = (backbone, {"masks": state}, images, jnp.full((batch, 2), side, jnp.int32))
+    [program] = timing.compile_all({"": (predict, arguments)}, quick=table.tiny).values()
+    if isinstance(program, Exception):
+      raise program
+    [seconds] = timing.interleave(
+      {"": timing.repeat(program.call, *arguments)},
+      rounds=2 if table.tiny else 9,
+      round_s=0.0 if table.tiny else 0.4,
+      seconds=table.seconds_left() / 4,
+    ).values()
+    table.add(
+      what=f"L with a plain mask decoder, batch {batch}",
+      storage="bfloat16",
+      pixels=side,
+      **giant.figures(table, program, seconds, batch),
+    )
 
 
 def _probes(table: report.Report) -> None:

@@ -29,9 +29,9 @@ def measure(table: report.Report, backbone: models.Backbone, sides: Sequence[int
       {side: (forward, (folded, models.image_shape(1, side))) for side in sides}, quick=table.tiny
     )
     for side, program in compiled.items():
-      row = row | dict(storage=storage, pixels=side)
+      place = row | dict(storage=storage, pixels=side)
       if isinstance(program, Exception):
-        table.add(**row)
+        table.add(**place)
         table.note(f"{storage}, {side} px: {report.first_line(program)}")
         continue
       run_program = timing.repeat(program.call, folded, models.random_images(1, side))
@@ -40,21 +40,27 @@ def measure(table: report.Report, backbone: models.Backbone, sides: Sequence[int
           {"": run_program}, rounds=6, round_s=0.0 if table.tiny else 0.4, seconds=table.seconds_left() / 4
         ).values()
       except jax.errors.JaxRuntimeError as error:
-        table.add(**row)
+        table.add(**place)
         table.note(f"{storage}, {side} px: {report.first_line(error)}")
         continue
-      median = statistics.median(seconds)
-      table.add(
-        **row,
-        ms=timing.milliseconds(seconds),
-        rate=1 / median,
-        tflop=program.flops / 1e12,
-        mfu=table.utilisation(program.flops, median),
-        gib=program.bytes / 2**30,
-        weights=program.weight_bytes / 2**30,
-        compile_s=program.compile_s,
-      )
+      table.add(**place, **figures(table, program, seconds))
     del folded, compiled
+
+
+def figures(
+  table: report.Report, program: timing.Compiled, seconds: Sequence[float], images: int = 1
+) -> dict[str, Any]:
+  """What `COLUMNS` say of a program on so many images, from the seconds of its calls."""
+  median = statistics.median(seconds)
+  return dict(
+    ms=timing.milliseconds(seconds),
+    rate=images / median,
+    tflop=program.flops / 1e12,
+    mfu=table.utilisation(program.flops, median),
+    gib=program.bytes / 2**30,
+    weights=program.weight_bytes / 2**30,
+    compile_s=program.compile_s,
+  )
 
 
 COLUMNS = dict(

@@ -70,7 +70,7 @@ def cases_of_families(*, tiny: bool) -> tuple[Case, ...]:
   """Vision transformers and convolutional networks."""
 
   def case(name: str, timm: str, side: int, *batches: int) -> Case:
-    return Case(models.Backbone(name, name), 64 if tiny else side, (2,) if tiny else batches, timm)
+    return Case(models.Backbone(name), 64 if tiny else side, (2,) if tiny else batches, timm)
 
   vit = case("dinov3_vitl16", "vit_large_patch16_dinov3", 512, 32, 64)
   resnet = case("resnet50", "resnet50", 224, 256, 512)
@@ -110,7 +110,7 @@ def run(table: report.Report, cases: Callable[..., tuple[Case, ...]]) -> None:
   tuned = {"timm, max-autotune": lambda timm: timm.compiled("max-autotune-no-cudagraphs")}
   for case in chosen:
     if table.tiny or table.seconds_left() < _TUNING_SECONDS:
-      table.note(f"{case.backbone.label}: torch.compile's max-autotune is left out, for want of time.")
+      table.note(f"{case.backbone.name}: torch.compile's max-autotune is left out, for want of time.")
       continue
     _measure(table, case, tuned)
 
@@ -138,7 +138,7 @@ def _measure(table: report.Report, case: Case, forms: dict[str, Callable] | None
   names = [_OURS, *forms]
   for name, make in forms.items():
     if _add_peer(table, runs, details, name, timm, lambda make=make: make(timm), tensor, reference):
-      table.remove(model=case.backbone.label, implementation=names)
+      table.remove(model=case.backbone.name, implementation=names)
       _add_rows(table, case, batch, program, runs, details)
   peers.release()
 
@@ -158,7 +158,7 @@ def _add_rows(
   for name, seconds in taken.items():
     rate = batch / statistics.median(seconds)
     table.add(
-      model=case.backbone.label,
+      model=case.backbone.name,
       pixels=case.image_size,
       batch=batch,
       implementation=name,
@@ -181,19 +181,19 @@ def _best_batch(
   rates = {}
   for batch, program in compiled.items():
     if isinstance(program, Exception):
-      table.note(f"{case.backbone.label}, batch {batch}: {report.first_line(program)}")
+      table.note(f"{case.backbone.name}, batch {batch}: {report.first_line(program)}")
       continue
     run = timing.repeat(program.call, folded, jnp.asarray(images[batch], jnp.bfloat16))
     try:
       [seconds] = timing.interleave({"": run}, rounds=3, round_s=0.0 if table.tiny else 0.2).values()
     except jax.errors.JaxRuntimeError as error:
-      table.note(f"{case.backbone.label}, batch {batch}: {report.first_line(error)}")
+      table.note(f"{case.backbone.name}, batch {batch}: {report.first_line(error)}")
       continue
     rates[batch] = batch / statistics.median(seconds)
   if not rates:
-    raise MemoryError(f"{case.backbone.label}: none of the batches {case.batches} runs on this device.")
+    raise MemoryError(f"{case.backbone.name}: none of the batches {case.batches} runs on this device.")
   table.note(
-    f"{case.backbone.label}, ours folded, images a second by batch: "
+    f"{case.backbone.name}, ours folded, images a second by batch: "
     + ", ".join(f"{batch}: {rate:,.0f}" for batch, rate in rates.items())
     + "."
   )

@@ -62,12 +62,12 @@ def _programs(*, tiny: bool) -> dict[str, Callable[[], timing.Run]]:
   labelled = {}
   for case in inference.cases(tiny=tiny):
     batch = case.batches[0]
-    labelled[f"{case.backbone.label}, {case.image_size} px, batch {batch}"] = lambda case=case: _inference(
+    labelled[f"{case.backbone.name}, {case.image_size} px, batch {batch}"] = lambda case=case: _inference(
       case, tiny
     )
   cases = [case for case in train_steps.waves(tiny=tiny)[0] if not case.everything]
   for case in cases:
-    label = f"{case.head} on frozen {case.backbone.label}, {case.side} px, batch {case.batch}"
+    label = f"{case.head} on frozen {case.backbone.name}, {case.side} px, batch {case.batch}"
     labelled[label] = lambda case=case: _train_step(case, tiny)
   if tiny:
     return dict(list(labelled.items())[1:3])

@@ -26,12 +26,10 @@ class Backbone:
   """A backbone as one measurement takes it.
 
   Attributes:
-    label: its name in the table.
     name: row of the table of variants.
     options: what differs from the row.
   """
 
-  label: str
   name: str
   options: tuple[tuple[str, Any], ...] = ()
 
@@ -59,7 +57,7 @@ def swinv2(name: str, windows: tuple[int, ...], pretrained: tuple[int, ...] = (0
     pretrained: windows that position coordinates are normalised by; 0: the window in use.
   """
   options = dict(window_sizes=windows, pretrained_window_sizes=pretrained, residual_norm_init=1.0)
-  return Backbone(name, name, tuple(options.items()))
+  return Backbone(name, tuple(options.items()))
 
 
 def for_detection(name: str, *, tiny: bool) -> Backbone:

@@ -108,7 +108,7 @@ def measure(table: report.Report, case: Case, step: programs.TrainStep, compiled
   """Adds the row of a case; one without figures, and a note, where it does not fit the device."""
   row = dict(
     head=case.head,
-    backbone=case.backbone.label,
+    backbone=case.backbone.name,
     trains="everything" if case.everything else "head",
     pixels=case.side,
     batch=case.batch,
@@ -122,7 +122,7 @@ def measure(table: report.Report, case: Case, step: programs.TrainStep, compiled
     ).values()
   except jax.errors.JaxRuntimeError as error:
     table.add(**row)
-    name = f"{case.head} on {case.backbone.label}, {case.side} px, batch {case.batch}"
+    name = f"{case.head} on {case.backbone.name}, {case.side} px, batch {case.batch}"
     table.note(f"{name}: {report.first_line(error)}")
     return
   median = statistics.median(seconds)

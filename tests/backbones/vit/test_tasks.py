@@ -66,7 +66,10 @@ def test_images_are_normalised_as_the_weights_want():
 
 @pytest.mark.slow
 def test_on_every_mesh_a_step_of_detection_is_that_of_one_device():
-  """HTC on the simple pyramid of a ViT; weights of (2, 4) are spread over groups of 4, others over all 8."""
+  """HTC on the simple pyramid of a ViT.
+
+  On the mesh 2x4 the frozen weights are sharded over the 4 devices of a group, on the others over all 8.
+  """
   meshes = ["8x1", "4x2", "2x4", "1x8"]
   command = [sys.executable, "-m", "tests.mesh_run", "detection", "", "dinov3_vits16", *meshes]
   environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
