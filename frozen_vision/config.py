@@ -77,12 +77,15 @@ class OptimizerOptions:
 class MeshOptions:
   """Devices of all processes as a grid, each with its own part of every batch.
 
-  Frozen weights are sharded over all devices, or over `model` with a copy in every group of `data`.
+  Frozen weights are sharded over all devices, or over `model` with a copy in every group of `data`. The
+  optimizer's state and the averages of heads are replicated, or sharded over all devices, which large heads
+  need.
   """
 
   data: int = -1  # -1: the devices that are left
   model: int = 1
   frozen: Literal["all", "model"] = "all"
+  optimizer: Literal["replicated", "sharded"] = "replicated"
 
   def __post_init__(self):
     for name in ("data", "model"):

@@ -1,8 +1,8 @@
 """One training step of a tiny task on meshes of 8 virtual devices, compared with one device.
 
 Run as a program, because the number of devices is fixed when jax starts: python -m tests.mesh_run
-TASK[,TASK ...] [HEAD [BACKBONE [MESH ...]]], with meshes such as 4x2. It prints a line of JSON for each task:
-for each mesh what differs most.
+TASK[,TASK ...] [HEAD [BACKBONE [MESH ...]]], with meshes such as 4x2, where the optimizer is sharded.
+It prints a line of JSON for each task: for each mesh what differs most.
 """
 
 import json
@@ -38,7 +38,9 @@ def main(task_name: str, head: str = "", backbone: str = "", *meshes: str) -> No
   with task.eval_batches() as batches:
     example = step_lib.device_batch(next(batches))
 
-  def run(mesh: jax.sharding.Mesh, over: str) -> dict[str, dict[str, np.ndarray]]:
+  def run(
+    mesh: jax.sharding.Mesh, over: str, optimizer: str = "replicated"
+  ) -> dict[str, dict[str, np.ndarray]]:
     config.mesh.frozen = over
     placed = loop.build_model(task, config, mesh, with_teacher=True)
     module = nnx.merge(placed.graphdef, placed.trainable, placed.mutable, placed.frozen)
@@ -51,7 +53,7 @@ def main(task_name: str, head: str = "", backbone: str = "", *meshes: str) -> No
       mutable=placed.mutable,
       task_state=own,
     )
-    layout = sharding.state_shardings(state, mesh, over, placed.sharding_rules)
+    layout = sharding.state_shardings(state, mesh, over, placed.sharding_rules, optimizer)
     state = sharding.put(state, layout)
     whole = sharding.replicated(mesh)
     step = step_lib.make_train_step(
@@ -74,7 +76,6 @@ def main(task_name: str, head: str = "", backbone: str = "", *meshes: str) -> No
         if task_name == "detection"
         else {}
       )
-    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed.frozen))
     return dict(
       scalars=scalars,
       updated=trees.flatten(new["trainable"]),
@@ -85,7 +86,10 @@ def main(task_name: str, head: str = "", backbone: str = "", *meshes: str) -> No
       gradients=trees.flatten(new["opt_state"][0].trace),
       predictions=predictions,
       rois=rois,
-      frozen_bytes={"held": np.array(held)},
+      held_bytes={
+        "frozen": np.array(_held_bytes(placed.frozen)),
+        "moments": np.array(_held_bytes(new["opt_state"])),
+      },
     )
 
   def to_host(tree):
@@ -95,7 +99,8 @@ def main(task_name: str, head: str = "", backbone: str = "", *meshes: str) -> No
   report = {}
   for name in meshes or ("4x2", "2x4"):
     over = "model" if name == "2x4" else "all"
-    found = to_host(run(sharding.make_mesh(*map(int, name.split("x"))), over))
+    optimizer = "sharded" if name == "4x2" else "replicated"
+    found = to_host(run(sharding.make_mesh(*map(int, name.split("x"))), over, optimizer))
     report[name] = dict(
       scalars=_difference(found["scalars"], wanted["scalars"]),
       updated=_difference(found["updated"], wanted["updated"]),
@@ -104,9 +109,17 @@ def main(task_name: str, head: str = "", backbone: str = "", *meshes: str) -> No
       predictions=_difference(found["predictions"], wanted["predictions"]),
       rois_equal=all(np.array_equal(found["rois"][name], value) for name, value in wanted["rois"].items()),
       num_rois=int(sum(np.sum(value) for name, value in wanted["rois"].items() if name == "positive")),
-      frozen_share=float(found["frozen_bytes"]["held"] / max(wanted["frozen_bytes"]["held"], 1)),
+      **{
+        f"{part}_share": float(held / max(wanted["held_bytes"][part], 1))
+        for part, held in found["held_bytes"].items()
+      },
     )
   print(json.dumps(report))
+
+
+def _held_bytes(tree) -> int:
+  """What the first device holds of a tree."""
+  return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def _tiny_config(task_name, head, backbone):

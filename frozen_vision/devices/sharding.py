@@ -1,8 +1,9 @@
 """Placement of arrays: a mesh of devices, sharding rules for frozen weights, batches split over all devices.
 
 Every device works on its own examples. Frozen weights are sharded over the devices and gathered one block at
-a time while they are used (`gathered`), heads and their optimizer state are small and replicated, and sums
-over the batch are sums over all devices, because the compiled program is that of the global batch.
+a time while they are used (`gathered`), heads and their optimizer state are small and replicated (that of a
+large head can be sharded), and sums over the batch are sums over all devices, because the compiled program is
+that of the global batch.
 
   mesh axis   what it is
   data        groups of devices that each hold all frozen weights, where `over="model"`
@@ -22,6 +23,7 @@ import numpy as np
 
 AXES = ("data", "model")
 Over = Literal["all", "model"]
+Optimizer = Literal["replicated", "sharded"]
 Meshes = Mesh | AbstractMesh  # of devices, or of their number alone
 
 # For each pattern of a leaf's path within its network: the axes along which the leaf may be sharded, the
@@ -93,9 +95,7 @@ def frozen_shardings(
   """
   if over not in ("all", "model"):
     raise ValueError(f"config.mesh.frozen is {over!r}; known: all, model.")
-  # Which axes together split a dimension, most pieces first.
-  choices = [AXES, ("data",), ("model",)] if over == "all" else [("model",)]
-  choices.sort(key=lambda axes: -_size(mesh, axes))
+  choices = _choices(mesh) if over == "all" else [("model",)]
   flat = nnx.to_flat_state(state)
   rules = rules or {}
   sizes = {path: _num_bytes(leaf) for path, leaf in flat if str(path[0]) in rules}
@@ -110,6 +110,11 @@ def frozen_shardings(
   return nnx.from_flat_state(shardings)
 
 
+def _choices(mesh: Meshes) -> list[tuple[str, ...]]:
+  """Which axes together split a dimension, most pieces first."""
+  return sorted([AXES, ("data",), ("model",)], key=lambda axes: -_size(mesh, axes))
+
+
 def _small_leaves(sizes: Mapping[tuple[Any, ...], int], pieces: int) -> set[tuple[Any, ...]]:
   """The smallest leaves, which together are next to nothing beside a device's part of all."""
   small, kept = set(), 0
@@ -122,7 +127,11 @@ def _small_leaves(sizes: Mapping[tuple[Any, ...], int], pieces: int) -> set[tupl
 
 
 def state_shardings(
-  state: Mapping[str, Any], mesh: Meshes, over: Over = "all", rules: Mapping[str, Rules] | None = None
+  state: Mapping[str, Any],
+  mesh: Meshes,
+  over: Over = "all",
+  rules: Mapping[str, Rules] | None = None,
+  optimizer: Optimizer = "replicated",
 ) -> dict[str, Any]:
   """How what changes in training is sharded: heads are replicated, networks that train as if frozen.
 
@@ -130,7 +139,14 @@ def state_shardings(
     state: of `training.step.init_state`, arrays or shapes. Leaves of `opt_state` and `ema` are laid out as
       the parameters they belong to.
     rules: as for `frozen_shardings`.
+    optimizer: "sharded": those of heads are sharded over all devices, as ZeRO's first stage does
+      (arXiv:1910.02054). Each device updates its part, and the new parameters are gathered.
+
+  Raises:
+    ValueError: as `frozen_shardings`, or an unknown `optimizer`.
   """
+  if optimizer not in ("replicated", "sharded"):
+    raise ValueError(f"config.mesh.optimizer is {optimizer!r}; known: replicated, sharded.")
   trainable = state["trainable"]
   specs = {
     _names(path): leaf
@@ -148,7 +164,24 @@ def state_shardings(
         return specs[names[start:]]
     return whole
 
-  return jax.tree.map_with_path(sharding_of, dict(state))
+  shardings = jax.tree.map_with_path(sharding_of, dict(state))
+  if optimizer == "sharded":
+    own = {name: state[name] for name in ("opt_state", "ema") if name in state}
+    shardings |= _sharded_where_whole(own, {name: shardings[name] for name in own}, mesh)
+  return shardings
+
+
+def _sharded_where_whole(tree: Any, shardings: Any, mesh: Meshes) -> Any:
+  """Shardings of a tree's leaves over all devices, but for those that are sharded already or small."""
+  leaves, structure = jax.tree.flatten(tree)
+  places = structure.flatten_up_to(shardings)
+  choices = _choices(mesh)
+  sizes = {(index,): _num_bytes(leaf) for index, leaf in enumerate(leaves) if not any(places[index].spec)}
+  for index, *_ in sizes.keys() - _small_leaves(sizes, _size(mesh, choices[0])):
+    shape = leaves[index].shape
+    longest_first = sorted(range(-len(shape), 0), key=lambda axis: -shape[axis])
+    places[index] = NamedSharding(mesh, _split(shape, longest_first, mesh, choices))
+  return structure.unflatten(places)
 
 
 def put(tree: Any, shardings: Any) -> Any:
@@ -255,10 +288,17 @@ def _spec(
       f"the class of the {network}."
     )
   stacked = "repeated" in names
+  return _split(shape, [axis for axis in dimensions if -axis <= len(shape) - stacked], mesh, choices)
+
+
+def _split(
+  shape: tuple[int, ...], dimensions: Sequence[int], mesh: Meshes, choices: Sequence[tuple[str, ...]]
+) -> PartitionSpec:
+  """One dimension in as many pieces as can be, the first that allows them."""
   for axes in choices:
     pieces = _size(mesh, axes)
     for dimension in dimensions:
-      if pieces > 1 and -dimension <= len(shape) - stacked and shape[dimension] % pieces == 0:
+      if pieces > 1 and shape[dimension] % pieces == 0:
         entries: list[Any] = [None] * len(shape)
         entries[dimension] = axes
         return PartitionSpec(*entries)

@@ -225,7 +225,7 @@ def make_program(
   }
   return Program(
     step,
-    _placed(state, sharding.state_shardings(state, mesh, over, rules)),
+    _placed(state, sharding.state_shardings(state, mesh, over, rules, config.mesh.optimizer)),
     _placed(frozen, sharding.frozen_shardings(frozen, mesh, over, rules)),
     _placed(batch, {key: sharding.batch_sharding(mesh) for key in batch}),
     mesh,
@@ -370,8 +370,9 @@ def _advice(report: Report, setting: Report) -> str:
       )
     case "trained_parameters" | "optimizer":
       return (
-        "Heads are replicated: train fewer parameters (config.trainable), or without an average "
-        "(config.ema_decay=0); what trains of a backbone is sharded over all devices, so more of them help."
+        "Heads are replicated: shard their optimizer state (config.mesh.optimizer=sharded), train fewer "
+        "parameters (config.trainable), or without an average (config.ema_decay=0); what trains of a "
+        "backbone is sharded over all devices, so more of them help."
       )
     case "batch":
       return "Take fewer examples a device (config.batch_size, config.accumulate), or smaller frames."

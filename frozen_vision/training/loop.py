@@ -301,7 +301,9 @@ def _initial_state(
     mutable=model.mutable,
     task_state=task.initial_state(module),
   )
-  layout = sharding.state_shardings(state, mesh, config.mesh.frozen, model.sharding_rules)
+  layout = sharding.state_shardings(
+    state, mesh, config.mesh.frozen, model.sharding_rules, config.mesh.optimizer
+  )
   return sharding.put(state, layout), layout
 
 

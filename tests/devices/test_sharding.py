@@ -95,6 +95,38 @@ def test_wrong_meshes_and_batches_are_said():
     sharding.check_batch(4, mesh, "batch_size", 3)
 
 
+def test_moments_of_a_large_head_can_be_sharded_and_its_parameters_stay_whole():
+  trainable = nnx.State(
+    {
+      "head": {
+        "kernel": nnx.Param(jax.ShapeDtypeStruct((3, 512, 1000), jnp.float32)),  # 1000 has no 16 pieces
+        "odd": nnx.Param(jax.ShapeDtypeStruct((999, 999), jnp.float32)),
+        "bias": nnx.Param(jax.ShapeDtypeStruct((16,), jnp.float32)),
+      }
+    }
+  )
+  state = dict(
+    trainable=trainable,
+    opt_state=jax.eval_shape(optax.adam(1e-3).init, trainable),
+    ema=trainable,
+    step=jax.ShapeDtypeStruct((), jnp.int32),
+  )
+  mesh, wanted = _mesh(8, 2), {"kernel": PartitionSpec(None, sharding.AXES, None)}
+  found = sharding.state_shardings(state, mesh, rules=_RULES, optimizer="sharded")
+  specs = {}
+  for path, place in jax.tree.flatten_with_path(found)[0]:
+    part, name = path[0].key, next((str(key.key) for key in path if getattr(key, "key", "") in wanted), "")
+    assert place.spec == (PartitionSpec() if part == "trainable" else wanted.get(name, PartitionSpec())), path
+    specs.setdefault((part, name), []).append(place.spec)
+  assert {key: len(values) for key, values in specs.items() if key[1]} == {
+    ("trainable", "kernel"): 1,
+    ("opt_state", "kernel"): 2,
+    ("ema", "kernel"): 1,
+  }
+  with pytest.raises(ValueError, match="config.mesh.optimizer is 'whole'; known: replicated, sharded"):
+    sharding.state_shardings(state, mesh, rules=_RULES, optimizer="whole")
+
+
 def test_heads_are_whole_and_open_blocks_are_spread_with_their_moments():
   trainable = nnx.State(
     {
