@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from frozen_vision.backbones.base import Backbone
+from frozen_vision.layers.convolution import MapConv
 from frozen_vision.ops.arrays import Array
 
 _logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class ImagePrior(nnx.Module):
     self.down = nnx.List([_Layer(n, width, 3, 2, rngs=rngs) for n, width in zip(inputs, widths)])
     self.deeper = nnx.List([_Layer(width, width, 3, rngs=rngs) for width in widths])
     self.up = nnx.List([_Layer(_SKIP_CHANNELS + n, width, 3, rngs=rngs) for n, width in zip(outputs, widths)])
-    self.colours = nnx.Conv(widths[0], 3, (1, 1), rngs=rngs)
+    self.colours = MapConv(widths[0], 3, (1, 1), rngs=rngs)
 
   def __call__(self, noise: Float[Array, "h w c"]) -> Float[Array, "h w 3"]:
     """RGB in 0..1."""
@@ -76,7 +77,7 @@ class _Layer(nnx.Module):
   """Convolution, norm of every channel over the image, leaky ReLU."""
 
   def __init__(self, inputs: int, outputs: int, size: int, strides: int = 1, *, rngs: nnx.Rngs):
-    self.conv = nnx.Conv(inputs, outputs, (size, size), strides=strides, rngs=rngs)
+    self.conv = MapConv(inputs, outputs, (size, size), strides=strides, rngs=rngs)
     self.norm = nnx.GroupNorm(outputs, num_groups=outputs, rngs=rngs)
 
   def __call__(self, x: Float[Array, "1 h w c"]) -> Float[Array, "1 h2 w2 d"]:

@@ -20,7 +20,7 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import detection_losses, sampling
 from frozen_vision.heads.base import DetectionHead, DetectionHeadConfig, Features, Scalars
 from frozen_vision.layers.activations import ACTIVATIONS
-from frozen_vision.layers.convolution import BatchNorm
+from frozen_vision.layers.convolution import BatchNorm, MapConv
 from frozen_vision.ops import anchors as anchor_ops
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import nms as nms_ops
@@ -111,8 +111,8 @@ class Tower(nnx.Module):
     self.activation = ACTIVATIONS[config.activation]
     has_norm = config.norm == "batch"
 
-    def conv(inputs: int, outputs: int, *, use_bias: bool = True, bias: float = 0.0) -> nnx.Conv:
-      return nnx.Conv(
+    def conv(inputs: int, outputs: int, *, use_bias: bool = True, bias: float = 0.0) -> MapConv:
+      return MapConv(
         inputs,
         outputs,
         (3, 3),

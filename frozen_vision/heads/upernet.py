@@ -21,6 +21,7 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads import pixel_classification
 from frozen_vision.heads.base import SegmentationHead
 from frozen_vision.layers import norms
+from frozen_vision.layers.convolution import MapConv
 from frozen_vision.ops import resize
 from frozen_vision.ops.arrays import Array
 from frozen_vision.options import Count, Fraction, from_data, NonNegative
@@ -64,7 +65,7 @@ class ConvNorm(nnx.Module):
   def __init__(
     self, channels_in: int, channels_out: int, kernel: int, *, groups: int, dtype: DTypeLike, rngs: nnx.Rngs
   ):
-    self.conv = nnx.Conv(
+    self.conv = MapConv(
       channels_in,
       channels_out,
       (kernel, kernel),

@@ -21,6 +21,7 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.backbones.video_swin import model as video_swin
 from frozen_vision.heads.base import ClipHead
 from frozen_vision.layers import stages
+from frozen_vision.layers.convolution import MapConv
 from frozen_vision.layers.mlp import gelu, linear, Mlp
 from frozen_vision.layers.norms import LayerNorm, level_norms
 from frozen_vision.ops import self_similarity
@@ -145,7 +146,7 @@ class Motion(nnx.Module):
     # similarities are faint, and blocks could not hear them.
     self.norm = LayerNorm(neighbours, rngs=rngs)
     self.fc1 = nnx.Linear(neighbours, channels, dtype=dtype, rngs=rngs)
-    self.conv = nnx.Conv(channels, channels, (3, 3), dtype=dtype, rngs=rngs)
+    self.conv = MapConv(channels, channels, (3, 3), dtype=dtype, rngs=rngs)
     self.fc2 = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
 
   def __call__(self, features: Float[Array, "b t h w c"]) -> Float[Array, "b t h w channels"]:

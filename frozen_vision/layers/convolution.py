@@ -1,4 +1,4 @@
-"""Convolutions with BatchNorm, described once for the canonical module and for its folded form."""
+"""Convolutions of heads, and those with BatchNorm, described once for the canonical and the folded form."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -35,6 +35,21 @@ class ConvSpec:
   def pads(self, same: bool) -> convolution.Padding:
     """TensorFlow's padding, which depends on the map's size, or half the kernel on every side."""
     return "SAME" if same else self.size // 2
+
+
+class MapConv(nnx.Conv):
+  """`nnx.Conv` over maps, without dilation, by `ops.convolution.convolve`, which is fast on each platform."""
+
+  def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+    dtype = self.dtype or x.dtype
+    y = convolution.convolve(
+      x.astype(dtype),
+      self.kernel[...].astype(dtype),
+      strides=self.strides,
+      padding=self.padding,
+      groups=self.feature_group_count,
+    )
+    return y if self.bias is None else y + self.bias[...].astype(dtype)
 
 
 class BatchNorm(nnx.BatchNorm):

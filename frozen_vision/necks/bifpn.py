@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.layers import norms
+from frozen_vision.layers.convolution import MapConv
 from frozen_vision.necks.base import Neck
 from frozen_vision.necks.fpn import resize_nearest
 from frozen_vision.ops.arrays import Array
@@ -79,7 +80,7 @@ class Fusion(nnx.Module):
     self.weights = nnx.Param(jnp.ones((inputs,), jnp.float32))
 
     def conv(size, groups, bias):
-      return nnx.Conv(
+      return MapConv(
         channels,
         channels,
         (size, size),

@@ -1,11 +1,11 @@
 """One more global attention block after the last backbone level, as HTC++ has it (Swin, A2.2)."""
 
 from flax import nnx
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from frozen_vision.layers.attention import attention
 from frozen_vision.ops.arrays import Array
 
 _INIT = nnx.initializers.truncated_normal(0.02)
@@ -64,8 +64,7 @@ class ExtraAttention(nnx.Module):
     shape = x.shape
     x = jnp.asarray(x, self.dtype).reshape(shape[0], -1, shape[-1])
     qkv = self.qkv(self.norm1(x)).reshape(*x.shape[:2], 3, self.num_heads, -1)
-    # Scores and softmax are float32 inside.
-    y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+    y = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
     x = x + self.proj(y.reshape(x.shape))
     x = x + self.fc2(nnx.gelu(self.fc1(self.norm2(x)), approximate=False))
     return self.norm(x).reshape(shape)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 import numpy as np
 
 from frozen_vision.backbones.base import FeatureSpec
+from frozen_vision.layers.convolution import MapConv
 from frozen_vision.necks.base import Neck
 from frozen_vision.ops.arrays import Array
 
@@ -82,7 +83,7 @@ class FPN(Neck):
     )
     self.outputs = nnx.List(
       [
-        nnx.Conv(channels, channels, (3, 3), dtype=dtype, kernel_init=_XAVIER, rngs=rngs)
+        MapConv(channels, channels, (3, 3), dtype=dtype, kernel_init=_XAVIER, rngs=rngs)
         for _ in feature_specs
       ]
     )

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.layers import norms
 from frozen_vision.layers.activations import ACTIVATIONS
-from frozen_vision.layers.convolution import BatchNorm
+from frozen_vision.layers.convolution import BatchNorm, MapConv
 from frozen_vision.necks.base import Neck
 from frozen_vision.necks.fpn import resize_nearest
 from frozen_vision.ops import convolution as conv_ops
@@ -83,7 +83,7 @@ class NASFPNBlock(nnx.Module):
   ):
     self.activation = activation
     self.convs = nnx.List(
-      [nnx.Conv(channels, channels, (3, 3), dtype=dtype, kernel_init=_HE, rngs=rngs) for _ in NODES]
+      [MapConv(channels, channels, (3, 3), dtype=dtype, kernel_init=_HE, rngs=rngs) for _ in NODES]
     )
     self.norms = nnx.List([norm() for _ in NODES])
 

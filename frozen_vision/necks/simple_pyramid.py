@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from frozen_vision.backbones.base import FeatureSpec
+from frozen_vision.layers.convolution import MapConv
 from frozen_vision.layers.mlp import gelu
 from frozen_vision.layers.norms import LayerNorm
 from frozen_vision.layers.upsampling import Deconv2x
@@ -84,7 +85,7 @@ class SimplePyramid(Neck):
     )
     self.lateral_norms = nnx.List([norm(channels) for _ in widths])
     self.outputs = nnx.List(
-      [nnx.Conv(channels, channels, (3, 3), use_bias=False, dtype=dtype, rngs=rngs) for _ in widths]
+      [MapConv(channels, channels, (3, 3), use_bias=False, dtype=dtype, rngs=rngs) for _ in widths]
     )
     self.output_norms = nnx.List([norm(channels) for _ in widths])
 

@@ -1,10 +1,12 @@
 """Convolutions by cells of the kernel equal the compiler's, values and gradients; pooling at the edges."""
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frozen_vision.layers.convolution import MapConv
 from frozen_vision.ops import convolution
 
 
@@ -46,6 +48,38 @@ def test_equals_the_compilers_convolution(groups, inputs, outputs, strides, padd
     np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("strides", [1, (2, 1), 3])
+def test_a_kernel_of_one_cell_is_a_matrix_product_with_its_gradients(strides):
+  x, kernel = _draw(2, 7, 9, 5), _draw(1, 1, 5, 8)
+  steps = (strides, strides) if isinstance(strides, int) else strides
+
+  def ours(x, kernel):
+    return convolution.convolve(x, kernel, strides=strides)
+
+  def reference(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x, kernel, steps, ((0, 0), (0, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+  weights = _draw(*jax.eval_shape(reference, x, kernel).shape)
+  found, wanted = (jax.vjp(function, x, kernel) for function in (ours, reference))
+  np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5, atol=1e-5)
+  for gradient, wanted_gradient in zip(found[1](weights), wanted[1](weights), strict=True):
+    np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_in_bfloat16_are_added_in_float32():
+  x, kernel = jnp.ones((4, 32, 32, 2), jnp.bfloat16), jnp.zeros((3, 3, 2, 4), jnp.bfloat16)
+
+  @jax.grad
+  def gradient_of(kernel):
+    return convolution.convolve(x, kernel, padding="VALID").sum()
+
+  gradient = gradient_of(kernel)
+  assert gradient.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(gradient, np.full_like(gradient, 4 * 30 * 30))
+
+
 def test_a_depthwise_convolution_in_bfloat16_adds_in_float32():
   x, kernel = jnp.ones((1, 8, 8, 4), jnp.bfloat16), jnp.full((5, 5, 1, 4), 1.015625, jnp.bfloat16)
   y = convolution.convolve(x, kernel, padding="VALID", groups=4)
@@ -53,13 +87,22 @@ def test_a_depthwise_convolution_in_bfloat16_adds_in_float32():
   np.testing.assert_array_equal(y, jnp.full_like(y, 25 * 1.015625))
 
 
-def test_on_a_cpu_no_grouped_convolution_is_compiled():
+@pytest.mark.parametrize("kernel, groups", [((3, 3, 1, 8), 8), ((1, 1, 8, 6), 1)])
+def test_on_a_cpu_no_convolution_is_compiled_that_is_slow_there(kernel, groups):
   text = (
-    jax.jit(lambda x, k: convolution.convolve(x, k, groups=8))
-    .lower(_draw(1, 8, 8, 8), _draw(3, 3, 1, 8))
+    jax.jit(lambda x, k: convolution.convolve(x, k, groups=groups))
+    .lower(_draw(1, 8, 8, 8), _draw(*kernel))
     .as_text()
   )
   assert ("convolution" in text) == (jax.default_backend() != "cpu")
+
+
+def test_a_layer_of_a_head_equals_flax_s():
+  x = _draw(2, 9, 12, 6)
+  options = dict(strides=(2, 1), padding="VALID", feature_group_count=3)
+  layers = [kind(6, 9, (3, 2), rngs=nnx.Rngs(0), **options) for kind in (MapConv, nnx.Conv)]
+  np.testing.assert_allclose(*(layer(x) for layer in layers), rtol=1e-5, atol=1e-5)
+  assert MapConv(6, 9, (3, 2), use_bias=False, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x).dtype == jnp.bfloat16
 
 
 def test_channels_that_do_not_fit_are_named():

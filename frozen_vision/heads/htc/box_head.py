@@ -17,6 +17,7 @@ from frozen_vision.heads import detection_losses as loss_ops
 from frozen_vision.heads.htc.config import HTCConfig, Quad
 from frozen_vision.layers import norms
 from frozen_vision.layers.activations import ACTIVATIONS
+from frozen_vision.layers.convolution import MapConv
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops.arrays import Array
 
@@ -37,7 +38,7 @@ class BoxConv(nnx.Module):
 
   def __init__(self, channels_in: int, config: HTCConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
     norm, channels_out = config.box_conv_norm, config.box_conv_channels
-    self.conv = nnx.Conv(
+    self.conv = MapConv(
       channels_in,
       channels_out,
       (3, 3),

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from frozen_vision.heads.htc.config import HTCConfig
 from frozen_vision.layers.activations import ACTIVATIONS
+from frozen_vision.layers.convolution import MapConv
 from frozen_vision.layers.upsampling import Deconv2x
 from frozen_vision.ops.arrays import Array
 
@@ -25,7 +26,7 @@ class MaskHead(nnx.Module):
     sizes = [channels] + [width] * config.mask_convs
 
     def conv(i, o):
-      return nnx.Conv(i, o, (3, 3), dtype=dtype, kernel_init=_KAIMING, rngs=rngs)
+      return MapConv(i, o, (3, 3), dtype=dtype, kernel_init=_KAIMING, rngs=rngs)
 
     self.convs = nnx.List([conv(i, o) for i, o in zip(sizes[:-1], sizes[1:])])
     # It is added to this head's input, hence the output width. The reference needs mask_channels ==

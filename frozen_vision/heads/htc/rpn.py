@@ -15,6 +15,7 @@ from frozen_vision.heads import detection_losses as loss_ops
 from frozen_vision.heads import sampling
 from frozen_vision.heads.htc.config import HTCConfig
 from frozen_vision.layers.activations import ACTIVATIONS
+from frozen_vision.layers.convolution import MapConv
 from frozen_vision.ops import anchors as anchor_ops
 from frozen_vision.ops import boxes as box_ops
 from frozen_vision.ops import nms as nms_ops
@@ -50,7 +51,7 @@ class RPN(nnx.Module):
     self.config = config
     anchors = len(config.anchor_scales) * len(config.anchor_ratios)
     channels = config.rpn_channels
-    self.conv = nnx.Conv(
+    self.conv = MapConv(
       feature_specs[0].channels, channels, (3, 3), dtype=dtype, kernel_init=_NORMAL, rngs=rngs
     )
     self.objectness = nnx.Linear(channels, anchors, dtype=dtype, kernel_init=_NORMAL, rngs=rngs)

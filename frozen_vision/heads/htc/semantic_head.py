@@ -11,6 +11,7 @@ import optax
 
 from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads.htc.config import HTCConfig
+from frozen_vision.layers.convolution import MapConv
 from frozen_vision.ops.arrays import Array
 
 _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -52,7 +53,7 @@ class SemanticHead(nnx.Module):
     sizes = [channels] + [width] * config.semantic_convs
     self.convs = nnx.List(
       [
-        nnx.Conv(i, o, (3, 3), dtype=dtype, kernel_init=_KAIMING, rngs=rngs)
+        MapConv(i, o, (3, 3), dtype=dtype, kernel_init=_KAIMING, rngs=rngs)
         for i, o in zip(sizes[:-1], sizes[1:])
       ]
     )

@@ -15,6 +15,7 @@ from frozen_vision.backbones.base import FeatureSpec
 from frozen_vision.heads.mask2former import layers
 from frozen_vision.heads.mask2former.config import Mask2FormerConfig
 from frozen_vision.layers import deformable, norms
+from frozen_vision.layers.convolution import MapConv
 from frozen_vision.layers.deformable import DeformableAttention
 from frozen_vision.ops.arrays import Array
 from frozen_vision.ops.resize import resize_bilinear
@@ -47,7 +48,7 @@ class _Projection(nnx.Module):
     self.conv = (
       nnx.Linear(channels_in, channels, **options)
       if kernel == 1
-      else nnx.Conv(channels_in, channels, (kernel, kernel), **options)
+      else MapConv(channels_in, channels, (kernel, kernel), **options)
     )
     self.norm = norms.group_norm(channels, groups, dtype=dtype, rngs=rngs)
 
