@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import rounds
-from experiments.benchmarks import evaluator, loader, run_ahead, window_attention
+from experiments.benchmarks import cpu_operations, evaluator, loader, run_ahead, window_attention
 from frozen_vision.tasks import build as tasks_build
 from tests import tiny
 
@@ -23,6 +23,15 @@ def test_evaluator(tmp_path):
   text = evaluator.main(["--images=3", "--detections=8", "--rounds=1", f"--out={out}"])
   assert out.read_text() == text and "| pycocotools | " in text
   assert "mask AP 0.0" in text  # something was found, and both agreed on it
+
+
+def test_cpu_operations(tmp_path):
+  out = tmp_path / "table.md"
+  text = cpu_operations.main(["--tiny", "--rounds=1", f"--out={out}"])
+  assert out.read_text() == text
+  rows = [line.split("|") for line in text.splitlines()[4:]]
+  assert sum("gradients of" in row[1] for row in rows) == 2 and len(rows) == 5
+  assert all(float(cell) > 0 for row in rows for cell in row[2:5])
 
 
 def test_loader():
