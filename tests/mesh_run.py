@@ -5,6 +5,7 @@ TASK[,TASK ...] [HEAD [BACKBONE [MESH ...]]], with meshes such as 4x2, where the
 It prints a line of JSON for each task: for each mesh what differs most.
 """
 
+import functools
 import json
 import sys
 
@@ -45,7 +46,8 @@ def main(task_name: str, head: str = "", backbone: str = "", *meshes: str) -> No
     placed = loop.build_model(task, config, mesh, with_teacher=True)
     module = nnx.merge(placed.graphdef, placed.trainable, placed.mutable, placed.frozen)
     own = task.initial_state(module)
-    state = step_lib.init_state(
+    initial = functools.partial(
+      step_lib.init_state,
       placed.trainable,
       tx,
       seed=3,
@@ -53,8 +55,8 @@ def main(task_name: str, head: str = "", backbone: str = "", *meshes: str) -> No
       mutable=placed.mutable,
       task_state=own,
     )
-    layout = sharding.state_shardings(state, mesh, over, placed.sharding_rules, optimizer)
-    state = sharding.put(state, layout)
+    layout = sharding.state_shardings(jax.eval_shape(initial), mesh, over, placed.sharding_rules, optimizer)
+    state = sharding.put(initial(shardings=layout), layout)
     whole = sharding.replicated(mesh)
     step = step_lib.make_train_step(
       task,

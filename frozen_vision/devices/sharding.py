@@ -115,14 +115,14 @@ def _choices(mesh: Meshes) -> list[tuple[str, ...]]:
   return sorted([AXES, ("data",), ("model",)], key=lambda axes: -_size(mesh, axes))
 
 
-def _small_leaves(sizes: Mapping[tuple[Any, ...], int], pieces: int) -> set[tuple[Any, ...]]:
+def _small_leaves(sizes: Mapping[Any, int], pieces: int) -> set[Any]:
   """The smallest leaves, which together are next to nothing beside a device's part of all."""
   small, kept = set(), 0
-  for path in sorted(sizes, key=lambda path: sizes[path]):
-    kept += sizes[path]
+  for name in sorted(sizes, key=lambda name: sizes[name]):
+    kept += sizes[name]
     if kept > _REPLICATED_PART * sum(sizes.values()) / pieces:
       break
-    small.add(path)
+    small.add(name)
   return small
 
 
@@ -139,8 +139,8 @@ def state_shardings(
     state: of `training.step.init_state`, arrays or shapes. Leaves of `opt_state` and `ema` are laid out as
       the parameters they belong to.
     rules: as for `frozen_shardings`.
-    optimizer: "sharded": those of heads are sharded over all devices, as ZeRO's first stage does
-      (arXiv:1910.02054). Each device updates its part, and the new parameters are gathered.
+    optimizer: "sharded": optimizer state and averages of heads are sharded over all devices, as ZeRO's
+      first stage does (arXiv:1910.02054). Each device updates its part, and the new parameters are gathered.
 
   Raises:
     ValueError: as `frozen_shardings`, or an unknown `optimizer`.
@@ -166,22 +166,26 @@ def state_shardings(
 
   shardings = jax.tree.map_with_path(sharding_of, dict(state))
   if optimizer == "sharded":
-    own = {name: state[name] for name in ("opt_state", "ema") if name in state}
-    shardings |= _sharded_where_whole(own, {name: shardings[name] for name in own}, mesh)
+    names = {"opt_state", "ema"} & set(state)
+    shardings |= {name: _sharded_where_replicated(state[name], shardings[name], mesh) for name in names}
   return shardings
 
 
-def _sharded_where_whole(tree: Any, shardings: Any, mesh: Meshes) -> Any:
-  """Shardings of a tree's leaves over all devices, but for those that are sharded already or small."""
+def _sharded_where_replicated(tree: Any, shardings: Any, mesh: Meshes) -> Any:
+  """Shardings of a tree's leaves over all devices, but for those that are sharded already, small, or keys."""
   leaves, structure = jax.tree.flatten(tree)
-  places = structure.flatten_up_to(shardings)
+  found = structure.flatten_up_to(shardings)
   choices = _choices(mesh)
-  sizes = {(index,): _num_bytes(leaf) for index, leaf in enumerate(leaves) if not any(places[index].spec)}
-  for index, *_ in sizes.keys() - _small_leaves(sizes, _size(mesh, choices[0])):
+  sizes = {
+    index: _num_bytes(leaf)
+    for index, leaf in enumerate(leaves)
+    if not any(found[index].spec) and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  }
+  for index in sizes.keys() - _small_leaves(sizes, _size(mesh, choices[0])):
     shape = leaves[index].shape
     longest_first = sorted(range(-len(shape), 0), key=lambda axis: -shape[axis])
-    places[index] = NamedSharding(mesh, _split(shape, longest_first, mesh, choices))
-  return structure.unflatten(places)
+    found[index] = NamedSharding(mesh, _split(shape, longest_first, mesh, choices))
+  return structure.unflatten(found)
 
 
 def put(tree: Any, shardings: Any) -> Any:

@@ -82,8 +82,8 @@ def _heads_first(
 ) -> Float[Array, "b q heads d"]:
   """Attention on arrays that are transposed before the products, divided by the softmax's sum after them.
 
-  On a CPU that takes 0.4 to 0.6 times as long as `jax.nn.dot_product_attention`, whose products have the
-  heads between the axes that they run over.
+  On a CPU that takes 0.5 to 0.7 times as long as `jax.nn.dot_product_attention`, whose products have the
+  heads between the axes that they run over (experiments/results/cpu_operations.md).
   """
   query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
   scale = query.shape[-1] ** -0.5 if scale is None else scale

@@ -38,13 +38,49 @@ class ConvSpec:
 
 
 class MapConv(nnx.Conv):
-  """`nnx.Conv` over maps, without dilation, by `ops.convolution.convolve`, which is fast on each platform."""
+  """`nnx.Conv` over maps, by `ops.convolution.convolve`, which is fast on each platform."""
+
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    size: tuple[int, int],
+    *,
+    strides: int | tuple[int, int] = 1,
+    padding: convolution.Padding = "SAME",
+    feature_group_count: int = 1,
+    use_bias: bool = True,
+    kernel_init: Any = nnx.initializers.lecun_normal(),
+    bias_init: Any = nnx.initializers.zeros_init(),
+    dtype: Any = None,
+    rngs: nnx.Rngs,
+  ):
+    """Initialises as `nnx.Conv` does, whose other options this one does not have.
+
+    Args:
+      size: of the kernel: rows and columns.
+      dtype: of the computation; by default that which the map's and the parameters' promote to.
+    """
+    super().__init__(
+      inputs,
+      outputs,
+      size,
+      strides=strides,
+      padding=padding,
+      feature_group_count=feature_group_count,
+      use_bias=use_bias,
+      kernel_init=kernel_init,
+      bias_init=bias_init,
+      dtype=dtype,
+      rngs=rngs,
+    )
 
   def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
-    dtype = self.dtype or x.dtype
+    kernel = self.kernel[...]
+    dtype = self.dtype or jnp.result_type(x, kernel)
     y = convolution.convolve(
       x.astype(dtype),
-      self.kernel[...].astype(dtype),
+      kernel.astype(dtype),
       strides=self.strides,
       padding=self.padding,
       groups=self.feature_group_count,

@@ -222,13 +222,17 @@ class CocoEvaluator:
       # precision is [IoU threshold, recall, category, area, maximum of detections].
       precision = evaluation.eval["precision"][:, :, :, 0, -1]
       for i, name in enumerate(self.class_names):
-        known = precision[:, :, i][precision[:, :, i] > -1]
         row = self._class_ap.setdefault(name, {})
-        row[f"{matching.PREFIXES[iou_type]}_AP"] = float(known.mean()) if known.size else -1.0
+        for suffix, values in (("AP", precision[:, :, i]), ("AP50", precision[0, :, i])):
+          known = values[values > -1]
+          row[f"{matching.PREFIXES[iou_type]}_{suffix}"] = float(known.mean()) if known.size else -1.0
     return result
 
   def class_result(self) -> dict[str, dict[str, float]]:
-    """`{class name: {"box_AP": ..., "mask_AP": ...}}`; -1 for a class without objects."""
+    """`{class name: {"box_AP": ..., "box_AP50": ..., "mask_AP": ..., "mask_AP50": ...}}`.
+
+    -1 for a class without objects; `{}` without annotations. Every process must call it.
+    """
     if self._class_ap is None:
       self.result()
     return self._class_ap

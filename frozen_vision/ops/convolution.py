@@ -1,12 +1,13 @@
 """Convolutions of channels-last maps, in the form that each platform is fast at.
 
-On a CPU, XLA's grouped convolutions run 15 to 30 times slower than the same sum written as one product per
-cell of the kernel, which fuses into a single loop; those by a kernel of one cell up to twice as slow as the
-matrix product; and the gradient of a dense kernel 1.5 to 5 times slower than a product per cell. Elsewhere
-the convolution is left to the compiler.
+On a CPU, XLA's grouped convolutions run 15 to 40 times slower than the same sum written as one product per
+cell of the kernel, which fuses into a single loop; those by a kernel of one cell 1.2 to 2.3 times slower than
+the matrix product; and gradients of dense convolutions 1.3 to 3.3 times slower than with a product per cell
+for the kernel (experiments/results/cpu_operations.md). Elsewhere the convolution is left to the compiler.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -14,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
+import numpy as np
 
 from frozen_vision.ops.arrays import Array
 
 # "SAME" pads as TensorFlow does, the odd cell at the bottom and right; an int pads every side alike.
 Padding = str | int | Sequence[tuple[int, int]]
+_Pads = tuple[tuple[int, int], tuple[int, int]]
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -31,7 +34,7 @@ def convolve(
   groups: int = 1,
   dtype: DTypeLike | None = None,
 ) -> Float[Array, "b h2 w2 o"]:
-  """A convolution, without bias.
+  """A convolution, without bias; to be differentiated in reverse mode only.
 
   Args:
     kernel: [height, width, inputs / groups, outputs].
@@ -52,15 +55,16 @@ def convolve(
     )
   steps = (strides, strides) if isinstance(strides, int) else tuple(strides)
   pads = _pads(x.shape[1:3], kernel.shape[:2], steps, padding)
-  options = dict(steps=steps, dtype=dtype or x.dtype)
-  whole = functools.partial(_whole, pads=pads, groups=groups, **options)
+  options = dict(steps=steps, dtype=jnp.dtype(dtype or x.dtype))
   if groups > 1:
     on_cpu = functools.partial(_by_cells, pads=pads, groups=groups, **options)
   elif kernel.shape[:2] == (1, 1) and not any(map(any, pads)):
     on_cpu = functools.partial(_by_product, **options)
   else:
-    on_cpu = functools.partial(_dense, steps, pads, options["dtype"])
-  return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=whole)
+    like = jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
+    return _dense(_Setting(pads=pads, like=like, **options), x, kernel)
+  by_compiler = functools.partial(_by_compiler, pads=pads, groups=groups, **options)
+  return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=by_compiler)
 
 
 def max_pool(
@@ -83,16 +87,15 @@ def average_pool(x: Float[Array, "b h w c"], *, size: int, strides: int) -> Floa
   return (total / jax.lax.reduce_window(ones, 0.0, jax.lax.add, window, steps, pads)).astype(x.dtype)
 
 
-def _whole(
+def _by_compiler(
   x: Float[Array, "b h w i"],
   kernel: Float[Array, "kh kw _i o"],
   *,
   steps: tuple[int, int],
-  pads: Sequence[tuple[int, int]],
-  groups: int,
-  dtype: DTypeLike,
+  pads: _Pads,
+  groups: int = 1,
+  dtype: np.dtype,
 ) -> Float[Array, "b h2 w2 o"]:
-  """The compiler's convolution."""
   return jax.lax.conv_general_dilated(
     x,
     kernel,
@@ -104,41 +107,64 @@ def _whole(
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+  """What is static of a dense convolution; `like` are its map and its kernel."""
+
+  steps: tuple[int, int]
+  pads: _Pads
+  dtype: np.dtype
+  like: tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]
+
+  def run(self, x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"]) -> Float[Array, "b h2 w2 o"]:
+    return _by_compiler(x, kernel, steps=self.steps, pads=self.pads, dtype=self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dense(
-  steps: tuple[int, int],
-  pads: tuple[tuple[int, int], tuple[int, int]],
-  dtype: DTypeLike,
-  x: Float[Array, "b h w i"],
-  kernel: Float[Array, "kh kw i o"],
+  setting: _Setting, x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"]
 ) -> Float[Array, "b h2 w2 o"]:
-  """The compiler's convolution; the kernel's gradient, which it is slow at, is a matrix product per cell."""
-  return _whole(x, kernel, steps=steps, pads=pads, groups=1, dtype=dtype)
+  """The compiler's convolution, whose kernel has its gradient in the form that each platform is fast at."""
+  return setting.run(x, kernel)
 
 
-def _dense_forward(steps: Any, pads: Any, dtype: DTypeLike, x: Array, kernel: Array) -> tuple[Array, Any]:
-  return _dense(steps, pads, dtype, x, kernel), (x, kernel)
+def _dense_forward(setting: _Setting, x: Any, kernel: Any) -> tuple[Array, tuple[Array | None, Array | None]]:
+  """Saves of the map and the kernel what the gradients that are asked for need."""
+  saved = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
+  return setting.run(x.value, kernel.value), saved
 
 
 def _dense_backward(
-  steps: Any, pads: Any, dtype: DTypeLike, saved: tuple[Array, Array], gradient: Array
-) -> tuple[Array, Array]:
-  x, kernel = saved
-  convolution = functools.partial(_whole, kernel=kernel, steps=steps, pads=pads, groups=1, dtype=dtype)
-  (of_map,) = jax.linear_transpose(convolution, x)(gradient)
-  flat = gradient.reshape(-1, gradient.shape[-1])
-  cells = [
-    jnp.matmul(shifted.reshape(-1, x.shape[-1]).T, flat, preferred_element_type=jnp.float32)
-    for shifted in _shifts(x, kernel.shape[:2], steps, pads)
-  ]
-  return of_map, jnp.stack(cells).reshape(kernel.shape).astype(kernel.dtype)
+  setting: _Setting, saved: tuple[Array | None, Array | None], gradient: Any
+) -> tuple[Array | None, Array | None]:
+  if isinstance(gradient, jax.custom_derivatives.SymbolicZero):
+    return None, None
+  (x, kernel), (like_x, like_kernel) = saved, setting.like
+  of_x = of_kernel = None
+  if kernel is not None:
+    (of_x,) = jax.linear_transpose(lambda x: setting.run(x, kernel), like_x)(gradient)
+  if x is not None:
+
+    def by_compiler(x: Array, gradient: Array) -> Array:
+      return jax.linear_transpose(lambda kernel: setting.run(x, kernel), like_kernel)(gradient)[0]
+
+    def by_cells(x: Array, gradient: Array) -> Array:
+      flat = gradient.reshape(-1, gradient.shape[-1])
+      cells = [
+        jnp.matmul(shifted.reshape(-1, x.shape[-1]).T, flat, preferred_element_type=jnp.float32)
+        for shifted in _shifts(x, like_kernel.shape[:2], setting.steps, setting.pads)
+      ]
+      return jnp.stack(cells).reshape(like_kernel.shape).astype(like_kernel.dtype)
+
+    of_kernel = jax.lax.platform_dependent(x, gradient, cpu=by_cells, default=by_compiler)
+  return of_x, of_kernel
 
 
-_dense.defvjp(_dense_forward, _dense_backward)
+_dense.defvjp(_dense_forward, _dense_backward, symbolic_zeros=True)
 
 
 def _shifts(
-  x: Float[Array, "b h w i"], window: tuple[int, int], steps: tuple[int, int], pads: Any
+  x: Float[Array, "b h w i"], window: tuple[int, ...], steps: tuple[int, int], pads: _Pads
 ) -> Iterator[Float[Array, "b h2 w2 i"]]:
   """For each cell of a kernel, row by row, what it is multiplied with at every position."""
   x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -154,7 +180,7 @@ def _shifts(
 
 
 def _by_product(
-  x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], *, steps: tuple[int, int], dtype: DTypeLike
+  x: Float[Array, "b h w i"], kernel: Float[Array, "1 1 i o"], *, steps: tuple[int, int], dtype: np.dtype
 ) -> Float[Array, "b h2 w2 o"]:
   """A convolution by a kernel of one cell as the matrix product that it is."""
   x = x[:, :: steps[0], :: steps[1]]
@@ -166,9 +192,9 @@ def _by_cells(
   kernel: Float[Array, "kh kw _i o"],
   *,
   steps: tuple[int, int],
-  pads: Sequence[tuple[int, int]],
+  pads: _Pads,
   groups: int,
-  dtype: DTypeLike,
+  dtype: np.dtype,
 ) -> Float[Array, "b h2 w2 o"]:
   """The sum over the kernel's cells of the shifted map times that cell."""
   *window, inputs, outputs = kernel.shape
@@ -191,9 +217,7 @@ def _product(inputs: int, outputs: int, groups: int) -> Callable[[Array, Array],
   return grouped
 
 
-def _pads(
-  size: Sequence[int], window: Sequence[int], strides: Sequence[int], padding: Padding
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def _pads(size: Sequence[int], window: Sequence[int], strides: Sequence[int], padding: Padding) -> _Pads:
   if isinstance(padding, str):
     return tuple(jax.lax.padtype_to_pads(size, window, strides, padding))
   return ((padding, padding),) * 2 if isinstance(padding, int) else tuple(map(tuple, padding))

@@ -109,6 +109,7 @@ def plan(
     "batch_size": config.batch_size,
     "accumulate": config.accumulate,
     "examples_per_device": examples,
+    "optimizer": config.mesh.optimizer,
     "policy": "frozen backbone" if config.adapters.kind == "none" else "with adapters",
     "versions": machines.versions(),
   }
@@ -368,11 +369,15 @@ def _advice(report: Report, setting: Report) -> str:
         "More devices share them where config.mesh.frozen is all; config.frozen_dtype=int8 halves what "
         "bfloat16 takes."
       )
+    case "optimizer" if setting["devices"] > 1 and setting["optimizer"] == "replicated":
+      return (
+        "That of heads is replicated: shard it over the devices (config.mesh.optimizer=sharded), or train "
+        "without an average (config.ema_decay=0)."
+      )
     case "trained_parameters" | "optimizer":
       return (
-        "Heads are replicated: shard their optimizer state (config.mesh.optimizer=sharded), train fewer "
-        "parameters (config.trainable), or without an average (config.ema_decay=0); what trains of a "
-        "backbone is sharded over all devices, so more of them help."
+        "Heads are replicated: train fewer parameters (config.trainable), or without an average "
+        "(config.ema_decay=0); what trains of a backbone is sharded over all devices, so more of them help."
       )
     case "batch":
       return "Take fewer examples a device (config.batch_size, config.accumulate), or smaller frames."

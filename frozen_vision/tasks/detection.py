@@ -303,9 +303,17 @@ class DetectionTask(base.Task):
     return {"predictions": instances.draw_comparisons(rows, self._names)}
 
   def write_results(self, evaluator: coco_ap.CocoEvaluator, folder: pathlib.Path) -> None:
-    """`detections.json` in the COCO server's format; of built-in data also `ground_truth.json`."""
+    """`detections.json` in the COCO server's format and the AP of each class in `per_class.json`.
+
+    Of built-in data also `ground_truth.json`.
+    """
     evaluator.write(folder / "detections.json")
-    if self._options.data in ("scenes", "photos") and jax.process_index() == 0:
+    per_class = evaluator.class_result()
+    if jax.process_index() != 0:
+      return
+    if per_class:
+      atomic.write_json(folder / "per_class.json", per_class, indent=1)
+    if self._options.data in ("scenes", "photos"):
       atomic.write_json(folder / "ground_truth.json", self._validation.ground_truth)
 
 

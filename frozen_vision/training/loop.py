@@ -293,7 +293,8 @@ def _initial_state(
 ) -> tuple[step_lib.State, Any]:
   """The training state before the first step, and its shardings."""
   module = nnx.merge(model.graphdef, model.trainable, model.mutable, model.frozen)
-  state = step_lib.init_state(
+  initial = functools.partial(
+    step_lib.init_state,
     model.trainable,
     tx,
     seed=config.seed,
@@ -301,9 +302,11 @@ def _initial_state(
     mutable=model.mutable,
     task_state=task.initial_state(module),
   )
+  options = config.mesh
   layout = sharding.state_shardings(
-    state, mesh, config.mesh.frozen, model.sharding_rules, config.mesh.optimizer
+    jax.eval_shape(initial), mesh, options.frozen, model.sharding_rules, options.optimizer
   )
+  state = initial(shardings=layout if options.optimizer == "sharded" else None)
   return sharding.put(state, layout), layout
 
 
@@ -417,15 +420,19 @@ def _describe(model: prepare.Model, state: step_lib.State, mesh: jax.sharding.Me
     freeze.num_bytes([state["opt_state"], state.get("ema")]) / 1e6,
   )
   if mesh.size > 1:
-    first = mesh.devices.flat[0]
-    local_bytes = sum(
-      math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(model.frozen)
-    )
+
+    def local_bytes(tree):
+      return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+      )
+
     _logger.info(
-      "Mesh: data %d x model %d on %d processes, %s; frozen weights take %.1f MB of each device.",
+      "Mesh: data %d x model %d on %d processes, %s; frozen weights take %.1f MB of each device, optimizer "
+      "and averages %.1f MB.",
       *mesh.devices.shape,
       jax.process_count(),
-      first.device_kind,
-      local_bytes / 1e6,
+      mesh.devices.flat[0].device_kind,
+      local_bytes(model.frozen) / 1e6,
+      local_bytes([state["opt_state"], state.get("ema")]) / 1e6,
     )

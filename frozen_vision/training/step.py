@@ -1,6 +1,6 @@
 """The compiled steps of training and evaluation, as pure functions of pytrees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any
 
@@ -28,6 +28,7 @@ def init_state(
   ema: bool,
   mutable: nnx.State | None = None,
   task_state: Any = None,
+  shardings: Mapping[str, Any] | None = None,
 ) -> State:
   """Everything that changes while training, and all that a checkpoint holds.
 
@@ -35,21 +36,29 @@ def init_state(
     mutable: variables of the trained modules that the forward pass changes, such as BatchNorm's statistics;
       None for none.
     task_state: of `Task.initial_state`.
+    shardings: of the result; optimizer state and average are then made where they belong, and never in
+      copies on every device.
 
   Returns:
     `trainable`, `opt_state`, `mutable`, `task` (its own state), `step`, `key`; if asked for, `ema` and
     `ema_mutable`, the averages of `trainable` and `mutable`.
   """
+
+  def made(name: str, function: Callable[[nnx.State], Any]) -> Any:
+    if shardings is not None:
+      function = jax.jit(function, out_shardings=shardings[name])
+    return function(trainable)
+
   state = {
     "trainable": trainable,
-    "opt_state": tx.init(trainable),
+    "opt_state": made("opt_state", tx.init),
     "mutable": nnx.State({}) if mutable is None else mutable,
     "task": task_state,
     "step": jnp.zeros((), jnp.int32),
     "key": jax.random.key(seed),
   }
   if ema:
-    state["ema"] = jax.tree.map(jnp.copy, trainable)
+    state["ema"] = made("ema", functools.partial(jax.tree.map, jnp.copy))
     state["ema_mutable"] = jax.tree.map(jnp.copy, state["mutable"])
   return state
 

@@ -95,7 +95,7 @@ def test_wrong_meshes_and_batches_are_said():
     sharding.check_batch(4, mesh, "batch_size", 3)
 
 
-def test_moments_of_a_large_head_can_be_sharded_and_its_parameters_stay_whole():
+def test_moments_of_a_large_head_can_be_sharded_and_its_parameters_stay_replicated():
   trainable = nnx.State(
     {
       "head": {

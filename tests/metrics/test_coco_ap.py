@@ -225,7 +225,7 @@ def test_per_class_ap_averages_to_ap(truth):
   classes = evaluator.class_result()
   assert list(classes) == evaluator.class_names == ["three", "seven", "ninety"]
   result = evaluator.result()
-  for key in ("box_AP", "mask_AP"):
+  for key in ("box_AP", "box_AP50", "mask_AP", "mask_AP50"):
     assert np.mean([row[key] for row in classes.values()]) == pytest.approx(result[key], abs=1e-12)
 
 

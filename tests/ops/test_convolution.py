@@ -68,8 +68,9 @@ def test_a_kernel_of_one_cell_is_a_matrix_product_with_its_gradients(strides):
     np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_in_bfloat16_are_added_in_float32():
-  x, kernel = jnp.ones((4, 32, 32, 2), jnp.bfloat16), jnp.zeros((3, 3, 2, 4), jnp.bfloat16)
+@pytest.mark.parametrize("size", [1, 3])
+def test_gradients_in_bfloat16_are_added_in_float32(size):
+  x, kernel = jnp.ones((4, 32, 32, 2), jnp.bfloat16), jnp.zeros((size, size, 2, 4), jnp.bfloat16)
 
   @jax.grad
   def gradient_of(kernel):
@@ -77,7 +78,7 @@ def test_gradients_in_bfloat16_are_added_in_float32():
 
   gradient = gradient_of(kernel)
   assert gradient.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(gradient, np.full_like(gradient, 4 * 30 * 30))
+  np.testing.assert_array_equal(gradient, np.full_like(gradient, 4 * (33 - size) ** 2))
 
 
 def test_a_depthwise_convolution_in_bfloat16_adds_in_float32():
@@ -97,12 +98,18 @@ def test_on_a_cpu_no_convolution_is_compiled_that_is_slow_there(kernel, groups):
   assert ("convolution" in text) == (jax.default_backend() != "cpu")
 
 
-def test_a_layer_of_a_head_equals_flax_s():
-  x = _draw(2, 9, 12, 6)
-  options = dict(strides=(2, 1), padding="VALID", feature_group_count=3)
-  layers = [kind(6, 9, (3, 2), rngs=nnx.Rngs(0), **options) for kind in (MapConv, nnx.Conv)]
-  np.testing.assert_allclose(*(layer(x) for layer in layers), rtol=1e-5, atol=1e-5)
-  assert MapConv(6, 9, (3, 2), use_bias=False, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x).dtype == jnp.bfloat16
+@pytest.mark.parametrize("size, groups", [((3, 2), 3), ((3, 2), 1), ((1, 1), 1)])
+@pytest.mark.parametrize("options", [dict(), dict(strides=(2, 1), padding="VALID", use_bias=False)])
+def test_a_layer_of_a_head_equals_flax_s(size, groups, options):
+  layers = [
+    kind(6, 9, size, feature_group_count=groups, rngs=nnx.Rngs(0), **options) for kind in (MapConv, nnx.Conv)
+  ]
+  for dtype in ("float32", "bfloat16"):
+    found, wanted = (layer(_draw(2, 9, 12, 6).astype(dtype)) for layer in layers)
+    assert found.dtype == wanted.dtype
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+  ours = MapConv(6, 9, size, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+  assert ours(_draw(1, 4, 4, 6)).dtype == jnp.bfloat16
 
 
 def test_channels_that_do_not_fit_are_named():

@@ -7,6 +7,7 @@ import pytest
 
 from frozen_vision.backbones import families
 from frozen_vision.layers import storage
+from frozen_vision.layers.convolution import MapConv
 from frozen_vision.planning import flops
 
 
@@ -40,10 +41,11 @@ def test_arithmetic(function, args, expected):
   assert flops.count(function, *args) == expected
 
 
+@pytest.mark.parametrize("layer", [nnx.Conv, MapConv])
 @pytest.mark.parametrize("groups, kernel", [(1, 1), (1, 3), (8, 3)])
-def test_convolutions_and_their_gradients(groups, kernel):
+def test_convolutions_and_their_gradients(groups, kernel, layer):
   conv = nnx.eval_shape(
-    lambda: nnx.Conv(8, 16, (kernel, kernel), feature_group_count=groups, use_bias=False, rngs=nnx.Rngs(0))
+    lambda: layer(8, 16, (kernel, kernel), feature_group_count=groups, use_bias=False, rngs=nnx.Rngs(0))
   )
   graphdef, state = nnx.split(conv)
   forward = 2 * 2 * 10 * 12 * 16 * kernel**2 * 8 // groups
@@ -53,6 +55,8 @@ def test_convolutions_and_their_gradients(groups, kernel):
 
   assert flops.count(run, state, f32(2, 10, 12, 8)) == forward
   assert flops.count(jax.grad(run, argnums=(0, 1)), state, f32(2, 10, 12, 8)) == 3 * forward
+  for argument in (0, 1):
+    assert flops.count(jax.grad(run, argnums=argument), state, f32(2, 10, 12, 8)) == 2 * forward
 
 
 def test_a_network_without_loops_has_the_flops_that_the_compiler_counts():

@@ -311,6 +311,10 @@ def test_detection_leaves_everything_that_a_person_reads(tmp_path):
   detections = json.loads((run / "detections.json").read_text())
   assert detections and {entry["image_id"] for entry in detections} <= ids
   assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= set(detections[0])
+  per_class = json.loads((run / "per_class.json").read_text())
+  assert list(per_class) == [category["name"] for category in truth["categories"]]
+  known = [row["mask_AP50"] for row in per_class.values() if row["mask_AP50"] > -1]
+  assert np.mean(known) == pytest.approx(metrics["mask_AP50"], abs=1e-9)
 
   # Evaluation needs what trained and nothing else, in any folder.
   alone = tmp_path / "alone"
@@ -355,7 +359,7 @@ def test_unlabelled_validation_images_get_detections_and_no_score(tmp_path, capl
   metrics = train.train(config, tmp_path / "run")
   run = tmp_path / "run"
   assert set(metrics) == {"examples_per_second"}
-  assert "no annotations" in caplog.text
+  assert "no annotations" in caplog.text and not (run / "per_class.json").exists()
   detections = json.loads((run / "detections.json").read_text())
   assert {entry["image_id"] for entry in detections} <= {image["id"] for image in content["images"]}
   assert detections and list((run / "pictures").glob("*.png"))

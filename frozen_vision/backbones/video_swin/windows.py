@@ -87,7 +87,8 @@ def attention(
 ) -> Float[Array, "b windows n c"]:
   """Scaled dot-product attention plus `bias`, inside regions; logits and softmax in float32."""
   b, windows, n, c = qkv.shape
-  # Heads first: on a CPU products with the heads between their axes take twice as long.
+  # Heads first, so that all axes of the batch come before those of the products: with the heads between
+  # them XLA takes twice as long on a CPU.
   q, k, v = jnp.moveaxis(qkv.reshape(b, windows, n, 3, num_heads, -1), (3, 4), (0, 3))
   q = q * q.shape[-1] ** -0.5
   logits = jnp.einsum("bwhnd,bwhmd->bwhnm", q, k, preferred_element_type=jnp.float32)
