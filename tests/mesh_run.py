@@ -44,19 +44,7 @@ def main(task_name: str, head: str = "", backbone: str = "", *meshes: str) -> No
   ) -> dict[str, dict[str, np.ndarray]]:
     config.mesh.frozen = over
     placed = loop.build_model(task, config, mesh, with_teacher=True)
-    module = nnx.merge(placed.graphdef, placed.trainable, placed.mutable, placed.frozen)
-    own = task.initial_state(module)
-    initial = functools.partial(
-      step_lib.init_state,
-      placed.trainable,
-      tx,
-      seed=3,
-      ema=config.ema_decay > 0,
-      mutable=placed.mutable,
-      task_state=own,
-    )
-    layout = sharding.state_shardings(jax.eval_shape(initial), mesh, over, placed.sharding_rules, optimizer)
-    state = sharding.put(initial(shardings=layout), layout)
+    state, layout = _initial(task, placed, tx, config, mesh, optimizer)
     whole = sharding.replicated(mesh)
     step = step_lib.make_train_step(
       task,
@@ -117,6 +105,23 @@ def main(task_name: str, head: str = "", backbone: str = "", *meshes: str) -> No
       },
     )
   print(json.dumps(report))
+
+
+def _initial(task, placed, tx, config, mesh, optimizer):
+  """(state before the step, its shardings)."""
+  module = nnx.merge(placed.graphdef, placed.trainable, placed.mutable, placed.frozen)
+  initial = functools.partial(
+    step_lib.init_state,
+    placed.trainable,
+    tx,
+    seed=3,
+    ema=config.ema_decay > 0,
+    mutable=placed.mutable,
+    task_state=task.initial_state(module),
+  )
+  over = config.mesh.frozen
+  layout = sharding.state_shardings(jax.eval_shape(initial), mesh, over, placed.sharding_rules, optimizer)
+  return sharding.put(initial(shardings=layout), layout), layout
 
 
 def _held_bytes(tree) -> int:
