@@ -5,7 +5,7 @@ TASK[,TASK ...] [HEAD [BACKBONE [MESH ...]]], with meshes such as 4x2, where the
 It prints a line of JSON for each task: for each mesh what differs most.
 """
 
-import functools
+import dataclasses
 import json
 import sys
 
@@ -42,9 +42,10 @@ def main(task_name: str, head: str = "", backbone: str = "", *meshes: str) -> No
   def run(
     mesh: jax.sharding.Mesh, over: str, optimizer: str = "replicated"
   ) -> dict[str, dict[str, np.ndarray]]:
-    config.mesh.frozen = over
+    config.mesh.frozen, config.mesh.optimizer = over, optimizer
     placed = loop.build_model(task, config, mesh, with_teacher=True)
-    state, layout = _initial(task, placed, tx, config, mesh, optimizer)
+    with_key = dataclasses.replace(tasks_build.read_config(config), seed=3)
+    state, layout = loop.initial_state(task, placed, tx, with_key, mesh)
     whole = sharding.replicated(mesh)
     step = step_lib.make_train_step(
       task,
@@ -107,25 +108,8 @@ def main(task_name: str, head: str = "", backbone: str = "", *meshes: str) -> No
   print(json.dumps(report))
 
 
-def _initial(task, placed, tx, config, mesh, optimizer):
-  """(state before the step, its shardings)."""
-  module = nnx.merge(placed.graphdef, placed.trainable, placed.mutable, placed.frozen)
-  initial = functools.partial(
-    step_lib.init_state,
-    placed.trainable,
-    tx,
-    seed=3,
-    ema=config.ema_decay > 0,
-    mutable=placed.mutable,
-    task_state=task.initial_state(module),
-  )
-  over = config.mesh.frozen
-  layout = sharding.state_shardings(jax.eval_shape(initial), mesh, over, placed.sharding_rules, optimizer)
-  return sharding.put(initial(shardings=layout), layout), layout
-
-
 def _held_bytes(tree) -> int:
-  """What the first device holds of a tree."""
+  """Bytes of a tree's arrays on the first device."""
   return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 

@@ -29,11 +29,11 @@ class Pair:
 
   Attributes:
     title: what it is, in words.
-    jax, ours: functions of `arguments`, jitted.
+    by_jax, ours: functions of `arguments`.
   """
 
   title: str
-  jax: Callable[..., Any]
+  by_jax: Callable[..., Any]
   ours: Callable[..., Any]
   arguments: tuple[jax.Array, ...]
 
@@ -91,10 +91,11 @@ def compare(pair: Pair, number_of_rounds: int, *, gradient: bool) -> str:
   Raises:
     ValueError: both forms differ.
   """
-  functions = {"jax": pair.jax, "ours": pair.ours}
+  functions = {"jax": pair.by_jax, "ours": pair.ours}
   if gradient:
     weights = jnp.asarray(
-      np.random.default_rng(1).standard_normal(jax.eval_shape(pair.jax, *pair.arguments).shape), jnp.float32
+      np.random.default_rng(1).standard_normal(jax.eval_shape(pair.by_jax, *pair.arguments).shape),
+      jnp.float32,
     )
     functions = {
       name: functools.partial(_gradients, function, weights) for name, function in functions.items()

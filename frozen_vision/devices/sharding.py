@@ -230,6 +230,13 @@ def local_rows(tree: Any) -> Any:
   return jax.tree.map(rows, tree)
 
 
+def local_bytes(tree: Any) -> int:
+  """Bytes that one device holds of arrays, or of shapes with shardings."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+  )
+
+
 def gathered(tree: Any) -> Any:
   """Leaves of one block, replicated on every device: inside a scan, only while that block is at work.
 

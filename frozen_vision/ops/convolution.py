@@ -56,13 +56,14 @@ def convolve(
   steps = (strides, strides) if isinstance(strides, int) else tuple(strides)
   pads = _pads(x.shape[1:3], kernel.shape[:2], steps, padding)
   options = dict(steps=steps, dtype=jnp.dtype(dtype or x.dtype))
-  if groups > 1:
-    on_cpu = functools.partial(_by_cells, pads=pads, groups=groups, **options)
-  elif kernel.shape[:2] == (1, 1) and not any(map(any, pads)):
-    on_cpu = functools.partial(_by_product, **options)
-  else:
+  one_cell = kernel.shape[:2] == (1, 1) and not any(map(any, pads))
+  if groups == 1 and not one_cell:
     like = jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
     return _dense(_Setting(pads=pads, like=like, **options), x, kernel)
+  if groups == 1:
+    on_cpu = functools.partial(_by_product, **options)
+  else:
+    on_cpu = functools.partial(_by_cells, pads=pads, groups=groups, **options)
   by_compiler = functools.partial(_by_compiler, pads=pads, groups=groups, **options)
   return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=by_compiler)
 
@@ -109,7 +110,7 @@ def _by_compiler(
 
 @dataclasses.dataclass(frozen=True)
 class _Setting:
-  """What is static of a dense convolution; `like` are its map and its kernel."""
+  """Options of a dense convolution, and shapes and types of its map and its kernel (`like`)."""
 
   steps: tuple[int, int]
   pads: _Pads

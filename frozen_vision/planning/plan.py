@@ -12,7 +12,6 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import logging
-import math
 import os
 import pathlib
 import re
@@ -323,10 +322,12 @@ def table(report: Report) -> str:
 def _measure(program: Program, machine: machines.Machine, step_flops: int, setting: Report) -> Report:
   """Memory by part, FLOPs, time, and what to do about them, of one program."""
   parts = {
-    "frozen_weights": _local_bytes(program.frozen),
-    "trained_parameters": _local_bytes(program.state["trainable"]),
-    "optimizer": _local_bytes({key: leaf for key, leaf in program.state.items() if key != "trainable"}),
-    "batch": _local_bytes(program.batch),
+    "frozen_weights": sharding.local_bytes(program.frozen),
+    "trained_parameters": sharding.local_bytes(program.state["trainable"]),
+    "optimizer": sharding.local_bytes(
+      {key: leaf for key, leaf in program.state.items() if key != "trainable"}
+    ),
+    "batch": sharding.local_bytes(program.batch),
     "layout": 0,
     "temporaries": 0,
     "program": 0,
@@ -398,13 +399,6 @@ def _retyped(leaf: jax.ShapeDtypeStruct, old: Any, new: Any) -> jax.ShapeDtypeSt
 def _placed(tree: Any, shardings: Any) -> Any:
   return jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
-  )
-
-
-def _local_bytes(tree: Any) -> int:
-  """Bytes of the leaves that one device holds."""
-  return sum(
-    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
   )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import functools
 import logging
-import math
 import os
 import pathlib
 from typing import Any
@@ -114,7 +113,7 @@ def _train(config: Config, folder: pathlib.Path, is_writer: bool) -> dict[str, f
   _keep_classes(task, folder)
   model = build_model(task, config, mesh, with_teacher=True)
   tx = optimizer_lib.of_run(config, model)
-  state, layout = _initial_state(task, model, tx, config, mesh)
+  state, layout = initial_state(task, model, tx, config, mesh)
   _describe(model, state, mesh)
 
   with (
@@ -284,14 +283,19 @@ def _fingerprints(report: Mapping[str, Any]) -> dict[str, fingerprint.Fingerprin
   return {name: entry["fingerprint"] for name, entry in report.items()}
 
 
-def _initial_state(
+def initial_state(
   task: base.Task,
   model: prepare.Model,
   tx: optax.GradientTransformation,
   config: Config,
   mesh: jax.sharding.Mesh,
 ) -> tuple[step_lib.State, Any]:
-  """The training state before the first step, and its shardings."""
+  """The training state before the first step, on the devices of a mesh, and its shardings.
+
+  Args:
+    model: on the mesh already (`build_model` with a mesh).
+    config: its seed, average and `mesh` are read.
+  """
   module = nnx.merge(model.graphdef, model.trainable, model.mutable, model.frozen)
   initial = functools.partial(
     step_lib.init_state,
@@ -420,19 +424,12 @@ def _describe(model: prepare.Model, state: step_lib.State, mesh: jax.sharding.Me
     freeze.num_bytes([state["opt_state"], state.get("ema")]) / 1e6,
   )
   if mesh.size > 1:
-
-    def local_bytes(tree):
-      return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-      )
-
     _logger.info(
       "Mesh: data %d x model %d on %d processes, %s; frozen weights take %.1f MB of each device, optimizer "
       "and averages %.1f MB.",
       *mesh.devices.shape,
       jax.process_count(),
       mesh.devices.flat[0].device_kind,
-      local_bytes(model.frozen) / 1e6,
-      local_bytes([state["opt_state"], state.get("ema")]) / 1e6,
+      sharding.local_bytes(model.frozen) / 1e6,
+      sharding.local_bytes([state["opt_state"], state.get("ema")]) / 1e6,
     )
